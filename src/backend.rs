@@ -1,0 +1,265 @@
+//! The one place that knows how MLX's backends differ.
+//!
+//! Metal on a Mac, MLX's CPU backend elsewhere (or with `--device cpu`). Everything that
+//! depends on the backend, the device choice, the dtype of matrix products, how a convolution
+//! is computed and how much one kernel call may see, is decided here and handed to the model
+//! code as a [`Backend`] value.
+
+use std::ffi::CStr;
+
+use anyhow::{Context, bail};
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Device, Dtype, fast};
+
+/// The most rows one kernel call is given.
+///
+/// Several Metal kernels kept row distances in int16 and returned wrong results above it
+/// (ml-explore/mlx#3360, #3631, #3856; black clips in Blaizzy/mlx-video#40).
+pub const MAX_KERNEL_ROWS: i32 = 32_767;
+
+/// Where MLX computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Apple's GPU through Metal.
+    Gpu,
+    /// MLX's CPU backend.
+    Cpu,
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Gpu => "gpu (Metal)",
+            DeviceKind::Cpu => "cpu",
+        })
+    }
+}
+
+/// The dtype of matrix products. Norms, modulation, rotary embedding, softmax and the
+/// residual stream are float32 in either case, as under the reference's autocast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Everything in float32.
+    F32,
+    /// Linear layers and attention in bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    /// The MLX dtype of linear layers' weights and of attention's operands.
+    pub fn matmul_dtype(self) -> Dtype {
+        match self {
+            Precision::F32 => Dtype::Float32,
+            Precision::Bf16 => Dtype::Bfloat16,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+/// How 3-D convolutions are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvMethod {
+    /// MLX's own convolution kernels: the natural choice on Metal.
+    Native,
+    /// A sum of matrix products, one per kernel tap. MLX's CPU backend unfolds the input
+    /// before its product; without that copy the same shapes run 2.5 to 4 times faster.
+    TapMatmul,
+}
+
+/// A chosen device and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Where MLX computes.
+    pub device: DeviceKind,
+    /// The dtype of matrix products.
+    pub precision: Precision,
+    /// How convolutions are computed.
+    pub conv: ConvMethod,
+}
+
+impl Backend {
+    /// Makes `device` (default: the GPU where there is one) MLX's default device.
+    ///
+    /// `precision` defaults to bf16 on the GPU and f32 on the CPU, where bf16 products are
+    /// some fifty times slower.
+    ///
+    /// # Errors
+    /// When a GPU is asked for and MLX finds none.
+    pub fn select(
+        device: Option<DeviceKind>,
+        precision: Option<Precision>,
+    ) -> anyhow::Result<Self> {
+        let gpu = metal_is_available();
+        let device = match device {
+            Some(DeviceKind::Gpu) if !gpu => {
+                bail!("--device gpu: MLX finds no Metal device here; use --device cpu")
+            }
+            Some(device) => device,
+            None if gpu => DeviceKind::Gpu,
+            None => DeviceKind::Cpu,
+        };
+        Device::set_default(&match device {
+            DeviceKind::Gpu => Device::gpu(),
+            DeviceKind::Cpu => Device::cpu(),
+        });
+        // The first use of a broken installation (a missing metallib) should fail here, by name.
+        Array::from_f32(1.0)
+            .add(Array::from_f32(1.0))
+            .and_then(|two| two.eval())
+            .with_context(|| format!("MLX cannot compute on the {device}"))?;
+        Ok(Self::new(device, precision))
+    }
+
+    /// The settings for `device`, without touching MLX's state.
+    pub fn new(device: DeviceKind, precision: Option<Precision>) -> Self {
+        let (default_precision, conv) = match device {
+            DeviceKind::Gpu => (Precision::Bf16, ConvMethod::Native),
+            DeviceKind::Cpu => (Precision::F32, ConvMethod::TapMatmul),
+        };
+        Self {
+            device,
+            precision: precision.unwrap_or(default_precision),
+            conv,
+        }
+    }
+}
+
+/// Score matrices of attention beyond this many bytes are computed in parts. Without a fused
+/// kernel the whole matrix exists at once, and one that is too large ends in
+/// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
+const MAX_SCORE_BYTES: i64 = 512 << 20;
+
+/// Multi-head attention without a mask, `softmax(q k^T * scale) v`.
+///
+/// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`; result `[1, heads, n, d]` in
+/// the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`] and the score
+/// matrix within bounds, which is exact: rows of the softmax are independent.
+pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32) -> Result<Array> {
+    let row_bytes = 4 * i64::from(k.dim(1)) * i64::from(k.dim(2));
+    let rows = (MAX_SCORE_BYTES / row_bytes.max(1)).clamp(1, i64::from(MAX_KERNEL_ROWS));
+    let chunked = q.dim(2) > rows as i32;
+    in_chunks(q, 2, rows as i32, |q| {
+        let out = fast::scaled_dot_product_attention(q, k, v, scale, None, None)?;
+        if chunked {
+            out.eval()?;
+        }
+        Ok(out)
+    })
+}
+
+/// Applies `f` to slices of `x` along `axis` of at most [`MAX_KERNEL_ROWS`] and joins the results.
+pub fn in_row_chunks(
+    x: &Array,
+    axis: i32,
+    f: impl FnMut(&Array) -> Result<Array>,
+) -> Result<Array> {
+    in_chunks(x, axis, MAX_KERNEL_ROWS, f)
+}
+
+fn in_chunks(
+    x: &Array,
+    axis: i32,
+    most: i32,
+    mut f: impl FnMut(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let rows = x.dim(axis);
+    if rows <= most {
+        return f(x);
+    }
+    let parts = (rows + most - 1) / most;
+    let boundaries: Vec<i32> = (1..parts).map(|i| i * most).collect();
+    let outputs = x
+        .split_at_indices(&boundaries, axis)?
+        .iter()
+        .map(f)
+        .collect::<Result<Vec<_>>>()?;
+    concatenate(&outputs, axis)
+}
+
+/// True when every element of `x` is finite. Evaluates `x`.
+pub fn all_finite(x: &Array) -> Result<bool> {
+    x.is_finite()?
+        .all(None)?
+        .try_item_exact::<bool>()
+        .map_err(|e| Exception::custom(e.to_string()))
+}
+
+/// Copies a float array to the host as float32 in row-major order. Evaluates `x`.
+pub fn to_host(x: &Array) -> Result<Vec<f32>> {
+    let x = x.as_dtype(Dtype::Float32)?.contiguous()?;
+    let data = x
+        .try_as_slice::<f32>()
+        .map_err(|e| Exception::custom(e.to_string()))?;
+    Ok(data.to_vec())
+}
+
+/// Rows `start..end` of axis 0, without a copy.
+pub fn rows(x: &Array, start: i32, end: i32) -> Result<Array> {
+    x.try_index(start..end)
+}
+
+/// MLX's version, such as `0.32.2`.
+pub fn mlx_version() -> String {
+    mlx_string(|s| unsafe { mlx_sys::mlx_version(s) }).unwrap_or_else(|| "unknown".into())
+}
+
+/// True when MLX was built with Metal and finds a device.
+pub fn metal_is_available() -> bool {
+    install_error_handler();
+    let mut available = false;
+    // SAFETY: the call writes one bool and keeps no pointer.
+    let status = unsafe { mlx_sys::mlx_metal_is_available(&mut available) };
+    status == 0 && available
+}
+
+/// The name of the device that would be chosen, such as `Apple M4 Max`.
+pub fn device_name() -> String {
+    install_error_handler();
+    let device = if metal_is_available() {
+        mlx_sys::mlx_device_type__MLX_GPU
+    } else {
+        mlx_sys::mlx_device_type__MLX_CPU
+    };
+    // SAFETY: the handles are created and freed here; the string is copied before the info goes.
+    let name = unsafe {
+        let device = mlx_sys::mlx_device_new_type(device, 0);
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut text: *const std::ffi::c_char = std::ptr::null();
+        let found = mlx_sys::mlx_device_info_get(&mut info, device) == 0
+            && mlx_sys::mlx_device_info_get_string(&mut text, info, c"device_name".as_ptr()) == 0
+            && !text.is_null();
+        let name = found.then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
+        mlx_sys::mlx_device_info_free(info);
+        mlx_sys::mlx_device_free(device);
+        name
+    };
+    name.unwrap_or_else(|| "unknown".into())
+}
+
+/// mlx-c ends the process on an error until mlx-rs's first call puts its own handler in place.
+fn install_error_handler() {
+    let _ = Device::try_default();
+}
+
+fn mlx_string(fill: impl FnOnce(*mut mlx_sys::mlx_string) -> i32) -> Option<String> {
+    // SAFETY: mlx-c's string handles are created, filled, read and freed here only.
+    unsafe {
+        let mut handle = mlx_sys::mlx_string_new();
+        let status = fill(&mut handle);
+        let data = mlx_sys::mlx_string_data(handle);
+        let text = (status == 0 && !data.is_null())
+            .then(|| CStr::from_ptr(data).to_string_lossy().into_owned());
+        mlx_sys::mlx_string_free(handle);
+        text
+    }
+}

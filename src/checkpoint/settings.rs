@@ -1,0 +1,86 @@
+//! What a model recommends to be run with.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::read_json;
+use crate::text::DEFAULT_NEGATIVE_PROMPT;
+
+/// Recommended settings of a model. A checkpoint may carry its own in `wan_i2v.json` beside
+/// `model_index.json`; otherwise they are those that Wan2.2 I2V-A14B was published with
+/// (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`, `shared_config.py` and `generate.py`).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Pixels per frame; the image decides the aspect ratio.
+    pub area: u64,
+    /// Pixel frames of a clip.
+    pub frames: u32,
+    /// Frames per second.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Shift of the noise schedule.
+    pub shift: f64,
+    /// Guidance scales of the (low-noise, high-noise) experts.
+    pub guide_scale: (f32, f32),
+    /// Negative prompt used when none is given.
+    pub negative_prompt: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            area: 1280 * 720,
+            frames: 81,
+            fps: 16.0,
+            steps: 40,
+            shift: 5.0,
+            guide_scale: (3.5, 3.5),
+            negative_prompt: DEFAULT_NEGATIVE_PROMPT.into(),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads `wan_i2v.json` in `root`, or returns the defaults when there is none.
+    pub(super) fn read(root: &Path) -> Result<Self> {
+        let path = root.join("wan_i2v.json");
+        if !path.is_file() {
+            return Ok(Self::default());
+        }
+        let settings: Self = read_json(&path)?;
+        settings
+            .validate()
+            .with_context(|| format!("{} is not supported", path.display()))?;
+        Ok(settings)
+    }
+
+    fn validate(&self) -> Result<()> {
+        ensure!(
+            self.frames % 4 == 1,
+            "frames is {}; expected 4n + 1",
+            self.frames
+        );
+        ensure!(
+            self.area >= 256 && self.steps >= 1,
+            "area is {} and steps is {}; expected at least 256 and 1",
+            self.area,
+            self.steps
+        );
+        ensure!(
+            self.fps.is_finite() && self.fps > 0.0 && self.shift.is_finite() && self.shift > 0.0,
+            "fps is {} and shift is {}; expected positive numbers",
+            self.fps,
+            self.shift
+        );
+        ensure!(
+            self.guide_scale.0.is_finite() && self.guide_scale.1.is_finite(),
+            "guide_scale is {:?}; expected finite numbers",
+            self.guide_scale
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! The command line's flags.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use wan_i2v::backend::{self, DeviceKind, Precision};
+use wan_i2v::media::Resize;
+use wan_i2v::request::{GuideScale, Request, Size};
+use wan_i2v::schedule::Solver;
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nMLX {}, backend {}\ndevice {}",
+        env!("CARGO_PKG_VERSION"),
+        backend::mlx_version(),
+        if backend::metal_is_available() {
+            "metal"
+        } else {
+            "cpu"
+        },
+        backend::device_name(),
+    )
+});
+
+/// Makes a video clip from a picture and a prompt with Wan2.2 I2V.
+///
+/// Progress goes to stderr, the clip's path to stdout. Exit codes: 0 done, 1 failed, 2 wrong
+/// usage, 101 a mistake in the program.
+#[derive(Debug, Parser)]
+#[command(name = "wan-i2v", version = env!("CARGO_PKG_VERSION"), long_version = VERSION.as_str())]
+pub struct Args {
+    /// The picture the clip starts with: PNG, JPEG or WebP
+    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    image: PathBuf,
+
+    /// What happens in the clip
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Input",
+        allow_hyphen_values = true
+    )]
+    prompt: String,
+
+    /// What to steer away from [default: the model's]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Input",
+        allow_hyphen_values = true
+    )]
+    negative_prompt: Option<String>,
+
+    /// The checkpoint's folder, in the diffusers layout
+    #[arg(long, value_name = "DIR", help_heading = "Input")]
+    model: PathBuf,
+
+    /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
+    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    pub output: PathBuf,
+
+    /// Exact size in pixels, multiples of 16
+    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with = "area", help_heading = "Output")]
+    size: Option<Size>,
+
+    /// Pixels per frame, in the picture's aspect ratio; 480p is 832*480, 720p is 1280*720
+    /// [default: the model's]
+    #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, help_heading = "Output")]
+    area: Option<Size>,
+
+    /// Frames of the clip, 4n+1 [default: the model's]
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    frames: Option<u32>,
+
+    /// Frames per second [default: the model's]
+    #[arg(long, value_name = "FPS", help_heading = "Output")]
+    fps: Option<f64>,
+
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    steps: Option<u32>,
+
+    /// How the differential equation is solved
+    #[arg(long, value_enum, default_value_t = SolverArg::Unipc, help_heading = "Sampling")]
+    solver: SolverArg,
+
+    /// Shift of the noise schedule; more spends more steps on motion [default: the model's]
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    shift: Option<f64>,
+
+    /// Guidance for both experts, or for the low-noise and the high-noise one; 1 turns it off
+    /// and halves the time [default: the model's]
+    #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_negative_numbers = true, help_heading = "Sampling")]
+    guide_scale: Option<GuideScale>,
+
+    /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
+    /// [default: random, printed]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    seed: Option<u64>,
+
+    /// How the picture is resized; bicubic equals the reference's
+    #[arg(long, value_enum, default_value_t = ResizeArg::Lanczos, help_heading = "Sampling")]
+    resize: ResizeArg,
+
+    /// Where to compute [default: gpu where there is one]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    device: Option<DeviceArg>,
+
+    /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    dtype: Option<DtypeArg>,
+
+    /// Write every intermediate tensor into this folder as .npy
+    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    dump: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SolverArg {
+    Unipc,
+    #[value(name = "dpm++")]
+    DpmPlusPlus,
+    Euler,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ResizeArg {
+    Lanczos,
+    Bicubic,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeviceArg {
+    Gpu,
+    Cpu,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+impl Args {
+    pub fn device(&self) -> Option<DeviceKind> {
+        self.device.map(|device| match device {
+            DeviceArg::Gpu => DeviceKind::Gpu,
+            DeviceArg::Cpu => DeviceKind::Cpu,
+        })
+    }
+
+    pub fn precision(&self) -> Option<Precision> {
+        self.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => Precision::F32,
+            DtypeArg::Bf16 => Precision::Bf16,
+        })
+    }
+
+    pub fn into_request(self) -> Result<Request> {
+        Ok(Request {
+            model: self.model,
+            image: self.image,
+            prompt: self.prompt,
+            negative_prompt: self.negative_prompt,
+            output: self.output,
+            size: self.size.or(self.area),
+            frames: self.frames,
+            fps: self.fps,
+            steps: self.steps,
+            solver: match self.solver {
+                SolverArg::Unipc => Solver::UniPc,
+                SolverArg::DpmPlusPlus => Solver::DpmPlusPlus,
+                SolverArg::Euler => Solver::Euler,
+            },
+            shift: self.shift,
+            guide_scale: self.guide_scale,
+            seed: self.seed.unwrap_or_else(random_seed),
+            resize: match self.resize {
+                ResizeArg::Lanczos => Resize::Lanczos,
+                ResizeArg::Bicubic => Resize::Bicubic,
+            },
+            dump: self.dump,
+        })
+    }
+}
+
+/// 32 bits, since PyTorch's generator uses no more; from the standard library's random hasher.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
+}
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    let sides = text.split_once(['x', 'X', '*']);
+    let parsed = sides.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
+    match parsed {
+        Some((width, height)) => Ok(Size::Exact { width, height }),
+        None => Err("expected WIDTHxHEIGHT in pixels, such as 832x480".into()),
+    }
+}
+
+fn parse_area(text: &str) -> Result<Size, String> {
+    match text {
+        "480p" => Ok(Size::Area(832 * 480)),
+        "720p" => Ok(Size::Area(1280 * 720)),
+        _ => text
+            .parse()
+            .map(Size::Area)
+            .map_err(|_| "expected a number of pixels, 480p or 720p".into()),
+    }
+}
+
+fn parse_guide_scale(text: &str) -> Result<GuideScale, String> {
+    let (low, high) = text.split_once(',').unwrap_or((text, text));
+    match (low.trim().parse(), high.trim().parse()) {
+        (Ok(low), Ok(high)) => Ok(GuideScale { low, high }),
+        _ => Err("expected one number, or two as LOW,HIGH, such as 3.5 or 3.0,4.0".into()),
+    }
+}

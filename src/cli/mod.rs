@@ -1,0 +1,86 @@
+//! Arguments in, progress and results out. Everything else is the library's.
+
+mod args;
+mod display;
+
+use std::io::IsTerminal;
+use std::panic::{self, PanicHookInfo};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use wan_i2v::backend::Backend;
+use wan_i2v::pipeline::{Job, Progress};
+
+use args::Args;
+use display::{Bars, PlainLines, human_time};
+
+/// What a panic said, kept back from the terminal until it is known that nobody caught it: the
+/// tokenizer's library panics on damaged files, which becomes an ordinary error.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    panic::set_hook(Box::new(|info: &PanicHookInfo| {
+        if let Ok(mut message) = PANIC.lock() {
+            *message = Some(info.to_string());
+        }
+    }));
+    match panic::catch_unwind(|| run(args)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+        Err(_) => {
+            let message = PANIC.lock().ok().and_then(|mut m| m.take());
+            eprintln!(
+                "error: this is a mistake in wan-i2v, please report it: {}",
+                message.unwrap_or_default()
+            );
+            ExitCode::from(101)
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    let (device, dtype, output) = (args.device(), args.precision(), args.output.clone());
+    let job = Job::prepare(args.into_request()?)?;
+    for warning in job.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    let backend = Backend::select(device, dtype)?;
+    let plan = job.plan();
+    eprintln!(
+        "{} x {} pixels, {} frames at {} fps; {} steps of {}, shift {}, guidance {},{}; seed {}; \
+         {} on {}",
+        plan.width,
+        plan.height,
+        plan.frames,
+        plan.fps,
+        plan.steps,
+        plan.solver,
+        plan.shift,
+        plan.guide_scale.low,
+        plan.guide_scale.high,
+        plan.seed,
+        backend.precision,
+        backend.device,
+    );
+    let mut progress: Box<dyn Progress> = if std::io::stderr().is_terminal() {
+        Box::new(Bars::default())
+    } else {
+        Box::new(PlainLines::default())
+    };
+    let summary = job.run(backend, progress.as_mut())?;
+    eprintln!(
+        "done in {}, seed {}",
+        human_time(Duration::from_secs_f64(summary.seconds)),
+        summary.plan.seed
+    );
+    println!("{}", output.display());
+    Ok(())
+}

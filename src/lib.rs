@@ -1,0 +1,17 @@
+//! Image-to-video with Wan2.2 I2V-A14B on MLX.
+//!
+//! The flow of one clip: [`request`] -> [`text`] -> [`pipeline`] (text encoding, image
+//! condition, denoising with [`schedule`] and [`noise`], decoding) -> [`media`]. The networks
+//! are in [`model`], their weights come from [`checkpoint`], and [`backend`] is the one place
+//! that knows how MLX's backends differ.
+
+pub mod backend;
+pub mod checkpoint;
+pub mod dump;
+pub mod media;
+pub mod model;
+pub mod noise;
+pub mod pipeline;
+pub mod request;
+pub mod schedule;
+pub mod text;

@@ -1,0 +1,201 @@
+//! Reading the start picture.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use ndarray::{Array3, ArrayView3};
+
+use super::resize::{self, Resize};
+use super::truncation::is_truncated;
+
+/// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
+/// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
+const MAX_PIXELS: u64 = 1 << 27;
+
+/// The largest file that is read, in bytes: more than [`MAX_PIXELS`] need in any format.
+const MAX_FILE: u64 = 2 << 30;
+
+/// What the decoder may allocate beside its output, in bytes.
+const MAX_ALLOC: u64 = 2 << 30;
+
+/// A decoded picture: RGB, upright, opaque.
+///
+/// Equal to what the reference reads with `Image.open(path).convert("RGB")`, with these exceptions:
+/// the EXIF orientation is applied (as diffusers' `load_image` does, so that a phone picture is
+/// upright); 16-bit pictures keep their precision; transparent pixels are laid over white, where
+/// the reference reveals whatever colour lies hidden beneath them. Colour profiles are ignored, as
+/// they are there.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// `[height, width, 3]` in [0, 1], in standard layout, no side zero.
+    pixels: Array3<f32>,
+}
+
+impl Picture {
+    /// Reads a PNG, JPEG or WebP file, told apart by its content, whatever its name.
+    ///
+    /// Grey, palette, 16-bit, transparent and CMYK pictures are converted; of an animation the
+    /// first frame is taken.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is none of these formats, is damaged or truncated, or has more
+    /// than 134 million pixels.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::read(path).with_context(|| format!("cannot read the picture {}", path.display()))
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let file = File::open(path)?;
+        ensure!(
+            !file.metadata()?.is_dir(),
+            "it is a folder; give a picture file"
+        );
+        let mut content = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut content)?;
+        let mut reader = ImageReader::new(Cursor::new(&content)).with_guessed_format()?;
+        let format = match reader.format() {
+            Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
+            _ => bail!(unsupported(&content)),
+        };
+        ensure!(
+            !is_truncated(format, &content),
+            "the {format:?} data is cut off; get it again"
+        );
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MAX_ALLOC);
+        reader.limits(limits);
+
+        let damaged = |error| {
+            anyhow!("the {format:?} data is damaged, truncated or of an unsupported kind: {error}")
+        };
+        let mut decoder = reader.into_decoder().map_err(damaged)?;
+        let (width, height) = decoder.dimensions();
+        ensure!(
+            width > 0 && height > 0,
+            "it is {width}x{height} pixels; no side may be zero"
+        );
+        ensure!(
+            u64::from(width) * u64::from(height) <= MAX_PIXELS,
+            "it claims to be {width}x{height} pixels, and at most {MAX_PIXELS} pixels are read; \
+             scale it down first"
+        );
+        // Broken EXIF data is no reason to refuse a picture that decodes.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+        image.apply_orientation(orientation);
+        Self::from_pixels(opaque_rgb(image)?)
+    }
+
+    /// A picture from its pixels, `[height, width, 3]` in [0, 1].
+    ///
+    /// # Errors
+    /// When a side is zero or there are not three channels.
+    pub fn from_pixels(pixels: Array3<f32>) -> Result<Self> {
+        let (height, width, channels) = pixels.dim();
+        ensure!(
+            height > 0 && width > 0 && channels == 3,
+            "pixels of the shape [{height}, {width}, {channels}] are no picture; \
+             expected [height, width, 3] with no side zero"
+        );
+        Ok(Self {
+            pixels: if pixels.is_standard_layout() {
+                pixels
+            } else {
+                pixels.as_standard_layout().into_owned()
+            },
+        })
+    }
+
+    /// Width in pixels, after orientation.
+    pub fn width(&self) -> usize {
+        self.pixels.dim().1
+    }
+
+    /// Height in pixels, after orientation.
+    pub fn height(&self) -> usize {
+        self.pixels.dim().0
+    }
+
+    /// The pixels, `[height, width, 3]` in [0, 1].
+    pub fn pixels(&self) -> ArrayView3<'_, f32> {
+        self.pixels.view()
+    }
+
+    /// The picture at exactly `width` x `height` pixels, as `[height, width, 3]` in [-1, 1].
+    ///
+    /// A differing aspect ratio is stretched, as in the reference. At the picture's own size the
+    /// pixels are the decoded ones, only mapped to [-1, 1]. [`Resize::Bicubic`] may overshoot the
+    /// range at sharp edges.
+    ///
+    /// # Errors
+    /// When a target side is zero.
+    pub fn resized(&self, width: usize, height: usize, filter: Resize) -> Result<Array3<f32>> {
+        ensure!(
+            width > 0 && height > 0,
+            "cannot resize a picture to {width}x{height} pixels; no side may be zero"
+        );
+        if (width, height) == (self.width(), self.height()) {
+            return Ok(self.pixels.mapv(signed));
+        }
+        match filter {
+            Resize::Lanczos => {
+                let mut resized = resize::lanczos(self.pixels(), width, height)?;
+                resized.mapv_inplace(signed);
+                Ok(resized)
+            }
+            Resize::Bicubic => Ok(resize::bicubic(
+                self.pixels.mapv(signed).view(),
+                width,
+                height,
+            )),
+        }
+    }
+}
+
+/// [0, 1] to [-1, 1] in the reference's arithmetic (`sub_(0.5).div_(0.5)`).
+fn signed(unit: f32) -> f32 {
+    (unit - 0.5) / 0.5
+}
+
+/// Drops the alpha channel, if any, by laying the picture over white.
+fn opaque_rgb(image: DynamicImage) -> Result<Array3<f32>> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let values = if image.color().has_alpha() {
+        let over_white = |c: f32, alpha: f32| 1.0 - alpha + c * alpha;
+        image
+            .into_rgba32f()
+            .pixels()
+            .flat_map(|&image::Rgba([r, g, b, a])| {
+                // Opaque pixels must come through bit for bit.
+                if a == 1.0 {
+                    [r, g, b]
+                } else {
+                    [r, g, b].map(|c| over_white(c, a))
+                }
+            })
+            .collect()
+    } else {
+        image.into_rgb32f().into_raw()
+    };
+    Ok(Array3::from_shape_vec((height, width, 3), values)?)
+}
+
+/// Says why a file that is no PNG, JPEG or WebP is refused.
+fn unsupported(content: &[u8]) -> &'static str {
+    let brand = content.get(4..).unwrap_or_default();
+    if content.is_empty() {
+        "the file is empty; expected a PNG, JPEG or WebP picture"
+    } else if [&b"ftyphei"[..], b"ftyphev", b"ftypmif"]
+        .iter()
+        .any(|b| brand.starts_with(b))
+    {
+        "HEIC pictures are not supported; convert it to PNG or JPEG first \
+         (on a Mac: sips -s format png picture.heic --out picture.png)"
+    } else {
+        "its content is no PNG, JPEG or WebP; convert it to one of these first"
+    }
+}

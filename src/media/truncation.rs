@@ -1,0 +1,50 @@
+//! Telling a truncated picture file, where its decoder would fill in grey.
+
+use image::ImageFormat;
+
+/// Whether the end of a JPEG or WebP file is missing. Other formats' decoders tell by themselves.
+pub(super) fn is_truncated(format: ImageFormat, file: &[u8]) -> bool {
+    match format {
+        ImageFormat::Jpeg => !jpeg_ends(file),
+        ImageFormat::WebP => !riff_ends(file),
+        _ => false,
+    }
+}
+
+/// Whether a JPEG reaches its end-of-image marker (ITU-T T.81, B.1.1).
+///
+/// Segments are skipped by their length: a thumbnail inside one has an end marker of its own.
+fn jpeg_ends(file: &[u8]) -> bool {
+    const END_OF_IMAGE: u8 = 0xd9;
+    let mut rest = file;
+    // Between segments, and within the entropy-coded data after a start of scan, the next marker is
+    // the next 0xff that no 0x00 (a stuffed byte) or 0xff (fill) follows.
+    while let Some(at) = rest
+        .windows(2)
+        .position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff))
+    {
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        match marker {
+            END_OF_IMAGE => return true,
+            // These stand alone: start of image, restarts, TEM.
+            0xd8 | 0xd0..=0xd7 | 0x01 => {}
+            _ => {
+                let Some((length, _)) = rest.split_first_chunk::<2>() else {
+                    return false;
+                };
+                let Some(tail) = rest.get(usize::from(u16::from_be_bytes(*length))..) else {
+                    return false;
+                };
+                rest = tail;
+            }
+        }
+    }
+    false
+}
+
+/// Whether a WebP file is as long as its RIFF header says.
+fn riff_ends(file: &[u8]) -> bool {
+    let size = file.get(4..).and_then(|rest| rest.first_chunk::<4>());
+    size.is_some_and(|&size| file.len() as u64 >= u64::from(u32::from_le_bytes(size)) + 8)
+}

@@ -1,0 +1,297 @@
+//! The diffusion transformer of Wan2.x image-to-video, one expert.
+//!
+//! Mirrors `WanModel` of Wan-Video/Wan2.2 (`wan/modules/model.py`) with diffusers' tensor names
+//! (`WanTransformer3DModel`). A clip is one sequence; guidance runs as separate passes, as the
+//! reference's do, so there is no batch axis.
+
+mod block;
+mod embed;
+mod rope;
+
+pub use block::CrossKv;
+pub use embed::{patchify, time_sinusoid, unpatchify};
+pub use rope::Rope;
+
+use anyhow::{Result, ensure};
+use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype, fast};
+use serde::Deserialize;
+
+use super::layers::{Linear, f32, gelu_tanh, silu};
+use super::{Role, TensorSource};
+use block::Block;
+
+/// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct DitConfig {
+    /// Latent frames, rows and columns per token; (1, 2, 2) in every published Wan.
+    pub patch_size: [i32; 3],
+    /// Attention heads.
+    pub num_attention_heads: i32,
+    /// Channels per head.
+    pub attention_head_dim: i32,
+    /// Input channels: noise 16, mask 4, image latents 16.
+    pub in_channels: i32,
+    /// Output channels.
+    pub out_channels: i32,
+    /// Width of the text encoder's output.
+    pub text_dim: i32,
+    /// Width of the sinusoidal time embedding.
+    pub freq_dim: i32,
+    /// Hidden width of the feed-forward layers.
+    pub ffn_dim: i32,
+    /// Transformer blocks.
+    pub num_layers: i32,
+    /// Whether cross-attention has an affine LayerNorm in front.
+    pub cross_attn_norm: bool,
+    /// Epsilon of every norm.
+    pub eps: f32,
+    /// Longest axis, in tokens, that the rotary tables cover.
+    pub rope_max_seq_len: i32,
+    /// Kind of query and key norm; only `rms_norm_across_heads` exists.
+    #[serde(default)]
+    pub qk_norm: Option<String>,
+    /// Wan2.1's CLIP image embedding; Wan2.2 I2V-A14B has none.
+    #[serde(default)]
+    pub image_dim: Option<i32>,
+    /// Wan2.1's image cross-attention; Wan2.2 I2V-A14B has none.
+    #[serde(default)]
+    pub added_kv_proj_dim: Option<i32>,
+}
+
+impl DitConfig {
+    /// Width of the residual stream.
+    pub fn dim(&self) -> i32 {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// Values per token at the output.
+    fn patch_volume(&self) -> i32 {
+        self.patch_size.iter().product()
+    }
+
+    /// Refuses configurations that this network does not implement.
+    ///
+    /// # Errors
+    /// Names the field, what it holds and what is supported.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_head_dim", self.attention_head_dim),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("text_dim", self.text_dim),
+            ("freq_dim", self.freq_dim),
+            ("ffn_dim", self.ffn_dim),
+            ("num_layers", self.num_layers),
+            ("rope_max_seq_len", self.rope_max_seq_len),
+            ("patch_size", self.patch_size.into_iter().min().unwrap_or(0)),
+        ] {
+            ensure!(
+                (1..=1 << 20).contains(&value),
+                "{field} is {value}; expected a positive number"
+            );
+        }
+        ensure!(
+            self.attention_head_dim % 2 == 0 && self.attention_head_dim >= 6,
+            "attention_head_dim is {}; rotary embedding needs an even number of at least 6",
+            self.attention_head_dim
+        );
+        ensure!(
+            self.freq_dim % 2 == 0,
+            "freq_dim is {}; expected an even number",
+            self.freq_dim
+        );
+        ensure!(
+            self.qk_norm.as_deref() == Some("rms_norm_across_heads"),
+            "qk_norm is {:?}; only \"rms_norm_across_heads\" is supported",
+            self.qk_norm
+        );
+        ensure!(
+            self.image_dim.is_none() && self.added_kv_proj_dim.is_none(),
+            "image_dim or added_kv_proj_dim is set: this is a Wan2.1 image-to-video model with \
+             CLIP image attention; only Wan2.2 I2V models are supported"
+        );
+        Ok(())
+    }
+}
+
+/// One expert with its weights.
+#[derive(Debug)]
+pub struct Dit {
+    config: DitConfig,
+    patch_embedding: Linear,
+    time_in: Linear,
+    time_out: Linear,
+    time_proj: Linear,
+    text_in: Linear,
+    text_out: Linear,
+    blocks: Vec<Block>,
+    /// Output modulation table `[2, dim]`, float32.
+    scale_shift_table: Array,
+    proj_out: Linear,
+}
+
+/// What a pass computes from the timestep alone; shared by the conditional and the
+/// unconditional pass of a step.
+#[derive(Clone, Debug)]
+pub struct TimeEmbedding {
+    /// `[1, dim]`, float32: modulates the output head.
+    pub embedding: Array,
+    /// `[6, dim]`, float32: modulates every block.
+    pub projection: Array,
+}
+
+impl Dit {
+    /// Takes every tensor of the expert from `source`.
+    ///
+    /// # Errors
+    /// Whatever the source refuses, with the tensor's name.
+    pub fn load(config: &DitConfig, source: &mut dyn TensorSource) -> Result<Self> {
+        config.validate()?;
+        let dim = config.dim();
+        let [pt, ph, pw] = config.patch_size;
+        let patch_values = config.in_channels * config.patch_volume();
+        // A convolution whose stride equals its kernel is a linear layer on flattened patches.
+        let patch_weight = source
+            .tensor(
+                "patch_embedding.weight",
+                &[dim, config.in_channels, pt, ph, pw],
+                Role::Matmul,
+            )?
+            .reshape(&[dim, patch_values])?;
+        let patch_bias = source.tensor("patch_embedding.bias", &[dim], Role::Matmul)?;
+
+        let mut linear = |name: &str, inputs, outputs, role| {
+            Linear::load(
+                source,
+                &format!("condition_embedder.{name}"),
+                inputs,
+                outputs,
+                role,
+            )
+        };
+        let time_in = linear("time_embedder.linear_1", config.freq_dim, dim, Role::Exact)?;
+        let time_out = linear("time_embedder.linear_2", dim, dim, Role::Exact)?;
+        let time_proj = linear("time_proj", dim, 6 * dim, Role::Exact)?;
+        let text_in = linear("text_embedder.linear_1", config.text_dim, dim, Role::Matmul)?;
+        let text_out = linear("text_embedder.linear_2", dim, dim, Role::Matmul)?;
+
+        let blocks = (0..config.num_layers)
+            .map(|i| Block::load(config, source, &format!("blocks.{i}")))
+            .collect::<Result<Vec<_>>>()?;
+        let head_values = config.out_channels * config.patch_volume();
+        Ok(Self {
+            patch_embedding: Linear::from_weight(&patch_weight, Some(patch_bias))?,
+            time_in,
+            time_out,
+            time_proj,
+            text_in,
+            text_out,
+            blocks,
+            scale_shift_table: source
+                .tensor("scale_shift_table", &[1, 2, dim], Role::Exact)?
+                .reshape(&[2, dim])?,
+            proj_out: Linear::load(source, "proj_out", dim, head_values, Role::Exact)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The expert's dimensions.
+    pub fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    /// The text-embedding MLP: encoder output `[n, text_dim]` to `[n, dim]`.
+    ///
+    /// Each expert has weights of its own: sharing one expert's result with the other was the
+    /// first bug of the report that this project grew from.
+    pub fn embed_text(&self, encoded: &Array) -> MlxResult<Array> {
+        self.text_out
+            .forward(&gelu_tanh(&self.text_in.forward(encoded)?)?)
+    }
+
+    /// Cross-attention keys and values of every block for one prompt; evaluated.
+    ///
+    /// `encoded` is the text encoder's output `[text_len, text_dim]`, zero rows included:
+    /// the reference attends to all of them. Computed once per expert and prompt.
+    pub fn cross_kv(&self, encoded: &Array) -> MlxResult<Vec<CrossKv>> {
+        self.cross_kv_of_embedded(&self.embed_text(encoded)?)
+    }
+
+    /// The part of [`Self::cross_kv`] behind the text-embedding MLP: `embedded` is
+    /// `[text_len, dim]`.
+    pub fn cross_kv_of_embedded(&self, embedded: &Array) -> MlxResult<Vec<CrossKv>> {
+        self.blocks
+            .iter()
+            .map(|block| block.cross_kv(embedded))
+            .collect()
+    }
+
+    /// The time embedding of an integer timestep (0 to 1000), in float32.
+    pub fn embed_time(&self, timestep: i64) -> MlxResult<TimeEmbedding> {
+        self.embed_sinusoid(&time_sinusoid(timestep as f64, self.config.freq_dim))
+    }
+
+    /// The MLPs behind [`Self::embed_time`], on a sinusoid `[1, freq_dim]`.
+    pub fn embed_sinusoid(&self, sinusoid: &Array) -> MlxResult<TimeEmbedding> {
+        let embedding = self
+            .time_out
+            .forward(&silu(&self.time_in.forward(sinusoid)?)?)?;
+        let projection = self
+            .time_proj
+            .forward(&silu(&embedding)?)?
+            .reshape(&[6, self.config.dim()])?;
+        Ok(TimeEmbedding {
+            embedding,
+            projection,
+        })
+    }
+
+    /// One forward pass.
+    ///
+    /// * `input`: `[in_channels, frames, height, width]` latents, noise then condition;
+    /// * `time`: of [`Self::embed_time`];
+    /// * `rope`: the tables of this latent grid;
+    /// * `cross`: of [`Self::cross_kv`].
+    ///
+    /// Returns the predicted velocity `[out_channels, frames, height, width]`, float32.
+    pub fn forward(
+        &self,
+        input: &Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        cross: &[CrossKv],
+    ) -> MlxResult<Array> {
+        self.forward_observed(input, time, rope, cross, &mut |_, _| Ok(()))
+    }
+
+    /// [`Self::forward`], showing the residual stream `[tokens, dim]` to `observe` after each
+    /// block, with the block's index.
+    pub fn forward_observed(
+        &self,
+        input: &Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        cross: &[CrossKv],
+        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
+    ) -> MlxResult<Array> {
+        let grid = [input.dim(1), input.dim(2), input.dim(3)];
+        let patches = patchify(&f32(input)?, self.config.patch_size)?;
+        let mut x = f32(&self.patch_embedding.forward(&patches)?)?;
+        for (i, (block, kv)) in self.blocks.iter().zip(cross).enumerate() {
+            x = block.forward(&x, &time.projection, rope, kv)?;
+            // Block by block: one command buffer for a whole pass trips the GPU's watchdog
+            // or its memory limit on long clips (ddalcu/mlx-serve#321).
+            x.eval()?;
+            observe(i, &x)?;
+        }
+        let modulation = self.scale_shift_table.add(&time.embedding)?;
+        let shift = modulation.try_index(0)?;
+        let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
+        let x = fast::layer_norm(&x, &scale, &shift, self.config.eps)?;
+        let x = self.proj_out.forward(&x)?;
+        unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
+    }
+}

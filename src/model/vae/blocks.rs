@@ -1,0 +1,254 @@
+//! The blocks that encoder and decoder are made of.
+
+use anyhow::Result;
+use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::{self, concatenate};
+use mlx_rs::{Array, fast};
+
+use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
+use crate::backend::{attention, rows};
+use crate::model::layers::silu;
+
+/// The reference L2-normalises channels and multiplies by sqrt(channels), which is an RMS norm;
+/// this epsilon stands for its lower bound of 1e-12 on the length.
+const NORM_EPS: f32 = 1e-24;
+
+/// RMS norm over channels.
+#[derive(Debug)]
+pub(super) struct Norm {
+    gamma: Array,
+}
+
+impl Norm {
+    /// Loads `{name}.gamma`, `[channels, 1, 1, 1]`, or `[channels, 1, 1]` when `planar`.
+    pub(super) fn load(
+        loader: &mut Loader,
+        name: &str,
+        channels: i32,
+        planar: bool,
+    ) -> Result<Self> {
+        let shape = [channels, 1, 1, 1];
+        let stored = if planar { &shape[..3] } else { &shape[..] };
+        let gamma = loader.exact(&format!("{name}.gamma"), stored)?;
+        Ok(Self {
+            gamma: gamma.reshape(&[channels])?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
+        fast::rms_norm(x, Some(&self.gamma), NORM_EPS)
+    }
+}
+
+/// Two causal convolutions around a shortcut.
+#[derive(Debug)]
+pub(super) struct ResidualBlock {
+    norm1: Norm,
+    conv1: CausalConv,
+    norm2: Norm,
+    conv2: CausalConv,
+    shortcut: Option<Conv>,
+}
+
+impl ResidualBlock {
+    pub(super) fn load(
+        loader: &mut Loader,
+        name: &str,
+        [inputs, outputs]: [i32; 2],
+    ) -> Result<Self> {
+        Ok(Self {
+            norm1: Norm::load(loader, &format!("{name}.norm1"), inputs, false)?,
+            conv1: CausalConv::load(loader, &format!("{name}.conv1"), [inputs, outputs])?,
+            norm2: Norm::load(loader, &format!("{name}.norm2"), outputs, false)?,
+            conv2: CausalConv::load(loader, &format!("{name}.conv2"), [outputs, outputs])?,
+            shortcut: if inputs == outputs {
+                None
+            } else {
+                let name = format!("{name}.conv_shortcut");
+                Some(Conv::load_pointwise(
+                    loader,
+                    &name,
+                    [inputs, outputs],
+                    false,
+                )?)
+            },
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let h = silu(&self.norm1.forward(x)?)?;
+        let h = self.conv1.forward(&h, cache)?;
+        let h = silu(&self.norm2.forward(&h)?)?;
+        let h = self.conv2.forward(&h, cache)?;
+        match &self.shortcut {
+            Some(conv) => h.add(conv.forward(x)?),
+            None => h.add(x),
+        }
+    }
+}
+
+/// Single-head self-attention within each frame.
+#[derive(Debug)]
+struct AttentionBlock {
+    norm: Norm,
+    to_qkv: Conv,
+    proj: Conv,
+}
+
+impl AttentionBlock {
+    fn load(loader: &mut Loader, name: &str, channels: i32) -> Result<Self> {
+        let qkv = format!("{name}.to_qkv");
+        Ok(Self {
+            norm: Norm::load(loader, &format!("{name}.norm"), channels, true)?,
+            to_qkv: Conv::load_pointwise(loader, &qkv, [channels, 3 * channels], true)?,
+            proj: Conv::load_pointwise(
+                loader,
+                &format!("{name}.proj"),
+                [channels, channels],
+                true,
+            )?,
+        })
+    }
+
+    fn forward(&self, x: &Array) -> MlxResult<Array> {
+        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+        let qkv = self.to_qkv.forward(&self.norm.forward(x)?)?;
+        let parts = qkv.reshape(&[t, 1, h * w, 3 * c])?.split_equal(3, -1)?;
+        let scale = f64::from(c).sqrt().recip() as f32;
+        let frames = (0..t)
+            .map(|i| {
+                let part = |j: usize| rows(&parts[j], i, i + 1);
+                attention(&part(0)?, &part(1)?, &part(2)?, scale)
+            })
+            .collect::<MlxResult<Vec<_>>>()?;
+        let out = concatenate(&frames, 0)?.reshape(&[t, h, w, c])?;
+        x.add(self.proj.forward(&out)?)
+    }
+}
+
+/// Residual block, attention, residual block, at the smallest size.
+#[derive(Debug)]
+pub(super) struct MidBlock {
+    first: ResidualBlock,
+    attention: AttentionBlock,
+    second: ResidualBlock,
+}
+
+impl MidBlock {
+    pub(super) fn load(loader: &mut Loader, name: &str, channels: i32) -> Result<Self> {
+        let both = [channels, channels];
+        Ok(Self {
+            first: ResidualBlock::load(loader, &format!("{name}.resnets.0"), both)?,
+            attention: AttentionBlock::load(loader, &format!("{name}.attentions.0"), channels)?,
+            second: ResidualBlock::load(loader, &format!("{name}.resnets.1"), both)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let x = self.first.forward(x, cache)?;
+        let x = self.attention.forward(&x)?;
+        self.second.forward(&x, cache)
+    }
+}
+
+/// Halves rows and columns, and frames when it has a temporal convolution.
+#[derive(Debug)]
+pub(super) struct Downsample {
+    space: Conv,
+    time: Option<(Conv, usize)>,
+}
+
+impl Downsample {
+    pub(super) fn load(
+        loader: &mut Loader,
+        name: &str,
+        channels: i32,
+        temporal: bool,
+    ) -> Result<Self> {
+        let both = [channels, channels];
+        let space = format!("{name}.resample.1");
+        Ok(Self {
+            space: Conv::load(loader, &space, both, [1, 3, 3], [1, 2, 2], true)?,
+            time: if temporal {
+                let name = format!("{name}.time_conv");
+                let conv = Conv::load(loader, &name, both, [3, 1, 1], [2, 1, 1], false)?;
+                Some((conv, loader.next_slot()))
+            } else {
+                None
+            },
+        })
+    }
+
+    /// The first chunk is one frame and passes the temporal convolution by; later chunks see
+    /// the last frame before them.
+    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let x = self.space.forward(&pad(x, 0, (0, 1))?)?;
+        let Some((conv, slot)) = &self.time else {
+            return Ok(x);
+        };
+        let slot = cache.slot(*slot);
+        let last = rows(&x, x.dim(0) - 1, x.dim(0))?;
+        let out = match slot {
+            Slot::Frames(before) => conv.forward(&concatenate(&[&*before, &x], 0)?)?,
+            Slot::Empty | Slot::Passed => x,
+        };
+        *slot = Slot::Frames(last);
+        Ok(out)
+    }
+}
+
+/// Doubles rows and columns and halves channels; doubles frames when it has a temporal
+/// convolution.
+#[derive(Debug)]
+pub(super) struct Upsample {
+    space: Conv,
+    time: Option<CausalConv>,
+}
+
+impl Upsample {
+    pub(super) fn load(
+        loader: &mut Loader,
+        name: &str,
+        channels: i32,
+        temporal: bool,
+    ) -> Result<Self> {
+        let space = Conv::load(
+            loader,
+            &format!("{name}.resample.1"),
+            [channels, channels / 2],
+            [1, 3, 3],
+            [1, 1, 1],
+            true,
+        )?;
+        let time = if temporal {
+            let name = format!("{name}.time_conv");
+            let channels = [channels, 2 * channels];
+            Some(CausalConv::load_kernel(loader, &name, channels, [3, 1, 1])?)
+        } else {
+            None
+        };
+        Ok(Self { space, time })
+    }
+
+    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let x = match &self.time {
+            Some(time) if time.has_seen_a_chunk(cache) => {
+                // The first half of the channels are the even frames, the second the odd ones.
+                let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+                time.forward(x, cache)?
+                    .reshape(&[t, h, w, 2, c])?
+                    .transpose_axes(&[0, 3, 1, 2, 4])?
+                    .reshape(&[2 * t, h, w, c])?
+            }
+            Some(time) => {
+                time.pass(cache);
+                x.clone()
+            }
+            None => x.clone(),
+        };
+        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+        let doubled = ops::broadcast_to(x.reshape(&[t, h, 1, w, 1, c])?, &[t, h, 2, w, 2, c])?
+            .reshape(&[t, 2 * h, 2 * w, c])?;
+        self.space.forward(&pad(&doubled, 0, (1, 1))?)
+    }
+}

@@ -1,0 +1,261 @@
+//! Convolutions on channels-last video, and the frames they carry from chunk to chunk.
+
+use anyhow::Result;
+use mlx_rs::Array;
+use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::{self, PadWidth, addmm, concatenate};
+
+use crate::backend::{Backend, ConvMethod, rows};
+use crate::model::{Role, TensorSource};
+
+/// Below this many input channels one unfolded product beats a product per tap.
+const MIN_TAP_CHANNELS: i32 = 8;
+
+/// What a cached layer carries to the next chunk.
+#[derive(Clone, Debug, Default)]
+pub enum Slot {
+    /// No chunk has come yet.
+    #[default]
+    Empty,
+    /// The first chunk went through a temporal resampler untouched.
+    Passed,
+    /// The last input frames, `[1 or 2, height, width, channels]`.
+    Frames(Array),
+}
+
+/// The slots of one pass over a clip, one per cached layer, in the network's order.
+#[derive(Clone, Debug)]
+pub struct FeatureCache {
+    slots: Vec<Slot>,
+}
+
+impl FeatureCache {
+    pub(super) fn new(slots: usize) -> Self {
+        Self {
+            slots: vec![Slot::Empty; slots],
+        }
+    }
+
+    /// The slots; diagnostics empty one to see what a lost cache looks like.
+    pub fn slots_mut(&mut self) -> &mut [Slot] {
+        &mut self.slots
+    }
+
+    pub(super) fn slot(&mut self, index: usize) -> &mut Slot {
+        &mut self.slots[index]
+    }
+
+    /// The arrays held, for evaluation between chunks.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Frames(frames) => Some(frames),
+            Slot::Empty | Slot::Passed => None,
+        })
+    }
+}
+
+/// Loads a network part by part and numbers its cache slots.
+pub(super) struct Loader<'a> {
+    pub(super) source: &'a mut dyn TensorSource,
+    pub(super) backend: Backend,
+    pub(super) slots: usize,
+}
+
+impl Loader<'_> {
+    pub(super) fn next_slot(&mut self) -> usize {
+        self.slots += 1;
+        self.slots - 1
+    }
+
+    pub(super) fn exact(&mut self, name: &str, shape: &[i32]) -> Result<Array> {
+        self.source.tensor(name, shape, Role::Exact)
+    }
+}
+
+/// A convolution over `[frames, height, width, channels]` whose padding is done by the caller.
+#[derive(Debug)]
+pub(super) struct Conv {
+    weight: Weight,
+    bias: Array,
+    kernel: [i32; 3],
+    stride: [i32; 3],
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// `[outputs, kt, kh, kw, inputs]`, for MLX's kernel.
+    Native(Array),
+    /// One `[inputs, outputs]` matrix per tap, in row-major tap order.
+    Taps(Vec<Array>),
+}
+
+impl Conv {
+    /// Loads `{name}.weight` `[outputs, inputs, kt, kh, kw]` and `{name}.bias`; `planar` weights
+    /// lack the kt axis.
+    pub(super) fn load(
+        loader: &mut Loader,
+        name: &str,
+        [inputs, outputs]: [i32; 2],
+        kernel: [i32; 3],
+        stride: [i32; 3],
+        planar: bool,
+    ) -> Result<Self> {
+        let [kt, kh, kw] = kernel;
+        let full = [outputs, inputs, kt, kh, kw];
+        let stored: &[i32] = if planar {
+            &[outputs, inputs, kh, kw]
+        } else {
+            &full
+        };
+        let weight = loader
+            .exact(&format!("{name}.weight"), stored)?
+            .reshape(&full)?;
+        let bias = loader.exact(&format!("{name}.bias"), &[outputs])?;
+        let taps = kt * kh * kw;
+        let use_taps = taps == 1
+            || (loader.backend.conv == ConvMethod::TapMatmul
+                && stride == [1, 1, 1]
+                && inputs >= MIN_TAP_CHANNELS);
+        let weight = if use_taps {
+            let stacked = weight
+                .transpose_axes(&[2, 3, 4, 1, 0])?
+                .reshape(&[taps, inputs, outputs])?
+                .contiguous()?;
+            let matrices = (0..taps)
+                .map(|tap| stacked.try_index(tap))
+                .collect::<MlxResult<Vec<_>>>()?;
+            Weight::Taps(matrices)
+        } else {
+            Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?)
+        };
+        Ok(Self {
+            weight,
+            bias,
+            kernel,
+            stride,
+        })
+    }
+
+    /// A 1x1x1 convolution: a linear layer on channels.
+    pub(super) fn load_pointwise(
+        loader: &mut Loader,
+        name: &str,
+        channels: [i32; 2],
+        planar: bool,
+    ) -> Result<Self> {
+        Self::load(loader, name, channels, [1, 1, 1], [1, 1, 1], planar)
+    }
+
+    /// Convolves padded `x`: each output axis is `(input - kernel) / stride + 1`.
+    pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
+        match &self.weight {
+            Weight::Native(weight) => {
+                let [st, sh, sw] = self.stride;
+                ops::conv3d(x.expand_dims(0)?, weight, (st, sh, sw), None, None, None)?
+                    .squeeze_axes(&[0])?
+                    .add(&self.bias)
+            }
+            Weight::Taps(taps) => self.sum_of_taps(x, taps),
+        }
+    }
+
+    /// Sums one matrix product per tap over the flattened input.
+    ///
+    /// A tap at (t, h, w) reads the input shifted by a constant number of rows, so each product
+    /// reads a contiguous slice with no copy. Outputs are computed at the input's pitch; the
+    /// few rows that straddle an edge are cut off at the end.
+    fn sum_of_taps(&self, x: &Array, taps: &[Array]) -> MlxResult<Array> {
+        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+        let [kt, kh, kw] = self.kernel;
+        let flat = x.reshape(&[t * h * w, c])?;
+        let outputs = self.bias.dim(0);
+        let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
+        // Up to the last row that holds a valid output.
+        let needed = ((out_t - 1) * h + out_h - 1) * w + out_w;
+        let mut sum: Option<Array> = None;
+        for (tap, weight) in taps.iter().enumerate() {
+            let tap = tap as i32;
+            let offset = ((tap / (kh * kw)) * h + (tap / kw) % kh) * w + tap % kw;
+            let shifted = rows(&flat, offset, offset + needed)?;
+            let so_far = sum.as_ref().unwrap_or(&self.bias);
+            sum = Some(addmm(so_far, shifted, weight, None, None)?);
+        }
+        let sum = sum.unwrap_or_else(|| self.bias.clone());
+        let full = out_t * h * w;
+        let sum = ops::pad(
+            &sum,
+            PadWidth::Widths(&[(0, full - needed), (0, 0)]),
+            None,
+            None,
+        )?;
+        sum.reshape(&[out_t, h, w, outputs])?
+            .try_index((.., 0..out_h, 0..out_w))
+    }
+}
+
+/// Zero-pads frames in front, and rows and columns by `(before, after)`.
+pub(super) fn pad(x: &Array, front: i32, space: (i32, i32)) -> MlxResult<Array> {
+    if front == 0 && space == (0, 0) {
+        return Ok(x.clone());
+    }
+    ops::pad(
+        x,
+        PadWidth::Widths(&[(front, 0), space, space, (0, 0)]),
+        None,
+        None,
+    )
+}
+
+/// A convolution that sees only the past: its missing frames in front come from the last chunk,
+/// or are zeros.
+#[derive(Debug)]
+pub(super) struct CausalConv {
+    conv: Conv,
+    slot: usize,
+}
+
+impl CausalConv {
+    /// A 3x3x3 convolution that keeps the size.
+    pub(super) fn load(loader: &mut Loader, name: &str, channels: [i32; 2]) -> Result<Self> {
+        Self::load_kernel(loader, name, channels, [3, 3, 3])
+    }
+
+    /// A convolution of another odd kernel that keeps the size.
+    pub(super) fn load_kernel(
+        loader: &mut Loader,
+        name: &str,
+        channels: [i32; 2],
+        kernel: [i32; 3],
+    ) -> Result<Self> {
+        Ok(Self {
+            conv: Conv::load(loader, name, channels, kernel, [1, 1, 1], false)?,
+            slot: loader.next_slot(),
+        })
+    }
+
+    /// Whether a chunk has come through since the start of the clip.
+    pub(super) fn has_seen_a_chunk(&self, cache: &mut FeatureCache) -> bool {
+        !matches!(cache.slot(self.slot), Slot::Empty)
+    }
+
+    /// Marks the first chunk as passed by without being convolved.
+    pub(super) fn pass(&self, cache: &mut FeatureCache) {
+        *cache.slot(self.slot) = Slot::Passed;
+    }
+
+    /// `[t, h, w, inputs]` to `[t, h, w, outputs]`; keeps the last frames for the next chunk.
+    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let history = self.conv.kernel[0] - 1;
+        let slot = cache.slot(self.slot);
+        let joined = match slot {
+            Slot::Frames(frames) => concatenate(&[&*frames, x], 0)?,
+            Slot::Empty | Slot::Passed => x.clone(),
+        };
+        let total = joined.dim(0);
+        *slot = Slot::Frames(rows(&joined, (total - history).max(0), total)?);
+        let missing = history - (total - x.dim(0));
+        let margin = self.conv.kernel[1] / 2;
+        self.conv.forward(&pad(&joined, missing, (margin, margin))?)
+    }
+}

@@ -1,0 +1,82 @@
+//! From the start picture to what the transformer sees of it.
+
+use anyhow::{Result, ensure};
+use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::{Array, Dtype, memory};
+use ndarray::ArrayView3;
+
+use super::progress::{Phase, Progress};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::dump::Dump;
+use crate::model::vae::TEMPORAL_STRIDE;
+use crate::request::Plan;
+
+/// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
+/// then the normalised latents of the picture followed by zeros.
+#[derive(Clone, Debug)]
+pub struct Condition(pub Array);
+
+/// Loads the VAE's encoder, encodes the conditioning video (the picture, then zeros) and lets
+/// the encoder go.
+///
+/// `pixels`: `[height, width, 3]` in [-1, 1], of the clip's size.
+///
+/// # Errors
+/// When a weight is damaged or MLX fails.
+pub fn encode_condition(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    pixels: ArrayView3<'_, f32>,
+    plan: &Plan,
+    dump: Option<&Dump>,
+    progress: &mut dyn Progress,
+) -> Result<Condition> {
+    let [frames, height, width] = plan.latent_grid();
+    progress.start(Phase::Image, frames as usize);
+    progress.detail("loading the VAE's encoder");
+    let encoder = checkpoint.load_vae_encoder(backend)?;
+    progress.detail("");
+
+    let (rows, columns) = (plan.height as i32, plan.width as i32);
+    ensure!(
+        pixels.dim() == (rows as usize, columns as usize, 3),
+        "the picture was resized to {:?}; expected {rows} x {columns} RGB",
+        pixels.dim()
+    );
+    let picture: Vec<f32> = pixels.iter().copied().collect();
+    let picture = Array::from_slice(&picture, &[1, rows, columns, 3]);
+    let blank = zeros_dtype(&[TEMPORAL_STRIDE, rows, columns, 3], Dtype::Float32)?;
+
+    let mut stream = encoder.stream();
+    let mut chunks = Vec::with_capacity(frames as usize);
+    for frame in 0..frames {
+        let chunk = if frame == 0 { &picture } else { &blank };
+        chunks.push(stream.push(chunk)?);
+        progress.advance();
+    }
+    let latents = checkpoint.vae.normalize(&concatenate(&chunks, 1)?)?;
+    let mask = first_frame_mask([frames, height, width])?;
+    let condition = concatenate(&[mask.clone(), latents], 0)?;
+    condition.eval()?;
+    if let Some(dump) = dump {
+        dump.array("mask", &mask)?;
+        dump.array("condition", &condition)?;
+    }
+    drop(encoder);
+    memory::clear_cache()?;
+    progress.finish();
+    Ok(Condition(condition))
+}
+
+/// The mask `[4, frames, height, width]`: ones in latent frame 0, zeros after. Its channels are
+/// the four pixel frames of a latent frame; the first latent frame holds one picture four times.
+pub fn first_frame_mask(grid: [i32; 3]) -> Result<Array> {
+    let [frames, height, width] = grid;
+    let first = mlx_rs::ops::ones_dtype(&[TEMPORAL_STRIDE, 1, height, width], Dtype::Float32)?;
+    let rest = zeros_dtype(
+        &[TEMPORAL_STRIDE, frames - 1, height, width],
+        Dtype::Float32,
+    )?;
+    Ok(concatenate(&[first, rest], 1)?)
+}

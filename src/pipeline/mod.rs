@@ -1,0 +1,200 @@
+//! One clip, from request to media file.
+//!
+//! text encoding -> image condition -> denoising -> decoding -> media file. Every stage takes
+//! what it needs, owns its weights, and is gone when its result is there.
+
+mod condition;
+mod decode;
+mod denoise;
+mod progress;
+mod text;
+
+pub use condition::{Condition, encode_condition};
+pub use decode::decode_clip;
+pub use denoise::{Denoiser, guide};
+pub use progress::{Phase, Progress, Silent};
+pub use text::{EncodedPrompts, PromptIds, encode_prompts, tokenize};
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use mlx_rs::Array;
+
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::dump::Dump;
+use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
+use crate::media::picture::Picture;
+use crate::noise;
+use crate::request::{Plan, Request};
+use crate::schedule::{Sampler, Schedule};
+
+/// A request whose every input has been read and checked, short of loading weights.
+#[derive(Debug)]
+pub struct Job {
+    request: Request,
+    checkpoint: Checkpoint,
+    picture: Picture,
+    prompts: PromptIds,
+    plan: Plan,
+    dump: Option<Dump>,
+}
+
+impl Job {
+    /// Checks everything that can be checked before a model is loaded: flags, picture, output,
+    /// the checkpoint's configuration and tensor headers, the prompt.
+    ///
+    /// # Errors
+    /// Names the flag or file, what was found, what was expected.
+    pub fn prepare(request: Request) -> Result<Self> {
+        request.check()?;
+        let picture = Picture::open(&request.image)
+            .with_context(|| format!("--image {}", request.image.display()))?;
+        check_writable(&request.output)
+            .with_context(|| format!("--output {}", request.output.display()))?;
+        let dump = request.dump.as_deref().map(Dump::create).transpose()?;
+        let checkpoint = Checkpoint::open(&request.model)?;
+        let patch = checkpoint.high.patch_size[1].max(checkpoint.high.patch_size[2]);
+        let size = (picture.width(), picture.height());
+        let plan = request.plan(&checkpoint.settings, size, patch)?;
+        plan.clip_spec()
+            .check(OutputKind::from_path(&request.output)?)?;
+        check_positions(&plan, &checkpoint)?;
+        let prompts = tokenize(&checkpoint, &request.prompt, &plan)?;
+        Ok(Self {
+            request,
+            checkpoint,
+            picture,
+            prompts,
+            plan,
+            dump,
+        })
+    }
+
+    /// The settled settings.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the user should know before the run starts, such as a prompt that was cut.
+    pub fn warnings(&self) -> Vec<String> {
+        self.prompts.warnings()
+    }
+
+    /// Makes the clip.
+    ///
+    /// # Errors
+    /// When a weight is damaged, MLX fails, a tensor stops being finite (named by step, expert
+    /// and layer), or the clip cannot be written.
+    pub fn run(self, backend: Backend, progress: &mut dyn Progress) -> Result<Summary> {
+        let start = Instant::now();
+        let Self {
+            request,
+            checkpoint,
+            picture,
+            prompts,
+            plan,
+            dump,
+        } = self;
+        let dump = dump.as_ref();
+
+        let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
+
+        let (width, height) = (plan.width as usize, plan.height as usize);
+        let pixels = picture.resized(width, height, request.resize)?;
+        drop(picture);
+        let condition =
+            encode_condition(&checkpoint, backend, pixels.view(), &plan, dump, progress)?;
+
+        let grid = plan.latent_grid();
+        let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, grid);
+        let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+        if let Some(dump) = dump {
+            dump.array("noise", &noise)?;
+            dump.integers("timesteps", &schedule.timesteps)?;
+            let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
+            dump.array(
+                "sigmas",
+                &Array::from_slice(&sigmas, &[sigmas.len() as i32]),
+            )?;
+        }
+        let sampler = Sampler::new(plan.solver, schedule);
+        let mut denoiser = Denoiser::new(
+            &checkpoint,
+            backend,
+            encoded,
+            condition,
+            noise,
+            sampler,
+            plan.guide_scale,
+        );
+        let latents = denoiser.run(dump, progress)?;
+        drop(denoiser);
+
+        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec())
+            .with_context(|| format!("--output {}", request.output.display()))?;
+        decode_clip(
+            &checkpoint,
+            backend,
+            &latents,
+            dump,
+            progress,
+            &mut |frame| writer.push(frame),
+        )?;
+        writer
+            .finish()
+            .with_context(|| format!("--output {}", request.output.display()))?;
+        Ok(Summary {
+            seconds: start.elapsed().as_secs_f64(),
+            plan,
+        })
+    }
+}
+
+impl Plan {
+    fn clip_spec(&self) -> ClipSpec {
+        ClipSpec {
+            width: self.width,
+            height: self.height,
+            fps: self.fps,
+        }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The settings it was made with.
+    pub plan: Plan,
+    /// Wall time of the whole run.
+    pub seconds: f64,
+}
+
+/// The initial noise `[z_dim, frames, height, width]` of a seed.
+///
+/// PyTorch draws `[1, z_dim, frames, height, width]` in row-major order; so do we.
+pub fn initial_noise(seed: u64, z_dim: i32, grid: [i32; 3]) -> Array {
+    let shape = [z_dim, grid[0], grid[1], grid[2]];
+    let count = shape.iter().map(|&d| d as usize).product();
+    Array::from_slice(&noise::randn(seed, count), &shape)
+}
+
+/// Refuses grids beyond the rotary tables, which the reference cannot index either.
+fn check_positions(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
+    let grid = plan.latent_grid();
+    for config in [&checkpoint.high, &checkpoint.low] {
+        for (axis, patch) in grid.into_iter().zip(config.patch_size) {
+            anyhow::ensure!(
+                axis / patch <= config.rope_max_seq_len,
+                "a clip of {} x {} pixels and {} frames has {} tokens along one axis; the model \
+                 covers {}; choose fewer --frames or a smaller --size",
+                plan.width,
+                plan.height,
+                plan.frames,
+                axis / patch,
+                config.rope_max_seq_len
+            );
+        }
+    }
+    Ok(())
+}

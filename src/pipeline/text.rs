@@ -1,0 +1,114 @@
+//! From prompts to the text encoder's output.
+
+use anyhow::{Context, Result, ensure};
+use mlx_rs::{Array, memory};
+
+use super::progress::{Phase, Progress};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::dump::Dump;
+use crate::model::umt5::pad_rows;
+use crate::request::Plan;
+use crate::text::{TokenIds, Tokenizer, clean};
+
+/// Tokens that the transformer attends to, padding included (`text_len` of the reference).
+pub const TEXT_LEN: usize = 512;
+
+/// Tokenized prompts.
+#[derive(Clone, Debug)]
+pub struct PromptIds {
+    /// The prompt.
+    pub prompt: TokenIds,
+    /// The negative prompt, unless guidance is off for both experts.
+    pub negative: Option<TokenIds>,
+}
+
+impl PromptIds {
+    /// A line for every prompt that was cut.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        [
+            ("--prompt", Some(&self.prompt)),
+            ("--negative-prompt", self.negative.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, ids)| Some(format!("{flag} has {}", ids?.cut.as_ref()?)))
+        .collect()
+    }
+}
+
+/// Cleans and tokenizes the prompts with the checkpoint's tokenizer.
+///
+/// # Errors
+/// When the tokenizer is missing, broken or does not belong to the text encoder.
+pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, plan: &Plan) -> Result<PromptIds> {
+    let path = checkpoint.tokenizer_path();
+    let tokenizer = Tokenizer::open(&path)?;
+    let rows = checkpoint.text_encoder.vocab_size as usize;
+    ensure!(
+        tokenizer.vocab_size() <= rows,
+        "{}: {} ids, but the text encoder's vocabulary has {rows}: they do not belong together",
+        path.display(),
+        tokenizer.vocab_size()
+    );
+    let encode = |text: &str, flag: &str| {
+        tokenizer
+            .encode(&clean(text), TEXT_LEN)
+            .with_context(|| flag.to_owned())
+    };
+    Ok(PromptIds {
+        prompt: encode(prompt, "--prompt")?,
+        negative: if plan.guide_scale.needs_negative() {
+            Some(encode(&plan.negative_prompt, "--negative-prompt")?)
+        } else {
+            None
+        },
+    })
+}
+
+/// The text encoder's output, `[512, d_model]` each: real tokens, then rows of zeros.
+#[derive(Clone, Debug)]
+pub struct EncodedPrompts {
+    /// The prompt.
+    pub prompt: Array,
+    /// The negative prompt, unless guidance is off.
+    pub negative: Option<Array>,
+}
+
+/// Loads the text encoder, encodes the prompts and lets the encoder go.
+///
+/// # Errors
+/// When a weight is damaged, an id lies outside the vocabulary or MLX fails.
+pub fn encode_prompts(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    ids: &PromptIds,
+    dump: Option<&Dump>,
+    progress: &mut dyn Progress,
+) -> Result<EncodedPrompts> {
+    progress.start(Phase::Text, 1 + usize::from(ids.negative.is_some()));
+    progress.detail("loading the text encoder");
+    let encoder = checkpoint.load_text_encoder(backend)?;
+    progress.detail("");
+    let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
+        let encoded = pad_rows(&encoder.encode(&ids.ids)?, TEXT_LEN as i32)?;
+        encoded.eval()?;
+        if let Some(dump) = dump {
+            let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
+            dump.integers(&format!("token_ids_{name}"), &ids)?;
+            dump.array(&format!("text_encoded_{name}"), &encoded)?;
+        }
+        progress.advance();
+        Ok(encoded)
+    };
+    let encoded = EncodedPrompts {
+        prompt: encode(&ids.prompt, "cond")?,
+        negative: match &ids.negative {
+            Some(ids) => Some(encode(ids, "uncond")?),
+            None => None,
+        },
+    };
+    drop(encoder);
+    memory::clear_cache()?;
+    progress.finish();
+    Ok(encoded)
+}

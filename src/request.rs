@@ -1,0 +1,279 @@
+//! What is asked for, checked against what the model and the picture allow.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+
+use crate::checkpoint::{Expert, Settings};
+use crate::media::Resize;
+use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
+use crate::schedule::Solver;
+
+/// Guidance scale of each expert: `uncond + scale * (cond - uncond)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GuideScale {
+    /// For timesteps below the boundary.
+    pub low: f32,
+    /// For timesteps at or above it.
+    pub high: f32,
+}
+
+impl GuideScale {
+    /// The scale of an expert.
+    pub fn of(self, expert: Expert) -> f32 {
+        match expert {
+            Expert::LowNoise => self.low,
+            Expert::HighNoise => self.high,
+        }
+    }
+
+    /// Whether any step needs the negative prompt: with a scale of 1 the unconditional
+    /// prediction cancels out.
+    pub fn needs_negative(self) -> bool {
+        self.low != 1.0 || self.high != 1.0
+    }
+}
+
+/// How the clip's size is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Exactly this many pixels.
+    Exact {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+    /// About this many pixels in all, with the picture's aspect ratio.
+    Area(u64),
+}
+
+/// A clip to be made. Fields that are `None` take what the model recommends.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The checkpoint's folder.
+    pub model: PathBuf,
+    /// The start picture.
+    pub image: PathBuf,
+    /// What happens in the clip.
+    pub prompt: String,
+    /// What is steered away from; an empty one means the model's default too.
+    pub negative_prompt: Option<String>,
+    /// Where the clip goes: `.mp4`, `.gif`, or a folder for PNG frames.
+    pub output: PathBuf,
+    /// Size of the clip.
+    pub size: Option<Size>,
+    /// Pixel frames, 4n + 1.
+    pub frames: Option<u32>,
+    /// Frames per second.
+    pub fps: Option<f64>,
+    /// Denoising steps.
+    pub steps: Option<u32>,
+    /// Solver of the differential equation.
+    pub solver: Solver,
+    /// Shift of the noise schedule.
+    pub shift: Option<f64>,
+    /// Guidance scales.
+    pub guide_scale: Option<GuideScale>,
+    /// Seed of the initial noise, as PyTorch's CPU generator takes it.
+    pub seed: u64,
+    /// How the picture is resized.
+    pub resize: Resize,
+    /// Folder for every intermediate tensor.
+    pub dump: Option<PathBuf>,
+}
+
+/// The settings of a run with every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Pixels per row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Pixel frames, 4n + 1.
+    pub frames: u32,
+    /// Frames per second.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Solver of the differential equation.
+    pub solver: Solver,
+    /// Shift of the noise schedule.
+    pub shift: f64,
+    /// Guidance scales.
+    pub guide_scale: GuideScale,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// The negative prompt.
+    pub negative_prompt: String,
+}
+
+/// Limits that keep sizes within what any machine can hold and 32-bit shapes can count.
+const MAX_SIDE: u32 = 8192;
+const MAX_FRAMES: u32 = 4001;
+const MAX_STEPS: u32 = 1000;
+
+impl Request {
+    /// Checks what needs neither the model nor the picture.
+    ///
+    /// # Errors
+    /// Names the flag, what was given and what is expected.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            !crate::text::clean(&self.prompt).is_empty(),
+            "--prompt is empty; say what happens in the clip"
+        );
+        if let Some(frames) = self.frames {
+            ensure!(
+                frames % 4 == 1 && frames <= MAX_FRAMES,
+                "--frames {frames}: expected 4n + 1 (1, 5, 9, ... 81 ...) up to {MAX_FRAMES}; \
+                 the nearest below is {}",
+                (frames.clamp(1, MAX_FRAMES) - 1) / 4 * 4 + 1
+            );
+        }
+        if let Some(steps) = self.steps {
+            ensure!(
+                (1..=MAX_STEPS).contains(&steps),
+                "--steps {steps}: expected 1 to {MAX_STEPS}"
+            );
+        }
+        if let Some(fps) = self.fps {
+            ensure!(
+                fps.is_finite() && (0.1..=240.0).contains(&fps),
+                "--fps {fps}: expected 0.1 to 240 frames per second"
+            );
+        }
+        if let Some(shift) = self.shift {
+            ensure!(
+                shift.is_finite() && shift > 0.0 && shift <= 1000.0,
+                "--shift {shift}: expected a positive number, at most 1000"
+            );
+        }
+        if let Some(GuideScale { low, high }) = self.guide_scale {
+            ensure!(
+                low.is_finite() && high.is_finite() && low.abs().max(high.abs()) <= 1000.0,
+                "--guide-scale {low},{high}: expected numbers of at most 1000"
+            );
+        }
+        if let Some(Size::Area(area)) = self.size {
+            let most = u64::from(MAX_SIDE) * u64::from(MAX_SIDE);
+            ensure!(
+                (256..=most).contains(&area),
+                "--area {area}: expected 256 to {most} pixels"
+            );
+        }
+        Ok(())
+    }
+
+    /// Fills in the model's recommendations and settles the size for a picture of `picture`
+    /// (width, height) pixels and `patch` latent rows and columns per token.
+    ///
+    /// # Errors
+    /// When a size does not fit the model's grid.
+    pub fn plan(&self, settings: &Settings, picture: (usize, usize), patch: i32) -> Result<Plan> {
+        let multiple = (SPATIAL_STRIDE * patch) as u32;
+        let (width, height) = match self.size.unwrap_or(Size::Area(settings.area)) {
+            Size::Exact { width, height } => {
+                for (side, pixels) in [("width", width), ("height", height)] {
+                    ensure!(
+                        pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
+                        "--size {width}x{height}: the {side} {pixels} is not a multiple of \
+                         {multiple} from {multiple} to {MAX_SIDE}; the nearest is {}",
+                        nearest_multiple(pixels, multiple)
+                    );
+                }
+                (width, height)
+            }
+            Size::Area(area) => {
+                let (width, height) = fit_area(area, picture, patch);
+                ensure!(
+                    width >= multiple && height >= multiple && width.max(height) <= MAX_SIDE,
+                    "the picture is {} x {} pixels, which makes a clip of {width} x {height} at \
+                     {area} pixels; choose --size, multiples of {multiple} from {multiple} to \
+                     {MAX_SIDE}",
+                    picture.0,
+                    picture.1
+                );
+                (width, height)
+            }
+        };
+        let negative = self.negative_prompt.as_deref().unwrap_or_default();
+        let negative = crate::text::clean(negative);
+        Ok(Plan {
+            width,
+            height,
+            frames: self.frames.unwrap_or(settings.frames),
+            fps: self.fps.unwrap_or(settings.fps),
+            steps: self.steps.unwrap_or(settings.steps),
+            solver: self.solver,
+            shift: self.shift.unwrap_or(settings.shift),
+            guide_scale: self.guide_scale.unwrap_or(GuideScale {
+                low: settings.guide_scale.0,
+                high: settings.guide_scale.1,
+            }),
+            seed: self.seed,
+            negative_prompt: if negative.is_empty() {
+                settings.negative_prompt.clone()
+            } else {
+                negative
+            },
+        })
+    }
+}
+
+impl Plan {
+    /// Latent frames, rows and columns.
+    pub fn latent_grid(&self) -> [i32; 3] {
+        [
+            (self.frames as i32 - 1) / TEMPORAL_STRIDE + 1,
+            self.height as i32 / SPATIAL_STRIDE,
+            self.width as i32 / SPATIAL_STRIDE,
+        ]
+    }
+}
+
+/// Width and height of about `area` pixels with the picture's aspect ratio, rounded down to whole
+/// tokens as `WanI2V.generate` of Wan-Video/Wan2.2 (`wan/image2video.py`) does.
+fn fit_area(area: u64, (width, height): (usize, usize), patch: i32) -> (u32, u32) {
+    let aspect = height as f64 / width as f64;
+    let pixels = |length: f64| {
+        let latents = (length / f64::from(SPATIAL_STRIDE)).floor();
+        let tokens = (latents / f64::from(patch)).floor();
+        (tokens * f64::from(patch * SPATIAL_STRIDE)) as u32
+    };
+    let area = area as f64;
+    (
+        pixels((area / aspect).sqrt()),
+        pixels((area * aspect).sqrt()),
+    )
+}
+
+fn nearest_multiple(pixels: u32, multiple: u32) -> u32 {
+    let rounded = (u64::from(pixels) + u64::from(multiple) / 2) / u64::from(multiple);
+    (rounded * u64::from(multiple)).clamp(
+        u64::from(multiple),
+        u64::from(MAX_SIDE / multiple * multiple),
+    ) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of the reference's own expression in numpy.
+    #[test]
+    fn areas_keep_the_aspect_ratio_as_the_reference_does() {
+        assert_eq!(fit_area(480 * 832, (832, 480), 2), (832, 480));
+        assert_eq!(fit_area(1280 * 720, (1280, 720), 2), (1280, 720));
+        assert_eq!(fit_area(1280 * 720, (720, 1280), 2), (720, 1280));
+        assert_eq!(fit_area(480 * 832, (1000, 1000), 2), (624, 624));
+        assert_eq!(fit_area(480 * 832, (1920, 800), 2), (976, 400));
+    }
+
+    #[test]
+    fn nearest_multiples_stay_in_range() {
+        assert_eq!(nearest_multiple(0, 16), 16);
+        assert_eq!(nearest_multiple(100, 16), 96);
+        assert_eq!(nearest_multiple(u32::MAX, 16), MAX_SIDE);
+    }
+}
