@@ -1,0 +1,4 @@
+//! Pictures in and clips out.
+
+mod clip;
+mod picture;

@@ -1,0 +1,13 @@
+//! Every part of the model against PyTorch and diffusers, by number.
+//!
+//! The golden data and what it holds: `scripts/golden/README.md`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod dit;
+mod faults;
+mod run;
+mod schedule;
+mod umt5;
+mod vae;
