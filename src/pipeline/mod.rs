@@ -9,7 +9,7 @@ mod denoise;
 mod progress;
 mod text;
 
-pub use condition::{Condition, encode_condition};
+pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{Denoiser, guide};
 pub use progress::{Phase, Progress, Silent};
@@ -48,8 +48,7 @@ impl Job {
     /// Names the flag or file, what was found, what was expected.
     pub fn prepare(request: Request) -> Result<Self> {
         request.check()?;
-        let picture = Picture::open(&request.image)
-            .with_context(|| format!("--image {}", request.image.display()))?;
+        let picture = Picture::open(&request.image).context("--image")?;
         check_writable(&request.output)
             .with_context(|| format!("--output {}", request.output.display()))?;
         let dump = request.dump.as_deref().map(Dump::create).transpose()?;

@@ -7,7 +7,9 @@ mod support;
 
 mod dit;
 mod faults;
+mod memory;
 mod run;
 mod schedule;
 mod umt5;
 mod vae;
+mod weights;

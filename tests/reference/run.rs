@@ -5,6 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use mlx_rs::Array;
+use mlx_rs::ops::indexing::TryIndexOp;
 use wan_i2v::backend::{Backend, Precision, to_host};
 use wan_i2v::checkpoint::Checkpoint;
 use wan_i2v::dump::Dump;
@@ -12,7 +13,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::media::picture::Picture;
 use wan_i2v::pipeline::{
     Condition, Denoiser, EncodedPrompts, PromptIds, Silent, decode_clip, encode_condition,
-    encode_prompts, initial_noise,
+    encode_prompts, first_frame_mask, guide, initial_noise,
 };
 use wan_i2v::request::{GuideScale, Plan};
 use wan_i2v::schedule::{Sampler, Schedule, Solver};
@@ -153,6 +154,46 @@ fn every_step_of_a_run_and_its_dump() {
             let name = format!("text_embedding_{expert}_{prompt}.npy");
             assert!(dump_folder.path().join(&name).is_file(), "{name}");
         }
+    }
+}
+
+/// Guidance and solver alone: the reference's predictions lead to the reference's latents.
+#[test]
+fn guidance_formula_and_solver_on_the_references_predictions() {
+    let case = Case::load("b");
+    let plan = plan(&case);
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let timesteps = schedule.timesteps.clone();
+    let mut sampler = Sampler::new(plan.solver, schedule);
+    let step = |name: &str, i: i32| {
+        let steps = case.golden.array(&format!("run/steps/{name}"));
+        steps.try_index(i).unwrap()
+    };
+    let mut x = case.golden.array("run/noise");
+    let mut worst = 0.0_f64;
+    for (i, &t) in timesteps.iter().enumerate() {
+        let i = i as i32;
+        let scale = if t >= case.settings.boundary {
+            plan.guide_scale.high
+        } else {
+            plan.guide_scale.low
+        };
+        let velocity = guide(&step("cond", i), &step("uncond", i), scale).unwrap();
+        x = sampler.step(&x, &velocity).unwrap();
+        let expected = to_host(&step("x", i)).unwrap();
+        worst = worst.max(relative_error(&to_host(&x).unwrap(), &expected));
+    }
+    println!("measured guidance and solver, 12 steps: {worst:.2e}");
+    assert!(worst < 1e-5, "{worst:.2e}");
+}
+
+#[test]
+fn mask() {
+    for name in Case::ALL {
+        let case = Case::load(name);
+        let mask = first_frame_mask(case.grid()).unwrap();
+        let expected = case.golden.array("condition/y").try_index(0..4).unwrap();
+        assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
     }
 }
 
