@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod dump;
+mod limits;
 pub mod media;
 pub mod model;
 pub mod noise;

@@ -50,7 +50,8 @@ impl Component {
         let mut problems = Vec::new();
         for spec in specs {
             match entries.get(&spec.name) {
-                None => problems.push(match nearest(&spec.name, &extra) {
+                // Only where it is shown: between two layouts it is thousands times thousands.
+                None => problems.push(match nearest(&spec.name, shown(&extra, problems.len())) {
                     Some(near) => format!(
                         "missing: {} {:?} (nearest name in the file: {near})",
                         spec.name, spec.shape
@@ -178,6 +179,11 @@ fn all_finite(dtype: Dtype, bytes: &[u8]) -> bool {
             .chunks_exact(4)
             .any(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) & 0x7f80_0000 == 0x7f80_0000),
     }
+}
+
+/// The candidates, while there is room in the list.
+fn shown<'a, 'b>(candidates: &'a [&'b str], listed: usize) -> &'a [&'b str] {
+    if listed < MAX_LISTED { candidates } else { &[] }
 }
 
 /// The candidate most like `name`, when one is like it at all.

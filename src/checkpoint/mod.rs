@@ -53,6 +53,9 @@ impl std::fmt::Display for Expert {
     }
 }
 
+/// The most latent rows per token; a clip's sides are multiples of eight times this.
+const MAX_PATCH: i32 = 64;
+
 #[derive(Deserialize)]
 struct ModelIndex {
     #[serde(rename = "_class_name")]
@@ -89,15 +92,22 @@ impl Checkpoint {
     pub fn open(root: &Path) -> Result<Self> {
         ensure!(
             root.is_dir(),
-            "--model {}: no such folder; expected a checkpoint in the diffusers layout",
-            root.display()
+            "--model {}: {}; expected the folder of a checkpoint in the diffusers layout",
+            root.display(),
+            if root.exists() {
+                "not a folder"
+            } else {
+                "no such folder"
+            }
         );
         let index_path = root.join("model_index.json");
         ensure!(
             index_path.is_file(),
-            "{}: not found; expected a checkpoint in the diffusers layout, with \
-             model_index.json, transformer/, transformer_2/, vae/, text_encoder/ and tokenizer/",
-            index_path.display()
+            "--model {}: there is no model_index.json; expected a checkpoint in the diffusers \
+             layout, with model_index.json, transformer/, transformer_2/, vae/, text_encoder/ and \
+             tokenizer/{}",
+            root.display(),
+            layout_hint(root)
         );
         let index: ModelIndex = read_json(&index_path)?;
         ensure!(
@@ -159,10 +169,14 @@ impl Checkpoint {
                 self.text_encoder.d_model
             );
         }
+        let [frames, rows, columns] = self.high.patch_size;
         ensure!(
-            self.high.patch_size == self.low.patch_size && self.high.patch_size[0] == 1,
+            self.high.patch_size == self.low.patch_size
+                && frames == 1
+                && rows == columns
+                && rows <= MAX_PATCH,
             "{}: the experts' patch_size are {:?} and {:?}; expected the same, with one latent \
-             frame per token",
+             frame per token and as many rows as columns, at most {MAX_PATCH}",
             self.root.display(),
             self.high.patch_size,
             self.low.patch_size
@@ -259,6 +273,20 @@ impl Checkpoint {
         } else {
             Expert::LowNoise
         }
+    }
+}
+
+/// What a folder without `model_index.json` seems to be, as the end of an error.
+fn layout_hint(root: &Path) -> String {
+    let has = |name: &str| root.join(name).exists();
+    if has("high_noise_model") || has("low_noise_model") {
+        "; this folder is in the original layout of Wan-AI/Wan2.2-I2V-A14B, which is not read: \
+         get Wan-AI/Wan2.2-I2V-A14B-Diffusers"
+            .into()
+    } else if has("config.json") && has("../model_index.json") {
+        "; this folder is one part of a checkpoint: give the folder above it".into()
+    } else {
+        String::new()
     }
 }
 

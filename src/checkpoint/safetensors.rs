@@ -61,17 +61,18 @@ impl TensorStore {
                 let mut shards: Vec<&String> = weight_map.values().collect();
                 shards.sort();
                 shards.dedup();
-                for shard in shards {
+                for shard in &shards {
                     ensure!(
-                        names.contains(shard),
+                        names.contains(*shard),
                         "{}: lists the shard {shard:?}, which is not in the folder",
                         path.display()
                     );
                     store.map(shard)?;
                 }
                 for (tensor, shard) in &weight_map {
+                    let entry = store.entries.get(tensor);
                     ensure!(
-                        store.entries.contains_key(tensor),
+                        entry.is_some_and(|entry| shards.get(entry.map) == Some(&shard)),
                         "{}: lists the tensor {tensor} in {shard}, which does not hold it",
                         path.display()
                     );
@@ -116,8 +117,13 @@ impl TensorStore {
                 end: data + end,
             };
             ensure!(
-                entry.end <= map.len() && self.entries.insert(name.clone(), entry).is_none(),
-                "{}: the tensor {name} is cut off or stands in another shard too",
+                entry.end <= map.len(),
+                "{}: the tensor {name} is cut off; download the file again",
+                path.display()
+            );
+            ensure!(
+                self.entries.insert(name.clone(), entry).is_none(),
+                "{}: the tensor {name} stands in another shard too; expected it once",
                 path.display()
             );
         }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::read_json;
+use crate::limits;
 use crate::text::DEFAULT_NEGATIVE_PROMPT;
 
 /// Recommended settings of a model. A checkpoint may carry its own in `wan_i2v.json` beside
@@ -59,28 +60,11 @@ impl Settings {
     }
 
     fn validate(&self) -> Result<()> {
-        ensure!(
-            self.frames % 4 == 1,
-            "frames is {}; expected 4n + 1",
-            self.frames
-        );
-        ensure!(
-            self.area >= 256 && self.steps >= 1,
-            "area is {} and steps is {}; expected at least 256 and 1",
-            self.area,
-            self.steps
-        );
-        ensure!(
-            self.fps.is_finite() && self.fps > 0.0 && self.shift.is_finite() && self.shift > 0.0,
-            "fps is {} and shift is {}; expected positive numbers",
-            self.fps,
-            self.shift
-        );
-        ensure!(
-            self.guide_scale.0.is_finite() && self.guide_scale.1.is_finite(),
-            "guide_scale is {:?}; expected finite numbers",
-            self.guide_scale
-        );
-        Ok(())
+        limits::check_area("area", self.area)?;
+        limits::check_frames("frames", self.frames)?;
+        limits::check_fps("fps", self.fps)?;
+        limits::check_steps("steps", self.steps)?;
+        limits::check_shift("shift", self.shift)?;
+        limits::check_guide_scale("guide_scale", self.guide_scale.0, self.guide_scale.1)
     }
 }

@@ -63,24 +63,39 @@ pub struct Args {
     pub output: PathBuf,
 
     /// Exact size in pixels, multiples of 16
-    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with = "area", help_heading = "Output")]
+    #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
     size: Option<Size>,
 
     /// Pixels per frame, in the picture's aspect ratio; 480p is 832*480, 720p is 1280*720
     /// [default: the model's]
-    #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, help_heading = "Output")]
+    #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, allow_hyphen_values = true, help_heading = "Output")]
     area: Option<Size>,
 
     /// Frames of the clip, 4n+1 [default: the model's]
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Output"
+    )]
     frames: Option<u32>,
 
     /// Frames per second [default: the model's]
-    #[arg(long, value_name = "FPS", help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "FPS",
+        allow_negative_numbers = true,
+        help_heading = "Output"
+    )]
     fps: Option<f64>,
 
     /// Denoising steps [default: the model's]
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
     steps: Option<u32>,
 
     /// How the differential equation is solved
@@ -88,17 +103,27 @@ pub struct Args {
     solver: SolverArg,
 
     /// Shift of the noise schedule; more spends more steps on motion [default: the model's]
-    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
     shift: Option<f64>,
 
     /// Guidance for both experts, or for the low-noise and the high-noise one; 1 turns it off
     /// and halves the time [default: the model's]
-    #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_negative_numbers = true, help_heading = "Sampling")]
+    #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true, help_heading = "Sampling")]
     guide_scale: Option<GuideScale>,
 
     /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
     /// [default: random, printed]
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
     seed: Option<u64>,
 
     /// How the picture is resized; bicubic equals the reference's

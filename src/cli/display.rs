@@ -5,6 +5,15 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use wan_i2v::pipeline::{Phase, Progress};
 
+/// Writes a line to stderr. Unlike with `eprintln!` the run goes on when nobody reads it any more.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+pub(super) use say;
+
 /// A bar per phase.
 #[derive(Debug, Default)]
 pub struct Bars {
@@ -71,7 +80,7 @@ impl Progress for PlainLines {
         if let Some((phase @ Phase::Denoising, units, start)) = self.phase {
             let per_step = start.elapsed() / self.done.max(1) as u32;
             let left = per_step * (units - self.done.min(units)) as u32;
-            eprintln!(
+            say!(
                 "{phase}: step {}/{units}, {}, {} a step, {} left",
                 self.done,
                 self.detail,
@@ -83,7 +92,7 @@ impl Progress for PlainLines {
 
     fn finish(&mut self) {
         if let Some((phase, _, start)) = self.phase.take() {
-            eprintln!("{phase}: {}", human_time(start.elapsed()));
+            say!("{phase}: {}", human_time(start.elapsed()));
         }
     }
 }

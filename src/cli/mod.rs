@@ -3,19 +3,19 @@
 mod args;
 mod display;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use wan_i2v::backend::Backend;
 use wan_i2v::pipeline::{Job, Progress};
 
 use args::Args;
-use display::{Bars, PlainLines, human_time};
+use display::{Bars, PlainLines, human_time, say};
 
 /// What a panic said, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -32,12 +32,12 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprintln!("error: {error:#}");
+            say!("error: {error:#}");
             ExitCode::FAILURE
         }
         Err(_) => {
             let message = PANIC.lock().ok().and_then(|mut m| m.take());
-            eprintln!(
+            say!(
                 "error: this is a mistake in wan-i2v, please report it: {}",
                 message.unwrap_or_default()
             );
@@ -50,11 +50,11 @@ fn run(args: Args) -> Result<()> {
     let (device, dtype, output) = (args.device(), args.precision(), args.output.clone());
     let job = Job::prepare(args.into_request()?)?;
     for warning in job.warnings() {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     let backend = Backend::select(device, dtype)?;
     let plan = job.plan();
-    eprintln!(
+    say!(
         "{} x {} pixels, {} frames at {} fps; {} steps of {}, shift {}, guidance {},{}; seed {}; \
          {} on {}",
         plan.width,
@@ -76,11 +76,15 @@ fn run(args: Args) -> Result<()> {
         Box::new(PlainLines::default())
     };
     let summary = job.run(backend, progress.as_mut())?;
-    eprintln!(
+    say!(
         "done in {}, seed {}",
         human_time(Duration::from_secs_f64(summary.seconds)),
         summary.plan.seed
     );
-    println!("{}", output.display());
-    Ok(())
+    // The path's own bytes, whether or not they are valid text.
+    let mut line = output.into_os_string().into_encoded_bytes();
+    line.push(b'\n');
+    std::io::stdout()
+        .write_all(&line)
+        .context("the clip is complete, but its path cannot be written to stdout")
 }

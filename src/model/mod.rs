@@ -8,7 +8,7 @@ pub mod layers;
 pub mod umt5;
 pub mod vae;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mlx_rs::{Array, Dtype};
 
 /// What a tensor is for, which decides the dtype it is kept in.
@@ -29,6 +29,39 @@ pub trait TensorSource {
     /// # Errors
     /// When the tensor is missing, has another shape or holds a value that is not finite.
     fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array>;
+}
+
+/// The largest width or table that a configuration may name; products of a few stay in 32 bits.
+const MAX_WIDTH: i64 = 1 << 20;
+/// The most layers a configuration may name.
+const MAX_LAYERS: i64 = 256;
+
+/// Refuses dimensions that no network has, before a product of them overflows or a list of
+/// layers fills the memory.
+fn check_dimensions(fields: &[(&str, i64)], most: i64) -> Result<()> {
+    for (field, value) in fields {
+        ensure!(
+            (1..=most).contains(value),
+            "{field} is {value}; expected 1 to {most}"
+        );
+    }
+    Ok(())
+}
+
+/// The product of dimensions, for [`check_dimensions`].
+fn product(factors: &[i32]) -> i64 {
+    factors
+        .iter()
+        .fold(1, |product: i64, &f| product.saturating_mul(f.into()))
+}
+
+/// Refuses an epsilon that lets a norm divide by zero or take the root of a negative number.
+fn check_epsilon(field: &str, value: f32) -> Result<()> {
+    ensure!(
+        value > 0.0 && value < 1.0,
+        "{field} is {value}; expected a small positive number, such as 1e-6"
+    );
+    Ok(())
 }
 
 /// Name and shape of one tensor that a network needs.

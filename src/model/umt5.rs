@@ -12,7 +12,7 @@ use mlx_rs::{Array, fast};
 use serde::Deserialize;
 
 use super::layers::{Linear, f32, gelu_tanh};
-use super::{Role, TensorSource};
+use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -50,27 +50,27 @@ impl Umt5Config {
     /// # Errors
     /// Names the field, what it holds and what is supported.
     pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("d_model", self.d_model),
-            ("d_kv", self.d_kv),
-            ("d_ff", self.d_ff),
-            ("num_layers", self.num_layers),
-            ("num_heads", self.num_heads),
-            ("vocab_size", self.vocab_size),
-            (
-                "relative_attention_num_buckets",
-                self.relative_attention_num_buckets,
-            ),
-            (
-                "relative_attention_max_distance",
-                self.relative_attention_max_distance,
-            ),
-        ] {
-            ensure!(
-                (1..=1 << 20).contains(&value),
-                "{field} is {value}; expected a positive number"
-            );
-        }
+        check_dimensions(
+            &[
+                ("d_model", self.d_model.into()),
+                ("d_kv", self.d_kv.into()),
+                ("d_ff", self.d_ff.into()),
+                ("num_heads", self.num_heads.into()),
+                ("num_heads * d_kv", product(&[self.num_heads, self.d_kv])),
+                ("vocab_size", self.vocab_size.into()),
+                (
+                    "relative_attention_num_buckets",
+                    self.relative_attention_num_buckets.into(),
+                ),
+                (
+                    "relative_attention_max_distance",
+                    self.relative_attention_max_distance.into(),
+                ),
+            ],
+            MAX_WIDTH,
+        )?;
+        check_dimensions(&[("num_layers", self.num_layers.into())], MAX_LAYERS)?;
+        check_epsilon("layer_norm_epsilon", self.layer_norm_epsilon)?;
         ensure!(
             self.relative_attention_num_buckets % 4 == 0
                 && self.relative_attention_max_distance > self.relative_attention_num_buckets / 4,

@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
 
 use super::progress::{Phase, Progress};
-use crate::backend::Backend;
+use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::model::vae::TEMPORAL_STRIDE;
@@ -59,6 +59,11 @@ pub fn encode_condition(
     let mask = first_frame_mask([frames, height, width])?;
     let condition = concatenate(&[mask.clone(), latents], 0)?;
     condition.eval()?;
+    ensure!(
+        all_finite(&condition)?,
+        "the VAE's encoding of the picture is not finite; its weights are damaged, or try \
+         --device cpu and please report it"
+    );
     if let Some(dump) = dump {
         dump.array("mask", &mask)?;
         dump.array("condition", &condition)?;

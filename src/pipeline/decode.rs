@@ -1,6 +1,6 @@
 //! From latents to frames.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use mlx_rs::ops::clip;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -8,7 +8,7 @@ use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
 use super::progress::{Phase, Progress};
-use crate::backend::{Backend, to_host};
+use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::media::frames::to_rgb8;
@@ -49,6 +49,12 @@ pub fn decode_clip(
     let mut stream = decoder.stream();
     for frame in 0..latent_frames {
         let pixels = stream.push(&latents.try_index((.., frame..frame + 1))?)?;
+        // Before clipping, which turns infinity into white.
+        ensure!(
+            all_finite(&pixels)?,
+            "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite; \
+             try --device cpu and please report it"
+        );
         let pixels = clip(&pixels, (-1.0, 1.0))?;
         let count = pixels.dim(0) as usize;
         let values = to_host(&pixels)?;

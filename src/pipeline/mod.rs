@@ -37,7 +37,6 @@ pub struct Job {
     picture: Picture,
     prompts: PromptIds,
     plan: Plan,
-    dump: Option<Dump>,
 }
 
 impl Job {
@@ -49,15 +48,15 @@ impl Job {
     pub fn prepare(request: Request) -> Result<Self> {
         request.check()?;
         let picture = Picture::open(&request.image).context("--image")?;
-        check_writable(&request.output)
-            .with_context(|| format!("--output {}", request.output.display()))?;
-        let dump = request.dump.as_deref().map(Dump::create).transpose()?;
+        check_writable(&request.output).context("--output")?;
+        request.check_output_spares_image()?;
         let checkpoint = Checkpoint::open(&request.model)?;
         let patch = checkpoint.high.patch_size[1].max(checkpoint.high.patch_size[2]);
         let size = (picture.width(), picture.height());
         let plan = request.plan(&checkpoint.settings, size, patch)?;
         plan.clip_spec()
-            .check(OutputKind::from_path(&request.output)?)?;
+            .check(OutputKind::from_path(&request.output)?)
+            .with_context(|| format!("--output {}", request.output.display()))?;
         check_positions(&plan, &checkpoint)?;
         let prompts = tokenize(&checkpoint, &request.prompt, &plan)?;
         Ok(Self {
@@ -66,7 +65,6 @@ impl Job {
             picture,
             prompts,
             plan,
-            dump,
         })
     }
 
@@ -77,14 +75,18 @@ impl Job {
 
     /// What the user should know before the run starts, such as a prompt that was cut.
     pub fn warnings(&self) -> Vec<String> {
-        self.prompts.warnings()
+        let mut warnings = self.prompts.warnings();
+        if self.request.negative_prompt.is_some() && !self.plan.guide_scale.needs_negative() {
+            warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
+        }
+        warnings
     }
 
     /// Makes the clip.
     ///
     /// # Errors
-    /// When a weight is damaged, MLX fails, a tensor stops being finite (named by step, expert
-    /// and layer), or the clip cannot be written.
+    /// When the folder for intermediates or the clip cannot be written, a weight is damaged, MLX
+    /// fails, or a tensor stops being finite (named by step, expert and layer).
     pub fn run(self, backend: Backend, progress: &mut dyn Progress) -> Result<Summary> {
         let start = Instant::now();
         let Self {
@@ -93,8 +95,8 @@ impl Job {
             picture,
             prompts,
             plan,
-            dump,
         } = self;
+        let dump = request.dump.as_deref().map(Dump::create).transpose()?;
         let dump = dump.as_ref();
 
         let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
@@ -194,6 +196,19 @@ fn check_positions(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
                 config.rope_max_seq_len
             );
         }
+        // Values per latent pixel of the largest arrays that are made on the host.
+        let widest = config.in_channels.max(config.attention_head_dim);
+        let values = grid
+            .into_iter()
+            .fold(i64::from(widest), |values, axis| values * i64::from(axis));
+        anyhow::ensure!(
+            values <= i64::from(i32::MAX),
+            "a clip of {} x {} pixels and {} frames is too large to compute; choose fewer \
+             --frames or a smaller --size",
+            plan.width,
+            plan.height,
+            plan.frames
+        );
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use mlx_rs::{Array, memory};
 
 use super::progress::{Phase, Progress};
-use crate::backend::Backend;
+use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::model::umt5::pad_rows;
@@ -92,6 +92,11 @@ pub fn encode_prompts(
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
         let encoded = pad_rows(&encoder.encode(&ids.ids)?, TEXT_LEN as i32)?;
         encoded.eval()?;
+        ensure!(
+            all_finite(&encoded)?,
+            "the text encoder's output is not finite; try --dtype f32 or --device cpu and please \
+             report it"
+        );
         if let Some(dump) = dump {
             let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
             dump.integers(&format!("token_ids_{name}"), &ids)?;

@@ -1,6 +1,6 @@
 //! Writes a random checkpoint in the diffusers layout from a folder of configurations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -59,7 +59,7 @@ pub fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Res
                 |_| true,
             )?,
             Some(weight_map) => {
-                for shard in weight_map.values() {
+                for shard in weight_map.values().collect::<BTreeSet<_>>() {
                     let belongs = |name: &str| weight_map.get(name) == Some(shard);
                     save(&folder.join(shard), &tensors, belongs)?;
                 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
 pub use output::{OutputKind, check_writable};
+pub use png::is_frame_name;
 
 /// What a clip is, beside its frames.
 #[derive(Clone, Copy, Debug, PartialEq)]

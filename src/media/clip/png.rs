@@ -70,6 +70,11 @@ fn frame_name(index: u32) -> String {
     format!("frame_{index:05}.png")
 }
 
+/// Whether a clip written into a folder replaces or removes files of this name.
+pub fn is_frame_name(name: &OsStr) -> bool {
+    frame_index(name).is_some()
+}
+
 /// The inverse of [`frame_name`]; `None` for any other name.
 fn frame_index(name: &OsStr) -> Option<u32> {
     let name = name.to_str()?;

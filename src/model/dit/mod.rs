@@ -19,7 +19,7 @@ use mlx_rs::{Array, Dtype, fast};
 use serde::Deserialize;
 
 use super::layers::{Linear, f32, gelu_tanh, silu};
-use super::{Role, TensorSource};
+use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
@@ -76,23 +76,30 @@ impl DitConfig {
     /// # Errors
     /// Names the field, what it holds and what is supported.
     pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("text_dim", self.text_dim),
-            ("freq_dim", self.freq_dim),
-            ("ffn_dim", self.ffn_dim),
-            ("num_layers", self.num_layers),
-            ("rope_max_seq_len", self.rope_max_seq_len),
-            ("patch_size", self.patch_size.into_iter().min().unwrap_or(0)),
-        ] {
-            ensure!(
-                (1..=1 << 20).contains(&value),
-                "{field} is {value}; expected a positive number"
-            );
-        }
+        let [frames, rows, columns] = self.patch_size;
+        let per_token = |channels| product(&[channels, frames, rows, columns]);
+        check_dimensions(
+            &[
+                ("patch_size", frames.min(rows).min(columns).into()),
+                ("num_attention_heads", self.num_attention_heads.into()),
+                ("attention_head_dim", self.attention_head_dim.into()),
+                (
+                    "num_attention_heads * attention_head_dim",
+                    product(&[self.num_attention_heads, self.attention_head_dim]),
+                ),
+                ("in_channels", self.in_channels.into()),
+                ("out_channels", self.out_channels.into()),
+                ("in_channels * patch_size", per_token(self.in_channels)),
+                ("out_channels * patch_size", per_token(self.out_channels)),
+                ("text_dim", self.text_dim.into()),
+                ("freq_dim", self.freq_dim.into()),
+                ("ffn_dim", self.ffn_dim.into()),
+                ("rope_max_seq_len", self.rope_max_seq_len.into()),
+            ],
+            MAX_WIDTH,
+        )?;
+        check_dimensions(&[("num_layers", self.num_layers.into())], MAX_LAYERS)?;
+        check_epsilon("eps", self.eps)?;
         ensure!(
             self.attention_head_dim % 2 == 0 && self.attention_head_dim >= 6,
             "attention_head_dim is {}; rotary embedding needs an even number of at least 6",

@@ -21,10 +21,14 @@ use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
 use serde::Deserialize;
 
+use super::{MAX_LAYERS, MAX_WIDTH, check_dimensions, product};
+
 /// Pixel frames per latent frame after the first.
 pub const TEMPORAL_STRIDE: i32 = 4;
 /// Pixels per latent row and column.
 pub const SPATIAL_STRIDE: i32 = 8;
+/// Levels of resolution; all but the last halve rows and columns.
+const LEVELS: usize = 4;
 
 /// Dimensions of the VAE, with diffusers' names (`vae/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -89,33 +93,44 @@ impl VaeConfig {
             self.in_channels,
             self.out_channels
         );
-        let sizes = [
-            self.base_dim,
-            self.decoder_dim(),
-            self.z_dim,
-            self.num_res_blocks,
-        ];
-        ensure!(
-            sizes
-                .iter()
-                .chain(&self.dim_mult)
-                .all(|v| (1..=1 << 16).contains(v)),
-            "base_dim, z_dim, num_res_blocks and dim_mult must be positive; found {sizes:?} and {:?}",
-            self.dim_mult
-        );
         let levels = self.dim_mult.len();
-        let spatial = 1 << levels.saturating_sub(1);
         ensure!(
-            spatial == SPATIAL_STRIDE,
-            "dim_mult has {levels} levels; expected 4 for a spatial stride of {SPATIAL_STRIDE}"
+            levels == LEVELS,
+            "dim_mult has {levels} levels; expected {LEVELS} for a spatial stride of \
+             {SPATIAL_STRIDE}"
         );
-        let temporal = 1 << self.temperal_downsample.iter().filter(|&&t| t).count();
         ensure!(
-            self.temperal_downsample.len() + 1 == levels && temporal == TEMPORAL_STRIDE,
+            self.temperal_downsample.len() + 1 == levels
+                && self.temperal_downsample.iter().filter(|&&t| t).count() == 2,
             "temperal_downsample is {:?}; expected {} entries, two of them true",
             self.temperal_downsample,
             levels - 1
         );
+        check_dimensions(
+            &[
+                ("base_dim", self.base_dim.into()),
+                ("decoder_base_dim", self.decoder_dim().into()),
+                ("z_dim", self.z_dim.into()),
+            ],
+            MAX_WIDTH,
+        )?;
+        check_dimensions(
+            &[("num_res_blocks", self.num_res_blocks.into())],
+            MAX_LAYERS,
+        )?;
+        for &multiplier in &self.dim_mult {
+            check_dimensions(
+                &[
+                    ("dim_mult", multiplier.into()),
+                    ("base_dim * dim_mult", product(&[self.base_dim, multiplier])),
+                    (
+                        "decoder_base_dim * dim_mult",
+                        product(&[self.decoder_dim(), multiplier]),
+                    ),
+                ],
+                MAX_WIDTH,
+            )?;
+        }
         for level in 1..levels {
             let width = self.decoder_dim() * self.dim_mult[level];
             ensure!(
