@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use mlx_rs::{Array, Dtype as MlxDtype};
 
+use super::files::Files;
 use super::safetensors::{Dtype, Entry, TensorStore};
 use crate::backend::Backend;
 use crate::model::{Role, TensorSource, TensorSpec};
@@ -27,8 +28,13 @@ impl Component {
     /// # Errors
     /// Names the file that is missing or malformed.
     pub fn open(folder: &Path, backend: Backend) -> Result<Self> {
+        Self::new(folder.into(), backend)
+    }
+
+    /// As [`Self::open`], from wherever the files are.
+    pub(super) fn new(files: Files, backend: Backend) -> Result<Self> {
         Ok(Self {
-            store: TensorStore::open(folder)?,
+            store: TensorStore::new(files)?,
             backend,
         })
     }
@@ -77,7 +83,7 @@ impl Component {
         bail!(
             "{}: the tensors do not fit the configuration in config.json ({} expected, {} \
              found):\n  {list}",
-            self.store.folder().display(),
+            self.store.files(),
             specs.len(),
             entries.len()
         )
@@ -101,7 +107,7 @@ impl Component {
 
 impl TensorSource for Component {
     fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array> {
-        let folder = self.store.folder().display();
+        let folder = self.store.files();
         let Some(entry) = self.store.entries().get(name) else {
             bail!("{folder}: the tensor {name} is missing");
         };

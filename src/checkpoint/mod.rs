@@ -5,25 +5,28 @@
 //! `text_encoder/` and `tokenizer/`.
 
 mod component;
+mod files;
 mod safetensors;
 mod settings;
 
 pub use self::safetensors::TensorStore;
 pub use component::Component;
+pub use files::EmbeddedFile;
 pub use settings::Settings;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use self::files::Files;
 use crate::backend::{Backend, DeviceKind, Precision};
 use crate::model::Recorder;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use crate::text::Tokenizer;
 
 /// One of the two diffusion transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,9 @@ impl std::fmt::Display for Expert {
 /// The most latent rows per token; a clip's sides are multiples of eight times this.
 const MAX_PATCH: i32 = 64;
 
+/// The file that names the pipeline and its parts.
+const MODEL_INDEX: &str = "model_index.json";
+
 #[derive(Deserialize)]
 struct ModelIndex {
     #[serde(rename = "_class_name")]
@@ -68,7 +74,7 @@ struct ModelIndex {
 /// A checkpoint whose configuration and tensor headers have been checked. Holds no weights.
 #[derive(Debug)]
 pub struct Checkpoint {
-    root: PathBuf,
+    files: Files,
     /// Dimensions of the high-noise expert.
     pub high: DitConfig,
     /// Dimensions of the low-noise expert.
@@ -100,45 +106,58 @@ impl Checkpoint {
                 "no such folder"
             }
         );
-        let index_path = root.join("model_index.json");
+        let files = Files::from(root);
         ensure!(
-            index_path.is_file(),
-            "--model {}: there is no model_index.json; expected a checkpoint in the diffusers \
-             layout, with model_index.json, transformer/, transformer_2/, vae/, text_encoder/ and \
+            files.has(MODEL_INDEX),
+            "--model {}: there is no {MODEL_INDEX}; expected a checkpoint in the diffusers \
+             layout, with {MODEL_INDEX}, transformer/, transformer_2/, vae/, text_encoder/ and \
              tokenizer/{}",
             root.display(),
             layout_hint(root)
         );
-        let index: ModelIndex = read_json(&index_path)?;
+        Self::new(files)
+    }
+
+    /// As [`Self::open`], for a checkpoint that is part of the program.
+    ///
+    /// # Errors
+    /// When it is not whole.
+    pub fn embedded(files: &'static [EmbeddedFile]) -> Result<Self> {
+        Self::new(Files::Embedded {
+            prefix: String::new(),
+            files,
+        })
+    }
+
+    fn new(files: Files) -> Result<Self> {
+        let index_path = files.name(MODEL_INDEX);
+        let index: ModelIndex = files.json(MODEL_INDEX)?;
         ensure!(
             index.class_name.as_deref() == Some("WanImageToVideoPipeline"),
-            "{}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
-            index_path.display(),
+            "{index_path}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
             index.class_name.unwrap_or_default()
         );
         let ratio = index.boundary_ratio.with_context(|| {
             format!(
-                "{}: boundary_ratio is missing; only models with two experts are supported \
-                 (Wan2.2 I2V-A14B)",
-                index_path.display()
+                "{index_path}: boundary_ratio is missing; only models with two experts are \
+                 supported (Wan2.2 I2V-A14B)"
             )
         })?;
         ensure!(
             (0.0..=1.0).contains(&ratio) && !index.expand_timesteps,
-            "{}: expected a boundary_ratio between 0 and 1 and no expand_timesteps; found \
-             {ratio} and {}",
-            index_path.display(),
+            "{index_path}: expected a boundary_ratio between 0 and 1 and no expand_timesteps; \
+             found {ratio} and {}",
             index.expand_timesteps
         );
         let checkpoint = Self {
-            high: read_config(root, Expert::HighNoise.folder(), DitConfig::validate)?,
-            low: read_config(root, Expert::LowNoise.folder(), DitConfig::validate)?,
-            vae: read_config(root, "vae", VaeConfig::validate)?,
-            text_encoder: read_config(root, "text_encoder", Umt5Config::validate)?,
+            high: read_config(&files, Expert::HighNoise.folder(), DitConfig::validate)?,
+            low: read_config(&files, Expert::LowNoise.folder(), DitConfig::validate)?,
+            vae: read_config(&files, "vae", VaeConfig::validate)?,
+            text_encoder: read_config(&files, "text_encoder", Umt5Config::validate)?,
             // The reference compares integer timesteps with boundary * 1000.
             boundary_timestep: ratio * 1000.0,
-            settings: Settings::read(root)?,
-            root: root.to_owned(),
+            settings: Settings::read(&files)?,
+            files,
         };
         checkpoint.check_parts_fit()?;
         checkpoint.check_tensors()?;
@@ -150,13 +169,13 @@ impl Checkpoint {
             (Expert::HighNoise, &self.high),
             (Expert::LowNoise, &self.low),
         ] {
-            let file = self.root.join(expert.folder()).join("config.json");
+            let file = self.files.sub(expert.folder()).name("config.json");
             let z = self.vae.z_dim;
             ensure!(
                 config.in_channels == 2 * z + 4 && config.out_channels == z,
                 "{}: in_channels and out_channels are {} and {}; an image-to-video expert for a \
                  VAE with {z} latent channels has {} (noise, 4 mask channels, image) and {z}",
-                file.display(),
+                file,
                 config.in_channels,
                 config.out_channels,
                 2 * z + 4
@@ -164,7 +183,7 @@ impl Checkpoint {
             ensure!(
                 config.text_dim == self.text_encoder.d_model,
                 "{}: text_dim is {}, but the text encoder's d_model is {}",
-                file.display(),
+                file,
                 config.text_dim,
                 self.text_encoder.d_model
             );
@@ -177,7 +196,7 @@ impl Checkpoint {
                 && rows <= MAX_PATCH,
             "{}: the experts' patch_size are {:?} and {:?}; expected the same, with one latent \
              frame per token and as many rows as columns, at most {MAX_PATCH}",
-            self.root.display(),
+            self.files,
             self.high.patch_size,
             self.low.patch_size
         );
@@ -211,15 +230,15 @@ impl Checkpoint {
     }
 
     fn text_encoder_component(&self, backend: Backend) -> Result<Component> {
-        Component::open(&self.root.join("text_encoder"), backend)
+        Component::new(self.files.sub("text_encoder"), backend)
     }
 
     fn expert_component(&self, expert: Expert, backend: Backend) -> Result<Component> {
-        Component::open(&self.root.join(expert.folder()), backend)
+        Component::new(self.files.sub(expert.folder()), backend)
     }
 
     fn vae_component(&self, backend: Backend) -> Result<Component> {
-        Component::open(&self.root.join("vae"), backend)
+        Component::new(self.files.sub("vae"), backend)
     }
 
     /// Loads the text encoder.
@@ -261,9 +280,23 @@ impl Checkpoint {
         VaeDecoder::load(&self.vae, &mut self.vae_component(backend)?, backend)
     }
 
-    /// The tokenizer's file.
-    pub fn tokenizer_path(&self) -> PathBuf {
-        self.root.join("tokenizer").join("tokenizer.json")
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When it is missing, broken, or has more ids than the text encoder's vocabulary.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        const FILE: &str = "tokenizer.json";
+        let files = self.files.sub("tokenizer");
+        let name = files.name(FILE);
+        let tokenizer = Tokenizer::from_json(&files.read(FILE)?, &name)?;
+        let rows = self.text_encoder.vocab_size as usize;
+        ensure!(
+            tokenizer.vocab_size() <= rows,
+            "{name}: {} ids, but the text encoder's vocabulary has {rows}: they do not belong \
+             together",
+            tokenizer.vocab_size()
+        );
+        Ok(tokenizer)
     }
 
     /// The expert that a timestep belongs to.
@@ -290,27 +323,21 @@ fn layout_hint(root: &Path) -> String {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} does not hold what is expected there", path.display()))
-}
-
 fn read_config<T: DeserializeOwned>(
-    root: &Path,
+    root: &Files,
     part: &str,
     validate: impl Fn(&T) -> Result<()>,
 ) -> Result<T> {
-    let path = root.join(part).join("config.json");
-    if !path.is_file() {
+    const FILE: &str = "config.json";
+    let files = root.sub(part);
+    let name = files.name(FILE);
+    if !files.has(FILE) {
         bail!(
-            "{}: not found; a checkpoint in the diffusers layout has one for each of \
-             transformer, transformer_2, vae and text_encoder",
-            path.display()
+            "{name}: not found; a checkpoint in the diffusers layout has one for each of \
+             transformer, transformer_2, vae and text_encoder"
         );
     }
-    let config = read_json(&path)?;
-    validate(&config).with_context(|| format!("{} is not supported", path.display()))?;
+    let config = files.json(FILE)?;
+    validate(&config).with_context(|| format!("{name} is not supported"))?;
     Ok(config)
 }

@@ -1,22 +1,20 @@
 //! Safetensors files, whole or in shards, mapped and read by header.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::safetensors::SafeTensors;
 pub use ::safetensors::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
-use memmap2::Mmap;
 use serde::Deserialize;
 
-use super::read_json;
+use super::files::{Bytes, Files};
 
 /// The tensors of one part of a model, mapped from one or several files.
 #[derive(Debug)]
 pub struct TensorStore {
-    folder: PathBuf,
-    maps: Vec<Mmap>,
+    files: Files,
+    maps: Vec<Bytes>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -44,28 +42,32 @@ impl TensorStore {
     /// # Errors
     /// Names the file that is missing, malformed or at odds with the index.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::new(folder.into())
+    }
+
+    /// As [`Self::open`], from wherever the files are.
+    pub(super) fn new(files: Files) -> Result<Self> {
         let mut store = Self {
-            folder: folder.to_owned(),
+            files: files.clone(),
             maps: Vec::new(),
             entries: BTreeMap::new(),
         };
-        let names = file_names(folder)?;
+        let names = files.names()?;
         let indexes: Vec<&String> = names
             .iter()
             .filter(|n| n.ends_with(".safetensors.index.json"))
             .collect();
         match indexes.as_slice() {
             [index] => {
-                let path = folder.join(index);
-                let weight_map = read_json::<ShardIndex>(&path)?.weight_map;
+                let path = files.name(index);
+                let weight_map = files.json::<ShardIndex>(index)?.weight_map;
                 let mut shards: Vec<&String> = weight_map.values().collect();
                 shards.sort();
                 shards.dedup();
                 for shard in &shards {
                     ensure!(
                         names.contains(*shard),
-                        "{}: lists the shard {shard:?}, which is not in the folder",
-                        path.display()
+                        "{path}: lists the shard {shard:?}, which is not in the folder"
                     );
                     store.map(shard)?;
                 }
@@ -73,15 +75,13 @@ impl TensorStore {
                     let entry = store.entries.get(tensor);
                     ensure!(
                         entry.is_some_and(|entry| shards.get(entry.map) == Some(&shard)),
-                        "{}: lists the tensor {tensor} in {shard}, which does not hold it",
-                        path.display()
+                        "{path}: lists the tensor {tensor} in {shard}, which does not hold it"
                     );
                 }
             }
-            [] => store.map(&single_file(folder, &names)?)?,
+            [] => store.map(&single_file(&files, &names)?)?,
             several => bail!(
-                "{}: found {} index files ({several:?}); expected one",
-                folder.display(),
+                "{files}: found {} index files ({several:?}); expected one",
                 several.len()
             ),
         }
@@ -89,23 +89,10 @@ impl TensorStore {
     }
 
     fn map(&mut self, name: &str) -> Result<()> {
-        let path = self.folder.join(name);
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        ensure!(
-            file.metadata()?.len() > 8,
-            "{}: the file is empty or cut off; download it again",
-            path.display()
-        );
-        // SAFETY: the map is only read. A file that another program truncates meanwhile would
-        // raise SIGBUS; checkpoints are not written while they are in use.
-        let map = unsafe { Mmap::map(&file) }
-            .with_context(|| format!("cannot map {}", path.display()))?;
-        let (header_len, metadata) = SafeTensors::read_metadata(&map).with_context(|| {
-            format!(
-                "{}: not a whole safetensors file; download it again",
-                path.display()
-            )
-        })?;
+        let path = self.files.name(name);
+        let map = self.files.map(name)?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map)
+            .with_context(|| format!("{path}: not a whole safetensors file; download it again"))?;
         let data = header_len + 8;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
@@ -118,22 +105,20 @@ impl TensorStore {
             };
             ensure!(
                 entry.end <= map.len(),
-                "{}: the tensor {name} is cut off; download the file again",
-                path.display()
+                "{path}: the tensor {name} is cut off; download the file again"
             );
             ensure!(
                 self.entries.insert(name.clone(), entry).is_none(),
-                "{}: the tensor {name} stands in another shard too; expected it once",
-                path.display()
+                "{path}: the tensor {name} stands in another shard too; expected it once"
             );
         }
         self.maps.push(map);
         Ok(())
     }
 
-    /// The folder that the tensors are in.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// Where the tensors are.
+    pub(super) fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Every tensor by name.
@@ -147,16 +132,7 @@ impl TensorStore {
     }
 }
 
-fn file_names(folder: &Path) -> Result<Vec<String>> {
-    let mut names = fs::read_dir(folder)
-        .with_context(|| format!("cannot read the folder {}", folder.display()))?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<Vec<_>>>()?;
-    names.sort();
-    Ok(names)
-}
-
-fn single_file(folder: &Path, names: &[String]) -> Result<String> {
+fn single_file(folder: &Files, names: &[String]) -> Result<String> {
     // diffusers' and transformers' names come first: variants such as fp16 may lie beside them.
     for usual in ["diffusion_pytorch_model.safetensors", "model.safetensors"] {
         if names.iter().any(|n| n == usual) {
@@ -170,14 +146,12 @@ fn single_file(folder: &Path, names: &[String]) -> Result<String> {
     match files.as_slice() {
         [file] => Ok((*file).clone()),
         [] => bail!(
-            "{}: no .safetensors file; expected diffusion_pytorch_model.safetensors, \
-             model.safetensors, or shards with an index",
-            folder.display()
+            "{folder}: no .safetensors file; expected diffusion_pytorch_model.safetensors, \
+             model.safetensors, or shards with an index"
         ),
         several => bail!(
-            "{}: found {several:?} and no index; expected one file, or shards with \
-             a .safetensors.index.json",
-            folder.display()
+            "{folder}: found {several:?} and no index; expected one file, or shards with \
+             a .safetensors.index.json"
         ),
     }
 }

@@ -1,11 +1,9 @@
 //! What a model recommends to be run with.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::read_json;
+use super::files::Files;
 use crate::limits;
 use crate::text::DEFAULT_NEGATIVE_PROMPT;
 
@@ -47,15 +45,15 @@ impl Default for Settings {
 
 impl Settings {
     /// Reads `wan_i2v.json` in `root`, or returns the defaults when there is none.
-    pub(super) fn read(root: &Path) -> Result<Self> {
-        let path = root.join("wan_i2v.json");
-        if !path.is_file() {
+    pub(super) fn read(root: &Files) -> Result<Self> {
+        const FILE: &str = "wan_i2v.json";
+        if !root.has(FILE) {
             return Ok(Self::default());
         }
-        let settings: Self = read_json(&path)?;
+        let settings: Self = root.json(FILE)?;
         settings
             .validate()
-            .with_context(|| format!("{} is not supported", path.display()))?;
+            .with_context(|| format!("{} is not supported", root.name(FILE)))?;
         Ok(settings)
     }
 

@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::model::umt5::pad_rows;
 use crate::request::Plan;
-use crate::text::{TokenIds, Tokenizer, clean};
+use crate::text::{TokenIds, clean};
 
 /// Tokens that the transformer attends to, padding included (`text_len` of the reference).
 pub const TEXT_LEN: usize = 512;
@@ -41,15 +41,7 @@ impl PromptIds {
 /// # Errors
 /// When the tokenizer is missing, broken or does not belong to the text encoder.
 pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, plan: &Plan) -> Result<PromptIds> {
-    let path = checkpoint.tokenizer_path();
-    let tokenizer = Tokenizer::open(&path)?;
-    let rows = checkpoint.text_encoder.vocab_size as usize;
-    ensure!(
-        tokenizer.vocab_size() <= rows,
-        "{}: {} ids, but the text encoder's vocabulary has {rows}: they do not belong together",
-        path.display(),
-        tokenizer.vocab_size()
-    );
+    let tokenizer = checkpoint.load_tokenizer()?;
     let encode = |text: &str, flag: &str| {
         tokenizer
             .encode(&clean(text), TEXT_LEN)

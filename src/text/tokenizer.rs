@@ -66,15 +66,22 @@ impl Tokenizer {
         let path = path.as_ref();
         let json = std::fs::read(path)
             .with_context(|| format!("cannot read the tokenizer {}", path.display()))?;
-        Self::from_json(&json).with_context(|| {
+        Self::from_json(&json, &path.display().to_string())
+    }
+
+    /// Reads the content of a `tokenizer.json` that is called `name` in messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_json(json: &[u8], name: &str) -> Result<Self> {
+        Self::parse(json).with_context(|| {
             format!(
-                "{} is not a usable tokenizer; expected the tokenizer.json of google/umt5-xxl",
-                path.display()
+                "{name} is not a usable tokenizer; expected the tokenizer.json of google/umt5-xxl"
             )
         })
     }
 
-    fn from_json(json: &[u8]) -> Result<Self> {
+    fn parse(json: &[u8]) -> Result<Self> {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))?;
         // A tokenizer.json can carry the settings of whoever saved it; `encode` does its own.
         guarded(|| inner.with_truncation(None).map(drop))?;
