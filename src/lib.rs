@@ -16,3 +16,4 @@ pub mod pipeline;
 pub mod request;
 pub mod schedule;
 pub mod text;
+pub mod tiny;

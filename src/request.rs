@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::checkpoint::{Expert, Settings};
+use crate::checkpoint::{Checkpoint, Expert, Settings};
 use crate::limits::{self, MAX_SIDE};
 use crate::media::Resize;
 use crate::media::clip::is_frame_name;
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use crate::schedule::Solver;
+use crate::tiny;
 
 /// Guidance scale of each expert: `uncond + scale * (cond - uncond)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,11 +51,33 @@ pub enum Size {
     Area(u64),
 }
 
+/// Which checkpoint is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// The miniature that is part of the program (see [`crate::tiny`]).
+    Tiny,
+    /// A folder in the diffusers layout.
+    Folder(PathBuf),
+}
+
+impl Model {
+    /// Reads and checks the checkpoint's configuration and tensor headers.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open(&self) -> Result<Checkpoint> {
+        match self {
+            Model::Tiny => Checkpoint::embedded(tiny::FILES),
+            Model::Folder(root) => Checkpoint::open(root),
+        }
+    }
+}
+
 /// A clip to be made. Fields that are `None` take what the model recommends.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The checkpoint's folder.
-    pub model: PathBuf,
+    /// The checkpoint.
+    pub model: Model,
     /// The start picture.
     pub image: PathBuf,
     /// What happens in the clip.
@@ -171,7 +194,11 @@ impl Request {
     /// When a size does not fit the model's grid.
     pub fn plan(&self, settings: &Settings, picture: (usize, usize), patch: i32) -> Result<Plan> {
         let multiple = (SPATIAL_STRIDE * patch) as u32;
-        let (width, height) = match self.size.unwrap_or(Size::Area(settings.area)) {
+        let recommended = match settings.size {
+            Some((width, height)) => Size::Exact { width, height },
+            None => Size::Area(settings.area),
+        };
+        let (width, height) = match self.size.unwrap_or(recommended) {
             Size::Exact { width, height } => {
                 for (side, pixels) in [("width", width), ("height", height)] {
                     ensure!(

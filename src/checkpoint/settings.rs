@@ -13,8 +13,10 @@ use crate::text::DEFAULT_NEGATIVE_PROMPT;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Pixels per frame; the image decides the aspect ratio.
+    /// Pixels per frame; the image decides the aspect ratio, unless there is a `size`.
     pub area: u64,
+    /// Width and height in pixels, for a model that knows one size only.
+    pub size: Option<(u32, u32)>,
     /// Pixel frames of a clip.
     pub frames: u32,
     /// Frames per second.
@@ -33,6 +35,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             area: 1280 * 720,
+            size: None,
             frames: 81,
             fps: 16.0,
             steps: 40,

@@ -1,14 +1,13 @@
 //! The command line's flags.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use wan_i2v::backend::{self, DeviceKind, Precision};
 use wan_i2v::media::Resize;
-use wan_i2v::request::{GuideScale, Request, Size};
+use wan_i2v::request::{GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -54,13 +53,19 @@ pub struct Args {
     )]
     negative_prompt: Option<String>,
 
-    /// The checkpoint's folder, in the diffusers layout
-    #[arg(long, value_name = "DIR", help_heading = "Input")]
+    /// The checkpoint's folder, in the diffusers layout, or `tiny` for the built-in miniature
+    #[arg(
+        long,
+        value_name = "DIR|tiny",
+        default_value = "tiny",
+        help_heading = "Input"
+    )]
     model: PathBuf,
 
     /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
+    /// [default: the picture's name and the seed, in the current folder]
     #[arg(long, value_name = "PATH", help_heading = "Output")]
-    pub output: PathBuf,
+    output: Option<PathBuf>,
 
     /// Exact size in pixels, multiples of 16
     #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
@@ -184,13 +189,23 @@ impl Args {
         })
     }
 
-    pub fn into_request(self) -> Result<Request> {
-        Ok(Request {
-            model: self.model,
+    pub fn into_request(self) -> Request {
+        let seed = self.seed.unwrap_or_else(random_seed);
+        let output = self.output.unwrap_or_else(|| {
+            let mut name = self.image.file_stem().unwrap_or_default().to_owned();
+            name.push(format!("-{seed}.mp4"));
+            name.into()
+        });
+        Request {
+            model: if self.model == Path::new("tiny") {
+                Model::Tiny
+            } else {
+                Model::Folder(self.model)
+            },
             image: self.image,
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
-            output: self.output,
+            output,
             size: self.size.or(self.area),
             frames: self.frames,
             fps: self.fps,
@@ -202,13 +217,13 @@ impl Args {
             },
             shift: self.shift,
             guide_scale: self.guide_scale,
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed,
             resize: match self.resize {
                 ResizeArg::Lanczos => Resize::Lanczos,
                 ResizeArg::Bicubic => Resize::Bicubic,
             },
             dump: self.dump,
-        })
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use wan_i2v::backend::Backend;
 use wan_i2v::pipeline::{Job, Progress};
+use wan_i2v::request::Model;
+use wan_i2v::tiny;
 
 use args::Args;
 use display::{Bars, PlainLines, human_time, say};
@@ -47,8 +49,14 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let (device, dtype, output) = (args.device(), args.precision(), args.output.clone());
-    let job = Job::prepare(args.into_request()?)?;
+    let (device, dtype) = (args.device(), args.precision());
+    let request = args.into_request();
+    let output = request.output.clone();
+    let is_tiny = request.model == Model::Tiny;
+    let job = Job::prepare(request)?;
+    if is_tiny {
+        say!("{}", tiny::NOTICE);
+    }
     for warning in job.warnings() {
         say!("warning: {warning}");
     }

@@ -50,7 +50,7 @@ impl Job {
         let picture = Picture::open(&request.image).context("--image")?;
         check_writable(&request.output).context("--output")?;
         request.check_output_spares_image()?;
-        let checkpoint = Checkpoint::open(&request.model)?;
+        let checkpoint = request.model.open()?;
         let patch = checkpoint.high.patch_size[1].max(checkpoint.high.patch_size[2]);
         let size = (picture.width(), picture.height());
         let plan = request.plan(&checkpoint.settings, size, patch)?;

@@ -10,6 +10,7 @@ mod scratch;
 mod faults;
 mod refusals;
 mod runs;
+mod tiny;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

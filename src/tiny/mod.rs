@@ -1,0 +1,33 @@
+//! The built-in miniature: a trained Wan image-to-video model of the real architecture, small
+//! enough to be part of the program. What it knows and how it was made: `docs/tiny.md`.
+
+use crate::checkpoint::EmbeddedFile;
+
+/// What the miniature is, in one line for its users.
+pub const NOTICE: &str = "using the built-in miniature, which knows coloured circles, squares, \
+     triangles and diamonds that move, grow, shrink or change colour in 64 x 64 pixels; for real \
+     clips give --model the folder of Wan-AI/Wan2.2-I2V-A14B-Diffusers";
+
+macro_rules! files {
+    ($($path:literal),+ $(,)?) => {
+        &[$(EmbeddedFile {
+            path: $path,
+            bytes: include_bytes!(concat!("model/", $path)),
+        }),+]
+    };
+}
+
+/// Its files, in the diffusers layout.
+pub static FILES: &[EmbeddedFile] = files![
+    "model_index.json",
+    "wan_i2v.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "transformer_2/config.json",
+    "transformer_2/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+];

@@ -1,0 +1,242 @@
+//! The built-in miniature, on real results: the report's symptoms (a first frame that is not the
+//! picture, grey or frozen tails, a prompt without effect) as assertions.
+//!
+//! Clips are rendered on the default device, so on a Mac this is a test of Metal.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use image::{Rgb, RgbImage};
+use wan_i2v::backend::Backend;
+use wan_i2v::media::Resize;
+use wan_i2v::pipeline::{Job, Silent};
+use wan_i2v::request::{Model, Request};
+use wan_i2v::schedule::Solver;
+
+const SIDE: u32 = 64;
+const BACKGROUND: [u8; 3] = [196, 186, 170];
+/// Pixels that a moving thing covers in a clip of the miniature's world.
+const TRAVEL: f64 = 18.0;
+
+/// MLX's default stream belongs to one thread at a time; `cargo test` runs tests on several.
+static MLX: Mutex<()> = Mutex::new(());
+
+/// A thing to draw: centre, colour, and whether it is a circle or a square of radius 9.
+struct Thing {
+    centre: (f64, f64),
+    colour: [u8; 3],
+    circle: bool,
+}
+
+const RED: [u8; 3] = [219, 33, 33];
+const BLUE: [u8; 3] = [33, 69, 217];
+const CIRCLE: Thing = Thing {
+    centre: (32.0, 32.0),
+    colour: RED,
+    circle: true,
+};
+
+/// The things on a plain background, antialiased.
+fn draw(things: &[Thing]) -> RgbImage {
+    RgbImage::from_fn(SIDE, SIDE, |x, y| {
+        let mut pixel = BACKGROUND.map(f64::from);
+        for thing in things {
+            let dx = f64::from(x) + 0.5 - thing.centre.0;
+            let dy = f64::from(y) + 0.5 - thing.centre.1;
+            let distance = if thing.circle {
+                dx.hypot(dy)
+            } else {
+                dx.abs().max(dy.abs()) * 1.2
+            };
+            let cover = (9.0 - distance + 0.5).clamp(0.0, 1.0);
+            for (value, colour) in pixel.iter_mut().zip(thing.colour) {
+                *value += cover * (f64::from(colour) - *value);
+            }
+        }
+        Rgb(pixel.map(|v| v.round() as u8))
+    })
+}
+
+/// Renders a clip with the built-in model and reads its frames back.
+fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
+    let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("start.png");
+    picture.save(&image).unwrap();
+    let output = folder.path().join("frames/");
+    let request = Request {
+        model: Model::Tiny,
+        image,
+        prompt: prompt.into(),
+        negative_prompt: None,
+        output: output.clone(),
+        size: None,
+        frames: None,
+        fps: None,
+        steps: None,
+        solver: Solver::UniPc,
+        shift: None,
+        guide_scale: None,
+        seed: 7,
+        resize: Resize::Lanczos,
+        dump: None,
+    };
+    let job = Job::prepare(request).unwrap();
+    let backend = Backend::select(None, None).unwrap();
+    job.run(backend, &mut Silent).unwrap();
+    (0..17).map(|i| read(&output, i)).collect()
+}
+
+fn read(folder: &Path, index: usize) -> RgbImage {
+    let path = folder.join(format!("frame_{index:05}.png"));
+    image::open(path).unwrap().to_rgb8()
+}
+
+/// How much of a pixel is `colour` rather than the background, 0 to 1, and 0 for other colours.
+fn likeness(pixel: [u8; 3], colour: [u8; 3]) -> f64 {
+    let difference = |a: [u8; 3], b: [u8; 3]| -> [f64; 3] {
+        std::array::from_fn(|i| f64::from(a[i]) - f64::from(b[i]))
+    };
+    let dot = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (seen, wanted) = (
+        difference(pixel, BACKGROUND),
+        difference(colour, BACKGROUND),
+    );
+    let along = dot(seen, wanted) / dot(wanted, wanted);
+    let aligned = dot(seen, wanted) / (dot(seen, seen) * dot(wanted, wanted)).sqrt().max(1.0);
+    if aligned > 0.8 && along > 0.4 {
+        along.min(1.0)
+    } else {
+        0.0
+    }
+}
+
+/// Centre of what has a colour, and its area in pixels.
+fn find(frame: &RgbImage, colour: [u8; 3]) -> ((f64, f64), f64) {
+    let (mut x_sum, mut y_sum, mut area) = (0.0, 0.0, 0.0);
+    for (x, y, pixel) in frame.enumerate_pixels() {
+        let weight = likeness(pixel.0, colour);
+        x_sum += weight * (f64::from(x) + 0.5);
+        y_sum += weight * (f64::from(y) + 0.5);
+        area += weight;
+    }
+    assert!(
+        area > 20.0,
+        "nothing of the colour {colour:?} is left: {area:.1} pixels"
+    );
+    ((x_sum / area, y_sum / area), area)
+}
+
+/// Displacement of what has a colour, from the first frame to the last.
+fn displacement(clip: &[RgbImage], colour: [u8; 3]) -> (f64, f64) {
+    let (from, _) = find(&clip[0], colour);
+    let (to, _) = find(&clip[16], colour);
+    (to.0 - from.0, to.1 - from.1)
+}
+
+fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
+    let squares: f64 = a
+        .iter()
+        .zip(b.iter())
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+        .sum();
+    10.0 * (255.0 * 255.0 / (squares / a.len() as f64)).log10()
+}
+
+fn contrast(frame: &RgbImage) -> f64 {
+    let count = frame.len() as f64;
+    let mean = frame.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+    let squares = frame
+        .iter()
+        .map(|&v| (f64::from(v) - mean).powi(2))
+        .sum::<f64>();
+    (squares / count).sqrt()
+}
+
+/// What must hold of every clip: it starts with the picture and does not fade to grey.
+fn check_sound(clip: &[RgbImage], picture: &RgbImage) {
+    let first = psnr(&clip[0], picture);
+    let kept = contrast(&clip[16]) / contrast(&clip[0]);
+    println!("first frame {first:.1} dB, contrast kept {kept:.2}");
+    assert!(
+        first >= 26.0,
+        "the first frame is not the picture: {first:.1} dB"
+    );
+    assert!(
+        kept >= 0.75,
+        "the last frame has faded: {kept:.2} of the contrast"
+    );
+}
+
+#[test]
+fn the_prompt_decides_the_direction() {
+    let picture = draw(&[CIRCLE]);
+    for (prompt, direction) in [
+        ("the red circle moves right", (1.0, 0.0)),
+        ("the red circle moves left", (-1.0, 0.0)),
+        ("the red circle rises", (0.0, -1.0)),
+        ("the red circle moves down", (0.0, 1.0)),
+    ] {
+        let clip = render(&picture, prompt);
+        check_sound(&clip, &picture);
+        let (dx, dy) = displacement(&clip, RED);
+        let forward = dx * direction.0 + dy * direction.1;
+        let sideways = (dx * direction.1).abs() + (dy * direction.0).abs();
+        println!("{prompt}: moved by ({dx:.1}, {dy:.1})");
+        assert!(
+            forward >= 0.6 * TRAVEL,
+            "{prompt}: moved by ({dx:.1}, {dy:.1})"
+        );
+        assert!(
+            sideways < 0.3 * forward,
+            "{prompt}: moved by ({dx:.1}, {dy:.1})"
+        );
+    }
+}
+
+#[test]
+fn what_stays_still_stays() {
+    let picture = draw(&[CIRCLE]);
+    let clip = render(&picture, "the red circle stays still");
+    check_sound(&clip, &picture);
+    let (dx, dy) = displacement(&clip, RED);
+    assert!(dx.hypot(dy) < 2.0, "moved by ({dx:.1}, {dy:.1})");
+}
+
+#[test]
+fn what_grows_grows() {
+    let picture = draw(&[CIRCLE]);
+    let clip = render(&picture, "the red circle grows");
+    let (_, before) = find(&clip[0], RED);
+    let (_, after) = find(&clip[16], RED);
+    println!("area {before:.0} to {after:.0}");
+    assert!(after > 1.5 * before, "area {before:.0} to {after:.0}");
+}
+
+#[test]
+fn the_named_thing_moves_and_the_other_stays() {
+    let things = [
+        Thing {
+            centre: (16.0, 40.0),
+            ..CIRCLE
+        },
+        Thing {
+            centre: (46.0, 40.0),
+            colour: BLUE,
+            circle: false,
+        },
+    ];
+    let picture = draw(&things);
+    let clip = render(
+        &picture,
+        "the blue square moves up and the red circle stays still",
+    );
+    check_sound(&clip, &picture);
+    let (dx, dy) = displacement(&clip, BLUE);
+    assert!(
+        dy <= -0.6 * TRAVEL,
+        "the square moved by ({dx:.1}, {dy:.1})"
+    );
+    let (dx, dy) = displacement(&clip, RED);
+    assert!(dx.hypot(dy) < 3.0, "the circle moved by ({dx:.1}, {dy:.1})");
+}
