@@ -12,7 +12,12 @@ fn a_picture_and_a_prompt_are_enough() {
     photo.save(folder.path().join("photo.jpg")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
         .current_dir(folder.path())
-        .args(["--image", "photo.jpg", "--prompt", "the red circle moves left"])
+        .args([
+            "--image",
+            "photo.jpg",
+            "--prompt",
+            "the red circle moves left",
+        ])
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -25,14 +30,19 @@ fn a_picture_and_a_prompt_are_enough() {
     assert!(notices[0].contains("--model"), "{stderr}");
     let stdout = String::from_utf8(output.stdout).unwrap();
     let name = stdout.trim_end();
-    assert!(name.starts_with("photo-") && name.ends_with(".mp4"), "{name}");
+    assert!(
+        name.starts_with("photo-") && name.ends_with(".mp4"),
+        "{name}"
+    );
     assert!(folder.path().join(name).is_file());
 }
 
 #[test]
 fn a_folder_called_tiny_needs_a_path() {
     let folder = tempfile::tempdir().unwrap();
-    RgbImage::new(16, 16).save(folder.path().join("p.png")).unwrap();
+    RgbImage::new(16, 16)
+        .save(folder.path().join("p.png"))
+        .unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
         .current_dir(folder.path())
         .args(["--image", "p.png", "--prompt", "x", "--model", "./tiny"])
@@ -40,5 +50,8 @@ fn a_folder_called_tiny_needs_a_path() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("--model ./tiny: no such folder"), "{stderr}");
+    assert!(
+        stderr.contains("--model ./tiny: no such folder"),
+        "{stderr}"
+    );
 }
