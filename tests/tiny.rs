@@ -163,7 +163,7 @@ fn check_sound(clip: &[RgbImage], picture: &RgbImage) {
         "the first frame is not the picture: {first:.1} dB"
     );
     assert!(
-        kept >= 0.75,
+        kept >= 0.85,
         "the last frame has faded: {kept:.2} of the contrast"
     );
 }

@@ -44,7 +44,7 @@ def run(part: str, args: argparse.Namespace) -> None:
     elif part == "evaluate":
         import evaluate
 
-        evaluate.evaluate(args.folder, args.count, args.guidance, args.steps)
+        evaluate.evaluate(args.folder, args.first, args.count, args.guidance, args.steps)
     else:
         import train_dit
 
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=1800, help="encode: first frames in the training set (%(default)s)")
     parser.add_argument("--stage-steps", type=int, help="shared, high, low: another number of steps")
+    parser.add_argument("--first", type=int, default=0, help="evaluate: number of the first scene (%(default)s)")
     parser.add_argument("--count", type=int, default=240, help="evaluate: scenes (%(default)s)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.5, 1.0], help="evaluate: scales (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="evaluate: denoising steps (%(default)s)")

@@ -144,12 +144,12 @@ def strips(clips: list[np.ndarray], prompts: list[str], path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
-def evaluate(folder: Path, count: int, guidances: list[float], steps: int) -> None:
-    """Measure `count` scenes at every guidance; writes evaluation.json and film strips."""
+def evaluate(folder: Path, first: int, count: int, guidances: list[float], steps: int) -> None:
+    """Measure `count` scenes from number `first` on at every guidance; writes evaluation.json and film strips."""
     model = sample.load(folder)
-    scenes = [world.scene("eval", i) for i in range(count)]
+    scenes = [world.scene("eval", i) for i in range(first, first + count)]
     truths = [world.draw(s) for s in scenes]
-    report = {"scenes": count, "steps": steps}
+    report = {"first scene": first, "scenes": count, "steps": steps}
     trips = [
         train_vae.round_trip(model.vae, train_vae.to_signed(np.stack(truths[i : i + 4])))
         for i in range(0, count - count % 4, 4)

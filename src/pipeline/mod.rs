@@ -51,7 +51,8 @@ impl Job {
         check_writable(&request.output).context("--output")?;
         request.check_output_spares_image()?;
         let checkpoint = request.model.open()?;
-        let patch = checkpoint.high.patch_size[1].max(checkpoint.high.patch_size[2]);
+        // As many rows as columns, which opening the checkpoint checks.
+        let patch = checkpoint.high.patch_size[1];
         let size = (picture.width(), picture.height());
         let plan = request.plan(&checkpoint.settings, size, patch)?;
         plan.clip_spec()

@@ -9,7 +9,7 @@ pub fn weights(case: &str, component: &str, name: &str, shape: &[usize]) -> Vec<
 }
 
 /// Input `name` of case `case`: uniform in [-scale, scale).
-#[allow(dead_code, reason = "the random checkpoint has no inputs")]
+#[allow(dead_code, reason = "only the tests against the reference have inputs")]
 pub fn input(case: &str, name: &str, shape: &[usize], scale: f32) -> Vec<f32> {
     uniform(&format!("{case}/input/{name}"), shape)
         .map(|u| scale * u)
