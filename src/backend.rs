@@ -85,6 +85,8 @@ pub struct Backend {
     pub precision: Precision,
     /// How convolutions are computed.
     pub conv: ConvMethod,
+    /// Products of more rows than this unpack a quantized weight first and use the dense kernel.
+    pub dense_above: i32,
 }
 
 impl Backend {
@@ -121,18 +123,28 @@ impl Backend {
     }
 
     /// The settings for `device`, without touching MLX's state.
-    pub fn new(device: DeviceKind, precision: Option<Precision>) -> Self {
-        let (default_precision, conv) = match device {
-            DeviceKind::Gpu => (Precision::Bf16, ConvMethod::Native),
-            DeviceKind::Cpu => (Precision::F32, ConvMethod::TapMatmul),
+    pub const fn new(device: DeviceKind, precision: Option<Precision>) -> Self {
+        let (default_precision, conv, dense_above) = match device {
+            DeviceKind::Gpu => (Precision::Bf16, ConvMethod::Native, GPU_DENSE_ABOVE),
+            DeviceKind::Cpu => (Precision::F32, ConvMethod::TapMatmul, CPU_DENSE_ABOVE),
         };
         Self {
             device,
-            precision: precision.unwrap_or(default_precision),
+            precision: match precision {
+                Some(precision) => precision,
+                None => default_precision,
+            },
             conv,
+            dense_above,
         }
     }
 }
+
+/// Rows from which unpacking a weight once costs less than unpacking it for each block of rows;
+/// on Metal a published rule of thumb, not measured here.
+const GPU_DENSE_ABOVE: i32 = 768;
+/// MLX's CPU kernel unpacks for every row.
+const CPU_DENSE_ABOVE: i32 = 2;
 
 /// Score matrices of attention beyond this many bytes are computed in parts. Without a fused
 /// kernel the whole matrix exists at once, and one that is too large ends in

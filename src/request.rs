@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::checkpoint::{Checkpoint, Expert, Settings};
+use crate::checkpoint::{Checkpoint, Expert, LoadBits, Settings, Sources};
 use crate::limits::{self, MAX_SIDE};
 use crate::media::Resize;
 use crate::media::clip::is_frame_name;
@@ -56,8 +56,8 @@ pub enum Size {
 pub enum Model {
     /// The miniature that is part of the program (see [`crate::tiny`]).
     Tiny,
-    /// A folder in the diffusers layout.
-    Folder(PathBuf),
+    /// A model on disk.
+    Disk(Sources),
 }
 
 impl Model {
@@ -65,10 +65,10 @@ impl Model {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn open(&self) -> Result<Checkpoint> {
+    pub fn open(&self, bits: LoadBits) -> Result<Checkpoint> {
         match self {
-            Model::Tiny => Checkpoint::embedded(tiny::FILES),
-            Model::Folder(root) => Checkpoint::open(root),
+            Model::Tiny => Checkpoint::embedded(tiny::FILES, bits),
+            Model::Disk(sources) => Checkpoint::open(sources, bits),
         }
     }
 }
@@ -78,6 +78,8 @@ impl Model {
 pub struct Request {
     /// The checkpoint.
     pub model: Model,
+    /// Bits that its linear layers are quantized to while it is loaded.
+    pub bits: LoadBits,
     /// The start picture.
     pub image: PathBuf,
     /// What happens in the clip.

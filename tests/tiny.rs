@@ -66,6 +66,7 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
     let output = folder.path().join("frames/");
     let request = Request {
         model: Model::Tiny,
+        bits: Default::default(),
         image,
         prompt: prompt.into(),
         negative_prompt: None,

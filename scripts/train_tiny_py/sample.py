@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
 
 import dit
 import train_dit
@@ -55,6 +55,23 @@ def load(folder: Path) -> Model:
         experts[part] = modules["expert"]
     mean, std = (x.view(1, -1, 1, 1, 1) for x in latent_statistics(folder, vae))
     return Model(vae, modules["text"], experts["high"], experts["low"], tokenizer, mean, std)
+
+
+def from_pipeline(pipeline: WanImageToVideoPipeline) -> Model:
+    """A loaded diffusers pipeline's parts, such as the exported checkpoint's."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+    )
+    return Model(
+        pipeline.vae,
+        pipeline.text_encoder,
+        pipeline.transformer,
+        pipeline.transformer_2,
+        pipeline.tokenizer,
+        mean,
+        std,
+    )
 
 
 @torch.no_grad()

@@ -20,23 +20,6 @@ STEPS = 4
 GUIDANCE = 2.0
 
 
-def from_pipeline(pipeline: WanImageToVideoPipeline) -> sample.Model:
-    """A loaded diffusers pipeline's parts, for this folder's own sampler."""
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1)
-        for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
-    )
-    return sample.Model(
-        pipeline.vae,
-        pipeline.text_encoder,
-        pipeline.transformer,
-        pipeline.transformer_2,
-        pipeline.tokenizer,
-        mean,
-        std,
-    )
-
-
 def verify(folder: Path) -> None:
     """Compare layer arithmetic, stored precision and whole clips; a difference is an error."""
     pipeline = WanImageToVideoPipeline.from_pretrained(folder / "wan-tiny", torch_dtype=torch.float32)
@@ -55,7 +38,7 @@ def verify(folder: Path) -> None:
     rounded, _ = train_vae.round_trip(coarse, train_vae.to_signed(truths))
     print(f"VAE round trip: {half.mean():.2f} dB from float16 weights, {rounded.mean():.2f} dB from bfloat16")
 
-    model = from_pipeline(pipeline)
+    model = sample.from_pipeline(pipeline)
     pictures = train_vae.to_signed(truths[:1, :1])[:, :, 0]
     for last in (None, truths[0, -1]):
         ours = evaluate.to_bytes(

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use serde::de::DeserializeOwned;
 
 /// A file that is part of the program.
@@ -48,6 +49,27 @@ pub enum Bytes {
     Static(&'static [u8]),
 }
 
+impl Bytes {
+    /// Lets the machine drop the pages that lie within `range`; they are read again when needed.
+    pub fn release(&self, range: Range<usize>) {
+        // Pages of 16 KiB on Apple silicon; smaller ones divide it.
+        const PAGE: usize = 16 << 10;
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self
+            && start < end
+        {
+            // A kernel that refuses costs memory, no correctness.
+            // SAFETY: the pages are never written, so dropping them loses nothing.
+            let _ = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = (start, end);
+    }
+}
+
 impl Deref for Bytes {
     type Target = [u8];
 
@@ -76,6 +98,24 @@ impl fmt::Display for Files {
 }
 
 impl Files {
+    /// The root of a checkpoint that is part of the program.
+    pub fn embedded_root(files: &'static [EmbeddedFile]) -> Self {
+        Files::Embedded {
+            prefix: String::new(),
+            files,
+        }
+    }
+
+    /// A file's folder and its name there.
+    pub fn holding(path: &Path) -> (Self, String) {
+        let folder = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        (Files::from(folder), name.into_owned())
+    }
+
     /// The folder `name` in this one.
     pub fn sub(&self, name: &str) -> Self {
         match self {
@@ -105,12 +145,50 @@ impl Files {
         found.map(|entry| entry.bytes)
     }
 
+    /// A file's size and time of change, which a changed file does not keep: `[bytes, seconds]`.
+    pub fn stamp(&self, file: &str) -> (u64, f64) {
+        match self {
+            Files::Folder(folder) => fs::metadata(folder.join(file)).map_or((0, 0.0), |meta| {
+                let changed = meta.modified().ok();
+                let since = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+                (meta.len(), since.map_or(0.0, |d| d.as_secs_f64()))
+            }),
+            Files::Embedded { .. } => {
+                let bytes = self.embedded(file).map_or(0, <[u8]>::len);
+                (bytes as u64, 0.0)
+            }
+        }
+    }
+
     /// Whether there is such a file.
     pub fn has(&self, file: &str) -> bool {
         match self {
             Files::Folder(folder) => folder.join(file).is_file(),
             Files::Embedded { .. } => self.embedded(file).is_some(),
         }
+    }
+
+    /// Whether the folder is there.
+    pub fn exists(&self) -> bool {
+        match self {
+            Files::Folder(folder) => folder.is_dir(),
+            Files::Embedded { prefix, files } => {
+                files.iter().any(|entry| entry.path.starts_with(prefix))
+            }
+        }
+    }
+
+    /// The names of the folders in this one that are not hidden, sorted.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn folders(&self) -> Result<Vec<String>> {
+        let Files::Folder(folder) = self else {
+            return Ok(Vec::new());
+        };
+        let mut names = self.names()?;
+        names.retain(|name| !name.starts_with('.') && folder.join(name).is_dir());
+        Ok(names)
     }
 
     /// The names of what is in the folder, sorted.

@@ -1,32 +1,45 @@
 //! Checkpoints on disk: names, layouts and dtypes. Hands out tensors, strictly.
 //!
-//! The diffusers folder layout is read: `model_index.json` (with `boundary_ratio`),
-//! `transformer/` (the high-noise expert), `transformer_2/` (the low-noise one), `vae/`,
-//! `text_encoder/` and `tokenizer/`.
+//! A file's [`header`] says what it holds, whatever its container ([`safetensors`], [`pth`],
+//! [`gguf`]) and its elements' [`encoding`]. [`layout`] finds the parts of a model in a folder,
+//! [`names`] knows whose names a part's tensors have, and a [`part::Part`] finds every tensor of a
+//! network under its canonical name.
 
-mod component;
+pub mod config;
+pub mod convert;
+pub mod encoding;
 mod files;
-mod safetensors;
+pub mod gguf;
+pub mod header;
+pub mod inspect;
+pub mod layout;
+pub mod names;
+pub mod part;
+pub mod pth;
+pub mod quantize;
+pub mod safetensors;
 mod settings;
+pub mod store;
 
-pub use self::safetensors::TensorStore;
-pub use component::Component;
-pub use files::EmbeddedFile;
+pub use files::{EmbeddedFile, Files};
+pub use layout::PartName;
+pub use quantize::Bits;
 pub use settings::Settings;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use self::files::Files;
-use crate::backend::{Backend, DeviceKind, Precision};
-use crate::model::Recorder;
+use self::config::PartConfig;
+use self::layout::{Layout, MODEL_INDEX, TokenizerAt};
+use self::part::{Loader, Part};
+use self::store::Location;
+use crate::backend::Backend;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
-use crate::text::Tokenizer;
+use crate::text::{Arrays, Tokenizer};
 
 /// One of the two diffusion transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +50,11 @@ pub enum Expert {
     LowNoise,
 }
 
-impl Expert {
-    /// The expert's folder in the diffusers layout.
-    fn folder(self) -> &'static str {
-        match self {
-            Expert::HighNoise => "transformer",
-            Expert::LowNoise => "transformer_2",
+impl From<Expert> for PartName {
+    fn from(expert: Expert) -> Self {
+        match expert {
+            Expert::HighNoise => PartName::HighNoise,
+            Expert::LowNoise => PartName::LowNoise,
         }
     }
 }
@@ -58,9 +70,9 @@ impl std::fmt::Display for Expert {
 
 /// The most latent rows per token; a clip's sides are multiples of eight times this.
 const MAX_PATCH: i32 = 64;
-
-/// The file that names the pipeline and its parts.
-const MODEL_INDEX: &str = "model_index.json";
+/// The boundary between the experts that Wan2.2 I2V-A14B was published with, as a share of the
+/// noise schedule (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`).
+const BOUNDARY: f64 = 0.9;
 
 #[derive(Deserialize)]
 struct ModelIndex {
@@ -71,10 +83,56 @@ struct ModelIndex {
     expand_timesteps: bool,
 }
 
+/// Where the parts of a model are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The folder of a model; what the other fields name is taken from there instead.
+    pub model: Option<PathBuf>,
+    /// A file or folder for each part, in the order of [`PartName::ALL`].
+    pub parts: [Option<PathBuf>; 4],
+    /// A tokenizer file, or a folder with one.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Sources {
+    /// Everything from one folder.
+    pub fn folder(root: impl Into<PathBuf>) -> Self {
+        Self {
+            model: Some(root.into()),
+            ..Self::default()
+        }
+    }
+}
+
+/// The bits that a model's linear layers are quantized to while it is loaded; `None` keeps what
+/// the files hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadBits {
+    /// For the high-noise expert.
+    pub high: Option<Bits>,
+    /// For the low-noise expert.
+    pub low: Option<Bits>,
+    /// For the text encoder.
+    pub text: Option<Bits>,
+}
+
+impl LoadBits {
+    /// The bits of a part.
+    pub fn of(self, name: PartName) -> Option<Bits> {
+        match name {
+            PartName::HighNoise => self.high,
+            PartName::LowNoise => self.low,
+            PartName::TextEncoder => self.text,
+            PartName::Vae => None,
+        }
+    }
+}
+
 /// A checkpoint whose configuration and tensor headers have been checked. Holds no weights.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Files,
+    layout: Layout,
+    bits: LoadBits,
     /// Dimensions of the high-noise expert.
     pub high: DitConfig,
     /// Dimensions of the low-noise expert.
@@ -90,100 +148,72 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads every configuration and tensor header below `root` and checks that every tensor of
-    /// the architecture is there, once, with the right shape, and no other.
+    /// Finds the parts of a model, reads every configuration and tensor header and checks that
+    /// every tensor of the architecture is there, once, with the right shape, and no other.
     ///
     /// # Errors
     /// Names the file, tensor or field, what was found and what was expected.
-    pub fn open(root: &Path) -> Result<Self> {
-        ensure!(
-            root.is_dir(),
-            "--model {}: {}; expected the folder of a checkpoint in the diffusers layout",
-            root.display(),
-            if root.exists() {
-                "not a folder"
-            } else {
-                "no such folder"
-            }
-        );
-        let files = Files::from(root);
-        ensure!(
-            files.has(MODEL_INDEX),
-            "--model {}: there is no {MODEL_INDEX}; expected a checkpoint in the diffusers \
-             layout, with {MODEL_INDEX}, transformer/, transformer_2/, vae/, text_encoder/ and \
-             tokenizer/{}",
-            root.display(),
-            layout_hint(root)
-        );
-        Self::new(files)
+    pub fn open(sources: &Sources, bits: LoadBits) -> Result<Self> {
+        Self::new(layout_of(sources)?, bits)
     }
 
     /// As [`Self::open`], for a checkpoint that is part of the program.
     ///
     /// # Errors
     /// When it is not whole.
-    pub fn embedded(files: &'static [EmbeddedFile]) -> Result<Self> {
-        Self::new(Files::Embedded {
-            prefix: String::new(),
-            files,
-        })
+    pub fn embedded(files: &'static [EmbeddedFile], bits: LoadBits) -> Result<Self> {
+        Self::new(Layout::of_folder(&Files::embedded_root(files))?, bits)
     }
 
-    fn new(files: Files) -> Result<Self> {
-        let index_path = files.name(MODEL_INDEX);
-        let index: ModelIndex = files.json(MODEL_INDEX)?;
-        ensure!(
-            index.class_name.as_deref() == Some("WanImageToVideoPipeline"),
-            "{index_path}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
-            index.class_name.unwrap_or_default()
-        );
-        let ratio = index.boundary_ratio.with_context(|| {
-            format!(
-                "{index_path}: boundary_ratio is missing; only models with two experts are \
-                 supported (Wan2.2 I2V-A14B)"
-            )
-        })?;
-        ensure!(
-            (0.0..=1.0).contains(&ratio) && !index.expand_timesteps,
-            "{index_path}: expected a boundary_ratio between 0 and 1 and no expand_timesteps; \
-             found {ratio} and {}",
-            index.expand_timesteps
-        );
+    fn new(layout: Layout, bits: LoadBits) -> Result<Self> {
+        let root = layout.root.clone();
+        let boundary = match &root {
+            Some(root) => boundary(root)?,
+            None => BOUNDARY,
+        };
+        let [high, low, vae, text_encoder] = PartName::ALL.map(|name| checked(&layout, name));
         let checkpoint = Self {
-            high: read_config(&files, Expert::HighNoise.folder(), DitConfig::validate)?,
-            low: read_config(&files, Expert::LowNoise.folder(), DitConfig::validate)?,
-            vae: read_config(&files, "vae", VaeConfig::validate)?,
-            text_encoder: read_config(&files, "text_encoder", Umt5Config::validate)?,
+            high: dit(high?)?,
+            low: dit(low?)?,
+            vae: match vae? {
+                PartConfig::Vae(config) => config,
+                _ => bail!("the VAE is none"),
+            },
+            text_encoder: match text_encoder? {
+                PartConfig::TextEncoder(config) => config,
+                _ => bail!("the text encoder is none"),
+            },
             // The reference compares integer timesteps with boundary * 1000.
-            boundary_timestep: ratio * 1000.0,
-            settings: Settings::read(&files)?,
-            files,
+            boundary_timestep: boundary * 1000.0,
+            settings: match &root {
+                Some(root) => Settings::read(root)?,
+                None => Settings::default(),
+            },
+            layout,
+            bits,
         };
         checkpoint.check_parts_fit()?;
-        checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
 
     fn check_parts_fit(&self) -> Result<()> {
-        for (expert, config) in [
-            (Expert::HighNoise, &self.high),
-            (Expert::LowNoise, &self.low),
+        for (name, config) in [
+            (PartName::HighNoise, &self.high),
+            (PartName::LowNoise, &self.low),
         ] {
-            let file = self.files.sub(expert.folder()).name("config.json");
+            let place = self.location(name)?;
             let z = self.vae.z_dim;
             ensure!(
                 config.in_channels == 2 * z + 4 && config.out_channels == z,
-                "{}: in_channels and out_channels are {} and {}; an image-to-video expert for a \
-                 VAE with {z} latent channels has {} (noise, 4 mask channels, image) and {z}",
-                file,
+                "{place}: in_channels and out_channels are {} and {}; an image-to-video expert for \
+                 a VAE with {z} latent channels has {} (noise, 4 mask channels, image) and {z}",
                 config.in_channels,
                 config.out_channels,
                 2 * z + 4
             );
             ensure!(
                 config.text_dim == self.text_encoder.d_model,
-                "{}: text_dim is {}, but the text encoder's d_model is {}",
-                file,
+                "{place}: text_dim is {}, but the text encoder's d_model is {}",
                 config.text_dim,
                 self.text_encoder.d_model
             );
@@ -196,49 +226,19 @@ impl Checkpoint {
                 && rows <= MAX_PATCH,
             "{}: the experts' patch_size are {:?} and {:?}; expected the same, with one latent \
              frame per token and as many rows as columns, at most {MAX_PATCH}",
-            self.files,
+            self.location(PartName::LowNoise)?,
             self.high.patch_size,
             self.low.patch_size
         );
         Ok(())
     }
 
-    /// Checks each part's headers against what its constructor asks for.
-    fn check_tensors(&self) -> Result<()> {
-        // The list of tensors does not depend on the backend.
-        let backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
-        let mut text = Recorder::default();
-        Umt5::load(&self.text_encoder, &mut text)?;
-        self.text_encoder_component(backend)?.check(
-            &text.specs,
-            // transformers saves the tied embedding under a second name in some versions.
-            &["encoder.embed_tokens.weight"],
-        )?;
-        for (expert, config) in [
-            (Expert::HighNoise, &self.high),
-            (Expert::LowNoise, &self.low),
-        ] {
-            let mut dit = Recorder::default();
-            Dit::load(config, &mut dit)?;
-            self.expert_component(expert, backend)?
-                .check(&dit.specs, &[])?;
-        }
-        let mut vae = Recorder::default();
-        VaeEncoder::load(&self.vae, &mut vae, backend)?;
-        VaeDecoder::load(&self.vae, &mut vae, backend)?;
-        self.vae_component(backend)?.check(&vae.specs, &[])
+    fn location(&self, name: PartName) -> Result<&Location> {
+        location(&self.layout, name)
     }
 
-    fn text_encoder_component(&self, backend: Backend) -> Result<Component> {
-        Component::new(self.files.sub("text_encoder"), backend)
-    }
-
-    fn expert_component(&self, expert: Expert, backend: Backend) -> Result<Component> {
-        Component::new(self.files.sub(expert.folder()), backend)
-    }
-
-    fn vae_component(&self, backend: Backend) -> Result<Component> {
-        Component::new(self.files.sub("vae"), backend)
+    fn part(&self, name: PartName) -> Result<Part> {
+        Part::open(self.location(name)?, name.kind())
     }
 
     /// Loads the text encoder.
@@ -246,10 +246,9 @@ impl Checkpoint {
     /// # Errors
     /// When a file changed since [`Self::open`] or a weight is not finite; names the tensor.
     pub fn load_text_encoder(&self, backend: Backend) -> Result<Umt5> {
-        Umt5::load(
-            &self.text_encoder,
-            &mut self.text_encoder_component(backend)?,
-        )
+        let part = self.part(PartName::TextEncoder)?;
+        let mut loader = self.loader(&part, PartName::TextEncoder, backend);
+        Umt5::load(&self.text_encoder, &mut loader)
     }
 
     /// Loads one expert.
@@ -261,7 +260,8 @@ impl Checkpoint {
             Expert::HighNoise => &self.high,
             Expert::LowNoise => &self.low,
         };
-        Dit::load(config, &mut self.expert_component(expert, backend)?)
+        let part = self.part(expert.into())?;
+        Dit::load(config, &mut self.loader(&part, expert.into(), backend))
     }
 
     /// Loads the encoder half of the VAE.
@@ -269,7 +269,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::load_text_encoder`].
     pub fn load_vae_encoder(&self, backend: Backend) -> Result<VaeEncoder> {
-        VaeEncoder::load(&self.vae, &mut self.vae_component(backend)?, backend)
+        let part = self.part(PartName::Vae)?;
+        let mut loader = self.loader(&part, PartName::Vae, backend);
+        VaeEncoder::load(&self.vae, &mut loader, backend)
     }
 
     /// Loads the decoder half of the VAE.
@@ -277,7 +279,17 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::load_text_encoder`].
     pub fn load_vae_decoder(&self, backend: Backend) -> Result<VaeDecoder> {
-        VaeDecoder::load(&self.vae, &mut self.vae_component(backend)?, backend)
+        let part = self.part(PartName::Vae)?;
+        let mut loader = self.loader(&part, PartName::Vae, backend);
+        VaeDecoder::load(&self.vae, &mut loader, backend)
+    }
+
+    fn loader<'a>(&self, part: &'a Part, name: PartName, backend: Backend) -> Loader<'a> {
+        Loader {
+            part,
+            backend,
+            bits: self.bits.of(name),
+        }
     }
 
     /// The tokenizer.
@@ -285,10 +297,26 @@ impl Checkpoint {
     /// # Errors
     /// When it is missing, broken, or has more ids than the text encoder's vocabulary.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        const FILE: &str = "tokenizer.json";
-        let files = self.files.sub("tokenizer");
-        let name = files.name(FILE);
-        let tokenizer = Tokenizer::from_json(&files.read(FILE)?, &name)?;
+        let (tokenizer, name) = match &self.layout.tokenizer {
+            Some(TokenizerAt::File(files, file)) => {
+                let (name, content) = (files.name(file), files.read(file)?);
+                let tokenizer = if file.ends_with(".json") {
+                    Tokenizer::from_json(&content, &name)?
+                } else {
+                    Tokenizer::from_sentencepiece(&content, &name)?
+                };
+                (tokenizer, name)
+            }
+            Some(TokenizerAt::InTextEncoder) => {
+                let part = self.part(PartName::TextEncoder)?;
+                let name = part.store().location().to_string();
+                (tokenizer_of(&part, &name)?, name)
+            }
+            None => bail!(
+                "the model has no tokenizer; give --tokenizer PATH: a tokenizer.json or spiece.model \
+                 of google/umt5-xxl"
+            ),
+        };
         let rows = self.text_encoder.vocab_size as usize;
         ensure!(
             tokenizer.vocab_size() <= rows,
@@ -309,35 +337,183 @@ impl Checkpoint {
     }
 }
 
-/// What a folder without `model_index.json` seems to be, as the end of an error.
-fn layout_hint(root: &Path) -> String {
-    let has = |name: &str| root.join(name).exists();
-    if has("high_noise_model") || has("low_noise_model") {
-        "; this folder is in the original layout of Wan-AI/Wan2.2-I2V-A14B, which is not read: \
-         get Wan-AI/Wan2.2-I2V-A14B-Diffusers"
-            .into()
-    } else if has("config.json") && has("../model_index.json") {
-        "; this folder is one part of a checkpoint: give the folder above it".into()
-    } else {
-        String::new()
+/// Where the parts of `sources` are.
+///
+/// # Errors
+/// When a named file or folder is not there, or a folder holds no model.
+pub fn layout_of(sources: &Sources) -> Result<Layout> {
+    let mut layout = match &sources.model {
+        Some(root) => {
+            ensure!(
+                root.is_dir(),
+                "--model {}: {}; expected the folder of a model",
+                root.display(),
+                if root.exists() {
+                    "not a folder (name single files with --high, --low, --vae, --text-encoder \
+                     and --tokenizer)"
+                } else {
+                    "no such folder"
+                }
+            );
+            Layout::of_folder(&Files::from(root.as_path())).context("--model")?
+        }
+        None => Layout::default(),
+    };
+    for (name, path) in PartName::ALL.into_iter().zip(&sources.parts) {
+        if let Some(path) = path {
+            layout.set(name, Location::at(path).with_context(|| name.flag())?);
+        }
+    }
+    if let Some(path) = &sources.tokenizer {
+        layout.tokenizer = Some(Layout::tokenizer_at(path).context("--tokenizer")?);
+    }
+    Ok(layout)
+}
+
+/// The tokenizer inside a text encoder's file.
+fn tokenizer_of(part: &Part, name: &str) -> Result<Tokenizer> {
+    let store = part.store();
+    if let Some(entry) = layout::spiece_entry(store) {
+        return Tokenizer::from_sentencepiece(store.bytes(entry), name);
+    }
+    let missing = || format!("{name} holds no whole tokenizer; give --tokenizer PATH");
+    let file = store.only_file().with_context(missing)?;
+    let model = store.metadata().get("tokenizer.ggml.model");
+    ensure!(
+        model.is_some_and(|model| model == "t5"),
+        "{}",
+        missing()
+    );
+    // Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py.
+    let key = |end: &str| format!("tokenizer.ggml.{end}");
+    let integers = |end: &str| gguf::integers(file, &key(end));
+    let arrays = Arrays {
+        tokens: gguf::strings(file, &key("tokens"))?.with_context(missing)?,
+        scores: gguf::floats(file, &key("scores"))?.with_context(missing)?,
+        kinds: integers("token_type")?
+            .with_context(missing)?
+            .into_iter()
+            .map(|kind| i32::try_from(kind).unwrap_or(-1))
+            .collect(),
+        charsmap: integers("precompiled_charsmap")?
+            .unwrap_or_default()
+            .into_iter()
+            .map(|byte| byte as u8)
+            .collect(),
+    };
+    Tokenizer::from_arrays(arrays, name)
+}
+
+/// What a model has besides the weights of its parts.
+#[derive(Clone, Debug)]
+pub struct Rest {
+    /// The share of the noise schedule where the high-noise expert ends.
+    pub boundary: f64,
+    /// The content of its settings' file, when it has one.
+    pub settings: Option<Vec<u8>>,
+    /// A tokenizer's file name and content.
+    pub tokenizer: Option<(String, Vec<u8>)>,
+}
+
+impl Rest {
+    /// The boundary between the experts alone.
+    ///
+    /// # Errors
+    /// When the file that names it is not supported.
+    pub fn boundary_of(layout: &Layout) -> Result<f64> {
+        layout.root.as_ref().map_or(Ok(BOUNDARY), boundary)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn of(layout: &Layout) -> Result<Self> {
+        let root = layout.root.as_ref();
+        let settings = root.filter(|root| root.has(settings::FILE));
+        Ok(Self {
+            boundary: Self::boundary_of(layout)?,
+            settings: settings
+                .map(|root| root.read(settings::FILE).map(Into::into))
+                .transpose()?,
+            tokenizer: match &layout.tokenizer {
+                Some(TokenizerAt::File(files, file)) => {
+                    Some((file.clone(), files.read(file)?.into()))
+                }
+                Some(TokenizerAt::InTextEncoder) => layout
+                    .part(PartName::TextEncoder)
+                    .map(|location| {
+                        let store = store::TensorStore::open(location)?;
+                        let entry = layout::spiece_entry(&store);
+                        anyhow::Ok(entry.map(|e| ("spiece.model".into(), store.bytes(e).into())))
+                    })
+                    .transpose()?
+                    .flatten(),
+                None => None,
+            },
+        })
     }
 }
 
-fn read_config<T: DeserializeOwned>(
-    root: &Files,
-    part: &str,
-    validate: impl Fn(&T) -> Result<()>,
-) -> Result<T> {
-    const FILE: &str = "config.json";
-    let files = root.sub(part);
-    let name = files.name(FILE);
-    if !files.has(FILE) {
-        bail!(
-            "{name}: not found; a checkpoint in the diffusers layout has one for each of \
-             transformer, transformer_2, vae and text_encoder"
-        );
-    }
-    let config = files.json(FILE)?;
-    validate(&config).with_context(|| format!("{name} is not supported"))?;
+/// Opens a part, reads its dimensions and checks its tensors against them.
+fn checked(layout: &Layout, name: PartName) -> Result<PartConfig> {
+    let part = Part::open(location(layout, name)?, name.kind())?;
+    let config = PartConfig::of(&part, name)?;
+    part.check(&config.specs()?)?;
     Ok(config)
+}
+
+fn location(layout: &Layout, name: PartName) -> Result<&Location> {
+    layout.part(name).with_context(|| {
+        let place = match &layout.root {
+            Some(root) => format!("{root}: the model has no {name} there"),
+            None => format!("there is no {name}"),
+        };
+        format!(
+            "{place}; download it too, or say where it is with {} PATH",
+            name.flag()
+        )
+    })
+}
+
+fn dit(config: PartConfig) -> Result<DitConfig> {
+    match config {
+        PartConfig::Expert(config) => Ok(config),
+        _ => bail!("the expert is none"),
+    }
+}
+
+/// The boundary between the experts that a model's folder names, or the published one.
+fn boundary(root: &Files) -> Result<f64> {
+    let (file, ratio) = if root.has(MODEL_INDEX) {
+        let file = root.name(MODEL_INDEX);
+        let index: ModelIndex = root.json(MODEL_INDEX)?;
+        ensure!(
+            index.class_name.as_deref() == Some("WanImageToVideoPipeline"),
+            "{file}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
+            index.class_name.unwrap_or_default()
+        );
+        let ratio = index.boundary_ratio.with_context(|| {
+            format!(
+                "{file}: boundary_ratio is missing; only models with two experts are supported \
+                 (Wan2.2 I2V-A14B)"
+            )
+        })?;
+        ensure!(
+            !index.expand_timesteps,
+            "{file}: expand_timesteps is set; this is Wan2.2 TI2V-5B, which is not supported"
+        );
+        (file, ratio)
+    } else if root.has(config::CONFIG) {
+        let json: serde_json::Value = root.json(config::CONFIG)?;
+        let ratio = json.get("boundary").and_then(serde_json::Value::as_f64);
+        (root.name(config::CONFIG), ratio.unwrap_or(BOUNDARY))
+    } else {
+        return Ok(BOUNDARY);
+    };
+    ensure!(
+        (0.0..=1.0).contains(&ratio),
+        "{file}: the boundary between the experts is {ratio}; expected 0 to 1"
+    );
+    Ok(ratio)
 }

@@ -7,6 +7,9 @@ use super::files::Files;
 use crate::limits;
 use crate::text::DEFAULT_NEGATIVE_PROMPT;
 
+/// The file that holds a model's own settings.
+pub const FILE: &str = "wan_i2v.json";
+
 /// Recommended settings of a model. A checkpoint may carry its own in `wan_i2v.json` beside
 /// `model_index.json`; otherwise they are those that Wan2.2 I2V-A14B was published with
 /// (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`, `shared_config.py` and `generate.py`).
@@ -49,7 +52,6 @@ impl Default for Settings {
 impl Settings {
     /// Reads `wan_i2v.json` in `root`, or returns the defaults when there is none.
     pub(super) fn read(root: &Files) -> Result<Self> {
-        const FILE: &str = "wan_i2v.json";
         if !root.has(FILE) {
             return Ok(Self::default());
         }

@@ -1,14 +1,19 @@
 //! The command line's flags.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use wan_i2v::backend::{self, DeviceKind, Precision};
+use wan_i2v::checkpoint::Sources;
 use wan_i2v::media::Resize;
 use wan_i2v::request::{GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
+
+use super::source;
+use super::tools::{BitsArgs, ConvertArgs, InspectArgs};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -29,20 +34,49 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Progress goes to stderr, the clip's path to stdout. Exit codes: 0 done, 1 failed, 2 wrong
 /// usage, 101 a mistake in the program.
 #[derive(Debug, Parser)]
-#[command(name = "wan-i2v", version = env!("CARGO_PKG_VERSION"), long_version = VERSION.as_str())]
-pub struct Args {
+#[command(
+    name = "wan-i2v",
+    version = env!("CARGO_PKG_VERSION"),
+    long_version = VERSION.as_str(),
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+/// What is done instead of making a clip.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Inspect(InspectArgs),
+    Convert(ConvertArgs),
+}
+
+/// A clip.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
     /// The picture the clip starts with: PNG, JPEG or WebP
-    #[arg(long, value_name = "PATH", help_heading = "Input")]
-    image: PathBuf,
+    #[arg(
+        long,
+        value_name = "PATH",
+        required = true,
+        help_heading = "Input"
+    )]
+    image: Option<PathBuf>,
 
     /// What happens in the clip
     #[arg(
         long,
         value_name = "TEXT",
+        required = true,
         help_heading = "Input",
         allow_hyphen_values = true
     )]
-    prompt: String,
+    prompt: Option<String>,
 
     /// What to steer away from [default: the model's]
     #[arg(
@@ -53,14 +87,33 @@ pub struct Args {
     )]
     negative_prompt: Option<String>,
 
-    /// The checkpoint's folder, in the diffusers layout, or `tiny` for the built-in miniature
-    #[arg(
-        long,
-        value_name = "DIR|tiny",
-        default_value = "tiny",
-        help_heading = "Input"
-    )]
-    model: PathBuf,
+    /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
+    /// [default: tiny]
+    #[arg(long, value_name = "DIR|ID|tiny", help_heading = "Model")]
+    model: Option<PathBuf>,
+
+    /// The high-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    high: Option<PathBuf>,
+
+    /// The low-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    low: Option<PathBuf>,
+
+    /// The VAE: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    vae: Option<PathBuf>,
+
+    /// The text encoder: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    text_encoder: Option<PathBuf>,
+
+    /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    tokenizer: Option<PathBuf>,
+
+    #[command(flatten, next_help_heading = "Model")]
+    bits: BitsArgs,
 
     /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
     /// [default: the picture's name and the seed, in the current folder]
@@ -174,7 +227,7 @@ enum DtypeArg {
     Bf16,
 }
 
-impl Args {
+impl GenerateArgs {
     pub fn device(&self) -> Option<DeviceKind> {
         self.device.map(|device| match device {
             DeviceArg::Gpu => DeviceKind::Gpu,
@@ -189,21 +242,44 @@ impl Args {
         })
     }
 
-    pub fn into_request(self) -> Request {
+    /// The request, with a model from the hub fetched.
+    ///
+    /// # Errors
+    /// When a model cannot be had.
+    pub fn into_request(self) -> Result<Request> {
+        // Both are there: only a subcommand does without.
+        let image = self.image.context("--image is missing")?;
+        let prompt = self.prompt.context("--prompt is missing")?;
         let seed = self.seed.unwrap_or_else(random_seed);
         let output = self.output.unwrap_or_else(|| {
-            let mut name = self.image.file_stem().unwrap_or_default().to_owned();
+            let mut name = image.file_stem().unwrap_or_default().to_owned();
             name.push(format!("-{seed}.mp4"));
             name.into()
         });
-        Request {
-            model: if self.model == Path::new("tiny") {
+        let parts = [self.high, self.low, self.vae, self.text_encoder];
+        let named = parts.iter().flatten().chain(&self.tokenizer).next();
+        let is_tiny = |model: &PathBuf| model.as_os_str() == "tiny";
+        let model = match &self.model {
+            Some(model) if !is_tiny(model) => Some(source::local(model).context("--model")?),
+            Some(_) if named.is_some() => bail!(
+                "--model tiny is whole; --high, --low, --vae, --text-encoder and --tokenizer go \
+                 with a model on disk, or all five without --model"
+            ),
+            _ => None,
+        };
+        Ok(Request {
+            model: if model.is_none() && named.is_none() {
                 Model::Tiny
             } else {
-                Model::Folder(self.model)
+                Model::Disk(Sources {
+                    model,
+                    parts,
+                    tokenizer: self.tokenizer,
+                })
             },
-            image: self.image,
-            prompt: self.prompt,
+            bits: self.bits.quantized(),
+            image,
+            prompt,
             negative_prompt: self.negative_prompt,
             output,
             size: self.size.or(self.area),
@@ -223,7 +299,7 @@ impl Args {
                 ResizeArg::Bicubic => Resize::Bicubic,
             },
             dump: self.dump,
-        }
+        })
     }
 }
 
@@ -232,7 +308,7 @@ fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
 }
 
-fn parse_size(text: &str) -> Result<Size, String> {
+fn parse_size(text: &str) -> std::result::Result<Size, String> {
     let sides = text.split_once(['x', 'X', '*']);
     let parsed = sides.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     match parsed {
@@ -241,7 +317,7 @@ fn parse_size(text: &str) -> Result<Size, String> {
     }
 }
 
-fn parse_area(text: &str) -> Result<Size, String> {
+fn parse_area(text: &str) -> std::result::Result<Size, String> {
     match text {
         "480p" => Ok(Size::Area(832 * 480)),
         "720p" => Ok(Size::Area(1280 * 720)),
@@ -252,7 +328,7 @@ fn parse_area(text: &str) -> Result<Size, String> {
     }
 }
 
-fn parse_guide_scale(text: &str) -> Result<GuideScale, String> {
+fn parse_guide_scale(text: &str) -> std::result::Result<GuideScale, String> {
     let (low, high) = text.split_once(',').unwrap_or((text, text));
     match (low.trim().parse(), high.trim().parse()) {
         (Ok(low), Ok(high)) => Ok(GuideScale { low, high }),

@@ -1,7 +1,9 @@
 //! Progress on stderr: bars in a terminal, plain lines elsewhere.
 
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use wan_i2v::pipeline::{Phase, Progress};
 
@@ -106,5 +108,108 @@ pub fn human_time(time: Duration) -> String {
         10..=59 => format!("{seconds:.1} s"),
         60..=3599 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// Bytes for people: `253.8 MB`, `28.6 GB`.
+pub fn human_bytes(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        0.0..1e6 => format!("{:.1} kB", bytes / 1e3),
+        1e6..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} GB", bytes / 1e9),
+    }
+}
+
+/// A count for people: `14.29 billion`, `2.8 million`.
+pub fn human_count(count: u64) -> String {
+    let number = count as f64;
+    match number {
+        0.0..1e6 => count.to_string(),
+        1e6..1e9 => format!("{:.1} million", number / 1e6),
+        _ => format!("{:.2} billion", number / 1e9),
+    }
+}
+
+/// Writes to stdout.
+///
+/// # Errors
+/// When nobody reads it any more.
+pub fn print(text: &str) -> Result<()> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write to stdout")
+}
+
+/// Bytes on their way: a bar in a terminal, a line now and then elsewhere.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    bar: Option<ProgressBar>,
+    what: String,
+    total: u64,
+    done: u64,
+    /// When the phase began and when the last line was written.
+    times: Option<(Instant, Instant)>,
+}
+
+impl Transfer {
+    /// Begins a phase of so many bytes.
+    pub fn start(&mut self, what: &str, total: u64) {
+        self.finish();
+        what.clone_into(&mut self.what);
+        (self.total, self.done) = (total, 0);
+        self.times = Some((Instant::now(), Instant::now()));
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(total).with_prefix(what.to_owned());
+            let template = "{prefix:>11} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  \
+                            {decimal_bytes_per_sec}, {eta} left  {wide_msg}";
+            // The template is a constant; were it wrong, the default style would do.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            self.bar = Some(bar);
+        }
+    }
+
+    /// Says what is on its way.
+    pub fn detail(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => say!("{}: {text}", self.what),
+        }
+    }
+
+    /// So many further bytes are done.
+    pub fn advance(&mut self, bytes: u64) {
+        const LINES: Duration = Duration::from_secs(30);
+        self.done += bytes;
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        } else if let Some((start, last)) = &mut self.times
+            && last.elapsed() >= LINES
+        {
+            *last = Instant::now();
+            let left = self.total.saturating_sub(self.done) as f64 / self.done.max(1) as f64;
+            say!(
+                "{}: {} of {}, {} left",
+                self.what,
+                human_bytes(self.done),
+                human_bytes(self.total),
+                human_time(start.elapsed().mul_f64(left))
+            );
+        }
+    }
+
+    /// Ends the phase.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_with_message("");
+        }
+        if let Some((start, _)) = self.times.take()
+            && !self.what.is_empty()
+        {
+            say!("{}: {}", self.what, human_time(start.elapsed()));
+        }
     }
 }

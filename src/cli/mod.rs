@@ -2,9 +2,12 @@
 
 mod args;
 mod display;
+mod source;
+mod tools;
 
 use std::io::{IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,7 +19,7 @@ use wan_i2v::pipeline::{Job, Progress};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
 
-use args::Args;
+use args::{Cli, Command, GenerateArgs};
 use display::{Bars, PlainLines, human_time, say};
 
 /// What a panic said, kept back from the terminal until it is known that nobody caught it: the
@@ -25,14 +28,14 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let cli = Cli::parse();
     panic::set_hook(Box::new(|info: &PanicHookInfo| {
         if let Ok(mut message) = PANIC.lock() {
             *message = Some(info.to_string());
         }
     }));
-    match panic::catch_unwind(|| run(args)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+    match panic::catch_unwind(|| run(cli)) {
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             say!("error: {error:#}");
             ExitCode::FAILURE
@@ -48,9 +51,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
+    match (cli.command, cli.generate) {
+        (Some(Command::Inspect(args)), _) => Ok(match args.run()? {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }),
+        (Some(Command::Convert(args)), _) => print_path(args.run()?),
+        (None, args) => generate(args),
+    }
+}
+
+fn generate(args: GenerateArgs) -> Result<ExitCode> {
     let (device, dtype) = (args.device(), args.precision());
-    let request = args.into_request();
+    let request = args.into_request()?;
     let output = request.output.clone();
     let is_tiny = request.model == Model::Tiny;
     let job = Job::prepare(request)?;
@@ -89,10 +103,15 @@ fn run(args: Args) -> Result<()> {
         human_time(Duration::from_secs_f64(summary.seconds)),
         summary.plan.seed
     );
-    // The path's own bytes, whether or not they are valid text.
-    let mut line = output.into_os_string().into_encoded_bytes();
+    print_path(output).context("the clip is complete")
+}
+
+/// Writes a result's path to stdout: its own bytes, whether or not they are valid text.
+fn print_path(path: PathBuf) -> Result<ExitCode> {
+    let mut line = path.into_os_string().into_encoded_bytes();
     line.push(b'\n');
     std::io::stdout()
         .write_all(&line)
-        .context("the clip is complete, but its path cannot be written to stdout")
+        .context("the path cannot be written to stdout")?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,17 +2,63 @@
 
 use anyhow::Result as AnyResult;
 use mlx_rs::error::Result;
-use mlx_rs::ops::{addmm, sigmoid, tanh};
+use mlx_rs::ops::{addmm, dequantize, quantized_matmul, sigmoid, tanh};
 use mlx_rs::{Array, Dtype};
 
 use super::{Role, TensorSource};
 use crate::backend::in_row_chunks;
 
+/// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
+/// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// `[outputs, inputs * bits / 32]`, uint32; the lowest bits hold the first input.
+    pub packed: Array,
+    /// `[outputs, inputs / group_size]`, in the dtype of the products.
+    pub scales: Array,
+    /// As `scales`.
+    pub biases: Array,
+    /// Inputs that share a scale and a bias.
+    pub group_size: i32,
+    /// Bits per weight.
+    pub bits: i32,
+    /// Products of more rows than this unpack the weight first and use the dense kernel, which
+    /// spares each row the unpacking.
+    pub dense_above: i32,
+}
+
+impl Quantized {
+    /// The dense weight `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn dequantize(&self) -> Result<Array> {
+        let (scales, biases) = (&self.scales, Some(&self.biases));
+        dequantize(&self.packed, scales, biases, self.group_size, self.bits)
+    }
+}
+
+/// The weight of a linear layer, as a source hands it out.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// `[outputs, inputs]`, of a float dtype.
+    Dense(Array),
+    /// Of 4 or 8 bits.
+    Quantized(Quantized),
+}
+
+/// A weight, ready for products.
+#[derive(Clone, Debug)]
+enum Matrix {
+    /// Transposed view of the checkpoint's `[out, in]` weight.
+    Transposed(Array),
+    Quantized(Quantized),
+}
+
 /// `y = x W^T + b`, in the weight's dtype.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// Transposed view of the checkpoint's `[out, in]` weight.
-    weight_t: Array,
+    matrix: Matrix,
     bias: Option<Array>,
 }
 
@@ -38,24 +84,44 @@ impl Linear {
         outputs: i32,
         role: Role,
     ) -> AnyResult<Self> {
-        let weight = source.tensor(&format!("{name}.weight"), &[outputs, inputs], role)?;
-        Self::from_weight(&weight, None)
+        let weight = source.weight(&format!("{name}.weight"), [outputs, inputs], role)?;
+        Self::from_weight(weight, None)
     }
 
     /// From a weight `[outputs, inputs]` and an optional bias `[outputs]`.
-    pub fn from_weight(weight: &Array, bias: Option<Array>) -> AnyResult<Self> {
-        Ok(Self {
-            weight_t: weight.transpose()?,
-            bias,
-        })
+    pub fn from_weight(weight: Weight, bias: Option<Array>) -> AnyResult<Self> {
+        let matrix = match weight {
+            Weight::Dense(weight) => Matrix::Transposed(weight.transpose()?),
+            Weight::Quantized(quantized) => Matrix::Quantized(quantized),
+        };
+        Ok(Self { matrix, bias })
     }
 
     /// `x` `[n, inputs]` of any float dtype to `[n, outputs]` in the weight's dtype.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        let x = x.as_dtype(self.weight_t.dtype())?;
+        match &self.matrix {
+            Matrix::Transposed(weight) => self.dense(x, weight),
+            Matrix::Quantized(q) if x.dim(0) > q.dense_above => {
+                self.dense(x, &q.dequantize()?.transpose()?)
+            }
+            Matrix::Quantized(q) => {
+                let x = x.as_dtype(q.scales.dtype())?;
+                let (scales, biases) = (&q.scales, Some(&q.biases));
+                let y =
+                    quantized_matmul(&x, &q.packed, scales, biases, true, q.group_size, q.bits)?;
+                match &self.bias {
+                    Some(bias) => y.add(bias),
+                    None => Ok(y),
+                }
+            }
+        }
+    }
+
+    fn dense(&self, x: &Array, weight: &Array) -> Result<Array> {
+        let x = x.as_dtype(weight.dtype())?;
         in_row_chunks(&x, 0, |x| match &self.bias {
-            Some(bias) => addmm(bias, x, &self.weight_t, None, None),
-            None => x.matmul(&self.weight_t),
+            Some(bias) => addmm(bias, x, weight, None, None),
+            None => x.matmul(weight),
         })
     }
 }

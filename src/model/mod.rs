@@ -11,6 +11,9 @@ pub mod vae;
 use anyhow::{Result, ensure};
 use mlx_rs::{Array, Dtype};
 
+use crate::backend::{Backend, DeviceKind, Precision};
+use layers::Weight;
+
 /// What a tensor is for, which decides the dtype it is kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -29,6 +32,15 @@ pub trait TensorSource {
     /// # Errors
     /// When the tensor is missing, has another shape or holds a value that is not finite.
     fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array>;
+
+    /// The weight `name` of a linear layer, `[outputs, inputs]`, which may stay quantized when
+    /// `role` is [`Role::Matmul`].
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> Result<Weight> {
+        self.tensor(name, &shape, role).map(Weight::Dense)
+    }
 }
 
 /// The largest width or table that a configuration may name; products of a few stay in 32 bits.
@@ -71,6 +83,8 @@ pub struct TensorSpec {
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<i32>,
+    /// What it is for.
+    pub role: Role,
 }
 
 /// A source that records what is asked for and hands out unevaluated zeros, so that a
@@ -81,11 +95,17 @@ pub struct Recorder {
     pub specs: Vec<TensorSpec>,
 }
 
+impl Recorder {
+    /// What to load a network with whose list of tensors is wanted; it does not depend on it.
+    pub const BACKEND: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
+}
+
 impl TensorSource for Recorder {
-    fn tensor(&mut self, name: &str, shape: &[i32], _role: Role) -> Result<Array> {
+    fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array> {
         self.specs.push(TensorSpec {
             name: name.to_owned(),
             shape: shape.to_vec(),
+            role,
         });
         Ok(mlx_rs::ops::zeros_dtype(shape, Dtype::Float32)?)
     }

@@ -9,13 +9,13 @@ use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::softmax_axis;
 use mlx_rs::{Array, fast};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::layers::{Linear, f32, gelu_tanh};
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Umt5Config {
     /// Width of the residual stream and of the output.
     pub d_model: i32,

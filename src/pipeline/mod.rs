@@ -50,7 +50,7 @@ impl Job {
         let picture = Picture::open(&request.image).context("--image")?;
         check_writable(&request.output).context("--output")?;
         request.check_output_spares_image()?;
-        let checkpoint = request.model.open()?;
+        let checkpoint = request.model.open(request.bits)?;
         // As many rows as columns, which opening the checkpoint checks.
         let patch = checkpoint.high.patch_size[1];
         let size = (picture.width(), picture.height());

@@ -1,9 +1,12 @@
 //! The prompt on its way to the text encoder: cleaned, then turned into token ids.
 
+mod charsmap;
 mod clean;
+mod sentencepiece;
 mod tokenizer;
 
 pub use clean::clean;
+pub use sentencepiece::{Arrays, from_arrays, from_sentencepiece};
 pub use tokenizer::{Cut, TokenIds, Tokenizer};
 
 /// The negative prompt that stands in for an empty one.

@@ -6,13 +6,16 @@ use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
+use super::sentencepiece::{self, Arrays};
+
 /// The token that closes every sequence (T5's end of sentence).
 const END: &str = "</s>";
 /// How much of the prompt is quoted on each side of a cut, in characters.
 const QUOTE: usize = 40;
 
 /// The UMT5 tokenizer, read from a `tokenizer.json` of Hugging Face's `tokenizers` library, as in
-/// the folder `google/umt5-xxl` of the original checkpoint and `tokenizer` of the diffusers one.
+/// the folder `google/umt5-xxl` of the original checkpoint and `tokenizer` of the diffusers one, or
+/// from the SentencePiece model that it was made from.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -81,8 +84,30 @@ impl Tokenizer {
         })
     }
 
+    /// Reads a SentencePiece model (`spiece.model`) that is called `name` in messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_sentencepiece(model: &[u8], name: &str) -> Result<Self> {
+        let inner = sentencepiece::from_sentencepiece(model, name)?;
+        Self::checked(inner).with_context(|| format!("{name} is not a usable tokenizer"))
+    }
+
+    /// Takes the vocabulary of a GGUF file that is called `name` in messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_arrays(arrays: Arrays, name: &str) -> Result<Self> {
+        let inner = sentencepiece::from_arrays(arrays, name)?;
+        Self::checked(inner).with_context(|| format!("{name} has no usable tokenizer"))
+    }
+
     fn parse(json: &[u8]) -> Result<Self> {
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))?;
+        Self::checked(guarded(|| tokenizers::Tokenizer::from_bytes(json))?)
+    }
+
+    /// A tokenizer that does what the text encoder needs.
+    fn checked(mut inner: tokenizers::Tokenizer) -> Result<Self> {
         // A tokenizer.json can carry the settings of whoever saved it; `encode` does its own.
         guarded(|| inner.with_truncation(None).map(drop))?;
         inner.with_padding(None);

@@ -3,14 +3,19 @@
 
 #[path = "../support/checkpoint.rs"]
 mod checkpoint;
+#[path = "../support/gguf.rs"]
+mod gguf_file;
 #[path = "../support/portable.rs"]
 mod portable;
 #[path = "../support/scratch.rs"]
 mod scratch;
 
 mod configs;
+mod encoding;
 mod files;
+mod gguf;
 mod mutations;
+mod pth;
 mod surroundings;
 mod tensors;
 mod values;
@@ -18,7 +23,7 @@ mod values;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use wan_i2v::checkpoint::Checkpoint;
+use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 
 use scratch::MLX;
 
@@ -29,7 +34,7 @@ const TEXT: &str = "text_encoder/model.safetensors";
 
 fn open(root: &Path) -> anyhow::Result<Checkpoint> {
     let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
-    Checkpoint::open(root)
+    Checkpoint::open(&Sources::folder(root), LoadBits::default())
 }
 
 /// The message of opening the checkpoint at `root`.

@@ -6,10 +6,13 @@ use std::sync::PoisonError;
 
 use safetensors::tensor::Dtype;
 use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
-use wan_i2v::checkpoint::{Checkpoint, Component, Expert};
+use wan_i2v::checkpoint::part::{Loader, Part};
+use wan_i2v::checkpoint::store::Location;
+use wan_i2v::checkpoint::{Checkpoint, Expert, LoadBits, Sources};
 use wan_i2v::model::{Role, TensorSource};
 
 use crate::scratch::{MLX, Scratch, Tensor, Tensors, read_tensors, write_tensors};
+use crate::checkpoint::kind;
 use crate::{HIGH, LOW, TEXT, VAE, assert_holds, open};
 
 fn backend() -> Backend {
@@ -20,7 +23,7 @@ fn backend() -> Backend {
 fn load_error(root: &Path) -> String {
     let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
     let load = || {
-        let checkpoint = Checkpoint::open(root)?;
+        let checkpoint = Checkpoint::open(&Sources::folder(root), LoadBits::default())?;
         checkpoint.load_text_encoder(backend())?;
         checkpoint.load_expert(Expert::HighNoise, backend())?;
         checkpoint.load_expert(Expert::LowNoise, backend())?;
@@ -33,7 +36,13 @@ fn load_error(root: &Path) -> String {
 /// Every tensor of a part, in float32, as the networks get it.
 fn handed_out(root: &Path, part: &str, expected: &Tensors) -> Vec<Vec<f32>> {
     let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut component = Component::open(&root.join(part), backend()).unwrap();
+    let location = Location::at(&root.join(part)).unwrap();
+    let part = Part::open(&location, kind(part)).unwrap();
+    let mut component = Loader {
+        part: &part,
+        backend: backend(),
+        bits: None,
+    };
     let mut values = |(name, tensor): (&String, &Tensor)| {
         let shape: Vec<i32> = tensor.shape.iter().map(|&d| d as i32).collect();
         let array = component.tensor(name, &shape, Role::Exact).unwrap();

@@ -3,7 +3,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, stack};
 use wan_i2v::backend::Precision;
 use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid, unpatchify};
-use wan_i2v::model::layers::Linear;
+use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::{Role, TensorSource};
 
@@ -153,7 +153,7 @@ fn patch_embedding_and_its_inverse() {
             let bias = source
                 .tensor("patch_embedding.bias", &[dim], Role::Matmul)
                 .unwrap();
-            let linear = Linear::from_weight(&weight, Some(bias)).unwrap();
+            let linear = Linear::from_weight(Weight::Dense(weight), Some(bias)).unwrap();
             let patches = patchify(&hidden(&case), [1, 2, 2]).unwrap();
             let tensor = format!("dit/{expert}/patches");
             case.golden

@@ -7,7 +7,10 @@ use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use wan_i2v::backend::{Precision, to_host};
-use wan_i2v::checkpoint::{Checkpoint, Component};
+use wan_i2v::checkpoint::names::Kind;
+use wan_i2v::checkpoint::part::Part;
+use wan_i2v::checkpoint::store::Location;
+use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 use wan_i2v::model::Recorder;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::vae::{FeatureCache, Slot, VaeConfig, VaeEncoder};
@@ -178,8 +181,9 @@ fn temporal_downsampling_at_the_wrong_levels() {
         let folder = case.checkpoint();
         let mut recorder = Recorder::default();
         VaeEncoder::load(&config, &mut recorder, F32).unwrap();
-        let component = Component::open(&folder.path().join("vae"), F32).unwrap();
-        assert!(component.check(&recorder.specs, &[]).is_err());
+        let location = Location::at(&folder.path().join("vae")).unwrap();
+        let part = Part::open(&location, Kind::Vae).unwrap();
+        assert!(part.check(&recorder.specs).is_err());
     }
 }
 
@@ -198,7 +202,7 @@ fn a_vae_without_its_encoder() {
         .into_iter()
         .filter(|(name, _)| !name.starts_with("encoder."));
     safetensors::serialize_to_file(kept, None, &path).unwrap();
-    let error = format!("{:#}", Checkpoint::open(folder.path()).unwrap_err());
+    let error = format!("{:#}", Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap_err());
     assert!(error.contains("missing: encoder.conv_in.weight"), "{error}");
 }
 
@@ -263,7 +267,7 @@ fn faults_of_the_denoising_loop() {
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let inputs = inputs(&case, &checkpoint, F32);
         let experts = ["transformer", "transformer_2"].map(|e| load(&case, e, Precision::F32));
         let error = |fault| {

@@ -1,10 +1,11 @@
 //! What the strict loader hands out is what is in the file.
 
 use wan_i2v::backend::{Backend, Precision, to_host};
-use wan_i2v::checkpoint::Component;
+use wan_i2v::checkpoint::part::{Loader, Part};
+use wan_i2v::checkpoint::store::Location;
 use wan_i2v::model::{Role, TensorSource};
 
-use crate::support::checkpoint::{PARTS, specs};
+use crate::support::checkpoint::{PARTS, kind, specs};
 use crate::support::{Case, F32, golden_dir, portable};
 
 #[test]
@@ -18,8 +19,14 @@ fn every_tensor_of_every_part() {
         };
         let (mut tensors, mut worst) = (0, 0.0_f64);
         for part in PARTS {
-            let mut exact = Component::open(&folder.path().join(part), F32).unwrap();
-            let mut mixed = Component::open(&folder.path().join(part), bf16).unwrap();
+            let location = Location::at(&folder.path().join(part)).unwrap();
+            let opened = Part::open(&location, kind(part)).unwrap();
+            let loader = |backend| Loader {
+                part: &opened,
+                backend,
+                bits: None,
+            };
+            let (mut exact, mut mixed) = (loader(F32), loader(bf16));
             for spec in specs(&golden_dir(name), part).unwrap() {
                 let shape: Vec<usize> = spec.shape.iter().map(|&d| d as usize).collect();
                 let expected = portable::weights(name, part, &spec.name, &shape);

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
 use wan_i2v::backend::{Backend, DeviceKind};
+use wan_i2v::checkpoint::names::Kind;
 use wan_i2v::model::dit::Dit;
 use wan_i2v::model::umt5::Umt5;
 use wan_i2v::model::vae::{VaeDecoder, VaeEncoder};
@@ -17,6 +18,16 @@ use super::portable;
 
 /// The parts that have weights, by their folder's name.
 pub const PARTS: [&str; 4] = ["transformer", "transformer_2", "vae", "text_encoder"];
+
+/// What kind of network a part is.
+#[allow(dead_code, reason = "not every test loads parts")]
+pub fn kind(part: &str) -> Kind {
+    match part {
+        "vae" => Kind::Vae,
+        "text_encoder" => Kind::TextEncoder,
+        _ => Kind::Expert,
+    }
+}
 
 /// A part's file, as diffusers and transformers name it.
 pub fn file_name(part: &str) -> &'static str {

@@ -20,11 +20,7 @@ use wan_i2v::model::{Role, TensorSource};
 static MLX: Mutex<()> = Mutex::new(());
 
 /// The backend that golden data is compared on.
-pub const F32: Backend = Backend {
-    device: DeviceKind::Cpu,
-    precision: Precision::F32,
-    conv: wan_i2v::backend::ConvMethod::TapMatmul,
-};
+pub const F32: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
 
 /// A run's settings (`case.json`).
 #[derive(Clone, Debug, Deserialize)]

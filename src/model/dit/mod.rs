@@ -16,14 +16,14 @@ use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, fast};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::layers::{Linear, f32, gelu_tanh, silu};
+use super::layers::{Linear, Weight, f32, gelu_tanh, silu};
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct DitConfig {
     /// Latent frames, rows and columns per token; (1, 2, 2) in every published Wan.
     pub patch_size: [i32; 3],
@@ -190,7 +190,7 @@ impl Dit {
             .collect::<Result<Vec<_>>>()?;
         let head_values = config.out_channels * config.patch_volume();
         Ok(Self {
-            patch_embedding: Linear::from_weight(&patch_weight, Some(patch_bias))?,
+            patch_embedding: Linear::from_weight(Weight::Dense(patch_weight), Some(patch_bias))?,
             time_in,
             time_out,
             time_proj,

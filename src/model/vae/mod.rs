@@ -19,7 +19,7 @@ pub use encoder::{EncoderStream, VaeEncoder};
 use anyhow::{Result, ensure};
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{MAX_LAYERS, MAX_WIDTH, check_dimensions, product};
 
@@ -31,7 +31,7 @@ pub const SPATIAL_STRIDE: i32 = 8;
 const LEVELS: usize = 4;
 
 /// Dimensions of the VAE, with diffusers' names (`vae/config.json`).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct VaeConfig {
     /// Channels of the first level.
     pub base_dim: i32,

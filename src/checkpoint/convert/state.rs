@@ -1,0 +1,176 @@
+//! What an unfinished conversion has done, so that the next run goes on there.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::checkpoint::PartName;
+
+/// The state's file in the unfinished folder.
+const FILE: &str = "conversion-state.json";
+
+/// One written tensor of the source, with how far it is from what was read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Its canonical name.
+    pub name: String,
+    /// How it was stored.
+    pub from: String,
+    /// How it is written.
+    pub to: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The largest absolute difference between a value read and the one written.
+    pub max_error: f64,
+    /// Root of the summed squared differences over that of the values.
+    pub relative_error: f64,
+    /// BLAKE3 of the bytes of each tensor that it became, by name.
+    pub blake3: Vec<(String, String)>,
+}
+
+/// One written file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileState {
+    /// The part that it belongs to.
+    pub part: PartName,
+    /// The number of the source's file that its tensors come from.
+    pub shard: usize,
+    /// Its name while the conversion is unfinished.
+    pub name: String,
+    /// Its finished tensors, in order.
+    pub tensors: Vec<TensorReport>,
+    /// Whether they are all.
+    pub complete: bool,
+}
+
+/// Everything done so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// What is converted and how; another one starts anew.
+    identity: Value,
+    /// The files written so far, in order.
+    pub files: Vec<FileState>,
+    /// Files of the source that are done with: nothing of them is needed any more.
+    pub shards_done: Vec<(PartName, usize)>,
+}
+
+/// The folder that is being filled, with its state.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// Its path.
+    pub folder: PathBuf,
+    /// What is done.
+    pub state: State,
+    /// Whether a former run began it.
+    pub resumed: bool,
+    /// Held while this run fills the folder.
+    _lock: File,
+}
+
+impl Unfinished {
+    /// Creates or reopens the folder beside `target` that becomes `target` at the end.
+    ///
+    /// # Errors
+    /// When `target` is there already, another run is filling the folder, or it was begun for
+    /// something else.
+    pub fn open(target: &Path, identity: &Value) -> Result<Self> {
+        ensure!(
+            !target.exists(),
+            "{}: is there already; remove it or choose another name",
+            target.display()
+        );
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        ensure!(
+            !name.is_empty(),
+            "{}: is no name for a folder",
+            target.display()
+        );
+        name.push(".partial");
+        let folder = target.with_file_name(name);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let lock = File::create(folder.join(".lock"))
+            .with_context(|| format!("cannot write in {}", folder.display()))?;
+        ensure!(
+            lock.try_lock().is_ok(),
+            "{}: another wan-i2v is filling this folder",
+            folder.display()
+        );
+        let path = folder.join(FILE);
+        let (state, resumed) = match fs::read(&path) {
+            Ok(json) => {
+                let state: State = serde_json::from_slice(&json)
+                    .with_context(|| format!("{} is damaged; remove the folder", path.display()))?;
+                ensure!(
+                    state.identity == *identity,
+                    "{}: an unfinished conversion of another source or with other options is in \
+                     the way; finish it with the same command, or remove the folder",
+                    folder.display()
+                );
+                (state, true)
+            }
+            Err(_) => (
+                State {
+                    identity: identity.clone(),
+                    files: Vec::new(),
+                    shards_done: Vec::new(),
+                },
+                false,
+            ),
+        };
+        let unfinished = Self {
+            folder,
+            state,
+            resumed,
+            _lock: lock,
+        };
+        unfinished.save()?;
+        Ok(unfinished)
+    }
+
+    /// Writes the state, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self) -> Result<()> {
+        write_whole(
+            &self.folder.join(FILE),
+            &serde_json::to_vec(&self.state).context("cannot write the state")?,
+        )
+    }
+
+    /// Makes the folder `target`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish(self, target: &Path) -> Result<()> {
+        for name in [FILE, ".lock"] {
+            fs::remove_file(self.folder.join(name))
+                .with_context(|| format!("cannot tidy {}", self.folder.display()))?;
+        }
+        fs::rename(&self.folder, target)
+            .with_context(|| format!("cannot create {}", target.display()))
+    }
+}
+
+/// Writes a small file so that it is either the old or the new one, whatever happens.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // tempfile's files are private by default; this gets what the umask allows, like any file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(context)?;
+    file.write_all(bytes).with_context(context)?;
+    file.as_file().sync_data().with_context(context)?;
+    file.persist(path).with_context(context)?;
+    Ok(())
+}

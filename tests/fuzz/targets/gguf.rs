@@ -1,0 +1,8 @@
+//! GGUF files.
+#![no_main]
+
+mod common;
+
+use common::checkpoint::gguf;
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| common::check(file, gguf::header));

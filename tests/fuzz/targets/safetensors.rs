@@ -1,0 +1,8 @@
+//! Safetensors files.
+#![no_main]
+
+mod common;
+
+use common::checkpoint::safetensors;
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| common::check(file, safetensors::header));
