@@ -1,6 +1,6 @@
 //! A part's dimensions: from a configuration beside it, or from its tensors' shapes.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,9 +79,13 @@ impl PartConfig {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
-    let found = read(part, name, |json| {
-        if json.get("num_attention_heads").is_some() {
-            return parse(json).map(Some);
+    let found = read(part, name, |json, text| {
+        if mentions(
+            json,
+            "WanTransformer3DModel",
+            &["num_attention_heads", "attention_head_dim"],
+        ) {
+            return parse(text).map(Some);
         }
         match json.get("num_heads").is_some() && json.get("dim").is_some() {
             true => {
@@ -110,9 +114,13 @@ pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn vae(part: &Part) -> Result<VaeConfig> {
-    let found = read(part, PartName::Vae, |json| {
-        match json.get("latents_mean").is_some() || json.get("z_dim").is_some() {
-            true => parse(json).map(Some),
+    let found = read(part, PartName::Vae, |json, text| {
+        match mentions(
+            json,
+            "AutoencoderKLWan",
+            &["z_dim", "base_dim", "latents_mean"],
+        ) {
+            true => parse(text).map(Some),
             false => Ok(None),
         }
     })?;
@@ -135,9 +143,9 @@ pub fn vae(part: &Part) -> Result<VaeConfig> {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn text_encoder(part: &Part) -> Result<Umt5Config> {
-    let found = read(part, PartName::TextEncoder, |json| {
-        match json.get("d_model").is_some() {
-            true => parse(json).map(Some),
+    let found = read(part, PartName::TextEncoder, |json, text| {
+        match mentions(json, "UMT5EncoderModel", &["d_model", "d_kv", "d_ff"]) {
+            true => parse(text).map(Some),
             false => Ok(None),
         }
     })?;
@@ -159,25 +167,36 @@ pub fn text_encoder(part: &Part) -> Result<Umt5Config> {
 fn read<T: DeserializeOwned>(
     part: &Part,
     name: PartName,
-    parse_foreign: impl Fn(&Value) -> Result<Option<T>>,
+    parse_foreign: impl Fn(&Value, &[u8]) -> Result<Option<T>>,
 ) -> Result<Option<(T, String)>> {
     let files = &part.store().location().files;
     if !files.has(CONFIG) {
         return Ok(None);
     }
     let file = files.name(CONFIG);
-    let json: Value = files.json(CONFIG)?;
+    let text = files.read(CONFIG)?;
+    let malformed = || format!("{file} does not hold what is expected there");
+    let json: Value = parse(&text).with_context(malformed)?;
+    ensure!(json.is_object(), "{}: it is no JSON object", malformed());
     let own = json.get(OWN_KEY).and_then(|own| own.get(name.key()));
     let config = match own {
-        Some(own) => parse(own).map(Some),
-        None => parse_foreign(&json),
-    }
-    .with_context(|| format!("{file} does not hold what is expected there"))?;
+        Some(own) => T::deserialize(own).map(Some).map_err(Into::into),
+        None => parse_foreign(&json, &text),
+    };
+    let config = config.with_context(malformed)?;
     Ok(config.map(|config| (config, file)))
 }
 
-fn parse<T: DeserializeOwned>(json: &Value) -> Result<T> {
-    T::deserialize(json).map_err(Into::into)
+/// Whether a configuration is of a diffusers or transformers class, by its name or by a field that
+/// others lack.
+fn mentions(json: &Value, class: &str, fields: &[&str]) -> bool {
+    json.get("_class_name").is_some_and(|name| name == class)
+        || fields.iter().any(|field| json.get(field).is_some())
+}
+
+/// From the text and not from the parsed value, since its errors name the line.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    serde_json::from_slice(text).map_err(Into::into)
 }
 
 fn unsupported(file: &str) -> String {
@@ -186,7 +205,7 @@ fn unsupported(file: &str) -> String {
 
 fn inferred(part: &Part) -> String {
     format!(
-        "{}: there is no {CONFIG} beside it, and its tensors' shapes do not tell the dimensions",
+        "{}: no {CONFIG} beside it tells the dimensions, and neither do the tensors' shapes",
         part.store().location()
     )
 }

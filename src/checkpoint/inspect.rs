@@ -220,7 +220,9 @@ fn layout_name(part: &Part) -> &'static str {
     let (names, store) = (part.names(), part.store());
     let files = &store.location().files;
     let beside: Option<Value> = files.has(CONFIG).then(|| files.json(CONFIG).ok()).flatten();
-    let own = beside.as_ref().is_some_and(|json| json.get(OWN_KEY).is_some());
+    let own = beside
+        .as_ref()
+        .is_some_and(|json| json.get(OWN_KEY).is_some());
     let comfy = store.entries().keys().any(|name| {
         let role = companion(names, name).map(|companion| companion.role);
         matches!(

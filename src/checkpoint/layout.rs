@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::config::CONFIG;
 use super::files::Files;
 use super::names::Kind;
 use super::part;
@@ -27,7 +28,12 @@ pub enum PartName {
 
 impl PartName {
     /// Every part.
-    pub const ALL: [Self; 4] = [Self::HighNoise, Self::LowNoise, Self::Vae, Self::TextEncoder];
+    pub const ALL: [Self; 4] = [
+        Self::HighNoise,
+        Self::LowNoise,
+        Self::Vae,
+        Self::TextEncoder,
+    ];
 
     /// What kind of network it is.
     pub fn kind(self) -> Kind {
@@ -168,6 +174,11 @@ impl Layout {
         for name in PartName::ALL {
             let folder = files.sub(name.diffusers_folder());
             if folder.exists() {
+                ensure!(
+                    folder.has(CONFIG),
+                    "{}: not found; in the diffusers layout every part has one; download it too",
+                    folder.name(CONFIG)
+                );
                 layout.set(name, Location::in_folder(folder)?);
             }
         }
@@ -245,9 +256,11 @@ impl Layout {
             }
         }
         ensure!(
-            PartName::ALL.iter().any(|&name| layout.part(name).is_some()),
-            "{files}: no part of a Wan2.2 image-to-video model in this folder{}; expected the \
-             layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
+            PartName::ALL
+                .iter()
+                .any(|&name| layout.part(name).is_some()),
+            "{files}: there is no {MODEL_INDEX}, and no part of a Wan2.2 image-to-video model in \
+             this folder{}; expected the layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
              files, GGUF files, or a folder that wan-i2v convert or mlx-video wrote",
             if unknown.is_empty() {
                 String::new()

@@ -171,18 +171,14 @@ impl Checkpoint {
             Some(root) => boundary(root)?,
             None => BOUNDARY,
         };
-        let [high, low, vae, text_encoder] = PartName::ALL.map(|name| checked(&layout, name));
+        let opened = |name: PartName| Part::open(location(&layout, name)?, name.kind());
+        let [high, low, vae, text_encoder] = PartName::ALL.map(opened);
+        let parts = [high?, low?, vae?, text_encoder?];
         let checkpoint = Self {
-            high: dit(high?)?,
-            low: dit(low?)?,
-            vae: match vae? {
-                PartConfig::Vae(config) => config,
-                _ => bail!("the VAE is none"),
-            },
-            text_encoder: match text_encoder? {
-                PartConfig::TextEncoder(config) => config,
-                _ => bail!("the text encoder is none"),
-            },
+            high: config::expert(&parts[0], PartName::HighNoise)?,
+            low: config::expert(&parts[1], PartName::LowNoise)?,
+            vae: config::vae(&parts[2])?,
+            text_encoder: config::text_encoder(&parts[3])?,
             // The reference compares integer timesteps with boundary * 1000.
             boundary_timestep: boundary * 1000.0,
             settings: match &root {
@@ -193,6 +189,15 @@ impl Checkpoint {
             bits,
         };
         checkpoint.check_parts_fit()?;
+        let configs = [
+            PartConfig::Expert(checkpoint.high.clone()),
+            PartConfig::Expert(checkpoint.low.clone()),
+            PartConfig::Vae(checkpoint.vae.clone()),
+            PartConfig::TextEncoder(checkpoint.text_encoder.clone()),
+        ];
+        for (part, config) in parts.iter().zip(configs) {
+            part.check(&config.specs()?)?;
+        }
         Ok(checkpoint)
     }
 
@@ -313,8 +318,12 @@ impl Checkpoint {
                 (tokenizer_of(&part, &name)?, name)
             }
             None => bail!(
-                "the model has no tokenizer; give --tokenizer PATH: a tokenizer.json or spiece.model \
-                 of google/umt5-xxl"
+                "{}the model has no tokenizer; give --tokenizer PATH: a tokenizer.json or \
+                 spiece.model of google/umt5-xxl",
+                match &self.layout.root {
+                    Some(root) => format!("--model {root}: "),
+                    None => String::new(),
+                }
             ),
         };
         let rows = self.text_encoder.vocab_size as usize;
@@ -355,7 +364,8 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
                     "no such folder"
                 }
             );
-            Layout::of_folder(&Files::from(root.as_path())).context("--model")?
+            Layout::of_folder(&Files::from(root.as_path()))
+                .with_context(|| format!("--model {}", root.display()))?
         }
         None => Layout::default(),
     };
@@ -379,11 +389,7 @@ fn tokenizer_of(part: &Part, name: &str) -> Result<Tokenizer> {
     let missing = || format!("{name} holds no whole tokenizer; give --tokenizer PATH");
     let file = store.only_file().with_context(missing)?;
     let model = store.metadata().get("tokenizer.ggml.model");
-    ensure!(
-        model.is_some_and(|model| model == "t5"),
-        "{}",
-        missing()
-    );
+    ensure!(model.is_some_and(|model| model == "t5"), "{}", missing());
     // Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py.
     let key = |end: &str| format!("tokenizer.ggml.{end}");
     let integers = |end: &str| gguf::integers(file, &key(end));
@@ -455,18 +461,17 @@ impl Rest {
     }
 }
 
-/// Opens a part, reads its dimensions and checks its tensors against them.
-fn checked(layout: &Layout, name: PartName) -> Result<PartConfig> {
-    let part = Part::open(location(layout, name)?, name.kind())?;
-    let config = PartConfig::of(&part, name)?;
-    part.check(&config.specs()?)?;
-    Ok(config)
-}
-
 fn location(layout: &Layout, name: PartName) -> Result<&Location> {
     layout.part(name).with_context(|| {
         let place = match &layout.root {
-            Some(root) => format!("{root}: the model has no {name} there"),
+            // The user may have named one of its folders.
+            Some(root) if root.sub("..").has(MODEL_INDEX) => {
+                return format!(
+                    "--model {root}: there is no {MODEL_INDEX}, and no {name}; this folder is one \
+                     part of a model: give the folder above it"
+                );
+            }
+            Some(root) => format!("--model {root}: the model has no {name} there"),
             None => format!("there is no {name}"),
         };
         format!(
@@ -474,13 +479,6 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
             name.flag()
         )
     })
-}
-
-fn dit(config: PartConfig) -> Result<DitConfig> {
-    match config {
-        PartConfig::Expert(config) => Ok(config),
-        _ => bail!("the expert is none"),
-    }
 }
 
 /// The boundary between the experts that a model's folder names, or the published one.

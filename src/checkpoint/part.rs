@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::encoding::Encoding;
 use super::names::{self, Arrangement, Detected, Kind, Naming};
 use super::quantize::{self, Bits, GROUP_SIZE, Packed};
-use super::store::{Entry, Location, TensorStore};
+use super::store::{Container, Entry, Location, TensorStore};
 use crate::backend::Backend;
 use crate::model::layers::{Quantized, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
@@ -140,6 +140,11 @@ impl Part {
         &self.names
     }
 
+    /// How its files hold the tensors.
+    pub fn container(&self) -> Container {
+        self.store.container()
+    }
+
     /// The mapped files.
     pub fn store(&self) -> &TensorStore {
         &self.store
@@ -182,7 +187,9 @@ impl Part {
                 }
             }
             _ => {
-                if !expected.fits(&entry.shape) {
+                // Only GGUF's writers have a reason to fold axes.
+                let folded = self.container() == Container::Gguf && expected.fits(&entry.shape);
+                if entry.shape != expected.shape && !folded {
                     return wrong(format!(
                         "{stored} has shape {:?}; expected {:?}",
                         entry.shape, expected.shape
@@ -312,7 +319,7 @@ impl Part {
             "{}: the tensors are not those of {} with this configuration ({} expected, {} \
              found):\n  {}",
             self.store.location(),
-            self.names.kind,
+            self.names.kind.with_article(),
             specs.len(),
             self.store.entries().len(),
             lines.join("\n  ")
@@ -360,7 +367,10 @@ impl Part {
         scale: f32,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>> {
-        let (block, block_bytes) = (entry.encoding.block_elements(), entry.encoding.block_bytes());
+        let (block, block_bytes) = (
+            entry.encoding.block_elements(),
+            entry.encoding.block_bytes(),
+        );
         let bytes = &self.store.bytes(entry)
             [range.start / block * block_bytes..range.end / block * block_bytes];
         let mut values = vec![0.0; range.len()];
@@ -392,7 +402,9 @@ impl Part {
                 arrange(&dense, found, &shape)?.as_dtype(dtype)
             }
             Values::Stored { entry, scale } => {
-                let plain = PLAIN.iter().find(|(encoding, _)| *encoding == entry.encoding);
+                let plain = PLAIN
+                    .iter()
+                    .find(|(encoding, _)| *encoding == entry.encoding);
                 match plain {
                     Some(&(_, stored)) if scale == 1.0 => {
                         self.ensure_finite(&found.name, entry)?;
@@ -410,13 +422,7 @@ impl Part {
     }
 
     /// A stored tensor's values as bytes of `dtype`, a chunk at a time.
-    fn decode_to(
-        &self,
-        found: &Found,
-        entry: &Entry,
-        scale: f32,
-        dtype: Dtype,
-    ) -> Result<Vec<u8>> {
+    fn decode_to(&self, found: &Found, entry: &Entry, scale: f32, dtype: Dtype) -> Result<Vec<u8>> {
         let elements: usize = entry.shape.iter().product();
         let mut bytes = Vec::with_capacity(elements.saturating_mul(dtype_size(dtype)));
         for start in (0..elements).step_by(CHUNK) {
@@ -444,9 +450,14 @@ impl Part {
         };
         let side = |entry: &Entry, end: &str| {
             let name = format!("{} ({end})", found.name);
-            let stored = PLAIN.iter().find(|(encoding, _)| *encoding == entry.encoding);
+            let stored = PLAIN
+                .iter()
+                .find(|(encoding, _)| *encoding == entry.encoding);
             let &(_, stored) = stored.with_context(|| {
-                format!("{name} are {}; expected f32, f16 or bf16", entry.encoding.name())
+                format!(
+                    "{name} are {}; expected f32, f16 or bf16",
+                    entry.encoding.name()
+                )
             })?;
             self.ensure_finite(&name, entry)?;
             let array = array(self.store.bytes(entry), &entry.shape, stored)?.as_dtype(dtype)?;
@@ -522,7 +533,9 @@ impl TensorSource for Loader<'_> {
             let quantized = self.part.affine(&found, dtype, dense_above)?;
             return Ok(Weight::Quantized(quantized));
         }
-        let bits = self.bits.filter(|_| may_quantize(self.part.names.kind, name, &found.shape));
+        let bits = self
+            .bits
+            .filter(|_| may_quantize(self.part.names.kind, name, &found.shape));
         let Some(bits) = bits else {
             return self.tensor(name, &shape, role).map(Weight::Dense);
         };
@@ -569,10 +582,7 @@ pub fn may_quantize(kind: Kind, name: &str, shape: &[usize]) -> bool {
         }
         Kind::Vae => false,
     };
-    in_block
-        && name.ends_with(".weight")
-        && shape.len() == 2
-        && shape[1].is_multiple_of(GROUP_SIZE)
+    in_block && name.ends_with(".weight") && shape.len() == 2 && shape[1].is_multiple_of(GROUP_SIZE)
 }
 
 /// Whose names the tensors of a part of this kind have; nothing when they are none of a known
@@ -582,19 +592,20 @@ pub fn may_quantize(kind: Kind, name: &str, shape: &[usize]) -> bool {
 /// When the files hold other parts, or this one several times.
 fn detect(store: &TensorStore, kind: Kind) -> Result<Option<Detected>> {
     let mut parts = parts(store);
-    let others: Vec<String> = parts.iter().map(|p| p.kind.to_string()).collect();
+    let found: Vec<&str> = parts.iter().map(|p| p.kind.with_article()).collect();
     parts.retain(|part| part.kind == kind);
     ensure!(
-        others.is_empty() || !parts.is_empty(),
-        "{}: this is a {}; expected a {kind}",
+        found.is_empty() || !parts.is_empty(),
+        "{}: this is {}; expected {}",
         store.location(),
-        others.join(" and a ")
+        found.join(" and "),
+        kind.with_article()
     );
     ensure!(
-        parts.len() < 2 && others.len() < 2,
+        found.len() < 2,
         "{}: this file holds several parts ({}); give each in a file of its own",
         store.location(),
-        others.join(", ")
+        found.join(", ")
     );
     Ok(parts.pop())
 }
@@ -614,7 +625,9 @@ fn table_dtype(values: &Values) -> Dtype {
     let Values::Stored { entry, .. } = values else {
         return Dtype::Bfloat16;
     };
-    let plain = PLAIN.iter().find(|(encoding, _)| *encoding == entry.encoding);
+    let plain = PLAIN
+        .iter()
+        .find(|(encoding, _)| *encoding == entry.encoding);
     plain.map_or(Dtype::Bfloat16, |&(_, dtype)| dtype)
 }
 
@@ -627,8 +640,14 @@ fn affine_layout(
 ) -> Option<(usize, usize)> {
     let ([outputs, inputs], [rows, words], [scale_rows, groups]) = (
         shape.first_chunk::<2>().filter(|_| shape.len() == 2)?,
-        packed.shape.first_chunk::<2>().filter(|_| packed.shape.len() == 2)?,
-        scales.shape.first_chunk::<2>().filter(|_| scales.shape.len() == 2)?,
+        packed
+            .shape
+            .first_chunk::<2>()
+            .filter(|_| packed.shape.len() == 2)?,
+        scales
+            .shape
+            .first_chunk::<2>()
+            .filter(|_| scales.shape.len() == 2)?,
     );
     let bits = words.checked_mul(32)?.checked_div(*inputs)?;
     let group_size = inputs.checked_div(*groups)?;

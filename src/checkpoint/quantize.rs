@@ -90,9 +90,9 @@ pub fn quantize(weights: &[f32], bits: Bits) -> Result<Packed> {
     };
     let (levels, per_word) = (bits.largest() as f32, bits.per_word());
     for group in weights.chunks_exact(GROUP_SIZE) {
-        let (low, high) = group
-            .iter()
-            .fold((f32::MAX, f32::MIN), |(low, high), &w| (low.min(w), high.max(w)));
+        let (low, high) = group.iter().fold((f32::MAX, f32::MIN), |(low, high), &w| {
+            (low.min(w), high.max(w))
+        });
         let bias = round_down(low);
         let scale = round_up((high - bias.to_f32()) / levels);
         ensure!(
@@ -195,7 +195,10 @@ mod tests {
                 let pair = [packed.scales[2 * group], packed.scales[2 * group + 1]];
                 let half = bf16::from_le_bytes(pair).to_f32() * 0.5 * 1.0001;
                 for (w, b) in w.iter().zip(b) {
-                    assert!((w - b).abs() <= half, "{bits:?}: {w} became {b}, step {half}");
+                    assert!(
+                        (w - b).abs() <= half,
+                        "{bits:?}: {w} became {b}, step {half}"
+                    );
                 }
             }
         }

@@ -72,11 +72,7 @@ impl Location {
         if path.is_dir() {
             return Self::in_folder(Files::from(path));
         }
-        ensure!(
-            path.is_file(),
-            "{}: no such file or folder",
-            path.display()
-        );
+        ensure!(path.is_file(), "{}: no such file or folder", path.display());
         let (files, name) = Files::holding(path);
         if name.ends_with(INDEX) {
             return Self::of_index(files, &name);
@@ -237,9 +233,7 @@ impl TensorStore {
             };
             let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
             ensure!(
-                entry.end <= map.len()
-                    && entry.start <= entry.end
-                    && len == Some(entry.byte_len()),
+                entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
                 "{path}: the tensor {name} is cut off; download the file again"
             );
             ensure!(

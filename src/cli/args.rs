@@ -60,12 +60,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// The picture the clip starts with: PNG, JPEG or WebP
-    #[arg(
-        long,
-        value_name = "PATH",
-        required = true,
-        help_heading = "Input"
-    )]
+    #[arg(long, value_name = "PATH", required = true, help_heading = "Input")]
     image: Option<PathBuf>,
 
     /// What happens in the clip
@@ -260,7 +255,7 @@ impl GenerateArgs {
         let named = parts.iter().flatten().chain(&self.tokenizer).next();
         let is_tiny = |model: &PathBuf| model.as_os_str() == "tiny";
         let model = match &self.model {
-            Some(model) if !is_tiny(model) => Some(source::local(model).context("--model")?),
+            Some(model) if !is_tiny(model) => Some(source::local(model, "--model")?),
             Some(_) if named.is_some() => bail!(
                 "--model tiny is whole; --high, --low, --vae, --text-encoder and --tokenizer go \
                  with a model on disk, or all five without --model"

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-/// The path of a model on this disk.
+/// The path of a model on this disk; `what` is the flag or argument that names it.
 ///
 /// # Errors
 /// When there is no such thing.
-pub fn local(source: &Path) -> Result<PathBuf> {
+pub fn local(source: &Path, what: &str) -> Result<PathBuf> {
     ensure!(
         source.exists(),
-        "{}: no such file or folder",
+        "{what} {}: no such file or folder",
         source.display()
     );
     Ok(source.to_owned())

@@ -145,7 +145,7 @@ impl InspectArgs {
         let layout = if self.source.as_os_str() == "tiny" {
             Layout::of_folder(&Files::embedded_root(tiny::FILES))?
         } else {
-            let source = super::source::local(&self.source)?;
+            let source = super::source::local(&self.source, "PATH")?;
             Layout::of_path(&source, self.part.map(Into::into))?
         };
         let report = Report::of(&layout);
@@ -227,7 +227,7 @@ impl ConvertArgs {
             0.0 => u64::MAX,
             size => (size * 1e9) as u64,
         };
-        let source = super::source::local(&self.source).context("SRC")?;
+        let source = super::source::local(&self.source, "SRC")?;
         let layout = Layout::of_path(&source, self.part.map(Into::into)).context("SRC")?;
         let mut feed = LocalFeed::new(&layout)?;
         let mut transfer = Transfer::default();
@@ -246,7 +246,10 @@ impl ConvertArgs {
 /// Says what a conversion has made.
 pub fn summary(converted: &convert::Converted) {
     for (part, error) in &converted.parts {
-        say!("{part}: largest relative error of a tensor {:.3}%", 100.0 * error);
+        say!(
+            "{part}: largest relative error of a tensor {:.3}%",
+            100.0 * error
+        );
     }
     say!("{} written and read back", human_bytes(converted.bytes));
 }

@@ -151,12 +151,9 @@ fn a_part_needs_exactly_one_set_of_files() {
     open(scratch.root()).unwrap();
     fs::remove_file(&variant).unwrap();
     let message = error(scratch.root());
-    assert_holds(
-        &message,
-        &["vae", "no .safetensors file", "diffusion_pytorch_model"],
-    );
+    assert_holds(&message, &["vae", "no file with tensors", ".safetensors"]);
     fs::write(folder.join("diffusion_pytorch_model.bin"), "x").unwrap();
-    assert_holds(&error(scratch.root()), &["no .safetensors file"]);
+    assert_holds(&error(scratch.root()), &["no file with tensors"]);
 }
 
 /// A checkpoint whose high-noise expert lies in two shards, and the index's map.
@@ -226,7 +223,7 @@ fn an_index_must_tell_the_truth() {
         assert_holds(&message, &["index.json", "does not hold what is expected"]);
     }
     let message = index_error(root, &json!({"weight_map": {}}));
-    assert_holds(&message, &["transformer", "missing: ", "0 found"]);
+    assert_holds(&message, &["transformer", "lists no tensor"]);
     fs::write(root.join(INDEX), "{").unwrap();
     assert_holds(&error(root), &["index.json"]);
 }
@@ -251,16 +248,19 @@ fn a_tensor_in_two_shards_is_refused() {
 fn parts_may_not_be_exchanged() {
     let scratch = Scratch::new("a");
     fs::copy(scratch.path(LOW), scratch.path(VAE)).unwrap();
-    assert_holds(&error(scratch.root()), &["vae", "missing: ", "more"]);
+    assert_holds(
+        &error(scratch.root()),
+        &["vae", "this is an expert; expected a VAE"],
+    );
     let scratch = Scratch::new("a");
     fs::remove_file(scratch.path(TEXT)).unwrap();
     assert_holds(
         &error(scratch.root()),
-        &["text_encoder", "no .safetensors file"],
+        &["text_encoder", "no file with tensors"],
     );
     fs::remove_dir_all(scratch.path("text_encoder")).unwrap();
     assert_holds(
         &error(scratch.root()),
-        &["text_encoder", "config.json: not found"],
+        &["no text encoder", "--text-encoder PATH"],
     );
 }

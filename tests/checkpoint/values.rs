@@ -11,8 +11,8 @@ use wan_i2v::checkpoint::store::Location;
 use wan_i2v::checkpoint::{Checkpoint, Expert, LoadBits, Sources};
 use wan_i2v::model::{Role, TensorSource};
 
-use crate::scratch::{MLX, Scratch, Tensor, Tensors, read_tensors, write_tensors};
 use crate::checkpoint::kind;
+use crate::scratch::{MLX, Scratch, Tensor, Tensors, read_tensors, write_tensors};
 use crate::{HIGH, LOW, TEXT, VAE, assert_holds, open};
 
 fn backend() -> Backend {

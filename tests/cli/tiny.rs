@@ -51,7 +51,7 @@ fn a_folder_called_tiny_needs_a_path() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        stderr.contains("--model ./tiny: no such folder"),
+        stderr.contains("--model ./tiny: no such file or folder"),
         "{stderr}"
     );
 }

@@ -202,7 +202,10 @@ fn a_vae_without_its_encoder() {
         .into_iter()
         .filter(|(name, _)| !name.starts_with("encoder."));
     safetensors::serialize_to_file(kept, None, &path).unwrap();
-    let error = format!("{:#}", Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap_err());
+    let error = format!(
+        "{:#}",
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap_err()
+    );
     assert!(error.contains("missing: encoder.conv_in.weight"), "{error}");
 }
 
@@ -267,7 +270,8 @@ fn faults_of_the_denoising_loop() {
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
-        let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let inputs = inputs(&case, &checkpoint, F32);
         let experts = ["transformer", "transformer_2"].map(|e| load(&case, e, Precision::F32));
         let error = |fault| {

@@ -94,7 +94,8 @@ fn guided_run_of_12_steps() {
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
-        let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let plan = plan(&case);
         let noise = initial_noise(plan.seed, 16, plan.latent_grid());
         case.golden.check(name, "run/noise", &noise, 1e-6);
@@ -132,7 +133,8 @@ fn guided_run_of_12_steps() {
 fn every_step_of_a_run_and_its_dump() {
     let case = Case::load("b");
     let folder = case.checkpoint();
-    let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let checkpoint =
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
     let dump_folder = tempfile::tempdir().unwrap();
     let dump = Dump::create(dump_folder.path()).unwrap();
     latents(&case, &checkpoint, F32, Some(&dump));
@@ -201,7 +203,8 @@ fn mask() {
 fn equal_runs_give_equal_bytes() {
     let case = Case::load("d");
     let folder = case.checkpoint();
-    let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let checkpoint =
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
     let run = || to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     assert_eq!(bits(run()), bits(run()));
@@ -217,7 +220,8 @@ fn bf16_stays_within_two_percent_of_f32() {
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
-        let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let exact = to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
         let mixed = to_host(&latents(&case, &checkpoint, bf16, None)).unwrap();
         let error = relative_error(&mixed, &exact);

@@ -103,7 +103,9 @@ impl Feed for LocalFeed {
     }
 
     fn config(&self, name: PartName) -> Result<&PartConfig> {
-        let part = self.part(name).with_context(|| format!("there is no {name}"))?;
+        let part = self
+            .part(name)
+            .with_context(|| format!("there is no {name}"))?;
         Ok(&part.2)
     }
 
@@ -121,7 +123,9 @@ impl Feed for LocalFeed {
         _shard: usize,
         _on_event: &mut dyn FnMut(Event),
     ) -> Result<Part> {
-        let part = self.part(name).with_context(|| format!("there is no {name}"))?;
+        let part = self
+            .part(name)
+            .with_context(|| format!("there is no {name}"))?;
         Part::open(&part.1, name.kind())
     }
 

@@ -79,12 +79,7 @@ impl Item {
     ///
     /// # Errors
     /// When it is quantized already and other bits are asked for.
-    pub fn plan(
-        spec: &TensorSpec,
-        found: &Found,
-        part: &Part,
-        bits: Option<Bits>,
-    ) -> Result<Self> {
+    pub fn plan(spec: &TensorSpec, found: &Found, part: &Part, bits: Option<Bits>) -> Result<Self> {
         let kind = part.names().kind;
         let out = Detected::plain(kind, Naming::MlxVideo).stored(&spec.name, &found.shape)?;
         let eligible = may_quantize(kind, &spec.name, &found.shape);
@@ -222,8 +217,8 @@ impl Item {
             (Target::Quantized(bits), Values::Stored { entry, scale }) => {
                 each_chunk(part, &found, on_read, &mut |range| {
                     let values = part.decode(&found.name, entry, scale, range)?;
-                    let packed = quantize_parallel(&values, bits)
-                        .with_context(|| found.name.clone())?;
+                    let packed =
+                        quantize_parallel(&values, bits).with_context(|| found.name.clone())?;
                     for (i, bytes) in packed.fields().into_iter().enumerate() {
                         writer.write(first + i, bytes)?;
                     }
@@ -303,9 +298,8 @@ fn each_chunk(
         bail!("{} is quantized", found.name);
     };
     let elements: usize = entry.shape.iter().product();
-    let bytes = |element: usize| {
-        element / entry.encoding.block_elements() * entry.encoding.block_bytes()
-    };
+    let bytes =
+        |element: usize| element / entry.encoding.block_elements() * entry.encoding.block_bytes();
     for start in (0..elements).step_by(CHUNK) {
         let end = (start + CHUNK).min(elements);
         f(start..end)?;

@@ -47,7 +47,11 @@ pub fn write(feed: &dyn Feed, options: &Options, work: &Unfinished) -> Result<Co
                 "metadata": { "total_size": part_bytes },
                 "weight_map": weight_map,
             });
-            put(work, &format!("{}.safetensors.index.json", stem(name)), &index)?;
+            put(
+                work,
+                &format!("{}.safetensors.index.json", stem(name)),
+                &index,
+            )?;
         }
         let tensors: Vec<_> = files.iter().flat_map(|file| &file.tensors).collect();
         let worst = tensors.iter().map(|t| t.relative_error).fold(0.0, f64::max);

@@ -44,8 +44,7 @@ impl Writer {
     /// When the file cannot be written, or an existing one is for other tensors.
     pub fn open(path: &Path, tensors: &[OutTensor], resume: bool) -> Result<Self> {
         let (header, places) = layout(tensors);
-        let whole = header.len() as u64
-            + tensors.iter().map(OutTensor::byte_len).sum::<u64>();
+        let whole = header.len() as u64 + tensors.iter().map(OutTensor::byte_len).sum::<u64>();
         let context = || format!("cannot write {}", path.display());
         let mut file = OpenOptions::new()
             .write(true)

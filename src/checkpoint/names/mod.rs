@@ -30,6 +30,17 @@ pub enum Kind {
     TextEncoder,
 }
 
+impl Kind {
+    /// Its name with an article: `an expert`.
+    pub fn with_article(self) -> &'static str {
+        match self {
+            Kind::Expert => "an expert",
+            Kind::Vae => "a VAE",
+            Kind::TextEncoder => "a text encoder",
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
