@@ -8,11 +8,13 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod dump;
+pub mod hub;
 mod limits;
 pub mod media;
 pub mod model;
 pub mod noise;
 pub mod pipeline;
+pub mod pull;
 pub mod request;
 pub mod schedule;
 pub mod text;

@@ -5,8 +5,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::files::Files;
 use super::layout::PartName;
-use super::names;
+use super::names::config::Look;
+use super::names::{self, Kind};
 use super::part::Part;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
@@ -56,6 +58,19 @@ impl PartConfig {
         })
     }
 
+    /// Reads the dimensions of a part from the configuration in its folder alone; nothing when
+    /// that does not tell them.
+    ///
+    /// # Errors
+    /// When the configuration is malformed or not supported.
+    pub fn given(files: &Files, name: PartName) -> Result<Option<Self>> {
+        Ok(match name.kind() {
+            Kind::Expert => given_expert(files, name, None)?.map(Self::Expert),
+            Kind::Vae => given_vae(files)?.map(Self::Vae),
+            Kind::TextEncoder => given_text_encoder(files)?.map(Self::TextEncoder),
+        })
+    }
+
     /// Every tensor of a network of these dimensions.
     ///
     /// # Errors
@@ -79,34 +94,13 @@ impl PartConfig {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
-    let found = read(part, name, |json, text| {
-        if mentions(
-            json,
-            "WanTransformer3DModel",
-            &["num_attention_heads", "attention_head_dim"],
-        ) {
-            return parse(text).map(Some);
-        }
-        match json.get("num_heads").is_some() && json.get("dim").is_some() {
-            true => {
-                let look = |name: &str| part.canonical_shape(name);
-                names::config::expert_from(json, &look).map(Some)
-            }
-            false => Ok(None),
-        }
-    })?;
-    match found {
-        Some((config, file)) => {
-            DitConfig::validate(&config).with_context(|| unsupported(&file))?;
-            Ok(config)
-        }
-        None => {
-            let config = names::config::infer_expert(&|name| part.canonical_shape(name))
-                .with_context(|| inferred(part))?;
-            config.validate().with_context(|| inferred(part))?;
-            Ok(config)
-        }
+    let look = |name: &str| part.canonical_shape(name);
+    if let Some(config) = given_expert(&part.store().location().files, name, Some(&look))? {
+        return Ok(config);
     }
+    let config = names::config::infer_expert(&look).with_context(|| untold(part))?;
+    config.validate().with_context(|| untold(part))?;
+    Ok(config)
 }
 
 /// The dimensions of a VAE.
@@ -114,28 +108,13 @@ pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn vae(part: &Part) -> Result<VaeConfig> {
-    let found = read(part, PartName::Vae, |json, text| {
-        match mentions(
-            json,
-            "AutoencoderKLWan",
-            &["z_dim", "base_dim", "latents_mean"],
-        ) {
-            true => parse(text).map(Some),
-            false => Ok(None),
-        }
-    })?;
-    match found {
-        Some((config, file)) => {
-            VaeConfig::validate(&config).with_context(|| unsupported(&file))?;
-            Ok(config)
-        }
-        None => {
-            let config = names::config::infer_vae(&|name| part.canonical_shape(name))
-                .with_context(|| inferred(part))?;
-            config.validate().with_context(|| inferred(part))?;
-            Ok(config)
-        }
+    if let Some(config) = given_vae(&part.store().location().files)? {
+        return Ok(config);
     }
+    let look = |name: &str| part.canonical_shape(name);
+    let config = names::config::infer_vae(&look).with_context(|| untold(part))?;
+    config.validate().with_context(|| untold(part))?;
+    Ok(config)
 }
 
 /// The dimensions of a text encoder.
@@ -143,33 +122,59 @@ pub fn vae(part: &Part) -> Result<VaeConfig> {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn text_encoder(part: &Part) -> Result<Umt5Config> {
-    let found = read(part, PartName::TextEncoder, |json, text| {
-        match mentions(json, "UMT5EncoderModel", &["d_model", "d_kv", "d_ff"]) {
-            true => parse(text).map(Some),
-            false => Ok(None),
-        }
-    })?;
-    match found {
-        Some((config, file)) => {
-            Umt5Config::validate(&config).with_context(|| unsupported(&file))?;
-            Ok(config)
-        }
-        None => {
-            let config = names::config::infer_text(&|name| part.canonical_shape(name))
-                .with_context(|| inferred(part))?;
-            config.validate().with_context(|| inferred(part))?;
-            Ok(config)
-        }
+    if let Some(config) = given_text_encoder(&part.store().location().files)? {
+        return Ok(config);
     }
+    let look = |name: &str| part.canonical_shape(name);
+    let config = names::config::infer_text(&look).with_context(|| untold(part))?;
+    config.validate().with_context(|| untold(part))?;
+    Ok(config)
 }
 
-/// The configuration beside a part with the file's name, if it is about such a part.
+/// Without tensors to `look` at, what a configuration leaves out is as in the published models.
+fn given_expert(files: &Files, name: PartName, look: Option<Look>) -> Result<Option<DitConfig>> {
+    const FIELDS: [&str; 2] = ["num_attention_heads", "attention_head_dim"];
+    let foreign = |json: &Value, text: &[u8]| {
+        if mentions(json, "WanTransformer3DModel", &FIELDS) {
+            return parse(text).map(Some);
+        }
+        // The original's, and mlx-video's.
+        if json.get("num_heads").is_none() || json.get("dim").is_none() {
+            return Ok(None);
+        }
+        match look {
+            Some(look) => names::config::expert_from(json, look).map(Some),
+            None => names::config::expert_of_original(json).map(Some),
+        }
+    };
+    read(files, name, foreign, DitConfig::validate)
+}
+
+fn given_vae(files: &Files) -> Result<Option<VaeConfig>> {
+    const FIELDS: [&str; 3] = ["z_dim", "base_dim", "latents_mean"];
+    let foreign = |json: &Value, text: &[u8]| match mentions(json, "AutoencoderKLWan", &FIELDS) {
+        true => parse(text).map(Some),
+        false => Ok(None),
+    };
+    read(files, PartName::Vae, foreign, VaeConfig::validate)
+}
+
+fn given_text_encoder(files: &Files) -> Result<Option<Umt5Config>> {
+    const FIELDS: [&str; 3] = ["d_model", "d_kv", "d_ff"];
+    let foreign = |json: &Value, text: &[u8]| match mentions(json, "UMT5EncoderModel", &FIELDS) {
+        true => parse(text).map(Some),
+        false => Ok(None),
+    };
+    read(files, PartName::TextEncoder, foreign, Umt5Config::validate)
+}
+
+/// The configuration in a part's folder, if it is about such a part.
 fn read<T: DeserializeOwned>(
-    part: &Part,
+    files: &Files,
     name: PartName,
-    parse_foreign: impl Fn(&Value, &[u8]) -> Result<Option<T>>,
-) -> Result<Option<(T, String)>> {
-    let files = &part.store().location().files;
+    foreign: impl Fn(&Value, &[u8]) -> Result<Option<T>>,
+    validate: impl Fn(&T) -> Result<()>,
+) -> Result<Option<T>> {
     if !files.has(CONFIG) {
         return Ok(None);
     }
@@ -181,10 +186,13 @@ fn read<T: DeserializeOwned>(
     let own = json.get(OWN_KEY).and_then(|own| own.get(name.key()));
     let config = match own {
         Some(own) => T::deserialize(own).map(Some).map_err(Into::into),
-        None => parse_foreign(&json, &text),
+        None => foreign(&json, &text),
     };
-    let config = config.with_context(malformed)?;
-    Ok(config.map(|config| (config, file)))
+    let Some(config) = config.with_context(malformed)? else {
+        return Ok(None);
+    };
+    validate(&config).with_context(|| format!("{file} is not supported"))?;
+    Ok(Some(config))
 }
 
 /// Whether a configuration is of a diffusers or transformers class, by its name or by a field that
@@ -199,11 +207,7 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     serde_json::from_slice(text).map_err(Into::into)
 }
 
-fn unsupported(file: &str) -> String {
-    format!("{file} is not supported")
-}
-
-fn inferred(part: &Part) -> String {
+fn untold(part: &Part) -> String {
     format!(
         "{}: no {CONFIG} beside it tells the dimensions, and neither do the tensors' shapes",
         part.store().location()

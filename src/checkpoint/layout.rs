@@ -277,6 +277,31 @@ impl Layout {
         Ok(layout)
     }
 
+    /// What a folder has besides weights: no part, but a tokenizer and settings.
+    pub fn beside(root: &Files) -> Self {
+        let places = ["tokenizer", "google/umt5-xxl", "."];
+        Self {
+            tokenizer: places
+                .iter()
+                .find_map(|place| tokenizer_in(&root.sub(place))),
+            root: Some(root.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// Which part a file seems to be by its path alone.
+    pub fn part_of(path: &str) -> Option<PartName> {
+        let lower = path.to_lowercase();
+        let says = |word: &str| lower.contains(word);
+        if says("vae") {
+            Some(PartName::Vae)
+        } else if says("t5") || says("text_encoder") {
+            Some(PartName::TextEncoder)
+        } else {
+            expert_of(path)
+        }
+    }
+
     /// A tokenizer named by the user: a file, or a folder with one.
     ///
     /// # Errors

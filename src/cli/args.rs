@@ -13,7 +13,7 @@ use wan_i2v::request::{GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
 use super::source;
-use super::tools::{BitsArgs, ConvertArgs, InspectArgs};
+use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -54,6 +54,7 @@ pub struct Cli {
 pub enum Command {
     Inspect(InspectArgs),
     Convert(ConvertArgs),
+    Pull(PullArgs),
 }
 
 /// A clip.

@@ -150,6 +150,8 @@ pub struct Transfer {
     done: u64,
     /// When the phase began and when the last line was written.
     times: Option<(Instant, Instant)>,
+    /// A phase that another one has interrupted: what, total, done, beginning.
+    outer: Option<(String, u64, u64, Instant)>,
 }
 
 impl Transfer {
@@ -169,6 +171,27 @@ impl Transfer {
             }
             bar.enable_steady_tick(Duration::from_millis(200));
             self.bar = Some(bar);
+        }
+    }
+
+    /// Begins a phase within the one under way.
+    pub fn interrupt(&mut self, what: &str, total: u64) {
+        let (outer, done) = (std::mem::take(&mut self.what), self.done);
+        if let Some((start, _)) = self.times.take() {
+            self.outer = Some((outer, self.total, done, start));
+        }
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.start(what, total);
+    }
+
+    /// Goes on with the phase that was interrupted, if there is one.
+    pub fn go_on(&mut self) {
+        if let Some((what, total, done, began)) = self.outer.take() {
+            self.start(&what, total);
+            self.advance(done);
+            self.times = Some((began, Instant::now()));
         }
     }
 

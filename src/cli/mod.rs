@@ -58,6 +58,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             false => ExitCode::FAILURE,
         }),
         (Some(Command::Convert(args)), _) => print_path(args.run()?),
+        (Some(Command::Pull(args)), _) => print_path(args.run()?),
         (None, args) => generate(args),
     }
 }

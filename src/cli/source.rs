@@ -2,17 +2,72 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail};
+use wan_i2v::hub::{Hub, RepoId};
+use wan_i2v::pull::{self, Progress};
 
-/// The path of a model on this disk; `what` is the flag or argument that names it.
+use super::display::{Transfer, human_bytes, say};
+
+/// The path of a model: itself when it is there, or the folder in the hub's cache, fetched first
+/// when that is not whole. `what` is the flag or argument that names it.
 ///
 /// # Errors
-/// When there is no such thing.
+/// When there is no such thing, or it cannot be fetched.
 pub fn local(source: &Path, what: &str) -> Result<PathBuf> {
-    ensure!(
-        source.exists(),
-        "{what} {}: no such file or folder",
-        source.display()
+    if source.exists() {
+        return Ok(source.to_owned());
+    }
+    let nowhere = || format!("{what} {}: no such file or folder", source.display());
+    let Some(repo) = repository(source) else {
+        bail!("{}", nowhere());
+    };
+    let hub = Hub::from_env()?;
+    if let Some(folder) = hub.cached(&repo) {
+        return Ok(folder);
+    }
+    pull(&hub, &repo, &[]).with_context(|| format!("{}, and the hub", nowhere()))
+}
+
+/// A text that can only be a repository: `owner/name`, not the path of something in a folder.
+fn repository(source: &Path) -> Option<RepoId> {
+    let text = source.to_str()?;
+    let is_path = text.starts_with(['.', '/', '~']) || text.ends_with('/');
+    if is_path || text.matches('/').count() != 1 {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Fetches a repository into the shared cache and returns its folder there.
+///
+/// # Errors
+/// As [`pull::select`] and [`pull::fetch`].
+pub fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf> {
+    let (listing, selection) = pull::select(hub, repo, files)?;
+    for missing in &selection.missing {
+        say!("note: {repo} has no {missing}");
+    }
+    let there = hub.fetched_bytes(repo, &listing.commit, &selection);
+    say!(
+        "{repo}: {} in {} files ({}), {} of it there already; {} not needed",
+        human_bytes(selection.bytes()),
+        selection.files.len(),
+        selection.layout,
+        human_bytes(there),
+        human_bytes(selection.skipped_bytes)
     );
-    Ok(source.to_owned())
+    let mut transfer = Transfer::default();
+    let folder = pull::fetch(
+        hub,
+        repo,
+        &listing.commit,
+        &selection,
+        &mut |progress| match progress {
+            Progress::Total(bytes) => transfer.start("fetching", bytes),
+            Progress::File(path) => transfer.detail(path),
+            Progress::Done(bytes) => transfer.advance(bytes),
+        },
+    )?;
+    transfer.finish();
+    Ok(folder)
 }

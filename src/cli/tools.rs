@@ -9,9 +9,12 @@ use wan_i2v::checkpoint::convert::{self, Event, LocalFeed, Options};
 use wan_i2v::checkpoint::inspect::Report;
 use wan_i2v::checkpoint::layout::Layout;
 use wan_i2v::checkpoint::{Files, LoadBits, PartName};
+use wan_i2v::hub::{Hub, RepoId, free_disk};
+use wan_i2v::pull::{self, HubFeed};
 use wan_i2v::tiny;
 
 use super::display::{Transfer, human_bytes, human_count, print, say};
+use super::source;
 
 /// Says what a model or a part of one is: layout, dimensions, storage, what is missing.
 #[derive(Debug, Args)]
@@ -145,7 +148,7 @@ impl InspectArgs {
         let layout = if self.source.as_os_str() == "tiny" {
             Layout::of_folder(&Files::embedded_root(tiny::FILES))?
         } else {
-            let source = super::source::local(&self.source, "PATH")?;
+            let source = source::local(&self.source, "PATH")?;
             Layout::of_path(&source, self.part.map(Into::into))?
         };
         let report = Report::of(&layout);
@@ -218,23 +221,14 @@ fn table(report: &Report) -> String {
 impl ConvertArgs {
     /// Converts and prints the target's path.
     pub fn run(self) -> Result<PathBuf> {
-        ensure!(
-            self.shard_size >= 0.0 && self.shard_size.is_finite(),
-            "--shard-size is {}; expected a number of gigabytes, or 0",
-            self.shard_size
-        );
-        let file_bytes = match self.shard_size {
-            0.0 => u64::MAX,
-            size => (size * 1e9) as u64,
-        };
-        let source = super::source::local(&self.source, "SRC")?;
+        let source = source::local(&self.source, "SRC")?;
         let layout = Layout::of_path(&source, self.part.map(Into::into)).context("SRC")?;
         let mut feed = LocalFeed::new(&layout)?;
         let mut transfer = Transfer::default();
         let converted = convert::convert(
             &mut feed,
             &self.target,
-            &self.bits.options(file_bytes),
+            &self.bits.options(file_bytes(self.shard_size)?),
             &mut |event| transfer.show(&event),
         )?;
         transfer.finish();
@@ -260,9 +254,107 @@ impl Transfer {
         match event {
             Event::Resumed => say!("going on where the last run stopped"),
             Event::Total(bytes) => self.start("converting", *bytes),
-            Event::File(part, path) => self.detail(&format!("{part}: {path}")),
-            Event::Read(bytes) => self.advance(*bytes),
+            Event::Fetching(path, bytes) => {
+                self.interrupt("fetching", *bytes);
+                self.detail(path);
+            }
+            Event::File(part, path) => {
+                self.go_on();
+                self.detail(&format!("{part}: {path}"));
+            }
+            Event::Read(bytes) | Event::Fetched(bytes) => self.advance(*bytes),
             Event::Verifying(bytes) => self.start("verifying", *bytes),
         }
     }
+}
+
+/// Fetches a model from the Hugging Face hub: what it needs and no more.
+///
+/// Without --output the files land in the cache that all of the hub's programs share (HF_HOME,
+/// HF_HUB_CACHE), and --model ID finds them there. With --output each file is converted as it
+/// arrives and let go, so that the disk never holds more than the result and one file. An
+/// interrupted pull goes on where it stopped.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// owner/name or owner/name@revision
+    #[arg(value_name = "ID")]
+    id: String,
+
+    /// Files or folders of the repository, instead of what a known layout needs
+    #[arg(value_name = "FILE")]
+    files: Vec<String>,
+
+    /// Convert into this folder while pulling
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    bits: BitsArgs,
+
+    /// The most gigabytes of one converted file; 0 for one file per part
+    #[arg(long, value_name = "GB", default_value_t = 5.0)]
+    shard_size: f64,
+}
+
+impl PullArgs {
+    /// Fetches and prints the folder's path.
+    pub fn run(self) -> Result<PathBuf> {
+        let repo: RepoId = self.id.parse()?;
+        let hub = Hub::from_env()?;
+        let options = self.bits.options(file_bytes(self.shard_size)?);
+        let Some(target) = self.output else {
+            ensure!(
+                options.high.or(options.low).or(options.text).is_none(),
+                "--bits converts while pulling; say where to with --output DIR"
+            );
+            return source::pull(&hub, &repo, &self.files);
+        };
+        ensure!(
+            !target.exists(),
+            "--output {}: is there already; remove it or choose another name",
+            target.display()
+        );
+        let (listing, selection) = pull::select(&hub, &repo, &self.files)?;
+        for missing in &selection.missing {
+            say!("note: {repo} has no {missing}");
+        }
+        let folder = convert::source_folder(&target);
+        let mut feed = HubFeed::new(&hub, &repo, &listing.commit, &selection, &folder)?;
+        let (needs, free) = (feed.disk_bytes(&options)?, free_disk(&target)?);
+        let there = convert::unfinished_bytes(&target);
+        say!(
+            "{repo}: {} to fetch, {} not needed; takes about {} of disk, {} are free",
+            human_bytes(selection.bytes()),
+            human_bytes(selection.skipped_bytes),
+            human_bytes(needs),
+            human_bytes(free)
+        );
+        ensure!(
+            needs <= free + there,
+            "--output {}: about {} are needed there and {} are free; make room or choose another \
+             disk",
+            target.display(),
+            human_bytes(needs),
+            human_bytes(free)
+        );
+        let mut transfer = Transfer::default();
+        let converted = convert::convert(&mut feed, &target, &options, &mut |event| {
+            transfer.show(&event);
+        })?;
+        transfer.finish();
+        summary(&converted);
+        Ok(target)
+    }
+}
+
+/// The bytes of `--shard-size`.
+fn file_bytes(gigabytes: f64) -> Result<u64> {
+    ensure!(
+        gigabytes >= 0.0 && gigabytes.is_finite(),
+        "--shard-size is {gigabytes}; expected a number of gigabytes, or 0"
+    );
+    Ok(match gigabytes {
+        0.0 => u64::MAX,
+        size => (size * 1e9) as u64,
+    })
 }

@@ -16,11 +16,11 @@ pub trait Feed {
     fn identity(&self) -> Value;
     /// The parts there are, in the order they are converted in.
     fn parts(&self) -> Vec<PartName>;
-    /// A part's dimensions.
+    /// A part's dimensions; `part` is its first file.
     ///
     /// # Errors
-    /// When there is no such part.
-    fn config(&self, name: PartName) -> Result<&PartConfig>;
+    /// When they cannot be told.
+    fn config(&self, name: PartName, part: &Part) -> Result<PartConfig>;
     /// How many files a part comes in.
     fn shards(&self, name: PartName) -> usize;
     /// The bytes of one of them.
@@ -47,13 +47,18 @@ pub trait Feed {
     fn release(&mut self, name: PartName, shard: usize) -> Result<()>;
     /// What a model has besides weights.
     fn rest(&self) -> &Rest;
+    /// Lets go of everything.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    fn close(&mut self) -> Result<()>;
 }
 
 /// A model, or a part of one, on this machine's disk. Each part is one file to the conversion:
 /// mapped, it costs no memory until it is read.
 #[derive(Debug)]
 pub struct LocalFeed {
-    parts: Vec<(PartName, Location, PartConfig, u64)>,
+    parts: Vec<(PartName, Location, u64)>,
     rest: Rest,
 }
 
@@ -72,7 +77,7 @@ impl LocalFeed {
             let config = PartConfig::of(&part, name)?;
             part.check(&config.specs()?)?;
             let bytes = part.store().entries().values().map(|e| e.byte_len() as u64);
-            parts.push((name, location.clone(), config, bytes.sum()));
+            parts.push((name, location.clone(), bytes.sum()));
         }
         Ok(Self {
             parts,
@@ -80,7 +85,7 @@ impl LocalFeed {
         })
     }
 
-    fn part(&self, name: PartName) -> Option<&(PartName, Location, PartConfig, u64)> {
+    fn part(&self, name: PartName) -> Option<&(PartName, Location, u64)> {
         self.parts.iter().find(|part| part.0 == name)
     }
 }
@@ -102,11 +107,8 @@ impl Feed for LocalFeed {
         self.parts.iter().map(|part| part.0).collect()
     }
 
-    fn config(&self, name: PartName) -> Result<&PartConfig> {
-        let part = self
-            .part(name)
-            .with_context(|| format!("there is no {name}"))?;
-        Ok(&part.2)
+    fn config(&self, name: PartName, part: &Part) -> Result<PartConfig> {
+        PartConfig::of(part, name)
     }
 
     fn shards(&self, _name: PartName) -> usize {
@@ -114,7 +116,7 @@ impl Feed for LocalFeed {
     }
 
     fn shard_bytes(&self, name: PartName, _shard: usize) -> u64 {
-        self.part(name).map_or(0, |part| part.3)
+        self.part(name).map_or(0, |part| part.2)
     }
 
     fn open(
@@ -135,5 +137,9 @@ impl Feed for LocalFeed {
 
     fn rest(&self) -> &Rest {
         &self.rest
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
     }
 }

@@ -66,7 +66,7 @@ pub fn write(feed: &dyn Feed, options: &Options, work: &Unfinished) -> Result<Co
         bytes += part_bytes;
         parts.push((name, worst));
     }
-    put(work, CONFIG, &config(feed, options)?)?;
+    put(work, CONFIG, &config(feed, options, work)?)?;
     let report = json!({
         "program": concat!("wan-i2v ", env!("CARGO_PKG_VERSION")),
         "source": feed.identity(),
@@ -123,7 +123,7 @@ pub fn current_name(work: &Unfinished, file: &FileState) -> String {
 
 /// mlx-video's configuration (Blaizzy/mlx-video, `mlx_video/models/wan_2/config.py`), with the
 /// parts' dimensions in our own terms under a key that it does not read.
-fn config(feed: &dyn Feed, options: &Options) -> Result<Value> {
+fn config(feed: &dyn Feed, options: &Options, work: &Unfinished) -> Result<Value> {
     let mut config = Map::new();
     let mut own = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -139,7 +139,7 @@ fn config(feed: &dyn Feed, options: &Options) -> Result<Value> {
         json!([TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE]),
     );
     for name in feed.parts() {
-        let part = feed.config(name)?;
+        let part = work.config(name)?;
         own.insert(name.key().to_owned(), serde_json::to_value(part)?);
         match part {
             PartConfig::Expert(expert) => {

@@ -12,7 +12,7 @@ mod state;
 mod writer;
 
 pub use feed::{Feed, LocalFeed};
-pub use state::TensorReport;
+pub use state::{TensorReport, source_folder, unfinished_bytes};
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,10 +24,13 @@ use serde_json::json;
 use self::item::Item;
 use self::state::{FileState, Unfinished};
 use self::writer::{OutTensor, Writer};
+use super::config::PartConfig;
 use super::files::Files;
-use super::part::{Part, Trouble, usizes};
+use super::part::{Part, Trouble, may_quantize, usizes};
+use super::quantize::GROUP_SIZE;
 use super::store::{Location, TensorStore};
 use super::{PartName, quantize};
+use crate::model::TensorSpec;
 
 /// Bytes after which what is done is made safe against a loss of power.
 const SAVE_EVERY: u64 = 256 << 20;
@@ -80,6 +83,38 @@ impl Options {
     }
 }
 
+impl Options {
+    /// About how many bytes a part of this configuration becomes, which has `source_bytes` now.
+    ///
+    /// # Errors
+    /// When the configuration is not supported.
+    pub fn result_bytes(
+        &self,
+        name: PartName,
+        config: &PartConfig,
+        source_bytes: u64,
+    ) -> Result<u64> {
+        let specs = config.specs()?;
+        let elements = |spec: &TensorSpec| spec.shape.iter().map(|&d| d as u64).product::<u64>();
+        let all: u64 = specs.iter().map(elements).sum();
+        let (mut packed, mut wide) = (0, 0);
+        for spec in &specs {
+            match may_quantize(name.kind(), &spec.name, &usizes(&spec.shape)) {
+                true => packed += elements(spec),
+                false => wide += elements(spec),
+            }
+        }
+        let packed_bits = match self.bits(name).and_then(Bits::quantized) {
+            // Scale and bias of every group are 16 bits each.
+            Some(bits) => bits.number() as u64 * GROUP_SIZE as u64 + 32,
+            None => 16 * GROUP_SIZE as u64,
+        };
+        // What is not quantized keeps its type.
+        let wide_bytes = if source_bytes > 3 * all { 4 } else { 2 };
+        Ok(packed / GROUP_SIZE as u64 * packed_bits / 8 + wide * wide_bytes)
+    }
+}
+
 /// What a conversion tells while it runs.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
@@ -87,9 +122,13 @@ pub enum Event<'a> {
     Resumed,
     /// So many bytes of the source will be read.
     Total(u64),
+    /// A file of the source with so many bytes is being fetched.
+    Fetching(&'a str, u64),
+    /// So many further bytes of it are there.
+    Fetched(u64),
     /// A file of a part is being converted.
     File(PartName, &'a str),
-    /// So many further bytes have been read.
+    /// So many further bytes have been read, or read back.
     Read(u64),
     /// So many bytes of the result will be read back.
     Verifying(u64),
@@ -130,6 +169,7 @@ pub fn convert(
     }
     verify(&work, on_event)?;
     let converted = manifest::write(feed, options, &work)?;
+    feed.close()?;
     work.finish(target)?;
     Ok(converted)
 }
@@ -149,7 +189,11 @@ fn convert_part(
         }
         let part = feed.open(name, shard, on_event)?;
         on_event(Event::File(name, &part.store().location().to_string()));
-        convert_shard(feed, &part, name, shard, options, work, on_event)?;
+        if !work.state.configs.contains_key(&name) {
+            let config = feed.config(name, &part)?;
+            work.state.configs.insert(name, config);
+        }
+        convert_shard(&part, name, shard, options, work, on_event)?;
         drop(part);
         work.state.shards_done.push((name, shard));
         work.save()?;
@@ -163,7 +207,7 @@ fn convert_part(
         .filter(|file| file.part == name)
         .flat_map(|file| file.tensors.iter().map(|tensor| tensor.name.as_str()))
         .collect();
-    let missing: Vec<String> = feed
+    let missing: Vec<String> = work
         .config(name)?
         .specs()?
         .into_iter()
@@ -180,7 +224,6 @@ fn convert_part(
 }
 
 fn convert_shard(
-    feed: &dyn Feed,
     part: &Part,
     name: PartName,
     shard: usize,
@@ -188,7 +231,7 @@ fn convert_shard(
     work: &mut Unfinished,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let specs = feed.config(name)?.specs()?;
+    let specs = work.config(name)?.specs()?;
     let mut items = Vec::new();
     for spec in &specs {
         match part.find(&spec.name, &usizes(&spec.shape)) {

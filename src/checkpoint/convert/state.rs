@@ -1,7 +1,9 @@
 //! What an unfinished conversion has done, so that the next run goes on there.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::PartName;
+use crate::checkpoint::config::PartConfig;
 
 /// The state's file in the unfinished folder.
 const FILE: &str = "conversion-state.json";
@@ -54,6 +57,8 @@ pub struct State {
     identity: Value,
     /// The files written so far, in order.
     pub files: Vec<FileState>,
+    /// The dimensions of the parts begun so far.
+    pub configs: BTreeMap<PartName, PartConfig>,
     /// Files of the source that are done with: nothing of them is needed any more.
     pub shards_done: Vec<(PartName, usize)>,
 }
@@ -83,14 +88,12 @@ impl Unfinished {
             "{}: is there already; remove it or choose another name",
             target.display()
         );
-        let mut name = target.file_name().unwrap_or_default().to_owned();
         ensure!(
-            !name.is_empty(),
+            target.file_name().is_some(),
             "{}: is no name for a folder",
             target.display()
         );
-        name.push(".partial");
-        let folder = target.with_file_name(name);
+        let folder = unfinished_folder(target);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let lock = File::create(folder.join(".lock"))
@@ -117,6 +120,7 @@ impl Unfinished {
                 State {
                     identity: identity.clone(),
                     files: Vec::new(),
+                    configs: BTreeMap::new(),
                     shards_done: Vec::new(),
                 },
                 false,
@@ -130,6 +134,15 @@ impl Unfinished {
         };
         unfinished.save()?;
         Ok(unfinished)
+    }
+
+    /// The dimensions of a part that has been begun.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn config(&self, name: PartName) -> Result<&PartConfig> {
+        let config = self.state.configs.get(&name);
+        config.with_context(|| format!("the {name} has no files"))
     }
 
     /// Writes the state, whole or not at all.
@@ -155,6 +168,35 @@ impl Unfinished {
         fs::rename(&self.folder, target)
             .with_context(|| format!("cannot create {}", target.display()))
     }
+}
+
+/// The folder that becomes `target`.
+fn unfinished_folder(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    target.with_file_name(name)
+}
+
+/// Where files of the source may lie while they are needed: inside the unfinished folder.
+pub fn source_folder(target: &Path) -> PathBuf {
+    unfinished_folder(target).join("source")
+}
+
+/// Bytes that an unfinished conversion into `target` takes already.
+pub fn unfinished_bytes(target: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![unfinished_folder(target)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                // What a file takes of the disk: it has its full length from the start.
+                Ok(meta) => bytes += meta.blocks() * 512,
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
 }
 
 /// Writes a small file so that it is either the old or the new one, whatever happens.

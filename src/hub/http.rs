@@ -1,0 +1,347 @@
+//! Requests to the hub, and what its answers mean.
+//!
+//! The official client, `hf-hub`, knows the addresses and asks for listings. Files are requested
+//! here: its own downloads (0.5 and 1.0) cannot be given timeouts, take any answer for the
+//! requested range, and check no hash. A file's address is asked with the token and answers with
+//! a redirect to a content server, which must not see the token; see `http_get` and
+//! `get_hf_file_metadata` in `huggingface_hub/file_download.py`.
+
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, anyhow};
+use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::{Cache, Repo, RepoType};
+use ureq::http::uri::Authority;
+use ureq::http::{Response, StatusCode, Uri};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+
+use super::address::{escape, header, next, same_origin};
+use super::{Config, RepoId};
+
+/// The longest chain of redirects that is followed.
+const MAX_REDIRECTS: usize = 10;
+
+/// The longest pause that a server may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// A listing of a repository of several thousand files is about this large.
+const MAX_LISTING: u64 = 64 << 20;
+
+/// Why a request brought nothing.
+pub(super) enum Failure {
+    /// Worth another try, after the time that the server asks for if it does.
+    Again(Error, Option<Duration>),
+    /// Not worth one.
+    Stop(Error),
+}
+
+/// What is asked for, in messages.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) repo: &'a RepoId,
+    pub(super) file: Option<&'a str>,
+}
+
+/// A connection to the hub.
+pub(super) struct Http {
+    api: Api,
+    agent: Agent,
+    home: Uri,
+    token: Option<String>,
+    config: Config,
+    /// Whether the hub has answered yet. Before that a wrong address or a missing network is
+    /// likelier than a passing fault, and is told at once.
+    reached: AtomicBool,
+}
+
+impl Http {
+    pub(super) fn new(config: &Config) -> Result<Self> {
+        let home: Uri = config
+            .endpoint
+            .parse()
+            .ok()
+            .filter(|uri: &Uri| uri.scheme().is_some() && uri.authority().is_some())
+            .with_context(|| format!("{:?} is no address of a hub", config.endpoint))?;
+        let api = ApiBuilder::from_cache(Cache::new(config.cache.clone()))
+            .with_endpoint(config.endpoint.clone())
+            .with_token(config.token.clone())
+            .with_progress(false)
+            .with_user_agent(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            .build()
+            .context("cannot set up the hub's client")?;
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(config.connect))
+            .timeout_connect(Some(config.connect))
+            .timeout_recv_response(Some(config.stall))
+            .timeout_per_read(Some(config.stall))
+            .tls_config(tls())
+            .user_agent(concat!(
+                env!("CARGO_PKG_NAME"),
+                "/",
+                env!("CARGO_PKG_VERSION")
+            ))
+            // A compressed answer has another length, and ranges of it are of no use.
+            .accept_encoding("identity")
+            .build()
+            .new_agent();
+        Ok(Self {
+            api,
+            agent,
+            home,
+            token: config.token.clone(),
+            config: config.clone(),
+            reached: AtomicBool::new(false),
+        })
+    }
+
+    /// The listing of a revision, as the hub's `GET /api/models/{id}/revision/{revision}` with
+    /// `blobs=true` gives it: <https://huggingface.co/docs/hub/api>.
+    pub(super) fn listing(&self, repo: &RepoId) -> Result<Vec<u8>> {
+        let target = Target { repo, file: None };
+        self.patiently(target, || {
+            let request = self.client_repo(repo, repo.revision()).info_request();
+            let mut response = request
+                .query("blobs", "true")
+                .config()
+                .http_status_as_error(false)
+                .timeout_resolve(Some(self.config.connect))
+                .timeout_connect(Some(self.config.connect))
+                .timeout_recv_response(Some(self.config.stall))
+                .timeout_per_read(Some(self.config.stall))
+                .tls_config(tls())
+                .build()
+                .call()
+                .map_err(|error| self.broken(&error, self.home.authority()))?;
+            self.reached.store(true, Ordering::Relaxed);
+            if response.status() != StatusCode::OK {
+                return Err(self.refused(&response, target));
+            }
+            let body = response.body_mut().with_config().limit(MAX_LISTING);
+            body.read_to_vec()
+                .map_err(|error| self.broken(&error, self.home.authority()))
+        })
+    }
+
+    /// The address of a file at a commit.
+    pub(super) fn file_url(&self, repo: &RepoId, commit: &str, path: &str) -> String {
+        self.client_repo(repo, commit).url(&escape(path))
+    }
+
+    /// Asks for a file from byte `start` on; answers 200 or 206, or 416 for a range.
+    pub(super) fn file(
+        &self,
+        url: &str,
+        start: u64,
+        target: Target,
+    ) -> Result<Response<Body>, Failure> {
+        let mut uri: Uri = url.parse().map_err(|error| {
+            Failure::Stop(anyhow!("the address of {target} cannot be used: {error}"))
+        })?;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.agent.get(&uri);
+            if let Some(token) = self
+                .token
+                .as_ref()
+                .filter(|_| same_origin(&uri, &self.home))
+            {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            if start > 0 {
+                request = request.header("range", format!("bytes={start}-"));
+            }
+            let response = request
+                .call()
+                .map_err(|error| self.broken(&error, uri.authority()))?;
+            self.reached.store(true, Ordering::Relaxed);
+            match response.status() {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::RANGE_NOT_SATISFIABLE if start > 0 => return Ok(response),
+                status if status.is_redirection() => {
+                    uri = next(&uri, response.headers())
+                        .with_context(|| format!("{target}: a redirect cannot be followed"))
+                        .map_err(Failure::Stop)?;
+                }
+                // A content server knows no users: the permission in the address has run out.
+                StatusCode::FORBIDDEN if !same_origin(&uri, &self.home) => {
+                    let host = uri.host().unwrap_or_default();
+                    let error = anyhow!("{target}: {host} does not let it be read (403)");
+                    return Err(Failure::Again(error, None));
+                }
+                _ => return Err(self.refused(&response, target)),
+            }
+        }
+        Err(Failure::Stop(anyhow!(
+            "{target}: more than {MAX_REDIRECTS} redirects"
+        )))
+    }
+
+    /// Tries until it works, is not worth another try, or the tries are used up.
+    fn patiently<T>(
+        &self,
+        target: Target,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T> {
+        let mut failures = 0;
+        loop {
+            match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Failure::Stop(error)) => return Err(error),
+                Err(Failure::Again(error, after)) => {
+                    failures += 1;
+                    if failures >= self.config.tries {
+                        return Err(error.context(format!("{target}: gave up")));
+                    }
+                    self.pause(failures, after);
+                }
+            }
+        }
+    }
+
+    /// How many tries in a row may bring nothing new.
+    pub(super) fn tries(&self) -> u32 {
+        self.config.tries
+    }
+
+    /// Waits after the `failures`-th failure in a row.
+    pub(super) fn pause(&self, failures: u32, after: Option<Duration>) {
+        let doublings = failures.saturating_sub(1).min(5);
+        let pause = self.config.pause.saturating_mul(1 << doublings);
+        std::thread::sleep(after.unwrap_or(pause));
+    }
+
+    fn client_repo(&self, repo: &RepoId, revision: &str) -> hf_hub::api::sync::ApiRepo {
+        let revision = revision.to_owned();
+        self.api.repo(Repo::with_revision(
+            repo.id().to_owned(),
+            RepoType::Model,
+            revision,
+        ))
+    }
+
+    /// A request without an answer.
+    fn broken(&self, error: &ureq::Error, host: Option<&Authority>) -> Failure {
+        let host = host.map_or("the hub", Authority::host);
+        let offline = "check the network, or set HF_HUB_OFFLINE=1 to use what is in the cache";
+        let first = !self.reached.load(Ordering::Relaxed);
+        match error {
+            // The name server's and the certificate's refusals come as these too.
+            ureq::Error::Io(io) if first && !passing(io.kind()) => {
+                Failure::Stop(anyhow!("cannot connect to {host}: {io}: {offline}"))
+            }
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed if first => {
+                Failure::Stop(anyhow!("cannot connect to {host}: {error}: {offline}"))
+            }
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) if first => {
+                let seconds = self.config.connect.as_secs();
+                Failure::Stop(anyhow!("no connection to {host} in {seconds} s: {offline}"))
+            }
+            ureq::Error::Timeout(_) => Failure::Again(self.stalled(host), None),
+            ureq::Error::BadUri(_)
+            | ureq::Error::Tls(_)
+            | ureq::Error::Rustls(_)
+            | ureq::Error::InvalidProxyUrl
+            | ureq::Error::BodyExceedsLimit(_) => Failure::Stop(anyhow!("{host}: {error}")),
+            other => Failure::Again(anyhow!("{host}: {other}"), None),
+        }
+    }
+
+    /// Reading stopped half-way.
+    pub(super) fn interrupted(&self, error: &std::io::Error) -> Error {
+        match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(ureq::Error::Timeout(_)) => self.stalled("the server"),
+            _ => anyhow!("the connection broke: {error}"),
+        }
+    }
+
+    fn stalled(&self, host: &str) -> Error {
+        anyhow!("{host} sent nothing for {:?}", self.config.stall)
+    }
+
+    /// An answer that is a refusal. The hub tells its kind in `X-Error-Code` and a sentence in
+    /// `X-Error-Message` (`hf_raise_for_status` in `huggingface_hub/utils/_http.py`).
+    fn refused(&self, response: &Response<Body>, target: Target) -> Failure {
+        let status = response.status();
+        let said = header(response.headers(), "x-error-message")
+            .map(|text| {
+                format!(
+                    " (the hub says: {})",
+                    text.chars().take(200).collect::<String>()
+                )
+            })
+            .unwrap_or_default();
+        let code = header(response.headers(), "x-error-code").unwrap_or_default();
+        let repo = target.repo.id();
+        let error = match (status.as_u16(), code) {
+            (_, "GatedRepo") => anyhow!(
+                "{repo} is gated: accept its terms on its page, then set HF_TOKEN to a token of \
+                 the same account{said}"
+            ),
+            // The hub hides private repositories: a wrong name is answered 401 without a token.
+            (401, _) if self.token.is_none() => anyhow!(
+                "{repo}: not found, or private: check the name, or set HF_TOKEN to a token that \
+                 may read it{said}"
+            ),
+            (401, _) => anyhow!(
+                "{repo}: the hub refuses the token: set HF_TOKEN to a valid one that may read \
+                 it{said}"
+            ),
+            (403, _) => {
+                anyhow!("{repo}: no permission: set HF_TOKEN to a token that may read it{said}")
+            }
+            (404, "RevisionNotFound") => {
+                anyhow!("{repo} has no revision {:?}{said}", target.repo.revision())
+            }
+            (404, "EntryNotFound") => anyhow!("{target}: there is no such file{said}"),
+            (404, "RepoNotFound") => anyhow!("there is no repository {repo}{said}"),
+            (404, _) => match target.file {
+                Some(_) => anyhow!("{target}: there is no such file (404){said}"),
+                None => anyhow!(
+                    "there is no repository {repo}, or it has no revision {:?} (404){said}",
+                    target.repo.revision()
+                ),
+            },
+            _ => anyhow!("{target}: the hub answers {status}{said}"),
+        };
+        if status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429) {
+            let after = header(response.headers(), "retry-after")
+                .and_then(|seconds| seconds.trim().parse().ok())
+                .map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
+            return Failure::Again(error, after);
+        }
+        Failure::Stop(error)
+    }
+}
+
+/// Trusts whom the system trusts: behind a company's proxy that is not the usual list.
+fn tls() -> TlsConfig {
+    TlsConfig::builder()
+        .root_certs(RootCerts::PlatformVerifier)
+        .build()
+}
+
+/// Whether a connection that was there may have broken by chance.
+fn passing(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::Interrupted
+    )
+}
+
+impl std::fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.file {
+            Some(file) => write!(f, "{file} of {}", self.repo),
+            None => self.repo.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A model on the hub, whose files come one at a time and go when they have been converted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::checkpoint::config::PartConfig;
+use crate::checkpoint::convert::{Event, Feed, Options};
+use crate::checkpoint::layout::Layout;
+use crate::checkpoint::names::{self, Detected};
+use crate::checkpoint::part::Part;
+use crate::checkpoint::store::{EXTENSIONS, Location};
+use crate::checkpoint::{Files, PartName, Rest};
+use crate::hub::{Hub, RemoteFile, RepoId, Selection};
+
+/// A part's files on the hub.
+#[derive(Debug)]
+struct RemotePart {
+    name: PartName,
+    files: Vec<RemoteFile>,
+    /// Whose names the tensors have, from the index of a part in several files.
+    names: Option<Detected>,
+}
+
+/// Brings the parts of a model on the hub.
+#[derive(Debug)]
+pub struct HubFeed<'a> {
+    hub: &'a Hub,
+    repo: RepoId,
+    commit: String,
+    /// Where files are while they are needed.
+    folder: PathBuf,
+    parts: Vec<RemotePart>,
+    rest: Rest,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl<'a> HubFeed<'a> {
+    /// Fetches everything but the weights into `folder`, and checks by the indexes that no tensor
+    /// will be missing.
+    ///
+    /// # Errors
+    /// When a file cannot be fetched or an index does not hold what the architecture needs.
+    pub fn new(
+        hub: &'a Hub,
+        repo: &RepoId,
+        commit: &str,
+        selection: &Selection,
+        folder: &Path,
+    ) -> Result<Self> {
+        let is_weights = |file: &RemoteFile| EXTENSIONS.iter().any(|end| file.path.ends_with(end));
+        let mut groups: BTreeMap<PartName, Vec<RemoteFile>> = BTreeMap::new();
+        for file in &selection.files {
+            if is_weights(file) {
+                let name = Layout::part_of(&file.path).with_context(|| {
+                    format!("{repo}: {}: which part of a model is this?", file.path)
+                })?;
+                groups.entry(name).or_default().push(file.clone());
+            } else {
+                hub.fetch_to(repo, commit, file, folder, &mut |_| ())?;
+            }
+        }
+        let root = Files::from(folder);
+        let parts = groups
+            .into_iter()
+            .map(|(name, files)| {
+                let names = match files.len() {
+                    1 => None,
+                    _ => Some(
+                        checked_index(&root, name, &files, selection)
+                            .with_context(|| format!("{repo}: the {name}"))?,
+                    ),
+                };
+                Ok(RemotePart { name, files, names })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            hub,
+            repo: repo.clone(),
+            commit: commit.to_owned(),
+            folder: folder.to_owned(),
+            parts,
+            rest: Rest::of(&Layout::beside(&root))?,
+        })
+    }
+
+    fn part(&self, name: PartName) -> Result<&RemotePart> {
+        let part = self.parts.iter().find(|part| part.name == name);
+        part.with_context(|| format!("{} has no {name}", self.repo))
+    }
+
+    /// The most bytes that the disk will hold: the result and the largest file of the source.
+    ///
+    /// # Errors
+    /// When a configuration is not supported.
+    pub fn disk_bytes(&self, options: &Options) -> Result<u64> {
+        let mut result = 0;
+        let mut largest = 0;
+        for part in &self.parts {
+            let bytes: u64 = part.files.iter().map(|file| file.size).sum();
+            largest = part
+                .files
+                .iter()
+                .map(|file| file.size)
+                .fold(largest, u64::max);
+            let location = self.location(&part.files[0]);
+            let config = PartConfig::given(&location.files, part.name)?;
+            result += match config {
+                Some(config) => options.result_bytes(part.name, &config, bytes)?,
+                // Of an unknown network no more than it has now.
+                None => bytes,
+            };
+        }
+        Ok(result + largest)
+    }
+
+    fn location(&self, file: &RemoteFile) -> Location {
+        let (files, name) = Files::holding(&self.folder.join(&file.path));
+        Location {
+            files,
+            names: vec![name],
+            index: None,
+        }
+    }
+}
+
+/// Compares a part's index with its configuration; returns whose names the tensors have.
+fn checked_index(
+    root: &Files,
+    name: PartName,
+    files: &[RemoteFile],
+    selection: &Selection,
+) -> Result<Detected> {
+    let folder = |path: &str| {
+        path.rsplit_once('/')
+            .map_or("", |(folder, _)| folder)
+            .to_owned()
+    };
+    let place = folder(&files[0].path);
+    let index = selection
+        .files
+        .iter()
+        .find(|file| folder(&file.path) == place && file.path.ends_with(".safetensors.index.json"))
+        .with_context(|| format!("several files in {place}/ and no index"))?;
+    let index: ShardIndex = root.json(&index.path)?;
+    let tensors = index.weight_map.keys();
+    let parts = names::parts(tensors.map(|tensor| (tensor.as_str(), [].as_slice())));
+    let mut parts = parts.into_iter().filter(|part| part.kind == name.kind());
+    let (Some(names), None) = (parts.next(), parts.next()) else {
+        bail!(
+            "the index lists no tensors of {}",
+            name.kind().with_article()
+        );
+    };
+    let config = PartConfig::given(&root.sub(&place), name)?.with_context(|| {
+        format!(
+            "no config.json in {place}/ tells the dimensions; pull without --bits, then convert"
+        )
+    })?;
+    for spec in config.specs()? {
+        let stored = names.name(&spec.name)?;
+        ensure!(
+            index.weight_map.contains_key(&stored),
+            "the index lacks the tensor {stored}"
+        );
+    }
+    Ok(names)
+}
+
+impl Feed for HubFeed<'_> {
+    fn identity(&self) -> Value {
+        let files = |part: &RemotePart| -> Vec<Value> {
+            part.files
+                .iter()
+                .map(|file| json!([file.path, file.size]))
+                .collect()
+        };
+        json!({
+            "repository": self.repo.to_string(),
+            "commit": self.commit,
+            "files": self.parts.iter().map(files).collect::<Vec<_>>(),
+        })
+    }
+
+    fn parts(&self) -> Vec<PartName> {
+        self.parts.iter().map(|part| part.name).collect()
+    }
+
+    fn config(&self, name: PartName, part: &Part) -> Result<PartConfig> {
+        match PartConfig::given(&part.store().location().files, name)? {
+            Some(config) => Ok(config),
+            None => PartConfig::of(part, name),
+        }
+    }
+
+    fn shards(&self, name: PartName) -> usize {
+        self.part(name).map_or(0, |part| part.files.len())
+    }
+
+    fn shard_bytes(&self, name: PartName, shard: usize) -> u64 {
+        self.part(name).map_or(0, |part| part.files[shard].size)
+    }
+
+    fn open(
+        &mut self,
+        name: PartName,
+        shard: usize,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Part> {
+        let part = self.part(name)?;
+        let file = &part.files[shard];
+        on_event(Event::Fetching(&file.path, file.size));
+        let mut before = 0;
+        self.hub
+            .fetch_to(&self.repo, &self.commit, file, &self.folder, &mut |there| {
+                on_event(Event::Fetched(there.saturating_sub(before)));
+                before = before.max(there);
+            })?;
+        let location = self.location(file);
+        match &part.names {
+            Some(names) => Part::open_share(&location, names.clone()),
+            None => {
+                let part = Part::open(&location, name.kind())?;
+                part.check(&self.config(name, &part)?.specs()?)?;
+                Ok(part)
+            }
+        }
+    }
+
+    fn release(&mut self, name: PartName, shard: usize) -> Result<()> {
+        let path = self.folder.join(&self.part(name)?.files[shard].path);
+        match fs::remove_file(&path) {
+            Err(error) if path.exists() => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rest(&self) -> &Rest {
+        &self.rest
+    }
+
+    fn close(&mut self) -> Result<()> {
+        fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("cannot remove {}", self.folder.display()))
+    }
+}
