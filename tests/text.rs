@@ -158,7 +158,25 @@ fn unusable_tokenizers_are_refused() {
     let mut damaged: serde_json::Value = serde_json::from_str(&good).unwrap();
     damaged["normalizer"]["normalizers"][0]["precompiled_charsmap"] = "AAAA".into();
     let message = error_of(damaged.to_string().as_bytes());
-    assert!(message.contains("damaged"), "{message}");
+    assert!(message.contains("character map is cut short"), "{message}");
     let message = error_of(good.replace("</s>", "</t>").as_bytes());
     assert!(message.contains("has no </s>"), "{message}");
+}
+
+/// Both would abort the process inside the library, where nothing can catch it.
+#[test]
+fn pieces_and_character_maps_that_crash_the_library_are_refused() {
+    let whole = std::fs::read(tokenizer_file()).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+    json["model"]["vocab"][20][0] = "a".repeat(1_000_000).into();
+    let error = Tokenizer::from_json(json.to_string().as_bytes(), "x.json").unwrap_err();
+    assert!(format!("{error:#}").contains("piece 20"), "{error:#}");
+
+    let mut json: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+    json["normalizer"] = serde_json::json!({
+        "type": "Sequence",
+        "normalizers": [{ "type": "Precompiled", "precompiled_charsmap": "/////w==" }],
+    });
+    let error = Tokenizer::from_json(json.to_string().as_bytes(), "x.json").unwrap_err();
+    assert!(format!("{error:#}").contains("character map"), "{error:#}");
 }

@@ -2,6 +2,7 @@
 
 mod charsmap;
 mod clean;
+mod outline;
 mod sentencepiece;
 mod tokenizer;
 

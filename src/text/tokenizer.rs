@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
+use super::outline;
 use super::sentencepiece::{self, Arrays};
 
 /// The token that closes every sequence (T5's end of sentence).
@@ -103,6 +104,7 @@ impl Tokenizer {
     }
 
     fn parse(json: &[u8]) -> Result<Self> {
+        outline::check(json)?;
         Self::checked(guarded(|| tokenizers::Tokenizer::from_bytes(json))?)
     }
 

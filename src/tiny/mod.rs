@@ -6,7 +6,7 @@ use crate::checkpoint::EmbeddedFile;
 /// What the miniature is, in one line for its users.
 pub const NOTICE: &str = "using the built-in miniature, which knows coloured circles, squares, \
      triangles and diamonds that move, grow, shrink or change colour in 64 x 64 pixels; for real \
-     clips give --model the folder of Wan-AI/Wan2.2-I2V-A14B-Diffusers";
+     clips: wan-i2v pull Wan-AI/Wan2.2-I2V-A14B --bits 4 --output wan2.2, then --model wan2.2";
 
 macro_rules! files {
     ($($path:literal),+ $(,)?) => {
