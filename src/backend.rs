@@ -9,6 +9,7 @@ use std::ffi::CStr;
 
 use anyhow::{Context, bail};
 use mlx_rs::error::{Exception, Result};
+use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Device, Dtype, fast};
@@ -151,17 +152,27 @@ const CPU_DENSE_ABOVE: i32 = 2;
 /// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
 const MAX_SCORE_BYTES: i64 = 512 << 20;
 
-/// Multi-head attention without a mask, `softmax(q k^T * scale) v`.
+/// Multi-head attention, `softmax(q k^T * scale + weights) v`.
 ///
-/// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`; result `[1, heads, n, d]` in
-/// the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`] and the score
+/// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`, `weights` `[1, 1, 1, m]`; result
+/// `[1, heads, n, d]` in the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`] and the score
 /// matrix within bounds, which is exact: rows of the softmax are independent.
-pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32) -> Result<Array> {
+pub fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    scale: f32,
+    weights: Option<&Array>,
+) -> Result<Array> {
+    // The mask has to be of the operands' dtype.
+    let weights = weights.map(|w| w.as_dtype(q.dtype())).transpose()?;
+    let weights = weights.as_ref();
     let row_bytes = 4 * i64::from(k.dim(1)) * i64::from(k.dim(2));
     let rows = (MAX_SCORE_BYTES / row_bytes.max(1)).clamp(1, i64::from(MAX_KERNEL_ROWS));
     let chunked = q.dim(2) > rows as i32;
     in_chunks(q, 2, rows as i32, |q| {
-        let out = fast::scaled_dot_product_attention(q, k, v, scale, None, None)?;
+        let mask = weights.map(ScaledDotProductAttentionMask::from);
+        let out = fast::scaled_dot_product_attention(q, k, v, scale, mask, None)?;
         if chunked {
             out.eval()?;
         }

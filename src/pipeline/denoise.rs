@@ -1,16 +1,16 @@
 //! From noise to latents, with one expert in memory at a time.
 
 use anyhow::{Context, Result, bail, ensure};
-use mlx_rs::ops::concatenate;
 use mlx_rs::{Array, memory};
 
 use super::condition::Condition;
 use super::progress::{Phase, Progress};
-use super::text::EncodedPrompts;
+use super::text::{EncodedPrompts, TEXT_LEN};
 use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::{Checkpoint, Expert};
 use crate::dump::Dump;
-use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
+use crate::model::dit::{CrossKv, Dit, Rope, Start, TimeEmbedding};
+use crate::model::umt5::pad_rows;
 use crate::request::GuideScale;
 use crate::schedule::Sampler;
 
@@ -30,6 +30,8 @@ struct Loaded {
     expert: Expert,
     dit: Dit,
     rope: Rope,
+    /// The condition's part of the patch embedding.
+    condition: Array,
     prompt: Vec<CrossKv>,
     negative: Option<Vec<CrossKv>>,
 }
@@ -106,16 +108,18 @@ impl<'a> Denoiser<'a> {
             )
         };
         let time = loaded.dit.embed_time(timestep)?;
-        let input = concatenate(&[self.latents.clone(), self.condition.0.clone()], 0)?;
+        let start = loaded
+            .dit
+            .start(&self.latents, &loaded.condition, &time, &loaded.rope)?;
         let cond = loaded
-            .predict(&input, &time, &loaded.prompt)
+            .predict(&start, &time, &loaded.prompt)
             .with_context(place)?;
         let scale = self.guide_scale.of(expert);
         let mut uncond = None;
         let velocity = match &loaded.negative {
             Some(negative) if scale != 1.0 => {
                 let prediction = loaded
-                    .predict(&input, &time, negative)
+                    .predict(&start, &time, negative)
                     .with_context(place)?;
                 let velocity = guide(&cond, &prediction, scale)?;
                 uncond = Some(prediction);
@@ -164,20 +168,24 @@ impl<'a> Denoiser<'a> {
                 Expert::HighNoise => "high",
                 Expert::LowNoise => "low",
             };
-            let embedded = dit.embed_text(&self.prompts.prompt)?;
+            let embed = |encoded| dit.embed_text(&pad_rows(encoded, TEXT_LEN as i32)?);
+            let embedded = embed(&self.prompts.prompt)?;
             dump.array(&format!("text_embedding_{suffix}_cond"), &embedded)?;
             if let Some(negative) = &self.prompts.negative {
-                let embedded = dit.embed_text(negative)?;
-                dump.array(&format!("text_embedding_{suffix}_uncond"), &embedded)?;
+                dump.array(
+                    &format!("text_embedding_{suffix}_uncond"),
+                    &embed(negative)?,
+                )?;
             }
         }
         self.loaded = Some(Loaded {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
-            prompt: dit.cross_kv(&self.prompts.prompt)?,
+            condition: dit.embed_condition(&self.condition.0)?,
+            prompt: dit.cross_kv(&self.prompts.prompt, TEXT_LEN as i32)?,
             negative: match &self.prompts.negative {
                 Some(negative) if self.guide_scale.of(expert) != 1.0 => {
-                    Some(dit.cross_kv(negative)?)
+                    Some(dit.cross_kv(negative, TEXT_LEN as i32)?)
                 }
                 _ => None,
             },
@@ -190,8 +198,10 @@ impl<'a> Denoiser<'a> {
 impl Loaded {
     /// One forward pass, checked: kernels that overflow leave NaN or nothing, which would
     /// otherwise show as a black clip hours later.
-    fn predict(&self, input: &Array, time: &TimeEmbedding, text: &[CrossKv]) -> Result<Array> {
-        let velocity = self.dit.forward(input, time, &self.rope, text)?;
+    fn predict(&self, start: &Start, time: &TimeEmbedding, text: &[CrossKv]) -> Result<Array> {
+        let velocity = self
+            .dit
+            .finish(start, time, &self.rope, text, &mut |_, _| Ok(()))?;
         let values = to_host(&velocity)?;
         let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
         for &value in &values {
@@ -204,7 +214,7 @@ impl Loaded {
             bail!(
                 "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
                  and please report it",
-                self.first_bad_block(input, time, text)?
+                self.first_bad_block(start, time, text)?
             );
         }
         ensure!(
@@ -219,13 +229,13 @@ impl Loaded {
     /// Runs the pass again to name the first block whose output is not finite.
     fn first_bad_block(
         &self,
-        input: &Array,
+        start: &Start,
         time: &TimeEmbedding,
         text: &[CrossKv],
     ) -> Result<String> {
         let mut first = None;
         self.dit
-            .forward_observed(input, time, &self.rope, text, &mut |block, x| {
+            .finish(start, time, &self.rope, text, &mut |block, x| {
                 if first.is_none() && !all_finite(x)? {
                     first = Some(block);
                 }

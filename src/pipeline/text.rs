@@ -57,7 +57,8 @@ pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, plan: &Plan) -> Result<Pr
     })
 }
 
-/// The text encoder's output, `[512, d_model]` each: real tokens, then rows of zeros.
+/// The text encoder's output, `[n, d_model]` each: one row per real token. What the reference pads
+/// it with, the transformer adds.
 #[derive(Clone, Debug)]
 pub struct EncodedPrompts {
     /// The prompt.
@@ -82,8 +83,7 @@ pub fn encode_prompts(
     let encoder = checkpoint.load_text_encoder(backend)?;
     progress.detail("");
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
-        let encoded = pad_rows(&encoder.encode(&ids.ids)?, TEXT_LEN as i32)?;
-        encoded.eval()?;
+        let encoded = encoder.encode(&ids.ids)?;
         ensure!(
             all_finite(&encoded)?,
             "the text encoder's output is not finite; try --dtype f32 or --device cpu and please \
@@ -92,7 +92,8 @@ pub fn encode_prompts(
         if let Some(dump) = dump {
             let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
             dump.integers(&format!("token_ids_{name}"), &ids)?;
-            dump.array(&format!("text_encoded_{name}"), &encoded)?;
+            let padded = pad_rows(&encoded, TEXT_LEN as i32)?;
+            dump.array(&format!("text_encoded_{name}"), &padded)?;
         }
         progress.advance();
         Ok(encoded)

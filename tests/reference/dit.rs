@@ -1,13 +1,13 @@
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, stack};
-use wan_i2v::backend::Precision;
+use wan_i2v::backend::{Precision, to_host};
 use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid, unpatchify};
 use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::{Role, TensorSource};
 
-use crate::support::{Case, Golden};
+use crate::support::{Case, Golden, relative_error};
 
 pub const EXPERTS: [(&str, &str); 2] = [("high", "transformer"), ("low", "transformer_2")];
 
@@ -56,7 +56,7 @@ fn forward_pass() {
         let text = encoded_text(&case);
         for (expert, part) in EXPERTS {
             let dit = load(&case, part, Precision::F32);
-            let cross = dit.cross_kv(&text).unwrap();
+            let cross = dit.cross_kv(&text, 512).unwrap();
             let time = dit.embed_time(937).unwrap();
             let mut first_block = None;
             let velocity = dit
@@ -97,9 +97,36 @@ fn text_embedding_and_cross_attention_cache() {
                     .check(name, &format!("dit/{expert}/{what}"), x, 1e-5)
             };
             check("text", &embedded);
-            let CrossKv { keys, values } = &dit.cross_kv(&text).unwrap()[0];
+            let CrossKv { keys, values, .. } = &dit.cross_kv(&text, 512).unwrap()[0];
             check("cross_k", &first_rows(&joined(keys)));
             check("cross_v", &first_rows(&joined(values)));
+        }
+    }
+}
+
+/// 512 text rows, most of them padding, and the real ones with one key for all padding give the
+/// same velocity.
+#[test]
+fn padding_folds_into_one_key() {
+    for name in Case::ALL {
+        let case = Case::load(name);
+        let real = case.golden.array("umt5/out_medium");
+        assert!(real.dim(0) < 511);
+        for (_, part) in EXPERTS {
+            let dit = load(&case, part, Precision::F32);
+            let time = dit.embed_time(937).unwrap();
+            let rope = rope(&case, &dit);
+            let run = |text: &Array| {
+                let cross = dit.cross_kv(text, 512).unwrap();
+                let velocity = dit.forward(&hidden(&case), &time, &rope, &cross).unwrap();
+                (cross[0].keys.dim(2), to_host(&velocity).unwrap())
+            };
+            let (all, expected) = run(&encoded_text(&case));
+            let (few, folded) = run(&real);
+            assert_eq!((all, few), (512, real.dim(0) + 1));
+            let error = relative_error(&folded, &expected);
+            println!("measured {name} {part} folded padding: {few} keys, error {error:.1e}");
+            assert!(error < 1e-5, "{name} {part}: {error}");
         }
     }
 }

@@ -13,6 +13,7 @@ use wan_i2v::checkpoint::store::Location;
 use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 use wan_i2v::model::Recorder;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
+use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::vae::{FeatureCache, Slot, VaeConfig, VaeEncoder};
 use wan_i2v::pipeline::{Condition, EncodedPrompts, guide, initial_noise};
 use wan_i2v::schedule::{Sampler, Schedule};
@@ -53,7 +54,7 @@ fn single_table(case: &Case, dit: &Dit) -> Rope {
 }
 
 fn forward_error(case: &Case, dit: &Dit, time: &TimeEmbedding, rope: &Rope) -> f64 {
-    let cross = dit.cross_kv(&encoded_text(case)).unwrap();
+    let cross = dit.cross_kv(&encoded_text(case), 512).unwrap();
     let velocity = dit.forward(&hidden(case), time, rope, &cross).unwrap();
     relative_error(
         &to_host(&velocity).unwrap(),
@@ -237,10 +238,10 @@ fn run(
     let kv = |dit: &Dit, text: &Array| -> Vec<CrossKv> {
         match fault {
             LoopFault::SharedText => {
-                let context = low.embed_text(text).unwrap();
-                dit.cross_kv_of_embedded(&context).unwrap()
+                let context = low.embed_text(&pad_rows(text, 512).unwrap()).unwrap();
+                dit.cross_kv_of_embedded(&context, 1).unwrap()
             }
-            _ => dit.cross_kv(text).unwrap(),
+            _ => dit.cross_kv(text, 512).unwrap(),
         }
     };
     for t in timesteps {

@@ -10,14 +10,17 @@ use crate::backend::attention;
 use crate::model::layers::{Linear, f32, gelu_tanh};
 use crate::model::{Role, TensorSource};
 
-/// A block's cross-attention keys and values for one prompt: `[1, heads, text_len, head_dim]`
-/// each, in the matmul dtype.
+/// A block's cross-attention keys and values for one prompt: `[1, heads, rows, head_dim]` each, in
+/// the matmul dtype.
 #[derive(Clone, Debug)]
 pub struct CrossKv {
     /// Keys, after the key norm.
     pub keys: Array,
     /// Values.
     pub values: Array,
+    /// Added to the scores of each key, `[1, 1, 1, rows]`, float32, when the last row stands for
+    /// several equal ones.
+    pub weights: Option<Array>,
 }
 
 /// The projections and norms of one attention layer.
@@ -88,7 +91,7 @@ impl Attention {
     fn attend(&self, q: &Array, kv: &CrossKv) -> MlxResult<Array> {
         let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
         let q = q.as_dtype(kv.values.dtype())?;
-        let out = attention(&q, &kv.keys, &kv.values, scale)?;
+        let out = attention(&q, &kv.keys, &kv.values, scale, kv.weights.as_ref())?;
         let tokens = out.dim(2);
         let joined = out
             .transpose_axes(&[0, 2, 1, 3])?
@@ -152,48 +155,77 @@ impl Block {
         })
     }
 
-    /// Keys and values for embedded text `[text_len, dim]`; evaluated.
-    pub(super) fn cross_kv(&self, context: &Array) -> MlxResult<CrossKv> {
+    /// Keys and values for embedded text `[rows, dim]`, its last row standing for `copies` equal
+    /// ones; evaluated.
+    pub(super) fn cross_kv(&self, context: &Array, copies: i32) -> MlxResult<CrossKv> {
         let values = heads_first(&self.cross_attention.values(context)?)?;
         let keys = heads_first(&self.cross_attention.keys(context)?)?.as_dtype(values.dtype())?;
         mlx_rs::transforms::eval([&keys, &values])?;
-        Ok(CrossKv { keys, values })
+        // Equal keys share one softmax term: n e^s = e^(s + ln n).
+        let weights = (copies > 1).then(|| {
+            let mut weights = vec![0.0; context.dim(0) as usize];
+            if let Some(last) = weights.last_mut() {
+                *last = f64::from(copies).ln() as f32;
+            }
+            Array::from_slice(&weights, &[1, 1, 1, context.dim(0)])
+        });
+        Ok(CrossKv {
+            keys,
+            values,
+            weights,
+        })
     }
 
-    /// `x` `[tokens, dim]`, float32, to the same; `time` is the projection `[6, dim]`.
-    pub(super) fn forward(
-        &self,
-        x: &Array,
-        time: &Array,
-        rope: &Rope,
-        cross: &CrossKv,
-    ) -> MlxResult<Array> {
-        let modulation = self.scale_shift_table.add(time)?;
-        let row = |i: i32| modulation.try_index(i);
-        let one_plus = |i: i32| row(i)?.add(Array::from_f32(1.0));
-
+    /// The block's first half, self-attention, which no prompt has a part in: `x` `[tokens, dim]`,
+    /// float32, to the same; `time` is the projection `[6, dim]`.
+    pub(super) fn attend_self(&self, x: &Array, time: &Array, rope: &Rope) -> MlxResult<Array> {
+        let modulation = Modulation::new(&self.scale_shift_table, time)?;
         // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
-        let h = fast::layer_norm(x, &one_plus(1)?, &row(0)?, self.eps)?;
+        let h = fast::layer_norm(x, &modulation.one_plus(1)?, &modulation.row(0)?, self.eps)?;
         let values = heads_first(&self.self_attention.values(&h)?)?;
         let keys =
             heads_first(&rope.rotate(&self.self_attention.keys(&h)?)?)?.as_dtype(values.dtype())?;
         let queries = heads_first(&rope.rotate(&self.self_attention.queries(&h)?)?)?;
-        let h = self
-            .self_attention
-            .attend(&queries, &CrossKv { keys, values })?;
-        let x = x.add(f32(&h)?.multiply(row(2)?)?)?;
+        let kv = CrossKv {
+            keys,
+            values,
+            weights: None,
+        };
+        let h = self.self_attention.attend(&queries, &kv)?;
+        x.add(f32(&h)?.multiply(modulation.row(2)?)?)
+    }
 
+    /// The second half, cross-attention and feed-forward; shapes as in [`Self::attend_self`].
+    pub(super) fn attend_text(&self, x: &Array, time: &Array, cross: &CrossKv) -> MlxResult<Array> {
+        let modulation = Modulation::new(&self.scale_shift_table, time)?;
         let h = match &self.cross_norm {
-            Some((weight, bias)) => fast::layer_norm(&x, weight, bias, self.eps)?,
+            Some((weight, bias)) => fast::layer_norm(x, weight, bias, self.eps)?,
             None => x.clone(),
         };
         let queries = heads_first(&self.cross_attention.queries(&h)?)?;
         let x = x.add(f32(&self.cross_attention.attend(&queries, cross)?)?)?;
 
-        let h = fast::layer_norm(&x, &one_plus(4)?, &row(3)?, self.eps)?;
+        let h = fast::layer_norm(&x, &modulation.one_plus(4)?, &modulation.row(3)?, self.eps)?;
         let h = self
             .ffn_out
             .forward(&gelu_tanh(&self.ffn_in.forward(&h)?)?)?;
-        x.add(f32(&h)?.multiply(row(5)?)?)
+        x.add(f32(&h)?.multiply(modulation.row(5)?)?)
+    }
+}
+
+/// A block's six modulation vectors at one timestep.
+struct Modulation(Array);
+
+impl Modulation {
+    fn new(table: &Array, time: &Array) -> MlxResult<Self> {
+        table.add(time).map(Self)
+    }
+
+    fn row(&self, i: i32) -> MlxResult<Array> {
+        self.0.try_index(i)
+    }
+
+    fn one_plus(&self, i: i32) -> MlxResult<Array> {
+        self.row(i)?.add(Array::from_f32(1.0))
     }
 }

@@ -19,6 +19,7 @@ use mlx_rs::{Array, Dtype, fast};
 use serde::{Deserialize, Serialize};
 
 use super::layers::{Linear, Weight, f32, gelu_tanh, silu};
+use super::umt5::pad_rows;
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 use block::Block;
 
@@ -128,7 +129,10 @@ impl DitConfig {
 #[derive(Debug)]
 pub struct Dit {
     config: DitConfig,
-    patch_embedding: Linear,
+    /// The patch embedding's columns for the noise's channels.
+    patch_noise: Linear,
+    /// Its columns for the condition's channels, and its bias.
+    patch_condition: Linear,
     time_in: Linear,
     time_out: Linear,
     time_proj: Linear,
@@ -169,6 +173,10 @@ impl Dit {
             )?
             .reshape(&[dim, patch_values])?;
         let patch_bias = source.tensor("patch_embedding.bias", &[dim], Role::Matmul)?;
+        let noise_values = config.out_channels * config.patch_volume();
+        let columns = |from: i32, to: i32| -> MlxResult<Weight> {
+            Ok(Weight::Dense(patch_weight.try_index((.., from..to))?))
+        };
 
         let mut linear = |name: &str, inputs, outputs, role| {
             Linear::load(
@@ -190,7 +198,11 @@ impl Dit {
             .collect::<Result<Vec<_>>>()?;
         let head_values = config.out_channels * config.patch_volume();
         Ok(Self {
-            patch_embedding: Linear::from_weight(Weight::Dense(patch_weight), Some(patch_bias))?,
+            patch_noise: Linear::from_weight(columns(0, noise_values)?, None)?,
+            patch_condition: Linear::from_weight(
+                columns(noise_values, patch_values)?,
+                Some(patch_bias),
+            )?,
             time_in,
             time_out,
             time_proj,
@@ -221,18 +233,25 @@ impl Dit {
 
     /// Cross-attention keys and values of every block for one prompt; evaluated.
     ///
-    /// `encoded` is the text encoder's output `[text_len, text_dim]`, zero rows included:
-    /// the reference attends to all of them. Computed once per expert and prompt.
-    pub fn cross_kv(&self, encoded: &Array) -> MlxResult<Vec<CrossKv>> {
-        self.cross_kv_of_embedded(&self.embed_text(encoded)?)
+    /// `encoded` is the text encoder's output `[n, text_dim]` of the real tokens. The reference
+    /// pads it with zero rows to `text_len` and attends to all of them. Behind the text-embedding
+    /// MLP those rows are one constant vector, so they are one key here, which weighs as much as
+    /// all of them. Computed once per expert and prompt.
+    pub fn cross_kv(&self, encoded: &Array, text_len: i32) -> MlxResult<Vec<CrossKv>> {
+        let padding = text_len - encoded.dim(0);
+        if padding <= 0 {
+            return self.cross_kv_of_embedded(&self.embed_text(encoded)?, 1);
+        }
+        let padded = pad_rows(encoded, encoded.dim(0) + 1)?;
+        self.cross_kv_of_embedded(&self.embed_text(&padded)?, padding)
     }
 
-    /// The part of [`Self::cross_kv`] behind the text-embedding MLP: `embedded` is
-    /// `[text_len, dim]`.
-    pub fn cross_kv_of_embedded(&self, embedded: &Array) -> MlxResult<Vec<CrossKv>> {
+    /// The part of [`Self::cross_kv`] behind the text-embedding MLP: `embedded` is `[rows, dim]`,
+    /// its last row standing for `copies` equal ones.
+    pub fn cross_kv_of_embedded(&self, embedded: &Array, copies: i32) -> MlxResult<Vec<CrossKv>> {
         self.blocks
             .iter()
-            .map(|block| block.cross_kv(embedded))
+            .map(|block| block.cross_kv(embedded, copies))
             .collect()
     }
 
@@ -284,11 +303,61 @@ impl Dit {
         cross: &[CrossKv],
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
-        let grid = [input.dim(1), input.dim(2), input.dim(3)];
-        let patches = patchify(&f32(input)?, self.config.patch_size)?;
-        let mut x = f32(&self.patch_embedding.forward(&patches)?)?;
+        let noise = input.try_index(0..self.config.out_channels)?;
+        let condition = input.try_index(self.config.out_channels..)?;
+        let start = self.start(&noise, &self.embed_condition(&condition)?, time, rope)?;
+        self.finish(&start, time, rope, cross, observe)
+    }
+
+    /// The condition's part of the patch embedding, which stays the same for a whole clip:
+    /// `[in_channels - out_channels, frames, height, width]` to `[tokens, dim]`, float32;
+    /// evaluated.
+    pub fn embed_condition(&self, condition: &Array) -> MlxResult<Array> {
+        let patches = patchify(&f32(condition)?, self.config.patch_size)?;
+        let embedded = f32(&self.patch_condition.forward(&patches)?)?;
+        embedded.eval()?;
+        Ok(embedded)
+    }
+
+    /// What a pass computes before it meets a prompt, shared by the conditional and the
+    /// unconditional one: patch embedding and the first block's self-attention; evaluated.
+    ///
+    /// `noise` is `[out_channels, frames, height, width]`, `condition` of
+    /// [`Self::embed_condition`].
+    pub fn start(
+        &self,
+        noise: &Array,
+        condition: &Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+    ) -> MlxResult<Start> {
+        let patches = patchify(&f32(noise)?, self.config.patch_size)?;
+        let mut x = f32(&self.patch_noise.forward(&patches)?)?.add(condition)?;
+        if let Some(first) = self.blocks.first() {
+            x = first.attend_self(&x, &time.projection, rope)?;
+        }
+        x.eval()?;
+        Ok(Start {
+            x,
+            grid: [noise.dim(1), noise.dim(2), noise.dim(3)],
+        })
+    }
+
+    /// The rest of a pass, with a prompt; arguments and result as of [`Self::forward_observed`].
+    pub fn finish(
+        &self,
+        start: &Start,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        cross: &[CrossKv],
+        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
+    ) -> MlxResult<Array> {
+        let mut x = start.x.clone();
         for (i, (block, kv)) in self.blocks.iter().zip(cross).enumerate() {
-            x = block.forward(&x, &time.projection, rope, kv)?;
+            if i > 0 {
+                x = block.attend_self(&x, &time.projection, rope)?;
+            }
+            x = block.attend_text(&x, &time.projection, kv)?;
             // Block by block: one command buffer for a whole pass trips the GPU's watchdog
             // or its memory limit on long clips (ddalcu/mlx-serve#321).
             x.eval()?;
@@ -299,6 +368,15 @@ impl Dit {
         let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
         let x = fast::layer_norm(&x, &scale, &shift, self.config.eps)?;
         let x = self.proj_out.forward(&x)?;
-        unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
+        unpatchify(&x, start.grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }
+}
+
+/// A pass up to the point where it meets a prompt.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The residual stream `[tokens, dim]`, float32.
+    x: Array,
+    /// The latents' frames, height and width.
+    grid: [i32; 3],
 }

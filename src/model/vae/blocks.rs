@@ -118,7 +118,7 @@ impl AttentionBlock {
         let frames = (0..t)
             .map(|i| {
                 let part = |j: usize| rows(&parts[j], i, i + 1);
-                attention(&part(0)?, &part(1)?, &part(2)?, scale)
+                attention(&part(0)?, &part(1)?, &part(2)?, scale, None)
             })
             .collect::<MlxResult<Vec<_>>>()?;
         let out = concatenate(&frames, 0)?.reshape(&[t, h, w, c])?;
