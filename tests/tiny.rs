@@ -67,6 +67,8 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
     let request = Request {
         model: Model::Tiny,
         bits: Default::default(),
+        guide_interval: Default::default(),
+        cache: Default::default(),
         image,
         prompt: prompt.into(),
         negative_prompt: None,

@@ -30,6 +30,9 @@ pub struct Settings {
     pub shift: f64,
     /// Guidance scales of the (low-noise, high-noise) experts.
     pub guide_scale: (f32, f32),
+    /// Polynomial that TeaCache rescales the time embedding's change with, fitted to the model, the
+    /// highest power first; none means that TeaCache cannot be used.
+    pub teacache: Vec<f64>,
     /// Negative prompt used when none is given.
     pub negative_prompt: String,
 }
@@ -44,6 +47,7 @@ impl Default for Settings {
             steps: 40,
             shift: 5.0,
             guide_scale: (3.5, 3.5),
+            teacache: Vec::new(),
             negative_prompt: DEFAULT_NEGATIVE_PROMPT.into(),
         }
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use wan_i2v::backend::{self, DeviceKind, Precision};
 use wan_i2v::checkpoint::Sources;
 use wan_i2v::media::Resize;
-use wan_i2v::request::{GuideScale, Model, Request, Size};
+use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
 use super::source;
@@ -170,6 +170,15 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true, help_heading = "Sampling")]
     guide_scale: Option<GuideScale>,
 
+    /// Guide only the steps between these shares of the schedule; the others take half the time
+    #[arg(long, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true, help_heading = "Sampling")]
+    guide_interval: Option<GuideInterval>,
+
+    /// Skip steps whose prediction changes little: teacache or easycache, then ,threshold=X
+    /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate
+    #[arg(long, value_name = "METHOD", value_parser = parse_cache, help_heading = "Sampling")]
+    cache: Option<CacheSettings>,
+
     /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
     /// [default: random, printed]
     #[arg(
@@ -289,6 +298,8 @@ impl GenerateArgs {
             },
             shift: self.shift,
             guide_scale: self.guide_scale,
+            guide_interval: self.guide_interval.unwrap_or_default(),
+            cache: self.cache.unwrap_or_default(),
             seed,
             resize: match self.resize {
                 ResizeArg::Lanczos => Resize::Lanczos,
@@ -330,4 +341,18 @@ fn parse_guide_scale(text: &str) -> std::result::Result<GuideScale, String> {
         (Ok(low), Ok(high)) => Ok(GuideScale { low, high }),
         _ => Err("expected one number, or two as LOW,HIGH, such as 3.5 or 3.0,4.0".into()),
     }
+}
+
+fn parse_interval(text: &str) -> std::result::Result<GuideInterval, String> {
+    let parsed = text
+        .split_once(',')
+        .and_then(|(start, end)| Some((start.trim().parse().ok()?, end.trim().parse().ok()?)));
+    match parsed {
+        Some((start, end)) => Ok(GuideInterval { start, end }),
+        None => Err("expected two shares of the steps as START,END, such as 0,0.5".into()),
+    }
+}
+
+fn parse_cache(text: &str) -> std::result::Result<CacheSettings, String> {
+    text.parse().map_err(|error| format!("{error:#}"))
 }

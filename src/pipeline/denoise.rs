@@ -3,15 +3,16 @@
 use anyhow::{Context, Result, bail, ensure};
 use mlx_rs::{Array, memory};
 
+use super::cache::StepCache;
 use super::condition::Condition;
 use super::progress::{Phase, Progress};
 use super::text::{EncodedPrompts, TEXT_LEN};
 use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::{Checkpoint, Expert};
 use crate::dump::Dump;
-use crate::model::dit::{CrossKv, Dit, Rope, Start, TimeEmbedding};
+use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
-use crate::request::GuideScale;
+use crate::request::{CacheMethod, CacheSettings, GuideInterval, GuideScale};
 use crate::schedule::Sampler;
 
 /// Predictions that spread less than this have collapsed: what broken kernels leave of a
@@ -24,6 +25,48 @@ pub fn guide(cond: &Array, uncond: &Array, scale: f32) -> Result<Array> {
     Ok(uncond.add(difference.multiply(Array::from_f32(scale))?)?)
 }
 
+/// How a run is denoised, besides the schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DenoiseSettings {
+    /// Guidance of each expert.
+    pub guide_scale: GuideScale,
+    /// The steps that it applies to.
+    pub guide_interval: GuideInterval,
+    /// The cache.
+    pub cache: CacheSettings,
+}
+
+impl From<GuideScale> for DenoiseSettings {
+    /// Every step computed and guided.
+    fn from(guide_scale: GuideScale) -> Self {
+        Self {
+            guide_scale,
+            guide_interval: GuideInterval::default(),
+            cache: CacheSettings::default(),
+        }
+    }
+}
+
+/// Passes through a transformer, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passes {
+    /// Those that were computed.
+    pub computed: usize,
+    /// Those that a cache stood in for.
+    pub reused: usize,
+    /// Unconditional ones that guidance did not need.
+    pub unguided: usize,
+}
+
+/// A prompt to an expert, with what the last pass left for the next.
+#[derive(Debug)]
+struct Voice {
+    kv: Vec<CrossKv>,
+    /// What a cache adds instead of computing: to the tokens (TeaCache) or the latents
+    /// (EasyCache).
+    reusable: Option<Array>,
+}
+
 /// An expert with what it computes once per clip.
 #[derive(Debug)]
 struct Loaded {
@@ -32,8 +75,9 @@ struct Loaded {
     rope: Rope,
     /// The condition's part of the patch embedding.
     condition: Array,
-    prompt: Vec<CrossKv>,
-    negative: Option<Vec<CrossKv>>,
+    prompt: Voice,
+    negative: Option<Voice>,
+    cache: StepCache,
 }
 
 /// The denoising loop's state.
@@ -45,8 +89,9 @@ pub struct Denoiser<'a> {
     condition: Condition,
     latents: Array,
     sampler: Sampler,
-    guide_scale: GuideScale,
+    settings: DenoiseSettings,
     loaded: Option<Loaded>,
+    passes: Passes,
 }
 
 impl<'a> Denoiser<'a> {
@@ -58,7 +103,7 @@ impl<'a> Denoiser<'a> {
         condition: Condition,
         noise: Array,
         sampler: Sampler,
-        guide_scale: GuideScale,
+        settings: impl Into<DenoiseSettings>,
     ) -> Self {
         Self {
             checkpoint,
@@ -67,8 +112,9 @@ impl<'a> Denoiser<'a> {
             condition,
             latents: noise,
             sampler,
-            guide_scale,
+            settings: settings.into(),
             loaded: None,
+            passes: Passes::default(),
         }
     }
 
@@ -89,6 +135,11 @@ impl<'a> Denoiser<'a> {
         Ok(self.latents.clone())
     }
 
+    /// The passes so far.
+    pub fn passes(&self) -> Passes {
+        self.passes
+    }
+
     /// Takes the next step.
     fn step(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<()> {
         let index = self.sampler.step_index();
@@ -96,7 +147,7 @@ impl<'a> Denoiser<'a> {
         let expert = self.checkpoint.expert_for(timestep);
         self.load(expert, dump, progress)?;
         progress.detail(&format!("{expert} expert, t = {timestep}"));
-        let Some(loaded) = &self.loaded else {
+        let Some(loaded) = &mut self.loaded else {
             bail!("no expert is loaded");
         };
 
@@ -107,25 +158,36 @@ impl<'a> Denoiser<'a> {
                 index + 1
             )
         };
-        let time = loaded.dit.embed_time(timestep)?;
-        let start = loaded
-            .dit
-            .start(&self.latents, &loaded.condition, &time, &loaded.rope)?;
-        let cond = loaded
-            .predict(&start, &time, &loaded.prompt)
+        let mut pass = Pass {
+            time: loaded.dit.embed_time(timestep)?,
+            tokens: loaded.dit.embed_noise(&self.latents, &loaded.condition)?,
+            start: None,
+            latents: &self.latents,
+            method: self.settings.cache.method,
+            may_reuse: false,
+        };
+        pass.may_reuse = loaded
+            .cache
+            .may_skip(&self.latents, &pass.time, steps - index - 1)?;
+        let scale = self.settings.guide_scale.of(expert);
+        let (cond, computed) = predict(&loaded.dit, &loaded.rope, &mut pass, &mut loaded.prompt)
             .with_context(place)?;
-        let scale = self.guide_scale.of(expert);
+        self.passes.count(computed);
+        loaded.cache.note(&self.latents, &cond, computed)?;
         let mut uncond = None;
-        let velocity = match &loaded.negative {
-            Some(negative) if scale != 1.0 => {
-                let prediction = loaded
-                    .predict(&start, &time, negative)
-                    .with_context(place)?;
+        let velocity = match &mut loaded.negative {
+            Some(negative) if self.settings.guide_interval.covers(index, steps) => {
+                let (prediction, computed) =
+                    predict(&loaded.dit, &loaded.rope, &mut pass, negative).with_context(place)?;
+                self.passes.count(computed);
                 let velocity = guide(&cond, &prediction, scale)?;
                 uncond = Some(prediction);
                 velocity
             }
-            _ => cond.clone(),
+            negative => {
+                self.passes.unguided += usize::from(negative.is_some());
+                cond.clone()
+            }
         };
         self.latents = self.sampler.step(&self.latents, &velocity)?;
         self.latents.eval()?;
@@ -178,69 +240,114 @@ impl<'a> Denoiser<'a> {
                 )?;
             }
         }
+        let voice = |encoded: &Array| -> Result<Voice> {
+            Ok(Voice {
+                kv: dit.cross_kv(encoded, TEXT_LEN as i32)?,
+                reusable: None,
+            })
+        };
+        let guided = self.settings.guide_scale.of(expert) != 1.0;
+        let negative = self.prompts.negative.as_ref().filter(|_| guided);
         self.loaded = Some(Loaded {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
             condition: dit.embed_condition(&self.condition.0)?,
-            prompt: dit.cross_kv(&self.prompts.prompt, TEXT_LEN as i32)?,
-            negative: match &self.prompts.negative {
-                Some(negative) if self.guide_scale.of(expert) != 1.0 => {
-                    Some(dit.cross_kv(negative, TEXT_LEN as i32)?)
-                }
-                _ => None,
-            },
+            prompt: voice(&self.prompts.prompt)?,
+            negative: negative.map(voice).transpose()?,
+            cache: StepCache::new(self.settings.cache.clone()),
             dit,
         });
         Ok(())
     }
 }
 
-impl Loaded {
-    /// One forward pass, checked: kernels that overflow leave NaN or nothing, which would
-    /// otherwise show as a black clip hours later.
-    fn predict(&self, start: &Start, time: &TimeEmbedding, text: &[CrossKv]) -> Result<Array> {
-        let velocity = self
-            .dit
-            .finish(start, time, &self.rope, text, &mut |_, _| Ok(()))?;
-        let values = to_host(&velocity)?;
-        let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
-        for &value in &values {
-            sum += f64::from(value);
-            squares += f64::from(value) * f64::from(value);
-        }
-        let count = values.len().max(1) as f64;
-        let variance = squares / count - (sum / count).powi(2);
-        if !squares.is_finite() {
-            bail!(
-                "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
-                 and please report it",
-                self.first_bad_block(start, time, text)?
-            );
-        }
-        ensure!(
-            values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,
-            "the prediction has collapsed to {:.3e} everywhere; try --dtype f32 or --device cpu \
-             and please report it",
-            sum / count
-        );
-        Ok(velocity)
+impl Passes {
+    fn count(&mut self, computed: bool) {
+        self.computed += usize::from(computed);
+        self.reused += usize::from(!computed);
     }
+}
 
-    /// Runs the pass again to name the first block whose output is not finite.
-    fn first_bad_block(
-        &self,
-        start: &Start,
-        time: &TimeEmbedding,
-        text: &[CrossKv],
-    ) -> Result<String> {
-        let mut first = None;
-        self.dit
-            .finish(start, time, &self.rope, text, &mut |block, x| {
-                if first.is_none() && !all_finite(x)? {
-                    first = Some(block);
-                }
-                Ok(())
-            })?;
-        Ok(first.map_or("the output head".into(), |block| format!("block {block}")))
+/// What both passes of a step have in common.
+struct Pass<'a> {
+    time: TimeEmbedding,
+    tokens: Array,
+    /// The part that no prompt has a share in, once it is needed.
+    start: Option<Array>,
+    latents: &'a Array,
+    method: CacheMethod,
+    may_reuse: bool,
+}
+
+/// A prediction, and whether it was computed.
+fn predict(dit: &Dit, rope: &Rope, pass: &mut Pass, voice: &mut Voice) -> Result<(Array, bool)> {
+    let grid = [1, 2, 3].map(|axis| pass.latents.dim(axis));
+    if let (true, Some(reusable)) = (pass.may_reuse, &voice.reusable) {
+        let velocity = match pass.method {
+            CacheMethod::TeaCache { .. } => {
+                dit.head(&pass.tokens.add(reusable)?, &pass.time, grid)?
+            }
+            _ => pass.latents.add(reusable)?,
+        };
+        return Ok((velocity, false));
     }
+    let start = match pass.start.take() {
+        Some(start) => start,
+        None => dit.start(&pass.tokens, &pass.time, rope)?,
+    };
+    let x = dit.finish(&start, &pass.time, rope, &voice.kv, &mut |_, _| Ok(()))?;
+    let velocity = dit.head(&x, &pass.time, grid)?;
+    check(dit, rope, pass, &start, &voice.kv, &velocity)?;
+    voice.reusable = match pass.method {
+        CacheMethod::Off => None,
+        CacheMethod::TeaCache { .. } => Some(x.subtract(&pass.tokens)?),
+        CacheMethod::EasyCache { .. } => Some(velocity.subtract(pass.latents)?),
+    };
+    if let Some(reusable) = &voice.reusable {
+        reusable.eval()?;
+    }
+    pass.start = Some(start);
+    Ok((velocity, true))
+}
+
+/// Refuses a broken prediction: kernels that overflow leave NaN or nothing, which would
+/// otherwise show as a black clip hours later.
+fn check(
+    dit: &Dit,
+    rope: &Rope,
+    pass: &Pass,
+    start: &Array,
+    kv: &[CrossKv],
+    velocity: &Array,
+) -> Result<()> {
+    let values = to_host(velocity)?;
+    let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
+    for &value in &values {
+        sum += f64::from(value);
+        squares += f64::from(value) * f64::from(value);
+    }
+    let count = values.len().max(1) as f64;
+    let variance = squares / count - (sum / count).powi(2);
+    if !squares.is_finite() {
+        // Once more, to name the first block whose output is not finite.
+        let mut first = None;
+        dit.finish(start, &pass.time, rope, kv, &mut |block, x| {
+            if first.is_none() && !all_finite(x)? {
+                first = Some(block);
+            }
+            Ok(())
+        })?;
+        bail!(
+            "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
+                 and please report it",
+            first.map_or("the output head".into(), |block| format!("block {block}"))
+        );
+    }
+    ensure!(
+        values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,
+        "the prediction has collapsed to {:.3e} everywhere; try --dtype f32 or --device cpu \
+             and please report it",
+        sum / count
+    );
+    Ok(())
 }

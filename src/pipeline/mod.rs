@@ -3,6 +3,7 @@
 //! text encoding -> image condition -> denoising -> decoding -> media file. Every stage takes
 //! what it needs, owns its weights, and is gone when its result is there.
 
+mod cache;
 mod condition;
 mod decode;
 mod denoise;
@@ -11,7 +12,7 @@ mod text;
 
 pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
-pub use denoise::{Denoiser, guide};
+pub use denoise::{DenoiseSettings, Denoiser, Passes, guide};
 pub use progress::{Phase, Progress, Silent};
 pub use text::{EncodedPrompts, PromptIds, encode_prompts, tokenize};
 
@@ -128,9 +129,14 @@ impl Job {
             condition,
             noise,
             sampler,
-            plan.guide_scale,
+            DenoiseSettings {
+                guide_scale: plan.guide_scale,
+                guide_interval: plan.guide_interval,
+                cache: plan.cache.clone(),
+            },
         );
         let latents = denoiser.run(dump, progress)?;
+        let passes = denoiser.passes();
         drop(denoiser);
 
         let mut writer = ClipWriter::create(&request.output, &plan.clip_spec())
@@ -148,6 +154,7 @@ impl Job {
             .with_context(|| format!("--output {}", request.output.display()))?;
         Ok(Summary {
             seconds: start.elapsed().as_secs_f64(),
+            passes,
             plan,
         })
     }
@@ -168,6 +175,8 @@ impl Plan {
 pub struct Summary {
     /// The settings it was made with.
     pub plan: Plan,
+    /// Passes through the transformers.
+    pub passes: Passes,
     /// Wall time of the whole run.
     pub seconds: f64,
 }

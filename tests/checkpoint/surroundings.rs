@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use wan_i2v::pipeline::tokenize;
-use wan_i2v::request::{GuideScale, Plan};
+use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::schedule::Solver;
 
 use crate::scratch::Scratch;
@@ -90,6 +90,8 @@ fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
             low: 1.0,
             high: 1.0,
         },
+        guide_interval: GuideInterval::default(),
+        cache: CacheSettings::default(),
         seed: 0,
         negative_prompt: String::new(),
     };

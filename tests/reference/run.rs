@@ -15,7 +15,7 @@ use wan_i2v::pipeline::{
     Condition, Denoiser, EncodedPrompts, PromptIds, Silent, decode_clip, encode_condition,
     encode_prompts, first_frame_mask, guide, initial_noise,
 };
-use wan_i2v::request::{GuideScale, Plan};
+use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::schedule::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 
@@ -35,6 +35,8 @@ pub fn plan(case: &Case) -> Plan {
             low: settings.guide_low,
             high: settings.guide_high,
         },
+        guide_interval: GuideInterval::default(),
+        cache: CacheSettings::default(),
         seed: settings.seed,
         negative_prompt: String::new(),
     }

@@ -305,8 +305,10 @@ impl Dit {
     ) -> MlxResult<Array> {
         let noise = input.try_index(0..self.config.out_channels)?;
         let condition = input.try_index(self.config.out_channels..)?;
-        let start = self.start(&noise, &self.embed_condition(&condition)?, time, rope)?;
-        self.finish(&start, time, rope, cross, observe)
+        let tokens = self.embed_noise(&noise, &self.embed_condition(&condition)?)?;
+        let start = self.start(&tokens, time, rope)?;
+        let x = self.finish(&start, time, rope, cross, observe)?;
+        self.head(&x, time, [1, 2, 3].map(|axis| input.dim(axis)))
     }
 
     /// The condition's part of the patch embedding, which stays the same for a whole clip:
@@ -319,40 +321,36 @@ impl Dit {
         Ok(embedded)
     }
 
-    /// What a pass computes before it meets a prompt, shared by the conditional and the
-    /// unconditional one: patch embedding and the first block's self-attention; evaluated.
-    ///
-    /// `noise` is `[out_channels, frames, height, width]`, `condition` of
-    /// [`Self::embed_condition`].
-    pub fn start(
-        &self,
-        noise: &Array,
-        condition: &Array,
-        time: &TimeEmbedding,
-        rope: &Rope,
-    ) -> MlxResult<Start> {
+    /// The patch embedding: `noise` `[out_channels, frames, height, width]` and `condition` of
+    /// [`Self::embed_condition`] to `[tokens, dim]`, float32.
+    pub fn embed_noise(&self, noise: &Array, condition: &Array) -> MlxResult<Array> {
         let patches = patchify(&f32(noise)?, self.config.patch_size)?;
-        let mut x = f32(&self.patch_noise.forward(&patches)?)?.add(condition)?;
-        if let Some(first) = self.blocks.first() {
-            x = first.attend_self(&x, &time.projection, rope)?;
-        }
-        x.eval()?;
-        Ok(Start {
-            x,
-            grid: [noise.dim(1), noise.dim(2), noise.dim(3)],
-        })
+        f32(&self.patch_noise.forward(&patches)?)?.add(condition)
     }
 
-    /// The rest of a pass, with a prompt; arguments and result as of [`Self::forward_observed`].
+    /// What a pass computes before it meets a prompt, shared by the conditional and the
+    /// unconditional one: the first block's self-attention on `tokens` of
+    /// [`Self::embed_noise`], to `[tokens, dim]`; evaluated.
+    pub fn start(&self, tokens: &Array, time: &TimeEmbedding, rope: &Rope) -> MlxResult<Array> {
+        let x = match self.blocks.first() {
+            Some(first) => first.attend_self(tokens, &time.projection, rope)?,
+            None => tokens.clone(),
+        };
+        x.eval()?;
+        Ok(x)
+    }
+
+    /// The rest of the blocks, with a prompt: `start` of [`Self::start`] to `[tokens, dim]`;
+    /// `observe` as in [`Self::forward_observed`].
     pub fn finish(
         &self,
-        start: &Start,
+        start: &Array,
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[CrossKv],
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
-        let mut x = start.x.clone();
+        let mut x = start.clone();
         for (i, (block, kv)) in self.blocks.iter().zip(cross).enumerate() {
             if i > 0 {
                 x = block.attend_self(&x, &time.projection, rope)?;
@@ -363,20 +361,17 @@ impl Dit {
             x.eval()?;
             observe(i, &x)?;
         }
+        Ok(x)
+    }
+
+    /// The output head: `x` of [`Self::finish`] to the velocity `[out_channels, frames, height,
+    /// width]`, float32; `grid` is the latents' frames, height and width.
+    pub fn head(&self, x: &Array, time: &TimeEmbedding, grid: [i32; 3]) -> MlxResult<Array> {
         let modulation = self.scale_shift_table.add(&time.embedding)?;
         let shift = modulation.try_index(0)?;
         let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
-        let x = fast::layer_norm(&x, &scale, &shift, self.config.eps)?;
+        let x = fast::layer_norm(x, &scale, &shift, self.config.eps)?;
         let x = self.proj_out.forward(&x)?;
-        unpatchify(&x, start.grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
+        unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }
-}
-
-/// A pass up to the point where it meets a prompt.
-#[derive(Clone, Debug)]
-pub struct Start {
-    /// The residual stream `[tokens, dim]`, float32.
-    x: Array,
-    /// The latents' frames, height and width.
-    grid: [i32; 3],
 }

@@ -1,41 +1,22 @@
 //! What is asked for, checked against what the model and the picture allow.
 
+mod cache;
+mod guidance;
+
+pub use cache::{CacheMethod, CacheSettings};
+pub use guidance::{GuideInterval, GuideScale};
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::checkpoint::{Checkpoint, Expert, LoadBits, Settings, Sources};
+use crate::checkpoint::{Checkpoint, LoadBits, Settings, Sources};
 use crate::limits::{self, MAX_SIDE};
 use crate::media::Resize;
 use crate::media::clip::is_frame_name;
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use crate::schedule::Solver;
 use crate::tiny;
-
-/// Guidance scale of each expert: `uncond + scale * (cond - uncond)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GuideScale {
-    /// For timesteps below the boundary.
-    pub low: f32,
-    /// For timesteps at or above it.
-    pub high: f32,
-}
-
-impl GuideScale {
-    /// The scale of an expert.
-    pub fn of(self, expert: Expert) -> f32 {
-        match expert {
-            Expert::LowNoise => self.low,
-            Expert::HighNoise => self.high,
-        }
-    }
-
-    /// Whether any step needs the negative prompt: with a scale of 1 the unconditional
-    /// prediction cancels out.
-    pub fn needs_negative(self) -> bool {
-        self.low != 1.0 || self.high != 1.0
-    }
-}
 
 /// How the clip's size is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +83,10 @@ pub struct Request {
     pub shift: Option<f64>,
     /// Guidance scales.
     pub guide_scale: Option<GuideScale>,
+    /// The steps that are guided.
+    pub guide_interval: GuideInterval,
+    /// The cache.
+    pub cache: CacheSettings,
     /// Seed of the initial noise, as PyTorch's CPU generator takes it.
     pub seed: u64,
     /// How the picture is resized.
@@ -129,6 +114,10 @@ pub struct Plan {
     pub shift: f64,
     /// Guidance scales.
     pub guide_scale: GuideScale,
+    /// The steps that are guided.
+    pub guide_interval: GuideInterval,
+    /// The cache.
+    pub cache: CacheSettings,
     /// Seed of the initial noise.
     pub seed: u64,
     /// The negative prompt.
@@ -160,6 +149,12 @@ impl Request {
         if let Some(GuideScale { low, high }) = self.guide_scale {
             limits::check_guide_scale("--guide-scale", low, high)?;
         }
+        let GuideInterval { start, end } = self.guide_interval;
+        ensure!(
+            (0.0..=1.0).contains(&start) && (0.0..=1.0).contains(&end) && start < end,
+            "--guide-interval {start},{end}: expected two shares of the steps from 0 to 1, the first \
+             smaller than the second"
+        );
         if let Some(Size::Area(area)) = self.size {
             limits::check_area("--area", area)?;
         }
@@ -238,6 +233,8 @@ impl Request {
                 low: settings.guide_scale.0,
                 high: settings.guide_scale.1,
             }),
+            guide_interval: self.guide_interval,
+            cache: self.cache.clone().for_model(&settings.teacache)?,
             seed: self.seed,
             // As given: cleaning twice resolves one level of escaping too many.
             negative_prompt: if crate::text::clean(negative).is_empty() {

@@ -1,0 +1,108 @@
+//! Training-free caches: which one, and when it may stand in for a step.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, bail, ensure};
+
+/// Threshold of TeaCache when none is given.
+const TEACACHE: f64 = 0.2;
+/// Threshold of EasyCache when none is given.
+const EASYCACHE: f64 = 0.05;
+
+/// Which cache is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum CacheMethod {
+    /// Every step is computed.
+    #[default]
+    Off,
+    /// TeaCache (Liu et al., arXiv:2411.19108): the change of the time embedding, rescaled by a
+    /// polynomial that is fitted to a model, adds up until it reaches the threshold.
+    TeaCache {
+        /// Where a step is computed again.
+        threshold: f64,
+    },
+    /// EasyCache (Zhou et al., arXiv:2507.02860): the change of the prediction, estimated from
+    /// that of the latents, adds up until it reaches the threshold. Needs no fitted model.
+    EasyCache {
+        /// Where a step is computed again.
+        threshold: f64,
+    },
+}
+
+/// A cache with the steps that it leaves alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheSettings {
+    /// Which cache.
+    pub method: CacheMethod,
+    /// Steps at the beginning of each expert that are always computed.
+    pub retention: usize,
+    /// Steps at the end that are always computed.
+    pub cutoff: usize,
+    /// TeaCache's polynomial, the highest power first.
+    pub polynomial: Vec<f64>,
+}
+
+impl Default for CacheSettings {
+    fn default() -> Self {
+        Self {
+            method: CacheMethod::Off,
+            retention: 1,
+            cutoff: 1,
+            polynomial: Vec::new(),
+        }
+    }
+}
+
+/// `off`, `teacache` or `easycache`, then `,threshold=X`, `,retention=N`, `,cutoff=N`.
+impl FromStr for CacheSettings {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut fields = text.split(',');
+        let method = fields.next().unwrap_or_default().trim();
+        let mut settings = Self::default();
+        let mut threshold = match method {
+            "off" => 0.0,
+            "teacache" => TEACACHE,
+            "easycache" => EASYCACHE,
+            other => bail!("{other:?}: expected off, teacache or easycache"),
+        };
+        for field in fields {
+            let (name, value) = field.split_once('=').unwrap_or((field, ""));
+            let value = value.trim();
+            let number = || format!("{}: {value:?} is no number", name.trim());
+            match name.trim() {
+                "threshold" => threshold = value.parse().with_context(number)?,
+                "retention" => settings.retention = value.parse().with_context(number)?,
+                "cutoff" => settings.cutoff = value.parse().with_context(number)?,
+                other => bail!("{other:?}: expected threshold=X, retention=N or cutoff=N"),
+            }
+        }
+        settings.method = match method {
+            "teacache" => CacheMethod::TeaCache { threshold },
+            "easycache" => CacheMethod::EasyCache { threshold },
+            _ => CacheMethod::Off,
+        };
+        ensure!(
+            method == "off" || (threshold > 0.0 && threshold.is_finite()),
+            "the threshold is {threshold}; expected a positive number"
+        );
+        Ok(settings)
+    }
+}
+
+impl CacheSettings {
+    /// Takes what a model's own settings know of it.
+    ///
+    /// # Errors
+    /// When TeaCache is asked for and the model has no fitted polynomial.
+    pub fn for_model(mut self, polynomial: &[f64]) -> Result<Self> {
+        ensure!(
+            !matches!(self.method, CacheMethod::TeaCache { .. }) || !polynomial.is_empty(),
+            "--cache teacache: the model has no fitted polynomial (teacache in wan_i2v.json); use \
+             --cache easycache"
+        );
+        self.polynomial = polynomial.to_vec();
+        Ok(self)
+    }
+}
