@@ -15,6 +15,7 @@ pub use feed::{Feed, LocalFeed};
 pub use state::{TensorReport, source_folder, unfinished_bytes};
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -189,9 +190,8 @@ fn convert_part(
         }
         let part = feed.open(name, shard, on_event)?;
         on_event(Event::File(name, &part.store().location().to_string()));
-        if !work.state.configs.contains_key(&name) {
-            let config = feed.config(name, &part)?;
-            work.state.configs.insert(name, config);
+        if let Entry::Vacant(place) = work.state.configs.entry(name) {
+            place.insert(feed.config(name, &part)?);
         }
         convert_shard(&part, name, shard, options, work, on_event)?;
         drop(part);
