@@ -5,6 +5,7 @@
 //! is computed and how much one kernel call may see, is decided here and handed to the model
 //! code as a [`Backend`] value.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 
 use anyhow::{Context, bail};
@@ -54,6 +55,16 @@ impl Precision {
         match self {
             Precision::F32 => Dtype::Float32,
             Precision::Bf16 => Dtype::Bfloat16,
+        }
+    }
+}
+
+impl Precision {
+    /// Bytes of a value in [`Self::matmul_dtype`].
+    pub const fn matmul_dtype_size(self) -> usize {
+        match self {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
         }
     }
 }
@@ -147,10 +158,26 @@ const GPU_DENSE_ABOVE: i32 = 768;
 /// MLX's CPU kernel unpacks for every row.
 const CPU_DENSE_ABOVE: i32 = 2;
 
+thread_local! {
+    static OPERATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the operations of a product of `[rows, inner]` and `[inner, columns]`.
+pub fn count_product(rows: i32, inner: i32, columns: i32) {
+    let count = 2 * i64::from(rows) * i64::from(inner) * i64::from(columns);
+    OPERATIONS.with(|sum| sum.set(sum.get().wrapping_add(count.max(0) as u64)));
+}
+
+/// Floating-point operations of the matrix products, attentions and convolutions that this thread
+/// has asked for so far: what a forecast is held to.
+pub fn operations() -> u64 {
+    OPERATIONS.with(Cell::get)
+}
+
 /// Score matrices of attention beyond this many bytes are computed in parts. Without a fused
 /// kernel the whole matrix exists at once, and one that is too large ends in
 /// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
-const MAX_SCORE_BYTES: i64 = 512 << 20;
+pub const MAX_SCORE_BYTES: i64 = 512 << 20;
 
 /// Multi-head attention, `softmax(q k^T * scale + weights) v`.
 ///
@@ -164,6 +191,9 @@ pub fn attention(
     scale: f32,
     weights: Option<&Array>,
 ) -> Result<Array> {
+    for _head in 0..q.dim(1) {
+        count_product(2 * q.dim(2), q.dim(3), k.dim(2));
+    }
     // The mask has to be of the operands' dtype.
     let weights = weights.map(|w| w.as_dtype(q.dtype())).transpose()?;
     let weights = weights.as_ref();

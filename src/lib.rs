@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod dump;
+pub mod forecast;
 pub mod hub;
 mod limits;
 pub mod media;

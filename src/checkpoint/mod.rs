@@ -36,6 +36,7 @@ use self::layout::{Layout, MODEL_INDEX, TokenizerAt};
 use self::part::{Loader, Part};
 use self::store::Location;
 use crate::backend::Backend;
+use crate::model::Recorder;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
@@ -244,6 +245,34 @@ impl Checkpoint {
 
     fn part(&self, name: PartName) -> Result<Part> {
         Part::open(self.location(name)?, name.kind())
+    }
+
+    /// Bytes that a part's weights take in memory.
+    ///
+    /// # Errors
+    /// When its files cannot be read any more.
+    pub fn weight_bytes(&self, name: PartName, backend: Backend) -> Result<u64> {
+        let config = match name {
+            PartName::HighNoise => PartConfig::Expert(self.high.clone()),
+            PartName::LowNoise => PartConfig::Expert(self.low.clone()),
+            PartName::Vae => PartConfig::Vae(self.vae.clone()),
+            PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
+        };
+        let part = self.part(name)?;
+        self.loader(&part, name, backend).bytes(&config.specs()?)
+    }
+
+    /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn vae_bytes(&self, backend: Backend) -> Result<(u64, u64)> {
+        let part = self.part(PartName::Vae)?;
+        let loader = self.loader(&part, PartName::Vae, backend);
+        let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
+        VaeEncoder::load(&self.vae, &mut encoder, Recorder::BACKEND)?;
+        VaeDecoder::load(&self.vae, &mut decoder, Recorder::BACKEND)?;
+        Ok((loader.bytes(&encoder.specs)?, loader.bytes(&decoder.specs)?))
     }
 
     /// Loads the text encoder.

@@ -508,6 +508,43 @@ pub struct Loader<'a> {
     pub bits: Option<Bits>,
 }
 
+impl Loader<'_> {
+    /// Bytes that tensors take in memory, by header.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn bytes(&self, specs: &[TensorSpec]) -> Result<u64> {
+        let matmul = self.backend.precision.matmul_dtype_size() as u64;
+        let mut sum = 0;
+        for spec in specs {
+            let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
+            let elements: u64 = found.shape.iter().map(|&d| d as u64).product();
+            let kind = self.part.names.kind;
+            let bits = self
+                .bits
+                .filter(|_| may_quantize(kind, &spec.name, &found.shape));
+            let dense = match spec.role {
+                Role::Matmul => matmul,
+                Role::Exact => 4,
+                Role::Table if table_dtype(&found.values) == Dtype::Float32 => 4,
+                Role::Table => 2,
+            };
+            sum += match (found.values, bits) {
+                (Values::Affine { packed, scales, .. }, _) if spec.role == Role::Matmul => {
+                    let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
+                    packed.byte_len() as u64 + 2 * matmul * groups
+                }
+                (_, Some(bits)) if spec.role == Role::Matmul => {
+                    let groups = elements / GROUP_SIZE as u64;
+                    bits.packed_bytes(elements as usize) as u64 + 2 * matmul * groups
+                }
+                _ => dense * elements,
+            };
+        }
+        Ok(sum)
+    }
+}
+
 impl TensorSource for Loader<'_> {
     fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array> {
         let found = self.part.expect(name, &usizes(shape))?;

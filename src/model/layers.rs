@@ -6,7 +6,7 @@ use mlx_rs::ops::{addmm, dequantize, quantized_matmul, sigmoid, tanh};
 use mlx_rs::{Array, Dtype};
 
 use super::{Role, TensorSource};
-use crate::backend::in_row_chunks;
+use crate::backend::{count_product, in_row_chunks};
 
 /// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
 /// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
@@ -99,6 +99,11 @@ impl Linear {
 
     /// `x` `[n, inputs]` of any float dtype to `[n, outputs]` in the weight's dtype.
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        let outputs = match &self.matrix {
+            Matrix::Transposed(weight) => weight.dim(1),
+            Matrix::Quantized(q) => q.packed.dim(0),
+        };
+        count_product(x.dim(0), x.dim(1), outputs);
         match &self.matrix {
             Matrix::Transposed(weight) => self.dense(x, weight),
             Matrix::Quantized(q) if x.dim(0) > q.dense_above => {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::{Linear, f32, gelu_tanh};
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
+use crate::backend::count_product;
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -218,6 +219,8 @@ impl Umt5 {
             .take_axis(buckets, 0)?
             .reshape(&[tokens, tokens, heads])?
             .transpose_axes(&[2, 0, 1])?;
+        // Scores, and the values that they weigh.
+        count_product(2 * heads * tokens, head_dim, tokens);
         let scores = f32(&q.matmul(k.swap_axes(1, 2)?)?)?.add(&bias)?;
         let weights = softmax_axis(&scores, -1, true)?.as_dtype(v.dtype())?;
         let h = weights

@@ -14,7 +14,7 @@ pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{DenoiseSettings, Denoiser, Passes, guide};
 pub use progress::{Phase, Progress, Silent};
-pub use text::{EncodedPrompts, PromptIds, encode_prompts, tokenize};
+pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 use std::time::Instant;
 

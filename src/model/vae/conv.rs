@@ -6,7 +6,7 @@ use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{self, PadWidth, addmm, concatenate};
 
-use crate::backend::{Backend, ConvMethod, rows};
+use crate::backend::{Backend, ConvMethod, count_product, rows};
 use crate::model::{Role, TensorSource};
 
 /// Below this many input channels one unfolded product beats a product per tap.
@@ -149,6 +149,13 @@ impl Conv {
 
     /// Convolves padded `x`: each output axis is `(input - kernel) / stride + 1`.
     pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
+        let side = |axis: i32| {
+            let i = axis as usize;
+            (x.dim(axis) - self.kernel[i]) / self.stride[i] + 1
+        };
+        let taps: i32 = self.kernel.iter().product();
+        let rows = side(0) * side(1);
+        count_product(rows * taps, side(2) * x.dim(3), self.bias.dim(0));
         match &self.weight {
             Weight::Native(weight) => {
                 let [st, sh, sw] = self.stride;

@@ -1,0 +1,203 @@
+//! What a clip will cost, before it is made: operations, bytes and time of every phase, from
+//! headers and settings alone.
+
+mod memory;
+pub mod operations;
+mod rates;
+
+pub use operations::Operations;
+pub use rates::Rates;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, Expert, PartName};
+use crate::model::dit::DitConfig;
+use crate::pipeline::{Phase, TEXT_LEN};
+use crate::request::Plan;
+use crate::schedule::Schedule;
+
+/// Token counts of the prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of the negative prompt, when any step needs one.
+    pub negative: Option<usize>,
+}
+
+/// What one phase costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseForecast {
+    /// Its name.
+    pub phase: String,
+    /// Floating-point operations.
+    pub operations: Operations,
+    /// Bytes of the weights that are loaded.
+    pub weight_bytes: u64,
+    /// The most bytes that arrays take at once, weights included.
+    pub peak_bytes: u64,
+    /// Seconds at this machine's rates, when they are known.
+    pub seconds: Option<f64>,
+}
+
+/// What a clip costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Every phase, in order; denoising once for each expert that is used.
+    pub phases: Vec<PhaseForecast>,
+    /// Passes through the transformers.
+    pub passes: usize,
+    /// The largest of the phases' peaks.
+    pub peak_bytes: u64,
+    /// All seconds.
+    pub seconds: Option<f64>,
+}
+
+/// The steps of an expert: all of them, and those that are guided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Steps {
+    all: u64,
+    guided: u64,
+}
+
+/// Forecasts a clip.
+///
+/// # Errors
+/// When a file of the checkpoint cannot be read any more.
+pub fn forecast(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    tokens: Tokens,
+    backend: Backend,
+    rates: Option<&Rates>,
+) -> Result<Forecast> {
+    let grid = plan.latent_grid();
+    let cells = grid.map(|side| side.max(0) as u64);
+    let mut phases = Vec::new();
+    let mut add = |name: String, operations: Operations, weight_bytes: u64, peak_bytes: u64| {
+        phases.push(PhaseForecast {
+            phase: name,
+            operations,
+            weight_bytes,
+            peak_bytes,
+            seconds: rates.map(|rates| rates.seconds(operations, weight_bytes)),
+        });
+    };
+
+    let text = &checkpoint.text_encoder;
+    let prompts = [Some(tokens.prompt), tokens.negative];
+    let counts = || prompts.iter().flatten().map(|&n| n as u64);
+    let weights = checkpoint.weight_bytes(PartName::TextEncoder, backend)?;
+    let longest = counts().max().unwrap_or(0);
+    add(
+        Phase::Text.to_string(),
+        counts().map(|n| operations::text_encoder(text, n)).sum(),
+        weights,
+        weights + memory::text_encoder(text, longest),
+    );
+
+    let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
+    add(
+        Phase::Image.to_string(),
+        operations::encode(&checkpoint.vae, cells),
+        encoder,
+        encoder + memory::encode(&checkpoint.vae, backend, cells),
+    );
+
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let mut passes = 0;
+    for expert in [Expert::HighNoise, Expert::LowNoise] {
+        let steps = steps_of(checkpoint, plan, &schedule, expert);
+        if steps.all == 0 {
+            continue;
+        }
+        passes += (steps.all + steps.guided) as usize;
+        let config = match expert {
+            Expert::HighNoise => &checkpoint.high,
+            Expert::LowNoise => &checkpoint.low,
+        };
+        let patch = config.patch_size.map(|side| side as u64);
+        let sequence: u64 = cells
+            .iter()
+            .zip(patch)
+            .map(|(side, patch)| side / patch)
+            .product();
+        let rows = |n: usize| (n + usize::from(n < TEXT_LEN)) as u64;
+        let negative = tokens
+            .negative
+            .filter(|_| plan.guide_scale.of(expert) != 1.0);
+        let weights = checkpoint.weight_bytes(expert.into(), backend)?;
+        let keys = rows(tokens.prompt) + negative.map_or(0, rows);
+        add(
+            format!("{} ({expert})", Phase::Denoising),
+            denoising(
+                config,
+                sequence,
+                rows(tokens.prompt),
+                negative.map(rows),
+                steps,
+            ),
+            weights,
+            weights + memory::denoising(config, backend, sequence, keys, cells),
+        );
+    }
+
+    add(
+        Phase::Decoding.to_string(),
+        operations::decode(&checkpoint.vae, cells),
+        decoder,
+        decoder + memory::decode(&checkpoint.vae, backend, cells),
+    );
+    Ok(Forecast {
+        passes,
+        peak_bytes: phases
+            .iter()
+            .map(|phase| phase.peak_bytes)
+            .max()
+            .unwrap_or(0),
+        seconds: phases.iter().map(|phase| phase.seconds).sum(),
+        phases,
+    })
+}
+
+fn steps_of(checkpoint: &Checkpoint, plan: &Plan, schedule: &Schedule, expert: Expert) -> Steps {
+    let mut steps = Steps::default();
+    let guides = plan.guide_scale.of(expert) != 1.0;
+    for (index, &timestep) in schedule.timesteps.iter().enumerate() {
+        if checkpoint.expert_for(timestep) == expert {
+            steps.all += 1;
+            let covered = plan.guide_interval.covers(index, schedule.steps());
+            steps.guided += u64::from(guides && covered);
+        }
+    }
+    steps
+}
+
+/// All operations of an expert in a run without a cache.
+fn denoising(
+    config: &DitConfig,
+    sequence: u64,
+    prompt: u64,
+    negative: Option<u64>,
+    steps: Steps,
+) -> Operations {
+    let repeated =
+        |operations: Operations, times: u64| -> Operations { (0..times).map(|_| operations).sum() };
+    let every_step = operations::step(config, sequence) + operations::step_start(config, sequence);
+    let unconditional = match negative {
+        Some(rows) => {
+            operations::expert_prompt(config, rows)
+                + repeated(operations::pass(config, sequence, rows), steps.guided)
+        }
+        None => Operations::default(),
+    };
+    operations::expert_clip(config, sequence)
+        + operations::expert_prompt(config, prompt)
+        + repeated(
+            every_step + operations::pass(config, sequence, prompt),
+            steps.all,
+        )
+        + unconditional
+}

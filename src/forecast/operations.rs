@@ -1,0 +1,239 @@
+//! Floating-point operations of each phase: two for every multiplication of a matrix product,
+//! attention or convolution. Everything else is small beside them.
+//!
+//! [`crate::backend::operations`] counts what is really asked for; a test holds the two equal.
+
+use crate::model::dit::DitConfig;
+use crate::model::umt5::Umt5Config;
+use crate::model::vae::VaeConfig;
+
+/// Operations of one kind of kernel each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Operations {
+    /// Matrix products and convolutions.
+    pub products: u64,
+    /// Attention: scores and weighted values.
+    pub attention: u64,
+}
+
+impl Operations {
+    fn products(count: u64) -> Self {
+        Self {
+            products: count,
+            attention: 0,
+        }
+    }
+
+    fn attention(queries: u64, keys: u64, width: u64) -> Self {
+        Self {
+            products: 0,
+            attention: 4 * queries * keys * width,
+        }
+    }
+
+    fn times(self, factor: u64) -> Self {
+        Self {
+            products: self.products * factor,
+            attention: self.attention * factor,
+        }
+    }
+
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.products + self.attention
+    }
+}
+
+impl std::ops::Add for Operations {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            products: self.products + other.products,
+            attention: self.attention + other.attention,
+        }
+    }
+}
+
+impl std::iter::Sum for Operations {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
+fn linear(rows: u64, inputs: u64, outputs: u64) -> Operations {
+    Operations::products(2 * rows * inputs * outputs)
+}
+
+fn number(value: i32) -> u64 {
+    value.max(0) as u64
+}
+
+/// The text encoder on a prompt of `tokens`.
+pub fn text_encoder(config: &Umt5Config, tokens: u64) -> Operations {
+    let width = number(config.d_model);
+    let inner = number(config.num_heads) * number(config.d_kv);
+    let layer = linear(tokens, width, inner).times(4)
+        + linear(tokens, width, number(config.d_ff)).times(3)
+        + Operations::attention(tokens, tokens, inner);
+    layer.times(number(config.num_layers))
+}
+
+/// What an expert computes once per clip for one prompt: text embedding and the keys and values
+/// of every block. `rows` are the real tokens and, when there is padding, one more.
+pub fn expert_prompt(config: &DitConfig, rows: u64) -> Operations {
+    let width = number(config.dim());
+    linear(rows, number(config.text_dim), width)
+        + linear(rows, width, width)
+        + linear(rows, width, width).times(2 * number(config.num_layers))
+}
+
+/// What an expert computes once per clip whatever the prompts: the condition's part of the patch
+/// embedding.
+pub fn expert_clip(config: &DitConfig, tokens: u64) -> Operations {
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    let channels = number(config.in_channels - config.out_channels);
+    linear(tokens, channels * patch, number(config.dim()))
+}
+
+/// What a step computes once, whatever the prompts: time and patch embedding.
+pub fn step(config: &DitConfig, tokens: u64) -> Operations {
+    let width = number(config.dim());
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    linear(1, number(config.freq_dim), width)
+        + linear(1, width, width)
+        + linear(1, width, 6 * width)
+        + linear(tokens, number(config.out_channels) * patch, width)
+}
+
+/// The first block's self-attention: once per step, when a pass is computed at all.
+pub fn step_start(config: &DitConfig, tokens: u64) -> Operations {
+    let width = number(config.dim());
+    linear(tokens, width, width).times(4) + Operations::attention(tokens, tokens, width)
+}
+
+/// A pass behind [`step_start`] with a prompt of `rows` keys: the rest of the blocks and the head.
+pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
+    let (width, layers) = (number(config.dim()), number(config.num_layers));
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    let with_text = linear(tokens, width, width).times(2)
+        + Operations::attention(tokens, rows, width)
+        + linear(tokens, width, number(config.ffn_dim)).times(2);
+    with_text.times(layers)
+        + step_start(config, tokens).times(layers.saturating_sub(1))
+        + linear(tokens, width, number(config.out_channels) * patch)
+}
+
+/// Frames, rows and columns of a convolution's output.
+#[derive(Clone, Copy)]
+struct Extent {
+    frames: u64,
+    rows: u64,
+    columns: u64,
+}
+
+impl Extent {
+    fn pixels(self) -> u64 {
+        self.frames * self.rows * self.columns
+    }
+
+    fn convolution(self, inputs: u64, outputs: u64, taps: u64) -> Operations {
+        Operations::products(2 * self.pixels() * inputs * outputs * taps)
+    }
+
+    fn residual(self, inputs: u64, outputs: u64) -> Operations {
+        let shortcut = match inputs == outputs {
+            true => Operations::default(),
+            false => self.convolution(inputs, outputs, 1),
+        };
+        self.convolution(inputs, outputs, 27) + self.convolution(outputs, outputs, 27) + shortcut
+    }
+
+    fn mid(self, channels: u64) -> Operations {
+        let place = self.rows * self.columns;
+        self.residual(channels, channels).times(2)
+            + self.convolution(channels, 4 * channels, 1)
+            + Operations::attention(place, place, channels).times(self.frames)
+    }
+}
+
+/// Decoding `frames` latent frames of `rows` x `columns`.
+pub fn decode(config: &VaeConfig, [frames, rows, columns]: [u64; 3]) -> Operations {
+    let chunk = |first| decode_chunk(config, rows, columns, first);
+    chunk(true) + chunk(false).times(frames.saturating_sub(1))
+}
+
+fn decode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+    let base = number(config.decoder_base_dim.unwrap_or(config.base_dim));
+    let widths: Vec<u64> = config
+        .dim_mult
+        .iter()
+        .rev()
+        .map(|&m| base * number(m))
+        .collect();
+    let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
+    let z = number(config.z_dim);
+    let mut at = Extent {
+        frames: 1,
+        rows,
+        columns,
+    };
+    let mut channels = widths[0];
+    let mut sum = at.convolution(z, z, 1) + at.convolution(z, channels, 27) + at.mid(channels);
+    for (level, &outputs) in widths.iter().enumerate() {
+        for _ in 0..=config.num_res_blocks {
+            sum = sum + at.residual(channels, outputs);
+            channels = outputs;
+        }
+        let Some(&temporal) = temporal.get(level) else {
+            continue;
+        };
+        if temporal && !first {
+            sum = sum + at.convolution(channels, 2 * channels, 3);
+            at.frames *= 2;
+        }
+        at.rows *= 2;
+        at.columns *= 2;
+        sum = sum + at.convolution(channels, channels / 2, 9);
+        channels /= 2;
+    }
+    sum + at.convolution(channels, number(config.out_channels), 27)
+}
+
+/// Encoding the conditioning video of a clip with `frames` latent frames of `rows` x `columns`.
+pub fn encode(config: &VaeConfig, [frames, rows, columns]: [u64; 3]) -> Operations {
+    let chunk = |first| encode_chunk(config, rows, columns, first);
+    chunk(true) + chunk(false).times(frames.saturating_sub(1))
+}
+
+fn encode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+    let shrink = 1 << config.temperal_downsample.len();
+    let mut at = Extent {
+        frames: if first { 1 } else { 4 },
+        rows: rows * shrink,
+        columns: columns * shrink,
+    };
+    let mut channels = number(config.base_dim);
+    let mut sum = at.convolution(number(config.in_channels), channels, 27);
+    for (level, &multiplier) in config.dim_mult.iter().enumerate() {
+        let outputs = number(config.base_dim) * number(multiplier);
+        for _ in 0..config.num_res_blocks {
+            sum = sum + at.residual(channels, outputs);
+            channels = outputs;
+        }
+        let Some(&temporal) = config.temperal_downsample.get(level) else {
+            continue;
+        };
+        at.rows /= 2;
+        at.columns /= 2;
+        sum = sum + at.convolution(channels, channels, 9);
+        if temporal && !first {
+            at.frames /= 2;
+            sum = sum + at.convolution(channels, channels, 3);
+        }
+    }
+    let moments = 2 * number(config.z_dim);
+    sum + at.mid(channels)
+        + at.convolution(channels, moments, 27)
+        + at.convolution(moments, moments, 1)
+}
