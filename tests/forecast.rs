@@ -85,9 +85,14 @@ fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<M
         .unwrap()
     });
     phase(&mut phases, || {
-        decode_clip(checkpoint, backend, &latents, None, &mut Silent, &mut |_| {
-            Ok(())
-        })
+        decode_clip(
+            checkpoint,
+            backend,
+            &latents,
+            None,
+            &mut Silent,
+            &mut |_| Ok(()),
+        )
         .unwrap();
     });
     (tokens, phases)

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wan_i2v::backend::{self, DeviceKind, Precision};
-use wan_i2v::checkpoint::Sources;
+use wan_i2v::backend::{self, Backend, DeviceKind, Precision};
+use wan_i2v::checkpoint::{LoadBits, Sources};
 use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
@@ -46,7 +46,7 @@ pub struct Cli {
     pub command: Option<Command>,
 
     #[command(flatten)]
-    pub generate: GenerateArgs,
+    pub generate: Box<GenerateArgs>,
 }
 
 /// What is done instead of making a clip.
@@ -55,6 +55,7 @@ pub enum Command {
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Pull(PullArgs),
+    Plan(PlanArgs),
 }
 
 /// A clip.
@@ -74,6 +75,75 @@ pub struct GenerateArgs {
     )]
     prompt: Option<String>,
 
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
+    /// [default: the picture's name and the seed, in the current folder]
+    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    clip: ClipArgs,
+
+    /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
+    /// [default: random, printed]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    seed: Option<u64>,
+
+    /// How the picture is resized; bicubic equals the reference's
+    #[arg(long, value_enum, default_value_t = ResizeArg::Lanczos, help_heading = "Sampling")]
+    resize: ResizeArg,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// Write every intermediate tensor into this folder as .npy
+    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    dump: Option<PathBuf>,
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
+    /// [default: tiny]
+    #[arg(long, value_name = "DIR|ID|tiny")]
+    model: Option<PathBuf>,
+
+    /// The high-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH")]
+    high: Option<PathBuf>,
+
+    /// The low-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH")]
+    low: Option<PathBuf>,
+
+    /// The VAE: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH")]
+    vae: Option<PathBuf>,
+
+    /// The text encoder: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+
+    /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+
+    #[command(flatten)]
+    bits: BitsArgs,
+}
+
+/// What the clip is like and how it is sampled.
+#[derive(Debug, Args)]
+pub struct ClipArgs {
     /// What to steer away from [default: the model's]
     #[arg(
         long,
@@ -82,39 +152,6 @@ pub struct GenerateArgs {
         allow_hyphen_values = true
     )]
     negative_prompt: Option<String>,
-
-    /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
-    /// [default: tiny]
-    #[arg(long, value_name = "DIR|ID|tiny", help_heading = "Model")]
-    model: Option<PathBuf>,
-
-    /// The high-noise expert: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    high: Option<PathBuf>,
-
-    /// The low-noise expert: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    low: Option<PathBuf>,
-
-    /// The VAE: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    vae: Option<PathBuf>,
-
-    /// The text encoder: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    text_encoder: Option<PathBuf>,
-
-    /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    tokenizer: Option<PathBuf>,
-
-    #[command(flatten, next_help_heading = "Model")]
-    bits: BitsArgs,
-
-    /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
-    /// [default: the picture's name and the seed, in the current folder]
-    #[arg(long, value_name = "PATH", help_heading = "Output")]
-    output: Option<PathBuf>,
 
     /// Exact size in pixels, multiples of 16
     #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
@@ -178,32 +215,19 @@ pub struct GenerateArgs {
     /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate
     #[arg(long, value_name = "METHOD", value_parser = parse_cache, help_heading = "Sampling")]
     cache: Option<CacheSettings>,
+}
 
-    /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
-    /// [default: random, printed]
-    #[arg(
-        long,
-        value_name = "N",
-        allow_negative_numbers = true,
-        help_heading = "Sampling"
-    )]
-    seed: Option<u64>,
-
-    /// How the picture is resized; bicubic equals the reference's
-    #[arg(long, value_enum, default_value_t = ResizeArg::Lanczos, help_heading = "Sampling")]
-    resize: ResizeArg,
-
+/// Where it is computed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
     /// Where to compute [default: gpu where there is one]
-    #[arg(long, value_enum, help_heading = "Machine")]
+    #[arg(long, value_enum)]
     device: Option<DeviceArg>,
 
     /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
-    #[arg(long, value_enum, help_heading = "Machine")]
+    #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
-
-    /// Write every intermediate tensor into this folder as .npy
-    #[arg(long, value_name = "DIR", help_heading = "Machine")]
-    dump: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -232,35 +256,30 @@ enum DtypeArg {
     Bf16,
 }
 
-impl GenerateArgs {
-    pub fn device(&self) -> Option<DeviceKind> {
-        self.device.map(|device| match device {
-            DeviceArg::Gpu => DeviceKind::Gpu,
-            DeviceArg::Cpu => DeviceKind::Cpu,
-        })
-    }
-
-    pub fn precision(&self) -> Option<Precision> {
-        self.dtype.map(|dtype| match dtype {
-            DtypeArg::F32 => Precision::F32,
-            DtypeArg::Bf16 => Precision::Bf16,
-        })
-    }
-
-    /// The request, with a model from the hub fetched.
+impl MachineArgs {
+    /// The backend to compute on.
     ///
     /// # Errors
-    /// When a model cannot be had.
-    pub fn into_request(self) -> Result<Request> {
-        // Both are there: only a subcommand does without.
-        let image = self.image.context("--image is missing")?;
-        let prompt = self.prompt.context("--prompt is missing")?;
-        let seed = self.seed.unwrap_or_else(random_seed);
-        let output = self.output.unwrap_or_else(|| {
-            let mut name = image.file_stem().unwrap_or_default().to_owned();
-            name.push(format!("-{seed}.mp4"));
-            name.into()
+    /// When there is no such device.
+    pub fn backend(&self) -> Result<Backend> {
+        let device = self.device.map(|device| match device {
+            DeviceArg::Gpu => DeviceKind::Gpu,
+            DeviceArg::Cpu => DeviceKind::Cpu,
         });
+        let precision = self.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => Precision::F32,
+            DtypeArg::Bf16 => Precision::Bf16,
+        });
+        Backend::select(device, precision)
+    }
+}
+
+impl ModelArgs {
+    /// The model, fetched if it is the hub's, and the bits that it is loaded with.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn into_model(self) -> Result<(Model, LoadBits)> {
         let parts = [self.high, self.low, self.vae, self.text_encoder];
         let named = parts.iter().flatten().chain(&self.tokenizer).next();
         let is_tiny = |model: &PathBuf| model.as_os_str() == "tiny";
@@ -272,21 +291,38 @@ impl GenerateArgs {
             ),
             _ => None,
         };
-        Ok(Request {
-            model: if model.is_none() && named.is_none() {
-                Model::Tiny
-            } else {
-                Model::Disk(Sources {
-                    model,
-                    parts,
-                    tokenizer: self.tokenizer,
-                })
-            },
-            bits: self.bits.quantized(),
-            image,
-            prompt,
+        let bits = self.bits.quantized();
+        if model.is_none() && named.is_none() {
+            return Ok((Model::Tiny, bits));
+        }
+        let sources = Sources {
+            model,
+            parts,
+            tokenizer: self.tokenizer,
+        };
+        Ok((Model::Disk(sources), bits))
+    }
+}
+
+/// The parts of a request that say neither picture nor place.
+struct Blank {
+    model: Model,
+    bits: LoadBits,
+    image: PathBuf,
+    prompt: String,
+    output: PathBuf,
+    seed: u64,
+}
+
+impl ClipArgs {
+    fn into_request(self, blank: Blank) -> Request {
+        Request {
+            model: blank.model,
+            bits: blank.bits,
+            image: blank.image,
+            prompt: blank.prompt,
             negative_prompt: self.negative_prompt,
-            output,
+            output: blank.output,
             size: self.size.or(self.area),
             frames: self.frames,
             fps: self.fps,
@@ -300,13 +336,97 @@ impl GenerateArgs {
             guide_scale: self.guide_scale,
             guide_interval: self.guide_interval.unwrap_or_default(),
             cache: self.cache.unwrap_or_default(),
+            seed: blank.seed,
+            resize: Resize::Lanczos,
+            dump: None,
+        }
+    }
+}
+
+impl GenerateArgs {
+    /// The request, with a model from the hub fetched, and where it is computed.
+    ///
+    /// # Errors
+    /// When a model cannot be had.
+    pub fn into_request(self) -> Result<(Request, MachineArgs)> {
+        // Both are there: only a subcommand does without.
+        let image = self.image.context("--image is missing")?;
+        let prompt = self.prompt.context("--prompt is missing")?;
+        let seed = self.seed.unwrap_or_else(random_seed);
+        let output = self.output.unwrap_or_else(|| {
+            let mut name = image.file_stem().unwrap_or_default().to_owned();
+            name.push(format!("-{seed}.mp4"));
+            name.into()
+        });
+        let (model, bits) = self.model.into_model()?;
+        let request = self.clip.into_request(Blank {
+            model,
+            bits,
+            image,
+            prompt,
+            output,
             seed,
+        });
+        let request = Request {
             resize: match self.resize {
                 ResizeArg::Lanczos => Resize::Lanczos,
                 ResizeArg::Bicubic => Resize::Bicubic,
             },
             dump: self.dump,
-        })
+            ..request
+        };
+        Ok((request, self.machine))
+    }
+}
+
+/// Says what a clip will cost: operations, memory and time of every phase.
+///
+/// Reads headers only. Time is at this machine's rates, which are measured in a second and kept.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The picture, for its aspect ratio [default: 832 x 480]
+    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    image: Option<PathBuf>,
+
+    /// What happens in the clip, for its length [default: 64 tokens]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Input",
+        allow_hyphen_values = true
+    )]
+    prompt: Option<String>,
+
+    #[command(flatten)]
+    model: ModelArgs,
+
+    #[command(flatten)]
+    clip: ClipArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+impl PlanArgs {
+    /// The request, with neither picture nor prompt when none is given, and where it is computed.
+    ///
+    /// # Errors
+    /// When a model cannot be had.
+    pub fn into_request(self) -> Result<(Request, MachineArgs)> {
+        let (model, bits) = self.model.into_model()?;
+        let request = self.clip.into_request(Blank {
+            model,
+            bits,
+            image: self.image.unwrap_or_default(),
+            prompt: self.prompt.unwrap_or_default(),
+            output: PathBuf::new(),
+            seed: 0,
+        });
+        Ok((request, self.machine))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod display;
+mod plan;
 mod source;
 mod tools;
 
@@ -14,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use wan_i2v::backend::Backend;
 use wan_i2v::pipeline::{Job, Progress};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
@@ -59,13 +59,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }),
         (Some(Command::Convert(args)), _) => print_path(args.run()?),
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
-        (None, args) => generate(args),
+        (Some(Command::Plan(args)), _) => plan::run(args),
+        (None, args) => generate(*args),
     }
 }
 
 fn generate(args: GenerateArgs) -> Result<ExitCode> {
-    let (device, dtype) = (args.device(), args.precision());
-    let request = args.into_request()?;
+    let (request, machine) = args.into_request()?;
     let output = request.output.clone();
     let is_tiny = request.model == Model::Tiny;
     let job = Job::prepare(request)?;
@@ -75,7 +75,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     for warning in job.warnings() {
         say!("warning: {warning}");
     }
-    let backend = Backend::select(device, dtype)?;
+    let backend = machine.backend()?;
     let plan = job.plan();
     say!(
         "{} x {} pixels, {} frames at {} fps; {} steps of {}, shift {}, guidance {},{}; seed {}; \
