@@ -340,6 +340,23 @@ impl Part {
         })
     }
 
+    /// Lets the machine forget the pages of a tensor that has been copied: with them a model would
+    /// take its size twice.
+    fn release(&self, found: &Found) {
+        let entries = match found.values {
+            Values::Stored { entry, .. } => [Some(entry), None, None],
+            Values::Affine {
+                packed,
+                scales,
+                biases,
+                ..
+            } => [Some(packed), Some(scales), Some(biases)],
+        };
+        for entry in entries.into_iter().flatten() {
+            self.store.release(entry, 0..entry.byte_len());
+        }
+    }
+
     /// Refuses a stored tensor with a value that is not finite.
     pub fn ensure_finite(&self, name: &str, entry: &Entry) -> Result<()> {
         let bytes = self.store.bytes(entry);
@@ -556,6 +573,7 @@ impl TensorSource for Loader<'_> {
         let array = self.part.dense(&found, dtype)?;
         // Now, so that the stored copy goes before the next tensor comes.
         array.eval()?;
+        self.part.release(&found);
         Ok(array)
     }
 
@@ -568,6 +586,7 @@ impl TensorSource for Loader<'_> {
         }
         if matches!(found.values, Values::Affine { .. }) && found.arrangement == Arrangement::AsIs {
             let quantized = self.part.affine(&found, dtype, dense_above)?;
+            self.part.release(&found);
             return Ok(Weight::Quantized(quantized));
         }
         let bits = self
@@ -581,6 +600,7 @@ impl TensorSource for Loader<'_> {
             all.extend(packed);
             Ok(())
         })?;
+        self.part.release(&found);
         let (outputs, inputs) = (found.shape[0], found.shape[1]);
         let groups = [outputs, inputs / GROUP_SIZE];
         let side = |bytes: &[u8]| {
