@@ -203,7 +203,10 @@ fn main() -> Result<()> {
         let file = format!("{}.safetensors", file_stem(name));
         if name == PartName::LowNoise {
             // The same numbers do for both experts; what is loaded, swapped and timed is the same.
-            fs::hard_link(folder.join("high_noise_model.safetensors"), folder.join(&file))?;
+            fs::hard_link(
+                folder.join("high_noise_model.safetensors"),
+                folder.join(&file),
+            )?;
         } else {
             write(&folder.join(&file), &tensors, &normal)?;
         }

@@ -141,6 +141,10 @@ impl Report {
         for name in &absent {
             problems.push(format!("no {name}"));
         }
+        if !absent.is_empty() {
+            let passed_over = layout.passed_over.iter();
+            problems.extend(passed_over.map(|file| format!("passed over {file}")));
+        }
         let tokenizer = layout.tokenizer.as_ref().map(|at| match at {
             TokenizerAt::File(files, file) => files.name(file),
             TokenizerAt::InTextEncoder => "in the text encoder's file".to_owned(),

@@ -94,6 +94,17 @@ pub struct Layout {
     pub tokenizer: Option<TokenizerAt>,
     /// The folder that may hold settings, when the model has one.
     pub root: Option<Files>,
+    /// Files that a search could not use, and why: one may be a part that is missed.
+    pub passed_over: Vec<String>,
+}
+
+/// What is named besides a model's folder, and not searched for in it.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Parts.
+    pub parts: Vec<PartName>,
+    /// The tokenizer.
+    pub tokenizer: bool,
 }
 
 /// The file of the diffusers layout that names the pipeline.
@@ -121,10 +132,19 @@ impl Layout {
     /// # Errors
     /// When the folder cannot be read, or holds several candidates for one part.
     pub fn of_folder(files: &Files) -> Result<Self> {
+        Self::of_folder_without(files, &Named::default())
+    }
+
+    /// As [`Self::of_folder`], but for what is named elsewhere: several candidates for that are
+    /// no error.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_folder_without(files: &Files, named: &Named) -> Result<Self> {
         if files.has(MODEL_INDEX) {
             return Self::diffusers(files);
         }
-        Self::search(files)
+        Self::search(files, named)
     }
 
     /// Finds what a path is: a whole model's folder, or one part's folder or file.
@@ -148,7 +168,8 @@ impl Layout {
             Some(Kind::TextEncoder) => PartName::TextEncoder,
             Some(Kind::Expert) => expert_of(&path.to_string_lossy()).with_context(|| {
                 format!(
-                    "{}: this is an expert, but its path says neither high nor low; say which                      with --part high or --part low",
+                    "{}: this is an expert, but its path says neither high nor low; say which with \
+                     --part high or --part low",
                     path.display()
                 )
             })?,
@@ -188,12 +209,13 @@ impl Layout {
 
     /// Looks into every file below a folder: what a part is, its tensors tell; which of the two
     /// experts, only its path can.
-    fn search(files: &Files) -> Result<Self> {
+    fn search(files: &Files, named: &Named) -> Result<Self> {
         let mut layout = Self {
             root: Some(files.clone()),
             ..Self::default()
         };
         let mut candidates = Vec::new();
+        let mut tokenizers = Vec::new();
         let mut folders = vec![(files.clone(), String::new(), 0)];
         while let Some((folder, path, depth)) = folders.pop() {
             for location in Location::all_in(&folder)? {
@@ -205,8 +227,8 @@ impl Layout {
                      --high, --low, --vae and --text-encoder"
                 );
             }
-            if layout.tokenizer.is_none() {
-                layout.tokenizer = tokenizer_in(&folder);
+            if let Some(tokenizer) = tokenizer_in(&folder) {
+                tokenizers.push((path.clone(), tokenizer));
             }
             if depth < MAX_DEPTH {
                 for sub in folder.folders()? {
@@ -218,20 +240,34 @@ impl Layout {
         let mut found: [Vec<(String, Location)>; 4] = Default::default();
         let mut unknown = Vec::new();
         for (path, location) in candidates {
-            let store = TensorStore::open(&location)?;
+            let store = match TensorStore::open(&location) {
+                Ok(store) => store,
+                Err(error) => {
+                    layout.passed_over.push(format!("{error:#}"));
+                    continue;
+                }
+            };
             let mut parts = part::parts(&store);
-            let (Some(detected), true) = (parts.pop(), parts.is_empty()) else {
+            let Some(detected) = parts.pop() else {
                 unknown.push(path);
                 continue;
             };
+            if !parts.is_empty() {
+                layout.passed_over.push(format!(
+                    "{}: several parts in one file; give each in a file of its own",
+                    files.name(&path)
+                ));
+                continue;
+            }
             let name = match detected.kind {
                 Kind::Vae => PartName::Vae,
                 Kind::TextEncoder => PartName::TextEncoder,
                 Kind::Expert => match expert_of(&path).or_else(|| expert_of(&files.to_string())) {
                     Some(name) => name,
                     None => {
-                        unknown.push(format!(
-                            "{path} (an expert, but its path says neither high nor low)"
+                        layout.passed_over.push(format!(
+                            "{}: an expert, but its path says neither high nor low",
+                            files.name(&path)
                         ));
                         continue;
                     }
@@ -241,6 +277,9 @@ impl Layout {
         }
         for name in PartName::ALL {
             let mut candidates = std::mem::take(&mut found[name as usize]);
+            if named.parts.contains(&name) {
+                continue;
+            }
             match candidates.len() {
                 0 => {}
                 1 => layout.set(name, candidates.remove(0).1),
@@ -258,21 +297,24 @@ impl Layout {
         ensure!(
             PartName::ALL
                 .iter()
-                .any(|&name| layout.part(name).is_some()),
+                .any(|&name| layout.part(name).is_some() || named.parts.contains(&name)),
             "{files}: there is no {MODEL_INDEX}, and no part of a Wan2.2 image-to-video model in \
              this folder{}; expected the layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
              files, GGUF files, or a folder that wan-i2v convert or mlx-video wrote",
-            if unknown.is_empty() {
+            if unknown.is_empty() && layout.passed_over.is_empty() {
                 String::new()
             } else {
-                format!(" (looked into {})", unknown.join(", "))
+                unknown.extend(layout.passed_over);
+                format!(" (looked into {})", unknown.join("; "))
             }
         );
-        if layout.tokenizer.is_none()
-            && let Some(location) = layout.part(PartName::TextEncoder)
-            && holds_tokenizer(&TensorStore::open(location)?)
-        {
-            layout.tokenizer = Some(TokenizerAt::InTextEncoder);
+        if !named.tokenizer {
+            layout.tokenizer = match layout.part(PartName::TextEncoder) {
+                Some(location) if holds_tokenizer(&TensorStore::open(location)?) => {
+                    Some(TokenizerAt::InTextEncoder)
+                }
+                _ => choose(files, tokenizers)?,
+            };
         }
         Ok(layout)
     }
@@ -341,11 +383,41 @@ fn tokenizer_in(files: &Files) -> Option<TokenizerAt> {
     Some(TokenizerAt::File(files.clone(), name.to_owned()))
 }
 
+/// The tokenizer of a model among those in its folders, given with their paths.
+///
+/// Any other model's may lie there too, and would be taken in silence: ids are only numbers.
+fn choose(files: &Files, tokenizers: Vec<(String, TokenizerAt)>) -> Result<Option<TokenizerAt>> {
+    let rank = |path: &str| match path {
+        "" => 0,
+        "tokenizer/" => 1,
+        _ if path.to_lowercase().contains("umt5") => 2,
+        _ => 3,
+    };
+    let best = tokenizers.iter().map(|(path, _)| rank(path)).min();
+    let mut candidates: Vec<_> = tokenizers
+        .into_iter()
+        .filter(|(path, _)| Some(rank(path)) == best)
+        .collect();
+    ensure!(
+        candidates.len() < 2,
+        "{files}: {} files could be the tokenizer ({}); say which with --tokenizer PATH",
+        candidates.len(),
+        candidates
+            .iter()
+            .map(|(path, tokenizer)| match tokenizer {
+                TokenizerAt::File(_, name) => format!("{path}{name}"),
+                TokenizerAt::InTextEncoder => path.clone(),
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    Ok(candidates.pop().map(|(_, tokenizer)| tokenizer))
+}
+
 /// Which expert a path names; the last of its words that does decides.
 fn expert_of(path: &str) -> Option<PartName> {
-    let lower = path.to_lowercase();
-    for component in lower.rsplit('/') {
-        match (component.contains("high"), component.contains("low")) {
+    for component in path.rsplit('/') {
+        match (says(component, "high"), says(component, "low")) {
             (true, false) => return Some(PartName::HighNoise),
             (false, true) => return Some(PartName::LowNoise),
             _ if component == "transformer" => return Some(PartName::HighNoise),
@@ -354,4 +426,19 @@ fn expert_of(path: &str) -> Option<PartName> {
         }
     }
     None
+}
+
+/// Whether one of a name's words starts with `word`, which is in lower case. Words start after
+/// what is no letter and at a capital (`I2VHighNoise`); so `flow` and `yellow` are not low.
+fn says(name: &str, word: &str) -> bool {
+    let bytes = name.as_bytes();
+    let is = |at: usize, what: fn(&u8) -> bool| bytes.get(at).is_some_and(what);
+    let lower = name.to_ascii_lowercase();
+    lower.match_indices(word).any(|(at, _)| {
+        let before = |what| at.checked_sub(1).is_some_and(|before| is(before, what));
+        let next_is_small = is(at + 1, u8::is_ascii_lowercase);
+        let capital =
+            is(at, u8::is_ascii_uppercase) && (next_is_small || before(u8::is_ascii_lowercase));
+        capital || !before(u8::is_ascii_alphabetic)
+    })
 }

@@ -32,7 +32,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use self::config::PartConfig;
-use self::layout::{Layout, MODEL_INDEX, TokenizerAt};
+use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
+use self::names::Kind;
 use self::part::{Loader, Part};
 use self::store::Location;
 use crate::backend::Backend;
@@ -393,7 +394,15 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
                     "no such folder"
                 }
             );
-            Layout::of_folder(&Files::from(root.as_path()))
+            let parts = PartName::ALL.into_iter().zip(&sources.parts);
+            let named = Named {
+                parts: parts
+                    .filter(|(_, path)| path.is_some())
+                    .map(|p| p.0)
+                    .collect(),
+                tokenizer: sources.tokenizer.is_some(),
+            };
+            Layout::of_folder_without(&Files::from(root.as_path()), &named)
                 .with_context(|| format!("--model {}", root.display()))?
         }
         None => Layout::default(),
@@ -405,6 +414,13 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
     }
     if let Some(path) = &sources.tokenizer {
         layout.tokenizer = Some(Layout::tokenizer_at(path).context("--tokenizer")?);
+    } else if (layout.tokenizer.is_none()
+        || sources.parts[PartName::TextEncoder as usize].is_some())
+        && let Some(location) = layout.part(PartName::TextEncoder)
+        && layout::holds_tokenizer(&store::TensorStore::open(location)?)
+    {
+        // The one that a named text encoder brings goes before the model's.
+        layout.tokenizer = Some(TokenizerAt::InTextEncoder);
     }
     Ok(layout)
 }
@@ -437,6 +453,18 @@ fn tokenizer_of(part: &Part, name: &str) -> Result<Tokenizer> {
             .collect(),
     };
     Tokenizer::from_arrays(arrays, name)
+}
+
+/// The tokenizer inside a text encoder's file, as a file of its own: name and content.
+fn inner_tokenizer(location: &Location) -> Result<(String, Vec<u8>)> {
+    let part = Part::open(location, Kind::TextEncoder)?;
+    let store = part.store();
+    if let Some(entry) = layout::spiece_entry(store) {
+        return Ok(("spiece.model".into(), store.bytes(entry).into()));
+    }
+    // GGUF's tables are no file that another program reads.
+    let json = tokenizer_of(&part, &location.to_string())?.to_json()?;
+    Ok(("tokenizer.json".into(), json.into()))
 }
 
 /// What a model has besides the weights of its parts.
@@ -477,13 +505,8 @@ impl Rest {
                 }
                 Some(TokenizerAt::InTextEncoder) => layout
                     .part(PartName::TextEncoder)
-                    .map(|location| {
-                        let store = store::TensorStore::open(location)?;
-                        let entry = layout::spiece_entry(&store);
-                        anyhow::Ok(entry.map(|e| ("spiece.model".into(), store.bytes(e).into())))
-                    })
-                    .transpose()?
-                    .flatten(),
+                    // Without a whole one the weights are worth having all the same.
+                    .and_then(|location| inner_tokenizer(location).ok()),
                 None => None,
             },
         })
@@ -503,8 +526,12 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
             Some(root) => format!("--model {root}: the model has no {name} there"),
             None => format!("there is no {name}"),
         };
+        let passed_over = match layout.passed_over.as_slice() {
+            [] => String::new(),
+            some => format!(" (passed over: {})", some.join("; ")),
+        };
         format!(
-            "{place}; download it too, or say where it is with {} PATH",
+            "{place}; download it too, or say where it is with {} PATH{passed_over}",
             name.flag()
         )
     })

@@ -301,8 +301,10 @@ fn read_header(file: &[u8]) -> Result<(Container, Header)> {
     if file.starts_with(b"GGUF") {
         return Ok((Container::Gguf, gguf::header(file)?));
     }
-    // The reader of archives also knows what to say of PyTorch's older formats.
-    if file.starts_with(ZIP) || (file.first() == Some(&PICKLE) && file.get(1) < Some(&8)) {
+    // The reader of archives also knows what to say of PyTorch's older formats. A safetensors file
+    // begins with the length of its header, which can look like a pickle's start, and then has JSON.
+    let is_pickle = file.first() == Some(&PICKLE) && file.get(1) < Some(&8);
+    if file.starts_with(ZIP) || (is_pickle && file.get(8) != Some(&b'{')) {
         return Ok((Container::Pth, pth::header(file)?));
     }
     Ok((Container::Safetensors, safetensors::header(file)?))

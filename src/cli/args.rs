@@ -55,7 +55,7 @@ pub enum Command {
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Pull(PullArgs),
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
 }
 
 /// A clip.

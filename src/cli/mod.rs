@@ -59,7 +59,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }),
         (Some(Command::Convert(args)), _) => print_path(args.run()?),
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
-        (Some(Command::Plan(args)), _) => plan::run(args),
+        (Some(Command::Plan(args)), _) => plan::run(*args),
         (None, args) => generate(*args),
     }
 }

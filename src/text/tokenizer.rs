@@ -103,6 +103,14 @@ impl Tokenizer {
         Self::checked(inner).with_context(|| format!("{name} has no usable tokenizer"))
     }
 
+    /// The content of a `tokenizer.json` that describes it.
+    ///
+    /// # Errors
+    /// When the library cannot write it.
+    pub fn to_json(&self) -> Result<String> {
+        guarded(|| self.inner.to_string(true)).context("cannot write the tokenizer")
+    }
+
     fn parse(json: &[u8]) -> Result<Self> {
         outline::check(json)?;
         Self::checked(guarded(|| tokenizers::Tokenizer::from_bytes(json))?)

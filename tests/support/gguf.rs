@@ -181,7 +181,8 @@ fn level(value: f32, scale: f32, low: f32, high: f32) -> f32 {
     (value / scale).round().clamp(low, high)
 }
 
-fn kind(encoding: Encoding) -> u32 {
+/// ggml's number of an encoding.
+pub fn kind(encoding: Encoding) -> u32 {
     match encoding {
         Encoding::F32 => 0,
         Encoding::F16 => 1,
