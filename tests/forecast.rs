@@ -1,7 +1,5 @@
 //! What a forecast says against what a run does: operations to the last one, memory within 15%.
 
-use std::path::Path;
-
 use mlx_rs::memory;
 use ndarray::Array3;
 use wan_i2v::backend::{Backend, DeviceKind, Precision, operations};
@@ -151,14 +149,12 @@ fn operations_are_exact() {
 
 #[test]
 fn memory_is_within_15_percent() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    assert!(root.join("src/tiny/model").is_dir());
     let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
     };
-    for (size, frames) in [(64, 17), (128, 9), (192, 17), (256, 5)] {
+    for (size, frames) in [(64, 17), (96, 5), (128, 9)] {
         let plan = plan(size, frames, guided, (0.0, 1.0));
         let (tokens, measured) = run(&checkpoint, backend(), &plan);
         let forecast = forecast(&checkpoint, &plan, tokens, backend(), None).unwrap();
@@ -171,6 +167,10 @@ fn memory_is_within_15_percent() {
                 "measured {size} x {size}, {frames} frames, {name}: {} bytes, forecast {ratio:.3} \
                  of it",
                 measured.peak
+            );
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{size}, {frames}, {name}: {ratio}"
             );
         }
     }

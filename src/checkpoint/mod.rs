@@ -197,8 +197,12 @@ impl Checkpoint {
             PartConfig::Vae(checkpoint.vae.clone()),
             PartConfig::TextEncoder(checkpoint.text_encoder.clone()),
         ];
-        for (part, config) in parts.iter().zip(configs) {
-            part.check(&config.specs()?)?;
+        for ((part, config), name) in parts.iter().zip(configs).zip(PartName::ALL) {
+            let specs = config.specs()?;
+            part.check(&specs)?;
+            if let Some(bits) = bits.of(name) {
+                part.check_bits(&specs, bits)?;
+            }
         }
         Ok(checkpoint)
     }

@@ -326,6 +326,27 @@ impl Part {
         )
     }
 
+    /// Checks that no weight is stored in another quantization than the one that is asked for.
+    ///
+    /// # Errors
+    /// Names the weight and its bits.
+    pub fn check_bits(&self, specs: &[TensorSpec], wanted: Bits) -> Result<()> {
+        for spec in specs {
+            if let Values::Affine { bits, .. } =
+                self.expect(&spec.name, &usizes(&spec.shape))?.values
+            {
+                ensure!(
+                    bits == wanted.number(),
+                    "{}: {} is quantized to {bits} bits already; leave --bits away, or take the \
+                     unquantized model",
+                    self.store.location(),
+                    spec.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// [`Self::find`] for a tensor that the check has found before.
     ///
     /// # Errors

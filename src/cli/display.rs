@@ -113,6 +113,9 @@ pub fn human_time(time: Duration) -> String {
 
 /// Bytes for people: `253.8 MB`, `28.6 GB`.
 pub fn human_bytes(bytes: u64) -> String {
+    if bytes < 1000 {
+        return format!("{bytes} bytes");
+    }
     let bytes = bytes as f64;
     match bytes {
         0.0..1e6 => format!("{:.1} kB", bytes / 1e3),
@@ -148,18 +151,28 @@ pub struct Transfer {
     what: String,
     total: u64,
     done: u64,
+    /// Bytes of those that a former run has done; they say nothing of this one's speed.
+    skipped: u64,
     /// When the phase began and when the last line was written.
     times: Option<(Instant, Instant)>,
-    /// A phase that another one has interrupted: what, total, done, beginning.
-    outer: Option<(String, u64, u64, Instant)>,
+    /// Whether the files are fetched, which takes longer than to convert them.
+    pub(super) fetches: bool,
 }
 
 impl Transfer {
+    /// Of a conversion whose files are fetched.
+    pub fn of_pull() -> Self {
+        Self {
+            fetches: true,
+            ..Self::default()
+        }
+    }
+
     /// Begins a phase of so many bytes.
     pub fn start(&mut self, what: &str, total: u64) {
         self.finish();
         what.clone_into(&mut self.what);
-        (self.total, self.done) = (total, 0);
+        (self.total, self.done, self.skipped) = (total, 0, 0);
         self.times = Some((Instant::now(), Instant::now()));
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(total).with_prefix(what.to_owned());
@@ -171,27 +184,6 @@ impl Transfer {
             }
             bar.enable_steady_tick(Duration::from_millis(200));
             self.bar = Some(bar);
-        }
-    }
-
-    /// Begins a phase within the one under way.
-    pub fn interrupt(&mut self, what: &str, total: u64) {
-        let (outer, done) = (std::mem::take(&mut self.what), self.done);
-        if let Some((start, _)) = self.times.take() {
-            self.outer = Some((outer, self.total, done, start));
-        }
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-        self.start(what, total);
-    }
-
-    /// Goes on with the phase that was interrupted, if there is one.
-    pub fn go_on(&mut self) {
-        if let Some((what, total, done, began)) = self.outer.take() {
-            self.start(&what, total);
-            self.advance(done);
-            self.times = Some((began, Instant::now()));
         }
     }
 
@@ -213,7 +205,8 @@ impl Transfer {
             && last.elapsed() >= LINES
         {
             *last = Instant::now();
-            let left = self.total.saturating_sub(self.done) as f64 / self.done.max(1) as f64;
+            let now = self.done.saturating_sub(self.skipped).max(1);
+            let left = self.total.saturating_sub(self.done) as f64 / now as f64;
             say!(
                 "{}: {} of {}, {} left",
                 self.what,
@@ -224,15 +217,30 @@ impl Transfer {
         }
     }
 
+    /// So many further bytes have been done by a former run.
+    pub fn skip(&mut self, bytes: u64) {
+        self.done += bytes;
+        self.skipped += bytes;
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+            bar.reset_eta();
+        }
+    }
+
     /// Ends the phase.
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish_with_message("");
+            bar.finish_and_clear();
         }
         if let Some((start, _)) = self.times.take()
             && !self.what.is_empty()
         {
-            say!("{}: {}", self.what, human_time(start.elapsed()));
+            say!(
+                "{}: {} in {}",
+                self.what,
+                human_bytes(self.total),
+                human_time(start.elapsed())
+            );
         }
     }
 }

@@ -8,31 +8,57 @@ use wan_i2v::pull::{self, Progress};
 
 use super::display::{Transfer, human_bytes, say};
 
+/// Where a model is.
+pub enum Place {
+    /// On this machine's disk: a path, or the folder in the hub's cache.
+    Here(PathBuf),
+    /// On the hub, and not or not whole in its cache.
+    Hub(Box<Hub>, RepoId),
+}
+
+/// Finds a model; `what` is the flag or argument that names it.
+///
+/// # Errors
+/// When it is neither a path nor the name of a repository.
+pub fn find(source: &Path, what: &str) -> Result<Place> {
+    if source.exists() {
+        return Ok(Place::Here(source.to_owned()));
+    }
+    let Some(repo) = repository(source) else {
+        bail!("{}", nowhere(source, what));
+    };
+    let hub = Hub::from_env()?;
+    Ok(match hub.cached(&repo) {
+        Some(folder) => Place::Here(folder),
+        None => Place::Hub(Box::new(hub), repo),
+    })
+}
+
+/// What is said first of a model that is not on the disk.
+pub fn nowhere(source: &Path, what: &str) -> String {
+    format!("{what} {}: no such file or folder", source.display())
+}
+
 /// The path of a model: itself when it is there, or the folder in the hub's cache, fetched first
-/// when that is not whole. `what` is the flag or argument that names it.
+/// when that is not whole.
 ///
 /// # Errors
 /// When there is no such thing, or it cannot be fetched.
 pub fn local(source: &Path, what: &str) -> Result<PathBuf> {
-    if source.exists() {
-        return Ok(source.to_owned());
+    match find(source, what)? {
+        Place::Here(path) => Ok(path),
+        Place::Hub(hub, repo) => pull(&hub, &repo, &[])
+            .with_context(|| format!("{}, and the hub", nowhere(source, what))),
     }
-    let nowhere = || format!("{what} {}: no such file or folder", source.display());
-    let Some(repo) = repository(source) else {
-        bail!("{}", nowhere());
-    };
-    let hub = Hub::from_env()?;
-    if let Some(folder) = hub.cached(&repo) {
-        return Ok(folder);
-    }
-    pull(&hub, &repo, &[]).with_context(|| format!("{}, and the hub", nowhere()))
 }
 
 /// A text that can only be a repository: `owner/name`, not the path of something in a folder.
 fn repository(source: &Path) -> Option<RepoId> {
     let text = source.to_str()?;
     let is_path = text.starts_with(['.', '/', '~']) || text.ends_with('/');
-    if is_path || text.matches('/').count() != 1 {
+    // A revision may have more of them: refs/pr/1.
+    let id = text.split('@').next().unwrap_or_default();
+    if is_path || id.matches('/').count() != 1 {
         return None;
     }
     text.parse().ok()
@@ -64,6 +90,7 @@ pub fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf> {
         &selection,
         &mut |progress| match progress {
             Progress::Total(bytes) => transfer.start("fetching", bytes),
+            Progress::There(bytes) => transfer.skip(bytes),
             Progress::File(path) => transfer.detail(path),
             Progress::Done(bytes) => transfer.advance(bytes),
         },

@@ -10,18 +10,24 @@ use wan_i2v::checkpoint::inspect::Report;
 use wan_i2v::checkpoint::layout::Layout;
 use wan_i2v::checkpoint::{Files, LoadBits, PartName};
 use wan_i2v::hub::{Hub, RepoId, free_disk};
-use wan_i2v::pull::{self, HubFeed};
+use wan_i2v::pull::{self, Heads, HubFeed};
 use wan_i2v::tiny;
 
 use super::display::{Transfer, human_bytes, human_count, print, say};
-use super::source;
+use super::source::{self, Place};
 
 /// Says what a model or a part of one is: layout, dimensions, storage, what is missing.
+///
+/// Of a model on the hub that has not been pulled, just the heads of its files are fetched.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A model's folder, a part's folder or file, a hub id (owner/name) or `tiny`
     #[arg(value_name = "PATH|ID")]
     source: PathBuf,
+
+    /// Files or folders of a repository on the hub, instead of what a known layout needs
+    #[arg(value_name = "FILE")]
+    files: Vec<String>,
 
     /// What SOURCE is, when its path does not say which expert it is
     #[arg(long, value_enum)]
@@ -145,13 +151,7 @@ impl BitsArgs {
 impl InspectArgs {
     /// Prints what the source is. True when this program can run it.
     pub fn run(self) -> Result<bool> {
-        let layout = if self.source.as_os_str() == "tiny" {
-            Layout::of_folder(&Files::embedded_root(tiny::FILES))?
-        } else {
-            let source = source::local(&self.source, "PATH")?;
-            Layout::of_path(&source, self.part.map(Into::into))?
-        };
-        let report = Report::of(&layout);
+        let report = self.report()?;
         let text = if self.json {
             serde_json::to_string_pretty(&report)? + "\n"
         } else {
@@ -159,6 +159,43 @@ impl InspectArgs {
         };
         print(&text)?;
         Ok(report.runs)
+    }
+}
+
+impl InspectArgs {
+    fn report(&self) -> Result<Report> {
+        let part = self.part.map(Into::into);
+        if self.source.as_os_str() == "tiny" {
+            let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES))?;
+            return Ok(Report::of(&layout));
+        }
+        let (hub, repo) = match source::find(&self.source, "PATH")? {
+            Place::Here(path) if self.files.is_empty() => {
+                return Ok(Report::of(&Layout::of_path(&path, part)?));
+            }
+            Place::Here(_) => (Box::new(Hub::from_env()?), self.repository()?),
+            Place::Hub(hub, repo) => (hub, repo),
+        };
+        let heads = Heads::fetch(&hub, &repo, &self.files)
+            .with_context(|| format!("{}, and the hub", source::nowhere(&self.source, "PATH")))?;
+        say!(
+            "{repo}: read the heads of {} files of {} ({})",
+            heads.selection.files.len(),
+            human_bytes(heads.selection.bytes()),
+            human_bytes(heads.fetched)
+        );
+        heads.report(part)
+    }
+
+    /// The repository whose files are named.
+    fn repository(&self) -> Result<RepoId> {
+        let text = self.source.to_string_lossy();
+        ensure!(
+            !self.source.exists(),
+            "{text} is on the disk: name the file itself, {text}/{}",
+            self.files.join(" ")
+        );
+        text.parse()
     }
 }
 
@@ -249,21 +286,32 @@ pub fn summary(converted: &convert::Converted) {
 }
 
 impl Transfer {
-    /// Shows what a conversion tells.
+    /// Shows what a conversion tells. Where the files are fetched, their arrival is what counts.
     pub fn show(&mut self, event: &Event) {
         match event {
             Event::Resumed => say!("going on where the last run stopped"),
-            Event::Total(bytes) => self.start("converting", *bytes),
+            Event::Total(bytes) => {
+                let what = if self.fetches {
+                    "pulling"
+                } else {
+                    "converting"
+                };
+                self.start(what, *bytes);
+            }
             Event::Fetching(path, bytes) => {
-                self.interrupt("fetching", *bytes);
-                self.detail(path);
+                self.detail(&format!("fetching {path} ({})", human_bytes(*bytes)));
             }
-            Event::File(part, path) => {
-                self.go_on();
-                self.detail(&format!("{part}: {path}"));
+            Event::Fetched(bytes) => self.advance(*bytes),
+            Event::File(part, _) if self.fetches => self.detail(&format!("converting the {part}")),
+            Event::File(part, path) => self.detail(&format!("{part}: {path}")),
+            Event::Skipped(bytes) => self.skip(*bytes),
+            Event::Read(_) | Event::Known(_) if self.fetches => {}
+            Event::Read(bytes) => self.advance(*bytes),
+            Event::Known(bytes) => self.skip(*bytes),
+            Event::Verifying(bytes) => {
+                self.fetches = false;
+                self.start("verifying", *bytes);
             }
-            Event::Read(bytes) | Event::Fetched(bytes) => self.advance(*bytes),
-            Event::Verifying(bytes) => self.start("verifying", *bytes),
         }
     }
 }
@@ -291,7 +339,8 @@ pub struct PullArgs {
     #[command(flatten)]
     bits: BitsArgs,
 
-    /// The most gigabytes of one converted file; 0 for one file per part
+    /// The most gigabytes of one converted file; 0 for no limit. Files of the source are never
+    /// joined
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
 }
@@ -330,14 +379,14 @@ impl PullArgs {
             human_bytes(free)
         );
         ensure!(
-            needs <= free + there,
+            needs <= free.saturating_add(there),
             "--output {}: about {} are needed there and {} are free; make room or choose another \
              disk",
             target.display(),
             human_bytes(needs),
             human_bytes(free)
         );
-        let mut transfer = Transfer::default();
+        let mut transfer = Transfer::of_pull();
         let converted = convert::convert(&mut feed, &target, &options, &mut |event| {
             transfer.show(&event);
         })?;

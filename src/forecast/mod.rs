@@ -103,7 +103,7 @@ pub fn forecast(
         Phase::Image.to_string(),
         operations::encode(&checkpoint.vae, cells),
         encoder,
-        encoder + memory::encode(&checkpoint.vae, backend, cells),
+        encoder + memory::encode(&checkpoint.vae, cells),
     );
 
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
@@ -148,7 +148,7 @@ pub fn forecast(
         Phase::Decoding.to_string(),
         operations::decode(&checkpoint.vae, cells),
         decoder,
-        decoder + memory::decode(&checkpoint.vae, backend, cells),
+        decoder + memory::decode(&checkpoint.vae, cells),
     );
     Ok(Forecast {
         passes,

@@ -133,11 +133,13 @@ impl Http {
         self.client_repo(repo, commit).url(&escape(path))
     }
 
-    /// Asks for a file from byte `start` on; answers 200 or 206, or 416 for a range.
+    /// Asks for a file from byte `start` on, up to `end` if there is one; answers 200 or 206, or
+    /// 416 for a range.
     pub(super) fn file(
         &self,
         url: &str,
         start: u64,
+        end: Option<u64>,
         target: Target,
     ) -> Result<Response<Body>, Failure> {
         let mut uri: Uri = url.parse().map_err(|error| {
@@ -152,8 +154,9 @@ impl Http {
             {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            if start > 0 {
-                request = request.header("range", format!("bytes={start}-"));
+            if start > 0 || end.is_some() {
+                let last = end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
+                request = request.header("range", format!("bytes={start}-{last}"));
             }
             let response = request
                 .call()
@@ -161,7 +164,9 @@ impl Http {
             self.reached.store(true, Ordering::Relaxed);
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                StatusCode::RANGE_NOT_SATISFIABLE if start > 0 => return Ok(response),
+                StatusCode::RANGE_NOT_SATISFIABLE if start > 0 || end.is_some() => {
+                    return Ok(response);
+                }
                 status if status.is_redirection() => {
                     uri = next(&uri, response.headers())
                         .with_context(|| format!("{target}: a redirect cannot be followed"))
@@ -182,7 +187,7 @@ impl Http {
     }
 
     /// Tries until it works, is not worth another try, or the tries are used up.
-    fn patiently<T>(
+    pub(super) fn patiently<T>(
         &self,
         target: Target,
         mut attempt: impl FnMut() -> Result<T, Failure>,

@@ -13,6 +13,7 @@ mod disk;
 mod http;
 mod layout;
 mod listing;
+mod range;
 mod repo;
 mod sets;
 mod transfer;
@@ -26,6 +27,8 @@ pub use repo::RepoId;
 
 use std::fmt;
 use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -130,7 +133,7 @@ impl Hub {
     }
 
     /// Fetches a file to its path below `folder`, unless it is there with the right hash. Until
-    /// it is whole it is called `<path>.part`.
+    /// it is whole it is called `<path>.part`. What the cache has is linked instead.
     ///
     /// # Errors
     /// As for [`Self::fetch`].
@@ -153,6 +156,18 @@ impl Hub {
                 return Ok(path);
             }
         }
+        let cached = Cached::new(&self.config.cache, repo);
+        let pointer = cached.snapshot(commit).join(&file.path);
+        let places = [Some(pointer), hash.map(|hash| cached.blob(hash))];
+        let there = places
+            .into_iter()
+            .flatten()
+            .find(|p| has_size(p, file.size));
+        if let Some(there) = there {
+            link_to(&there, &path).with_context(|| format!("cannot make {}", path.display()))?;
+            progress(file.size);
+            return Ok(path);
+        }
         let hash = self.allowed(repo, file)?;
         let part = folder.join(format!("{}.part", file.path));
         self.transfer(repo, commit, file, hash, &part, progress)?;
@@ -174,15 +189,26 @@ impl Hub {
             .then(|| cached.snapshot(&listing.commit))
     }
 
-    /// Bytes of the selected files that the cache has whole.
+    /// Bytes of a file that need not be fetched any more: all, when the cache has it, or those
+    /// of its beginning.
+    pub fn fetched(&self, repo: &RepoId, commit: &str, file: &RemoteFile) -> u64 {
+        let cached = Cached::new(&self.config.cache, repo);
+        let hash = file.hash.as_ref();
+        let blob = hash.map(|hash| cached.blob(hash));
+        let pointer = cached.snapshot(commit).join(&file.path);
+        if has_size(&pointer, file.size) || blob.is_some_and(|blob| has_size(&blob, file.size)) {
+            return file.size;
+        }
+        let part = hash.and_then(|hash| fs::metadata(cached.part(hash)).ok());
+        part.map_or(0, |meta| meta.len().min(file.size))
+    }
+
+    /// Bytes of the selected files that need not be fetched any more.
     pub fn fetched_bytes(&self, repo: &RepoId, commit: &str, selection: &Selection) -> u64 {
-        let snapshot = Cached::new(&self.config.cache, repo).snapshot(commit);
-        selection
-            .files
-            .iter()
-            .filter(|file| has_size(&snapshot.join(&file.path), file.size))
-            .map(|file| file.size)
-            .sum()
+        let files = selection.files.iter();
+        files.fold(0, |sum: u64, file| {
+            sum.saturating_add(self.fetched(repo, commit, file))
+        })
     }
 
     /// The hash of a file that may be fetched.
@@ -226,6 +252,19 @@ impl Hub {
 fn check(commit: &str, file: &RemoteFile) -> Result<()> {
     ensure!(is_commit(commit), "{commit:?} is not a commit");
     check_path(&file.path).context("the request")
+}
+
+/// Makes `path` lead to the file that `pointer` leads to.
+fn link_to(pointer: &Path, path: &Path) -> io::Result<()> {
+    let content = fs::canonicalize(pointer)?;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    symlink(content, path)
 }
 
 fn has_size(path: &Path, size: u64) -> bool {

@@ -98,7 +98,7 @@ impl Transfer<'_> {
         from: u64,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Outcome> {
-        let response = match self.http.file(&self.url, from, self.target) {
+        let response = match self.http.file(&self.url, from, None, self.target) {
             Ok(response) => response,
             Err(Failure::Again(error, after)) => return Ok(Outcome::Again(error, after)),
             Err(Failure::Stop(error)) => return Err(error),
@@ -289,7 +289,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// `bytes 5-9/10` as (5, 9, 10); the total may be `*`.
-fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+pub(super) fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (from, to) = range.split_once('-')?;
     let total = match total.trim() {

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use anyhow::{Context, Result};
+
 use serde_json::{Value, json};
 
+use super::index;
 use crate::checkpoint::config::PartConfig;
-use crate::checkpoint::convert::{Event, Feed, Options};
-use crate::checkpoint::layout::Layout;
-use crate::checkpoint::names::{self, Detected};
+use crate::checkpoint::convert::{Event, Feed, Options, write_whole};
+use crate::checkpoint::layout::{Layout, spiece_entry};
+use crate::checkpoint::names::Detected;
 use crate::checkpoint::part::Part;
 use crate::checkpoint::store::{EXTENSIONS, Location};
 use crate::checkpoint::{Files, PartName, Rest};
@@ -38,14 +39,10 @@ pub struct HubFeed<'a> {
     rest: Rest,
 }
 
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl<'a> HubFeed<'a> {
-    /// Fetches everything but the weights into `folder`, and checks by the indexes that no tensor
-    /// will be missing.
+    /// Fetches everything but the weights and checks by the indexes that no tensor will be
+    /// missing. Files go into a folder of the commit's own below `folder`, where nothing is of
+    /// another repository.
     ///
     /// # Errors
     /// When a file cannot be fetched or an index does not hold what the architecture needs.
@@ -56,6 +53,8 @@ impl<'a> HubFeed<'a> {
         selection: &Selection,
         folder: &Path,
     ) -> Result<Self> {
+        let folder = folder.join(commit);
+        let folder = folder.as_path();
         let is_weights = |file: &RemoteFile| EXTENSIONS.iter().any(|end| file.path.ends_with(end));
         let mut groups: BTreeMap<PartName, Vec<RemoteFile>> = BTreeMap::new();
         for file in &selection.files {
@@ -75,7 +74,7 @@ impl<'a> HubFeed<'a> {
                 let names = match files.len() {
                     1 => None,
                     _ => Some(
-                        checked_index(&root, name, &files, selection)
+                        index::check(&root, name, &files, selection)
                             .with_context(|| format!("{repo}: the {name}"))?,
                     ),
                 };
@@ -97,29 +96,38 @@ impl<'a> HubFeed<'a> {
         part.with_context(|| format!("{} has no {name}", self.repo))
     }
 
+    /// Keeps the tokenizer inside a text encoder's file, which will be gone when it is needed;
+    /// another run finds it where the repository's own would be.
+    fn keep_tokenizer(&mut self, part: &Part) -> Result<()> {
+        const NAME: &str = "spiece.model";
+        if let Some(entry) = spiece_entry(part.store()) {
+            let content = part.store().bytes(entry).to_vec();
+            write_whole(&self.folder.join(NAME), &content)?;
+            self.rest.tokenizer = Some((NAME.to_owned(), content));
+        }
+        Ok(())
+    }
+
     /// The most bytes that the disk will hold: the result and the largest file of the source.
     ///
     /// # Errors
     /// When a configuration is not supported.
     pub fn disk_bytes(&self, options: &Options) -> Result<u64> {
-        let mut result = 0;
-        let mut largest = 0;
+        let (mut result, mut largest) = (0_u64, 0);
         for part in &self.parts {
-            let bytes: u64 = part.files.iter().map(|file| file.size).sum();
-            largest = part
-                .files
-                .iter()
-                .map(|file| file.size)
-                .fold(largest, u64::max);
+            // Sizes are what the hub says.
+            let sizes = part.files.iter().map(|file| file.size);
+            let bytes = sizes.clone().fold(0, u64::saturating_add);
+            largest = sizes.fold(largest, u64::max);
             let location = self.location(&part.files[0]);
             let config = PartConfig::given(&location.files, part.name)?;
-            result += match config {
+            result = result.saturating_add(match config {
                 Some(config) => options.result_bytes(part.name, &config, bytes)?,
                 // Of an unknown network no more than it has now.
                 None => bytes,
-            };
+            });
         }
-        Ok(result + largest)
+        Ok(result.saturating_add(largest))
     }
 
     fn location(&self, file: &RemoteFile) -> Location {
@@ -132,49 +140,6 @@ impl<'a> HubFeed<'a> {
     }
 }
 
-/// Compares a part's index with its configuration; returns whose names the tensors have.
-fn checked_index(
-    root: &Files,
-    name: PartName,
-    files: &[RemoteFile],
-    selection: &Selection,
-) -> Result<Detected> {
-    let folder = |path: &str| {
-        path.rsplit_once('/')
-            .map_or("", |(folder, _)| folder)
-            .to_owned()
-    };
-    let place = folder(&files[0].path);
-    let index = selection
-        .files
-        .iter()
-        .find(|file| folder(&file.path) == place && file.path.ends_with(".safetensors.index.json"))
-        .with_context(|| format!("several files in {place}/ and no index"))?;
-    let index: ShardIndex = root.json(&index.path)?;
-    let tensors = index.weight_map.keys();
-    let parts = names::parts(tensors.map(|tensor| (tensor.as_str(), [].as_slice())));
-    let mut parts = parts.into_iter().filter(|part| part.kind == name.kind());
-    let (Some(names), None) = (parts.next(), parts.next()) else {
-        bail!(
-            "the index lists no tensors of {}",
-            name.kind().with_article()
-        );
-    };
-    let config = PartConfig::given(&root.sub(&place), name)?.with_context(|| {
-        format!(
-            "no config.json in {place}/ tells the dimensions; pull without --bits, then convert"
-        )
-    })?;
-    for spec in config.specs()? {
-        let stored = names.name(&spec.name)?;
-        ensure!(
-            index.weight_map.contains_key(&stored),
-            "the index lacks the tensor {stored}"
-        );
-    }
-    Ok(names)
-}
-
 impl Feed for HubFeed<'_> {
     fn identity(&self) -> Value {
         let files = |part: &RemotePart| -> Vec<Value> {
@@ -184,7 +149,8 @@ impl Feed for HubFeed<'_> {
                 .collect()
         };
         json!({
-            "repository": self.repo.to_string(),
+            // Without the revision: the commit says more, and a branch moves on.
+            "repository": self.repo.id(),
             "commit": self.commit,
             "files": self.parts.iter().map(files).collect::<Vec<_>>(),
         })
@@ -195,9 +161,11 @@ impl Feed for HubFeed<'_> {
     }
 
     fn config(&self, name: PartName, part: &Part) -> Result<PartConfig> {
+        // A share lacks the tensors that would tell what a configuration leaves out.
+        let share = self.part(name)?.names.is_some();
         match PartConfig::given(&part.store().location().files, name)? {
-            Some(config) => Ok(config),
-            None => PartConfig::of(part, name),
+            Some(config) if share => Ok(config),
+            _ => PartConfig::of(part, name),
         }
     }
 
@@ -230,6 +198,9 @@ impl Feed for HubFeed<'_> {
             None => {
                 let part = Part::open(&location, name.kind())?;
                 part.check(&self.config(name, &part)?.specs()?)?;
+                if self.rest.tokenizer.is_none() {
+                    self.keep_tokenizer(&part)?;
+                }
                 Ok(part)
             }
         }

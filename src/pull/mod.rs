@@ -1,8 +1,13 @@
 //! Models from the hub: whole into the shared cache, or converted file by file on their way.
 
+mod archive;
 mod feed;
+mod heads;
+mod index;
+mod sparse;
 
 pub use feed::HubFeed;
+pub use heads::Heads;
 
 use std::path::PathBuf;
 
@@ -13,8 +18,10 @@ use crate::hub::{Hub, Listing, RepoId, Selection, free_disk, named, needed, size
 /// What a download tells while it runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
-    /// So many bytes will be fetched or are there already.
+    /// So many bytes will be fetched or are there already; not told when all are there.
     Total(u64),
+    /// So many bytes of the next file are there already.
+    There(u64),
     /// A file is on its way.
     File(&'a str),
     /// So many further bytes are there.
@@ -57,11 +64,16 @@ pub fn fetch(
         cache.display(),
         size_text(free)
     );
-    on_progress(Progress::Total(selection.bytes()));
+    if have < selection.bytes() {
+        on_progress(Progress::Total(selection.bytes()));
+    }
     let mut folder = None;
     for file in &selection.files {
-        on_progress(Progress::File(&file.path));
-        let mut before = 0;
+        let mut before = hub.fetched(repo, commit, file);
+        on_progress(Progress::There(before));
+        if before < file.size {
+            on_progress(Progress::File(&file.path));
+        }
         let path = hub.fetch(repo, commit, file, &mut |there| {
             on_progress(Progress::Done(there.saturating_sub(before)));
             before = before.max(there);

@@ -55,3 +55,29 @@ fn a_folder_called_tiny_needs_a_path() {
         "{stderr}"
     );
 }
+
+/// A quantized model cannot be quantized again to other bits, and says so instead of ignoring it.
+#[test]
+fn bits_that_a_model_does_not_have_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    RgbImage::new(16, 16).save(path("p.png")).unwrap();
+    let run = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+            .current_dir(folder.path())
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tiny/model");
+    let converted = run(&["convert", model, "eight", "--bits", "8"]);
+    assert_eq!(converted.status.code(), Some(0), "{converted:?}");
+    assert_eq!(converted.stdout, b"eight\n");
+    let clip = ["--image", "p.png", "--prompt", "x", "--model", "eight"];
+    let refused = run(&[&clip[..], &["--bits", "4"]].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("quantized to 8 bits already"), "{stderr}");
+    let made = run(&[&clip[..], &["--bits", "8", "--output", "c.gif"]].concat());
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+}

@@ -1,11 +1,23 @@
 //! Fetching from a hub that runs here, over 127.0.0.1 and nothing else.
 
+#[path = "../support/gguf.rs"]
+#[allow(dead_code, reason = "tensors are written as they are")]
+mod gguf;
+
+mod command;
+mod converting;
 mod faults;
 mod fetching;
 mod full_disk;
+mod heads;
+mod interrupting;
 mod layouts;
+mod models;
+mod program;
+mod pth;
 mod refusals;
 mod server;
+mod shards;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -63,6 +63,12 @@ struct State {
     log: Vec<Request>,
     token: Option<String>,
     listing: Option<String>,
+    /// The commit that the branch is, unless it is the usual one.
+    commit: Option<String>,
+    /// The pause after each piece of a body.
+    pause: Option<Duration>,
+    /// Bytes of bodies that were sent.
+    served: Arc<AtomicU64>,
 }
 
 pub struct Server {
@@ -142,6 +148,21 @@ impl Server {
         self.state().listing = Some(text.to_owned());
     }
 
+    /// The branch is another commit.
+    pub fn commit(&self, commit: &str) {
+        self.state().commit = Some(commit.to_owned());
+    }
+
+    /// Bodies come slowly: a pause after every 16 KiB.
+    pub fn slow(&self, pause: Duration) {
+        self.state().pause = Some(pause);
+    }
+
+    /// Bytes of bodies sent since the last call.
+    pub fn served(&self) -> u64 {
+        self.state().served.swap(0, Ordering::Relaxed)
+    }
+
     /// The requests since the last call.
     pub fn log(&self) -> Vec<Request> {
         std::mem::take(&mut self.state().log)
@@ -204,7 +225,13 @@ fn serve(
         authorization: authorization.clone(),
         range: range.clone(),
     });
-    let mut answer = Answer { stream, head_only };
+    let commit = state.commit.clone().unwrap_or_else(|| COMMIT.to_owned());
+    let mut answer = Answer {
+        stream,
+        head_only,
+        pause: state.pause,
+        served: Arc::clone(&state.served),
+    };
     if content_server {
         let Some(file) = path
             .strip_prefix("/content/")
@@ -231,13 +258,13 @@ fn serve(
     let api = format!("/api/models/{REPO}/revision/");
     if let Some(revision) = path.strip_prefix(&api) {
         let (revision, query) = revision.split_once('?').unwrap_or((revision, ""));
-        if !["main", COMMIT].contains(&revision) {
+        if !["main", &commit].contains(&revision) {
             return answer.plain(404, "X-Error-Code: RevisionNotFound\r\n", b"");
         }
         let fault = next_fault(&mut state, "listing");
         let text = match &state.listing {
             Some(text) => text.clone(),
-            None => listing(&state, query).to_string(),
+            None => listing(&state, &commit, query).to_string(),
         };
         drop(state);
         return answer.file(
@@ -247,20 +274,20 @@ fn serve(
             "Content-Type: application/json\r\n",
         );
     }
-    let found = [COMMIT, "main"]
+    let found = [commit.as_str(), "main"]
         .iter()
         .find_map(|revision| path.strip_prefix(&format!("/{REPO}/resolve/{revision}/")));
     let Some(file) = found else {
         return answer.plain(404, "X-Error-Code: RepoNotFound\r\n", b"");
     };
     let Some((content, large)) = state.files.get(file).cloned() else {
-        let head = format!("X-Error-Code: EntryNotFound\r\nX-Repo-Commit: {COMMIT}\r\n");
+        let head = format!("X-Error-Code: EntryNotFound\r\nX-Repo-Commit: {commit}\r\n");
         return answer.plain(404, &head, b"");
     };
     if large {
         let head = format!(
             "Location: http://127.0.0.1:{content_port}/content/{}?sig=secret\r\n\
-             X-Repo-Commit: {COMMIT}\r\nX-Linked-Etag: \"{}\"\r\nX-Linked-Size: {}\r\n\
+             X-Repo-Commit: {commit}\r\nX-Linked-Etag: \"{}\"\r\nX-Linked-Size: {}\r\n\
              X-Xet-Hash: {}\r\nETag: \"other\"\r\n",
             encode(file),
             sha256(&content),
@@ -272,11 +299,11 @@ fn serve(
     let fault = next_fault(&mut state, file);
     drop(state);
     let etag = git_blob(&content);
-    let head = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\n");
+    let head = format!("X-Repo-Commit: {commit}\r\nETag: \"{etag}\"\r\n");
     answer.file(&content, range.as_deref(), fault, &head)
 }
 
-fn listing(state: &State, query: &str) -> Value {
+fn listing(state: &State, commit: &str, query: &str) -> Value {
     let blobs = query.contains("blobs=true");
     let file = |(path, (content, large)): (&String, &(Vec<u8>, bool))| {
         let mut entry = json!({ "rfilename": path });
@@ -292,7 +319,7 @@ fn listing(state: &State, query: &str) -> Value {
         entry
     };
     let siblings: Vec<Value> = state.files.iter().map(file).collect();
-    json!({ "id": REPO, "modelId": REPO, "sha": COMMIT, "private": false, "siblings": siblings })
+    json!({ "id": REPO, "modelId": REPO, "sha": commit, "private": false, "siblings": siblings })
 }
 
 fn next_fault(state: &mut State, path: &str) -> Option<Fault> {
@@ -307,6 +334,8 @@ fn next_fault(state: &mut State, path: &str) -> Option<Fault> {
 struct Answer {
     stream: TcpStream,
     head_only: bool,
+    pause: Option<Duration>,
+    served: Arc<AtomicU64>,
 }
 
 impl Answer {
@@ -316,8 +345,19 @@ impl Answer {
         if self.head_only {
             Ok(())
         } else {
-            self.stream.write_all(body)
+            self.body(body)
         }
+    }
+
+    fn body(&mut self, body: &[u8]) -> std::io::Result<()> {
+        for piece in body.chunks(16 << 10) {
+            self.stream.write_all(piece)?;
+            self.served.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if let Some(pause) = self.pause {
+                thread::sleep(pause);
+            }
+        }
+        Ok(())
     }
 
     fn head(&mut self, status: u16, headers: &str) -> std::io::Result<()> {
@@ -332,15 +372,17 @@ impl Answer {
         fault: Option<Fault>,
         headers: &str,
     ) -> std::io::Result<()> {
-        let asked: Option<usize> = range.and_then(|range| {
-            range
-                .strip_prefix("bytes=")?
-                .strip_suffix('-')?
-                .parse()
-                .ok()
+        let asked: Option<(usize, usize)> = range.and_then(|range| {
+            let (from, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+            let end = match last {
+                "" => content.len(),
+                last => last.parse::<usize>().ok()? + 1,
+            };
+            Some((from.parse().ok()?, end))
         });
-        let start = asked.unwrap_or(0).min(content.len());
-        let mut body = content[start..].to_vec();
+        let (start, end) = asked.unwrap_or((0, content.len()));
+        let start = start.min(content.len());
+        let mut body = content[start..end.clamp(start, content.len())].to_vec();
         let mut status = if asked.is_some() { 206 } else { 200 };
         let mut told = start;
         let mut length = format!("Content-Length: {}\r\n", body.len());
@@ -395,7 +437,7 @@ impl Answer {
         if self.head_only {
             return Ok(());
         }
-        self.stream.write_all(&body[..keep.min(body.len())])?;
+        self.body(&body[..keep.min(body.len())])?;
         if stall {
             thread::sleep(Duration::from_secs(2));
         }

@@ -28,7 +28,8 @@ pub trait Feed {
     /// The bytes of all.
     fn total_bytes(&self) -> u64 {
         let files = |name| (0..self.shards(name)).map(move |shard| self.shard_bytes(name, shard));
-        self.parts().into_iter().flat_map(files).sum()
+        let bytes = self.parts().into_iter().flat_map(files);
+        bytes.fold(0, u64::saturating_add)
     }
     /// Makes a file readable.
     ///

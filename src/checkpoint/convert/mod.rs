@@ -12,6 +12,7 @@ mod state;
 mod writer;
 
 pub use feed::{Feed, LocalFeed};
+pub(crate) use state::write_whole;
 pub use state::{TensorReport, source_folder, unfinished_bytes};
 
 use std::collections::BTreeSet;
@@ -131,6 +132,10 @@ pub enum Event<'a> {
     File(PartName, &'a str),
     /// So many further bytes have been read, or read back.
     Read(u64),
+    /// A file of the source with so many bytes was done with by a former run.
+    Skipped(u64),
+    /// So many further bytes of a file were read by a former run.
+    Known(u64),
     /// So many bytes of the result will be read back.
     Verifying(u64),
 }
@@ -184,7 +189,7 @@ fn convert_part(
 ) -> Result<()> {
     for shard in 0..feed.shards(name) {
         if work.state.shards_done.contains(&(name, shard)) {
-            on_event(Event::Read(feed.shard_bytes(name, shard)));
+            on_event(Event::Skipped(feed.shard_bytes(name, shard)));
             feed.release(name, shard)?;
             continue;
         }
@@ -300,7 +305,7 @@ fn fill(
         work.folder.display()
     );
     for item in &items[..done] {
-        on_event(Event::Read(item.source_bytes));
+        on_event(Event::Known(item.source_bytes));
     }
     if work.state.files[index].complete {
         return Ok(());

@@ -15,6 +15,10 @@ use crate::checkpoint::config::PartConfig;
 
 /// The state's file in the unfinished folder.
 const FILE: &str = "conversion-state.json";
+/// The folder inside the unfinished one where files of the source may lie.
+const SOURCE: &str = "source";
+/// How the names of files begin that are being written; a run that was killed leaves them.
+const TEMPORARY: &str = ".wan-i2v-";
 
 /// One written tensor of the source, with how far it is from what was read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,6 +107,7 @@ impl Unfinished {
             "{}: another wan-i2v is filling this folder",
             folder.display()
         );
+        remove_temporary(&folder);
         let path = folder.join(FILE);
         let (state, resumed) = match fs::read(&path) {
             Ok(json) => {
@@ -111,8 +116,9 @@ impl Unfinished {
                 ensure!(
                     state.identity == *identity,
                     "{}: an unfinished conversion of another source or with other options is in \
-                     the way; finish it with the same command, or remove the folder",
-                    folder.display()
+                     the way{}; finish it with the same command, or remove the folder",
+                    folder.display(),
+                    begun_with(&state.identity)
                 );
                 (state, true)
             }
@@ -161,12 +167,38 @@ impl Unfinished {
     /// # Errors
     /// When the disk refuses.
     pub fn finish(self, target: &Path) -> Result<()> {
-        for name in [FILE, ".lock"] {
-            fs::remove_file(self.folder.join(name))
-                .with_context(|| format!("cannot tidy {}", self.folder.display()))?;
+        // Perhaps of a pull that was refused before it began.
+        let source = self.folder.join(SOURCE);
+        if source.exists() {
+            fs::remove_dir_all(&source)
+                .with_context(|| format!("cannot remove {}", source.display()))?;
         }
         fs::rename(&self.folder, target)
-            .with_context(|| format!("cannot create {}", target.display()))
+            .with_context(|| format!("cannot create {}", target.display()))?;
+        // Only now: without its state a folder that was not renamed would be converted anew.
+        for name in [FILE, ".lock"] {
+            fs::remove_file(target.join(name))
+                .with_context(|| format!("cannot tidy {}", target.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The revision of the hub that an unfinished conversion is of: a branch may have moved on.
+fn begun_with(identity: &Value) -> String {
+    let text = |key: &str| identity["source"][key].as_str();
+    match (text("repository"), text("commit")) {
+        (Some(repository), Some(commit)) => format!(" (of {repository}@{commit})"),
+        _ => String::new(),
+    }
+}
+
+/// What cannot be removed is left; it does no harm but to be there.
+fn remove_temporary(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -179,7 +211,7 @@ fn unfinished_folder(target: &Path) -> PathBuf {
 
 /// Where files of the source may lie while they are needed: inside the unfinished folder.
 pub fn source_folder(target: &Path) -> PathBuf {
-    unfinished_folder(target).join("source")
+    unfinished_folder(target).join(SOURCE)
 }
 
 /// Bytes that an unfinished conversion into `target` takes already.
@@ -207,6 +239,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
     // tempfile's files are private by default; this gets what the umask allows, like any file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
