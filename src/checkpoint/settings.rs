@@ -30,8 +30,11 @@ pub struct Settings {
     pub shift: f64,
     /// Guidance scales of the (low-noise, high-noise) experts.
     pub guide_scale: (f32, f32),
-    /// Polynomial that TeaCache rescales the time embedding's change with, fitted to the model, the
-    /// highest power first; none means that TeaCache cannot be used.
+    /// Polynomial that TeaCache estimates the prediction's change with, from that of the time
+    /// projection, fitted to the model (`scripts/fit_teacache`), the highest power first. None means
+    /// that TeaCache cannot be used, as with the published model: no fit for its experts was found,
+    /// and those of Wan2.1 are not theirs (deepbeepmeep/Wan2GP, `models/wan/wan_handler.py`, has
+    /// TeaCache off for it; NVIDIA/TensorRT-LLM, pull request 13170, wants one from the user).
     pub teacache: Vec<f64>,
     /// Negative prompt used when none is given.
     pub negative_prompt: String,

@@ -3,9 +3,11 @@
 //! * [`picture`]: the start picture, decoded and resized to what the model takes.
 //! * [`frames`]: frames as the VAE decodes them, to 8-bit RGB.
 //! * [`clip`]: 8-bit frames to an MP4, a GIF or a folder of PNG files.
+//! * [`metrics`]: how alike two pictures are.
 
 pub mod clip;
 pub mod frames;
+pub mod metrics;
 pub mod picture;
 mod resize;
 mod truncation;

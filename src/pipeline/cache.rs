@@ -1,7 +1,7 @@
 //! Training-free caches: steps whose prediction changes little reuse the last one.
 //!
 //! Both are approximations and off unless asked for. What each saves and costs is measured in
-//! `docs/performance.md`.
+//! `docs/performance.md`. The conditional pass decides for both passes of a step.
 
 use anyhow::Result;
 use mlx_rs::Array;
@@ -9,26 +9,29 @@ use mlx_rs::Array;
 use crate::model::dit::TimeEmbedding;
 use crate::request::{CacheMethod, CacheSettings};
 
-/// What has been computed and what of it can be used again. Made anew for each expert.
+/// What has been computed and what of it can be used again. Made anew for each expert: what the
+/// other one predicted, and how its predictions changed, says nothing about this one's.
 #[derive(Debug)]
 pub(super) struct StepCache {
     settings: CacheSettings,
     /// Steps seen by this expert.
     seen: usize,
+    /// Estimated change of the prediction since the last computed step.
     accumulated: f64,
     /// The time embedding of the last step.
     embedding: Option<Array>,
-    /// The last step's latents, its prediction when it was computed, and how much predictions
-    /// change with latents.
-    last: Option<Last>,
+    /// The latents of the last step.
+    latents: Option<Array>,
+    /// The last computed step.
+    computed: Option<Computed>,
+    /// Change of the prediction per change of the latents, between the last two computed steps.
+    rate: Option<f64>,
 }
 
 #[derive(Debug)]
-struct Last {
+struct Computed {
     latents: Array,
     velocity: Array,
-    /// Relative change of the prediction per relative change of the latents.
-    rate: Option<f64>,
 }
 
 impl StepCache {
@@ -38,46 +41,37 @@ impl StepCache {
             seen: 0,
             accumulated: 0.0,
             embedding: None,
-            last: None,
+            latents: None,
+            computed: None,
+            rate: None,
         }
     }
 
-    /// Whether the coming step, of which `left` follow, may reuse what the last ones computed.
-    /// Reads one scalar.
+    /// Whether the coming step, of which `left` follow, may reuse what the last computed one
+    /// left behind; `ready` says whether every pass of it has something to reuse. Reads one
+    /// scalar.
     pub(super) fn may_skip(
         &mut self,
         latents: &Array,
         time: &TimeEmbedding,
         left: usize,
+        ready: bool,
     ) -> Result<bool> {
-        let change = match self.settings.method {
+        let (change, threshold) = match self.settings.method {
             CacheMethod::Off => return Ok(false),
-            CacheMethod::TeaCache { .. } => {
+            CacheMethod::TeaCache { threshold } => {
                 let before = self.embedding.replace(time.projection.clone());
-                match before {
-                    Some(before) => {
-                        let change = relative(&time.projection, &before)?;
-                        polynomial(&self.settings.polynomial, change).max(0.0)
-                    }
-                    None => f64::INFINITY,
-                }
+                (self.change_by_time(time, before)?, threshold)
             }
-            CacheMethod::EasyCache { .. } => match &self.last {
-                Some(Last {
-                    latents: before,
-                    velocity,
-                    rate: Some(rate),
-                }) => rate * norm(&latents.subtract(before)?)? / norm(velocity)?.max(1e-12),
-                _ => f64::INFINITY,
-            },
+            CacheMethod::EasyCache { threshold } => {
+                let before = self.latents.replace(latents.clone());
+                (self.change_by_latents(latents, before)?, threshold)
+            }
         };
         self.accumulated += change;
         self.seen += 1;
-        let threshold = match self.settings.method {
-            CacheMethod::TeaCache { threshold } | CacheMethod::EasyCache { threshold } => threshold,
-            CacheMethod::Off => 0.0,
-        };
-        let skip = self.seen > self.settings.retention.max(1)
+        let skip = ready
+            && self.seen > self.settings.retention.max(1)
             && left >= self.settings.cutoff
             && self.accumulated < threshold;
         if !skip {
@@ -86,44 +80,55 @@ impl StepCache {
         Ok(skip)
     }
 
-    /// Hears of the conditional prediction of a step, computed or reused.
-    pub(super) fn note(&mut self, latents: &Array, velocity: &Array, computed: bool) -> Result<()> {
+    /// TeaCache's estimate. A fitted polynomial can fall below zero where it has seen no data; a
+    /// change cannot (the original adds it as it is).
+    fn change_by_time(&self, time: &TimeEmbedding, before: Option<Array>) -> Result<f64> {
+        let Some(before) = before else {
+            return Ok(f64::INFINITY);
+        };
+        let moved = time.projection.subtract(&before)?;
+        let change = ratio(&moved, &before)?;
+        Ok(polynomial(&self.settings.polynomial, change).max(0.0))
+    }
+
+    /// EasyCache's estimate: the latents' change since the last step, times the rate, relative to
+    /// the last computed prediction.
+    fn change_by_latents(&self, latents: &Array, before: Option<Array>) -> Result<f64> {
+        match (before, &self.computed, self.rate) {
+            (Some(before), Some(computed), Some(rate)) => {
+                let moved = latents.subtract(&before)?;
+                Ok(rate * ratio(&moved, &computed.velocity)?)
+            }
+            _ => Ok(f64::INFINITY),
+        }
+    }
+
+    /// Hears of the conditional prediction of a step that was computed.
+    pub(super) fn note(&mut self, latents: &Array, velocity: &Array) -> Result<()> {
         if !matches!(self.settings.method, CacheMethod::EasyCache { .. }) {
             return Ok(());
         }
-        let rate = match &self.last {
-            Some(last) if computed => {
-                let moved = norm(&latents.subtract(&last.latents)?)?;
-                let changed = norm(&velocity.subtract(&last.velocity)?)?;
-                (moved > 0.0).then(|| changed / moved)
-            }
-            Some(last) => last.rate,
-            None => None,
-        };
-        self.last = Some(Last {
+        if let Some(before) = &self.computed {
+            let moved = latents.subtract(&before.latents)?;
+            let changed = velocity.subtract(&before.velocity)?;
+            self.rate = Some(ratio(&changed, &moved)?);
+        }
+        self.computed = Some(Computed {
             latents: latents.clone(),
             velocity: velocity.clone(),
-            rate,
         });
         Ok(())
     }
 }
 
-/// Mean absolute difference over the mean absolute value.
-fn relative(now: &Array, before: &Array) -> Result<f64> {
-    let difference = now.subtract(before)?.abs()?.mean(None)?;
-    let ratio = difference.divide(before.abs()?.mean(None)?)?;
-    Ok(f64::from(scalar(&ratio)?))
-}
-
-/// Mean absolute value.
-fn norm(x: &Array) -> Result<f64> {
-    Ok(f64::from(scalar(&x.abs()?.mean(None)?)?))
-}
-
-fn scalar(x: &Array) -> Result<f32> {
-    x.try_item_exact::<f32>()
-        .map_err(|error| anyhow::anyhow!("{error}"))
+/// Mean absolute value of one array over that of another. Not finite where the other is zero,
+/// which no threshold is above.
+fn ratio(a: &Array, b: &Array) -> Result<f64> {
+    let ratio = a.abs()?.mean(None)?.divide(b.abs()?.mean(None)?)?;
+    let value = ratio
+        .try_item_exact::<f32>()
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(f64::from(value))
 }
 
 fn polynomial(coefficients: &[f64], x: f64) -> f64 {

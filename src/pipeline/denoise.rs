@@ -166,17 +166,29 @@ impl<'a> Denoiser<'a> {
             method: self.settings.cache.method,
             may_reuse: false,
         };
+        // The first guided step after unguided ones has nothing to reuse for the negative prompt,
+        // and guidance between a new and an old prediction would magnify their difference in age.
+        let guided = self.settings.guide_interval.covers(index, steps);
+        let negative = loaded.negative.as_ref().filter(|_| guided);
+        let ready = [Some(&loaded.prompt), negative]
+            .into_iter()
+            .flatten()
+            .all(|voice| voice.reusable.is_some());
+        let left = steps - index - 1;
         pass.may_reuse = loaded
             .cache
-            .may_skip(&self.latents, &pass.time, steps - index - 1)?;
+            .may_skip(&self.latents, &pass.time, left, ready)?;
+        let time_projection = pass.time.projection.clone();
         let scale = self.settings.guide_scale.of(expert);
         let (cond, computed) = predict(&loaded.dit, &loaded.rope, &mut pass, &mut loaded.prompt)
             .with_context(place)?;
         self.passes.count(computed);
-        loaded.cache.note(&self.latents, &cond, computed)?;
+        if computed {
+            loaded.cache.note(&self.latents, &cond)?;
+        }
         let mut uncond = None;
         let velocity = match &mut loaded.negative {
-            Some(negative) if self.settings.guide_interval.covers(index, steps) => {
+            Some(negative) if guided => {
                 let (prediction, computed) =
                     predict(&loaded.dit, &loaded.rope, &mut pass, negative).with_context(place)?;
                 self.passes.count(computed);
@@ -199,6 +211,7 @@ impl<'a> Denoiser<'a> {
         );
         if let Some(dump) = dump {
             let name = |what: &str| format!("step_{index:03}_{what}");
+            dump.array(&name("time"), &time_projection)?;
             dump.array(&name("cond"), &cond)?;
             if let Some(uncond) = &uncond {
                 dump.array(&name("uncond"), uncond)?;

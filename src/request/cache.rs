@@ -4,10 +4,10 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-/// Threshold of TeaCache when none is given.
-const TEACACHE: f64 = 0.2;
-/// Threshold of EasyCache when none is given.
-const EASYCACHE: f64 = 0.05;
+/// Threshold when none is given. Both methods estimate the same, how much the prediction has changed
+/// since it was last computed; `docs/performance.md` has what this saves and costs. Where EasyCache
+/// was published it is 0.05 (H-EmbodVis/EasyCache, `EasyCache4Wan2.1`).
+const THRESHOLD: f64 = 0.02;
 
 /// Which cache is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -18,7 +18,7 @@ pub enum CacheMethod {
     /// TeaCache (Liu et al., arXiv:2411.19108): the change of the time embedding, rescaled by a
     /// polynomial that is fitted to a model, adds up until it reaches the threshold.
     TeaCache {
-        /// Where a step is computed again.
+        /// Where a step is computed again, in what the polynomial estimates.
         threshold: f64,
     },
     /// EasyCache (Zhou et al., arXiv:2507.02860): the change of the prediction, estimated from
@@ -63,8 +63,7 @@ impl FromStr for CacheSettings {
         let mut settings = Self::default();
         let mut threshold = match method {
             "off" => 0.0,
-            "teacache" => TEACACHE,
-            "easycache" => EASYCACHE,
+            "teacache" | "easycache" => THRESHOLD,
             other => bail!("{other:?}: expected off, teacache or easycache"),
         };
         for field in fields {

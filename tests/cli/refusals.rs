@@ -56,6 +56,25 @@ fn settings_out_of_range_name_their_flag() {
         (&["--guide-scale", "nan"], &["--guide-scale NaN,NaN"]),
         (&["--guide-scale", "1,inf"], &["--guide-scale 1,inf"]),
         (&["--device", "gpu", "--frames", "6"], &["--frames 6"]),
+        (
+            &["--guide-interval", "1,0"],
+            &["--guide-interval 1,0", "from 0 to 1"],
+        ),
+        (
+            &["--guide-interval", "0.5,0.5"],
+            &["--guide-interval 0.5,0.5"],
+        ),
+        (
+            &["--guide-interval", "-0.1,1"],
+            &["--guide-interval -0.1,1"],
+        ),
+        (&["--guide-interval", "0,1.1"], &["--guide-interval 0,1.1"]),
+        (&["--guide-interval", "0,nan"], &["--guide-interval 0,NaN"]),
+        (
+            // A model without a polynomial.
+            &["--cache", "teacache"],
+            &["--cache teacache", "wan_i2v.json", "--cache easycache"],
+        ),
     ] {
         bench.small("clip.mp4", flags).assert_refused(1, parts);
     }
@@ -78,6 +97,36 @@ fn wrong_usage_names_its_flag_and_ends_with_2() {
         ),
         (&["--guide-scale", "1,2,3"], &["--guide-scale", "1,2,3"]),
         (&["--guide-scale", ""], &["--guide-scale"]),
+        (&["--guide-interval", "1"], &["--guide-interval", "0,0.5"]),
+        (&["--guide-interval", "a,b"], &["--guide-interval", "0,0.5"]),
+        (
+            &["--cache", "foo"],
+            &["--cache", "foo", "off, teacache or easycache"],
+        ),
+        (
+            &["--cache", "easycache,threshold=-1"],
+            &["--cache", "threshold is -1", "positive"],
+        ),
+        (
+            &["--cache", "easycache,threshold=nan"],
+            &["--cache", "threshold is NaN", "positive"],
+        ),
+        (
+            &["--cache", "easycache,threshold=0"],
+            &["--cache", "threshold is 0", "positive"],
+        ),
+        (
+            &["--cache", "easycache,retention=1.5"],
+            &["--cache", "retention", "1.5"],
+        ),
+        (
+            &["--cache", "easycache,cutoff=-1"],
+            &["--cache", "cutoff", "-1"],
+        ),
+        (
+            &["--cache", "easycache,warmup=3"],
+            &["--cache", "warmup", "retention=N"],
+        ),
         (&["--size", "64"], &["--size", "832x480"]),
         (&["--size", "-64x64"], &["--size", "-64x64"]),
         (&["--size", "64x"], &["--size", "64x"]),

@@ -116,6 +116,7 @@ fn a_dump_holds_every_intermediate() {
         for what in ["cond", "uncond", "latents"] {
             expected.push((format!("{step}_{what}"), latents.into()));
         }
+        expected.push((format!("{step}_time"), vec![6, 132]));
     }
     for (name, shape) in &expected {
         assert_eq!(dumped(&folder, name), (shape.clone(), false), "{name}");
