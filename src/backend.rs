@@ -99,6 +99,9 @@ pub struct Backend {
     pub conv: ConvMethod,
     /// Products of more rows than this unpack a quantized weight first and use the dense kernel.
     pub dense_above: i32,
+    /// Bytes that the VAE may take; frames that need more are computed in tiles. `None`: whole
+    /// frames, whatever they take.
+    pub vae_budget: Option<u64>,
 }
 
 impl Backend {
@@ -148,6 +151,7 @@ impl Backend {
             },
             conv,
             dense_above,
+            vae_budget: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::progress::{Phase, Progress};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
-use crate::model::vae::TEMPORAL_STRIDE;
+use crate::model::vae::{TEMPORAL_STRIDE, choose_encode_tiling, steps};
 use crate::request::Plan;
 
 /// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
@@ -17,8 +17,8 @@ use crate::request::Plan;
 #[derive(Clone, Debug)]
 pub struct Condition(pub Array);
 
-/// Loads the VAE's encoder, encodes the conditioning video (the picture, then zeros) and lets
-/// the encoder go.
+/// Loads the VAE's encoder, encodes the conditioning video (the picture, then zeros), in tiles if
+/// the backend's budget asks for them, and lets the encoder go.
 ///
 /// `pixels`: `[height, width, 3]` in [-1, 1], of the clip's size.
 ///
@@ -33,7 +33,11 @@ pub fn encode_condition(
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
     let [frames, height, width] = plan.latent_grid();
-    progress.start(Phase::Image, frames as usize);
+    let grid = [frames, height, width];
+    let tiling = backend
+        .vae_budget
+        .and_then(|budget| choose_encode_tiling(&checkpoint.vae, backend, grid, budget));
+    progress.start(Phase::Image, steps(tiling, grid));
     progress.detail("loading the VAE's encoder");
     let encoder = checkpoint.load_vae_encoder(backend)?;
     progress.detail("");
@@ -48,15 +52,10 @@ pub fn encode_condition(
     let picture = Array::from_slice(&picture, &[1, rows, columns, 3]);
     let blank = zeros_dtype(&[TEMPORAL_STRIDE, rows, columns, 3], Dtype::Float32)?;
 
-    let mut stream = encoder.stream();
-    let mut chunks = Vec::with_capacity(frames as usize);
-    for frame in 0..frames {
-        let chunk = if frame == 0 { &picture } else { &blank };
-        chunks.push(stream.push(chunk)?);
-        progress.advance();
-    }
-    let latents = checkpoint.vae.normalize(&concatenate(&chunks, 1)?)?;
-    let mask = first_frame_mask([frames, height, width])?;
+    let chunk = |frame| Ok(if frame == 0 { &picture } else { &blank }.clone());
+    let latents = encoder.encode(frames, &chunk, tiling, &mut || progress.advance())?;
+    let latents = checkpoint.vae.normalize(&latents)?;
+    let mask = first_frame_mask(grid)?;
     let condition = concatenate(&[mask.clone(), latents], 0)?;
     condition.eval()?;
     ensure!(

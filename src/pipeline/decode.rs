@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use mlx_rs::ops::clip;
-use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
@@ -12,10 +11,11 @@ use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::media::frames::to_rgb8;
-use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
+use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE, choose_decode_tiling, steps};
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
-/// latent frame at a time and gives each pixel frame to `emit`; then lets the decoder go.
+/// latent frame at a time, in tiles if the backend's budget asks for them, and gives each pixel
+/// frame to `emit`; then lets the decoder go.
 ///
 /// # Errors
 /// When a weight is damaged, MLX fails, a decoded value is not finite, or `emit` fails.
@@ -28,7 +28,11 @@ pub fn decode_clip(
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
 ) -> Result<()> {
     let latent_frames = latents.dim(1);
-    progress.start(Phase::Decoding, latent_frames as usize);
+    let grid = [latent_frames, latents.dim(2), latents.dim(3)];
+    let tiling = backend
+        .vae_budget
+        .and_then(|budget| choose_decode_tiling(&checkpoint.vae, backend, grid, budget));
+    progress.start(Phase::Decoding, steps(tiling, grid));
     progress.detail("loading the VAE's decoder");
     let decoder = checkpoint.load_vae_decoder(backend)?;
     progress.detail("");
@@ -46,16 +50,15 @@ pub fn decode_clip(
         }
         None => None,
     };
-    let mut stream = decoder.stream();
-    for frame in 0..latent_frames {
-        let pixels = stream.push(&latents.try_index((.., frame..frame + 1))?)?;
+    let mut frame = 0;
+    let mut finish = |pixels: &Array| {
         // Before clipping, which turns infinity into white.
         ensure!(
-            all_finite(&pixels)?,
+            all_finite(pixels)?,
             "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite; \
              try --device cpu and please report it"
         );
-        let pixels = clip(&pixels, (-1.0, 1.0))?;
+        let pixels = clip(pixels, (-1.0, 1.0))?;
         let count = pixels.dim(0) as usize;
         let values = to_host(&pixels)?;
         if let Some(writer) = &mut dumped {
@@ -67,8 +70,10 @@ pub fn decode_clip(
                 .with_context(|| format!("decoding latent frame {frame} of {latent_frames}"))?;
             emit(&image)?;
         }
-        progress.advance();
-    }
+        frame += 1;
+        Ok(())
+    };
+    decoder.decode(&latents, tiling, &mut || progress.advance(), &mut finish)?;
     if let Some(writer) = dumped {
         writer.finish()?;
     }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::{self, concatenate};
+use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
 use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
@@ -37,6 +38,13 @@ impl Norm {
 
     pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
         fast::rms_norm(x, Some(&self.gamma), NORM_EPS)
+    }
+
+    /// The norm and then SiLU, evaluated.
+    pub(super) fn activate(&self, x: &Array) -> MlxResult<Array> {
+        let h = silu(&self.forward(x)?)?;
+        h.eval()?;
+        Ok(h)
     }
 }
 
@@ -75,15 +83,18 @@ impl ResidualBlock {
         })
     }
 
+    /// Evaluated step by step, which keeps a few activations alive instead of a whole graph.
     pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let h = silu(&self.norm1.forward(x)?)?;
-        let h = self.conv1.forward(&h, cache)?;
-        let h = silu(&self.norm2.forward(&h)?)?;
-        let h = self.conv2.forward(&h, cache)?;
-        match &self.shortcut {
+        let h = self.conv1.forward(self.norm1.activate(x)?, cache)?;
+        let activated = self.norm2.activate(&h)?;
+        drop(h);
+        let h = self.conv2.forward(activated, cache)?;
+        let out = match &self.shortcut {
             Some(conv) => h.add(conv.forward(x)?),
             None => h.add(x),
-        }
+        }?;
+        out.eval()?;
+        Ok(out)
     }
 }
 
@@ -122,7 +133,9 @@ impl AttentionBlock {
             })
             .collect::<MlxResult<Vec<_>>>()?;
         let out = concatenate(&frames, 0)?.reshape(&[t, h, w, c])?;
-        x.add(self.proj.forward(&out)?)
+        let out = x.add(self.proj.forward(&out)?)?;
+        out.eval()?;
+        Ok(out)
     }
 }
 
@@ -144,8 +157,8 @@ impl MidBlock {
         })
     }
 
-    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let x = self.first.forward(x, cache)?;
+    pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let x = self.first.forward(&x, cache)?;
         let x = self.attention.forward(&x)?;
         self.second.forward(&x, cache)
     }
@@ -181,17 +194,24 @@ impl Downsample {
 
     /// The first chunk is one frame and passes the temporal convolution by; later chunks see
     /// the last frame before them.
-    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let x = self.space.forward(&pad(x, 0, (0, 1))?)?;
+    pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let padded = pad(&x, (0, 1))?;
+        padded.eval()?;
+        drop(x);
+        let x = self.space.forward(&padded)?;
+        x.eval()?;
+        drop(padded);
         let Some((conv, slot)) = &self.time else {
             return Ok(x);
         };
         let slot = cache.slot(*slot);
-        let last = rows(&x, x.dim(0) - 1, x.dim(0))?;
+        // A view would keep all of `x` alive until the next chunk.
+        let last = rows(&x, x.dim(0) - 1, x.dim(0))?.contiguous()?;
         let out = match slot {
             Slot::Frames(before) => conv.forward(&concatenate(&[&*before, &x], 0)?)?,
             Slot::Empty | Slot::Passed => x,
         };
+        eval([&out, &last])?;
         *slot = Slot::Frames(last);
         Ok(out)
     }
@@ -230,7 +250,8 @@ impl Upsample {
         Ok(Self { space, time })
     }
 
-    pub(super) fn forward(&self, x: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    /// Takes `x`, which is not needed beside the eight times larger result.
+    pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let x = match &self.time {
             Some(time) if time.has_seen_a_chunk(cache) => {
                 // The first half of the channels are the even frames, the second the odd ones.
@@ -242,13 +263,18 @@ impl Upsample {
             }
             Some(time) => {
                 time.pass(cache);
-                x.clone()
+                x
             }
-            None => x.clone(),
+            None => x,
         };
         let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
         let doubled = ops::broadcast_to(x.reshape(&[t, h, 1, w, 1, c])?, &[t, h, 2, w, 2, c])?
             .reshape(&[t, 2 * h, 2 * w, c])?;
-        self.space.forward(&pad(&doubled, 0, (1, 1))?)
+        let padded = pad(&doubled, (1, 1))?;
+        drop((x, doubled));
+        padded.eval()?;
+        let out = self.space.forward(&padded)?;
+        out.eval()?;
+        Ok(out)
     }
 }

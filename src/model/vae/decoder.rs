@@ -9,7 +9,6 @@ use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
 use crate::backend::Backend;
 use crate::model::TensorSource;
-use crate::model::layers::silu;
 
 /// The decoder half of the VAE with its weights.
 #[derive(Debug)]
@@ -100,8 +99,48 @@ impl VaeDecoder {
     pub fn stream(&self) -> DecoderStream<'_> {
         DecoderStream {
             decoder: self,
-            cache: FeatureCache::new(self.slots),
+            cache: self.new_cache(),
         }
+    }
+
+    pub(super) fn new_cache(&self) -> FeatureCache {
+        FeatureCache::new(self.slots)
+    }
+
+    /// The part that works at the latents' own size: `[z_dim, 1, height, width]` to features
+    /// `[1, height, width, channels]`. It holds all of the attention.
+    pub(super) fn features(&self, latents: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let x = latents.transpose_axes(&[1, 2, 3, 0])?;
+        let x = self.post_quant_conv.forward(&x)?;
+        let x = self.conv_in.forward(x, cache)?;
+        let x = self.mid.forward(x, cache)?;
+        self.levels[0].blocks(x, cache)
+    }
+
+    /// The rest: features to `[1 or 4, 8 height, 8 width, 3]`. Convolutions alone, so a pixel
+    /// depends on nothing farther than some six latent rows and columns away.
+    pub(super) fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let mut x = features;
+        for (index, level) in self.levels.iter().enumerate() {
+            if index > 0 {
+                x = level.blocks(x, cache)?;
+            }
+            if let Some(up) = &level.up {
+                x = up.forward(x, cache)?;
+            }
+        }
+        let activated = self.norm_out.activate(&x)?;
+        drop(x);
+        self.conv_out.forward(activated, cache)
+    }
+}
+
+impl Level {
+    fn blocks(&self, mut x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        for block in &self.blocks {
+            x = block.forward(&x, cache)?;
+        }
+        Ok(x)
     }
 }
 
@@ -117,26 +156,8 @@ impl DecoderStream<'_> {
     /// `[1, 8 height, 8 width, 3]` for the clip's first and `[4, ...]` for every later one;
     /// values near [-1, 1], not clamped; evaluated.
     pub fn push(&mut self, latents: &Array) -> MlxResult<Array> {
-        let decoder = self.decoder;
-        let cache = &mut self.cache;
-        let x = latents.transpose_axes(&[1, 2, 3, 0])?;
-        let x = decoder.post_quant_conv.forward(&x)?;
-        let x = decoder.conv_in.forward(&x, cache)?;
-        let mut x = decoder.mid.forward(&x, cache)?;
-        for level in &decoder.levels {
-            for block in &level.blocks {
-                x = block.forward(&x, cache)?;
-                // One block at a time keeps a few activations alive instead of a whole graph.
-                x.eval()?;
-            }
-            if let Some(up) = &level.up {
-                x = up.forward(&x, cache)?;
-            }
-        }
-        let x = silu(&decoder.norm_out.forward(&x)?)?;
-        let pixels = decoder.conv_out.forward(&x, cache)?;
-        mlx_rs::transforms::eval(self.cache.arrays().chain([&pixels]))?;
-        Ok(pixels)
+        let features = self.decoder.features(latents, &mut self.cache)?;
+        self.decoder.pixels(features, &mut self.cache)
     }
 
     /// What is carried to the next chunk.

@@ -10,12 +10,12 @@ use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
 use crate::backend::Backend;
 use crate::model::TensorSource;
-use crate::model::layers::silu;
 
 /// The encoder half of the VAE with its weights.
 #[derive(Debug)]
 pub struct VaeEncoder {
     z_dim: i32,
+    feature_channels: i32,
     conv_in: CausalConv,
     levels: Vec<Level>,
     mid: MidBlock,
@@ -51,6 +51,7 @@ impl VaeEncoder {
         let mut channels = config.base_dim;
         let conv_in = CausalConv::load(loader, "encoder.conv_in", [config.in_channels, channels])?;
         let mut levels = Vec::new();
+        let mut feature_channels = channels;
         // diffusers numbers residual blocks and downsamplers in one list.
         let mut index = 0;
         let mut next_name = || {
@@ -74,11 +75,15 @@ impl VaeEncoder {
                 }
                 None => None,
             };
+            if down.is_some() {
+                feature_channels = channels;
+            }
             levels.push(Level { blocks, down });
         }
         let moments = 2 * config.z_dim;
         let encoder = Self {
             z_dim: config.z_dim,
+            feature_channels,
             conv_in,
             levels,
             mid: MidBlock::load(loader, "encoder.mid_block", channels)?,
@@ -97,8 +102,58 @@ impl VaeEncoder {
     pub fn stream(&self) -> EncoderStream<'_> {
         EncoderStream {
             encoder: self,
-            cache: FeatureCache::new(self.slots),
+            cache: self.new_cache(),
         }
+    }
+
+    pub(super) fn new_cache(&self) -> FeatureCache {
+        FeatureCache::new(self.slots)
+    }
+
+    /// Channels of what [`Self::features`] returns.
+    pub(super) fn feature_channels(&self) -> i32 {
+        self.feature_channels
+    }
+
+    /// The part down to the latents' size: `[1 or 4, height, width, 3]` to features
+    /// `[1, height/8, width/8, channels]`. Convolutions alone, so a feature depends on nothing
+    /// farther than some five latent rows and columns away.
+    pub(super) fn features(&self, pixels: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let mut x = self.conv_in.forward(pixels.clone(), cache)?;
+        for level in &self.levels {
+            if let Some(down) = &level.down {
+                x = level.blocks(x, cache)?;
+                x = down.forward(x, cache)?;
+            }
+        }
+        Ok(x)
+    }
+
+    /// The rest, at the latents' size: features to the mean of one latent frame,
+    /// `[z_dim, 1, height/8, width/8]`. It holds all of the attention.
+    pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let mut x = features;
+        for level in self.levels.iter().filter(|level| level.down.is_none()) {
+            x = level.blocks(x, cache)?;
+        }
+        let x = self.mid.forward(x, cache)?;
+        let x = self.conv_out.forward(self.norm_out.activate(&x)?, cache)?;
+        let moments = self.quant_conv.forward(&x)?;
+        let mean = moments
+            .try_index((.., .., .., 0..self.z_dim))?
+            .transpose_axes(&[3, 0, 1, 2])?
+            .contiguous()?;
+        mean.eval()?;
+        Ok(mean)
+    }
+}
+
+impl Level {
+    fn blocks(&self, mut x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        for block in &self.blocks {
+            x = block.forward(&x, cache)?;
+        }
+        Ok(x)
     }
 }
 
@@ -114,29 +169,8 @@ impl EncoderStream<'_> {
     /// values in [-1, 1], to the mean of one latent frame: `[z_dim, 1, height/8, width/8]`,
     /// not normalised; evaluated.
     pub fn push(&mut self, pixels: &Array) -> MlxResult<Array> {
-        let encoder = self.encoder;
-        let cache = &mut self.cache;
-        let mut x = encoder.conv_in.forward(pixels, cache)?;
-        for level in &encoder.levels {
-            for block in &level.blocks {
-                x = block.forward(&x, cache)?;
-                // One block at a time keeps a few activations alive instead of a whole graph.
-                x.eval()?;
-            }
-            if let Some(down) = &level.down {
-                x = down.forward(&x, cache)?;
-            }
-        }
-        let x = encoder.mid.forward(&x, cache)?;
-        let x = silu(&encoder.norm_out.forward(&x)?)?;
-        let x = encoder.conv_out.forward(&x, cache)?;
-        let moments = encoder.quant_conv.forward(&x)?;
-        let mean = moments
-            .try_index((.., .., .., 0..encoder.z_dim))?
-            .transpose_axes(&[3, 0, 1, 2])?
-            .contiguous()?;
-        mlx_rs::transforms::eval(self.cache.arrays().chain([&mean]))?;
-        Ok(mean)
+        let features = self.encoder.features(pixels, &mut self.cache)?;
+        self.encoder.mean(features, &mut self.cache)
     }
 
     /// What is carried to the next chunk.

@@ -1,0 +1,513 @@
+//! How much memory a pass takes, from the configuration alone, and the tiling that fits.
+//!
+//! The network is walked as it runs, step by evaluated step, and the buffers alive in each are
+//! added up. A step's buffers are counted as alive together: MLX allocates for a whole graph
+//! before the first kernel has run.
+
+use super::conv::MIN_TAP_CHANNELS;
+use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
+use crate::backend::{Backend, ConvMethod, DeviceKind, MAX_SCORE_BYTES};
+
+/// What neighbouring tiles share, in latent rows and columns. With random weights 4 is the least
+/// that keeps 45 dB on average frames; 6 does so also when tiles are so small that every pixel
+/// is blended. The table is in docs/performance.md.
+pub const OVERLAP: i32 = 6;
+
+/// Bytes of a float32.
+const VALUE: u64 = 4;
+
+/// Bytes that a phase of a pass over a clip takes at its peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// The network's weights.
+    pub weights: u64,
+    /// Last frames kept for the next chunk, of a whole frame or of one tile.
+    pub caches: u64,
+    /// The largest set of activations alive at once, with the clip's latents and features.
+    pub activations: u64,
+    /// Outside MLX: the clip in the making, when it is tiled.
+    pub host: u64,
+}
+
+impl Footprint {
+    /// What MLX allocates.
+    pub fn mlx(&self) -> u64 {
+        self.weights + self.caches + self.activations
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.mlx() + self.host
+    }
+}
+
+/// The phases of [`VaeDecoder::decode`](super::VaeDecoder::decode) on a validated configuration,
+/// for a clip of `[frames, rows, columns]` latents.
+pub fn decode_phases(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+) -> Vec<Footprint> {
+    let [frames, rows, columns] = grid;
+    let steady = frames > 1;
+    let whole = Size::new(1, rows, columns);
+    let latents = values(&[config.z_dim, frames, rows, columns]);
+    let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
+    let pixels = whole.times(chunk, SPATIAL_STRIDE).volume(3);
+
+    let mut below = Meter::new(backend, steady);
+    let features = decoder_features(config, &mut below, whole);
+    let Some(tile) = part(tiling, rows, columns) else {
+        decoder_pixels(config, &mut below, whole);
+        // The pixels, clipped, and whether they are finite.
+        below.see(3 * pixels);
+        return vec![below.footprint(0, latents, 0)];
+    };
+    let mut above = Meter::new(backend, steady);
+    decoder_pixels(config, &mut above, Size::new(1, tile[0], tile[1]));
+    let features = features * u64::try_from(frames).unwrap_or(0);
+    let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
+    let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
+    let mut end = Meter::new(backend, steady);
+    end.see(3 * pixels);
+    // Whole frames below, tiles above beside the features of all frames, then frames again.
+    vec![
+        below.footprint(above.weights, latents + features, 0),
+        above.footprint(below.weights, latents + features, host),
+        end.footprint(below.weights + above.weights, latents, host + pixels),
+    ]
+}
+
+/// The phases of [`VaeEncoder::encode`](super::VaeEncoder::encode) on a validated configuration,
+/// for a clip of `[frames, rows, columns]` latents of which two chunks of pixels exist at once.
+pub fn encode_phases(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+) -> Vec<Footprint> {
+    let [frames, rows, columns] = grid;
+    let steady = frames > 1;
+    let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
+    let whole = Size::new(1, rows, columns);
+    let mut inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
+    if steady {
+        inputs += whole.times(chunk, SPATIAL_STRIDE).volume(3);
+    }
+    let latents = values(&[config.z_dim, frames, rows, columns]);
+
+    let mut above = Meter::new(backend, steady);
+    let tile = part(tiling, rows, columns);
+    let [h, w] = tile
+        .unwrap_or([rows, columns])
+        .map(|side| side * SPATIAL_STRIDE);
+    let channels = encoder_features(config, &mut above, Size::new(chunk, h, w));
+    if tile.is_none() {
+        encoder_mean(config, &mut above, whole, channels);
+        return vec![above.footprint(0, inputs + latents, 0)];
+    }
+    let mut below = Meter::new(backend, steady);
+    encoder_mean(config, &mut below, whole, channels);
+    let host = whole.volume(channels) * u64::try_from(frames).unwrap_or(0);
+    // Tiles above, then whole frames below.
+    vec![
+        above.footprint(below.weights, inputs, host),
+        below.footprint(above.weights, inputs + latents, host),
+    ]
+}
+
+/// The most bytes that decoding takes at once; see [`decode_phases`].
+pub fn decode_peak_bytes(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+) -> u64 {
+    most(&decode_phases(config, backend, grid, tiling))
+}
+
+/// The most bytes that encoding takes at once; see [`encode_phases`].
+pub fn encode_peak_bytes(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+) -> u64 {
+    most(&encode_phases(config, backend, grid, tiling))
+}
+
+fn most(phases: &[Footprint]) -> u64 {
+    phases.iter().map(Footprint::total).max().unwrap_or(0)
+}
+
+/// The tiling with the least work among those that decode within `budget` bytes; `None` when a
+/// whole frame does. When nothing fits, the one that takes the least.
+pub fn choose_decode_tiling(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    budget: u64,
+) -> Option<Tiling> {
+    choose(grid, OVERLAP, budget, |tiling| {
+        decode_peak_bytes(config, backend, grid, tiling)
+    })
+}
+
+/// As [`choose_decode_tiling`], for encoding.
+pub fn choose_encode_tiling(
+    config: &VaeConfig,
+    backend: Backend,
+    grid: [i32; 3],
+    budget: u64,
+) -> Option<Tiling> {
+    choose(grid, OVERLAP, budget, |tiling| {
+        encode_peak_bytes(config, backend, grid, tiling)
+    })
+}
+
+fn choose(
+    [_, rows, columns]: [i32; 3],
+    overlap: i32,
+    budget: u64,
+    bytes: impl Fn(Option<Tiling>) -> u64,
+) -> Option<Tiling> {
+    if bytes(None) <= budget {
+        return None;
+    }
+    let mut best: Option<((bool, u64, u64), Tiling)> = None;
+    for row_tile in sides(rows, overlap) {
+        for column_tile in sides(columns, overlap) {
+            let tiling = Tiling {
+                tile: [row_tile, column_tile],
+                overlap,
+            };
+            let tiles = tiling.tiles(rows, columns).len() as u64;
+            if tiles == 1 {
+                continue;
+            }
+            let needed = bytes(Some(tiling));
+            let work = tiles * values(&[row_tile, column_tile]);
+            // What fits comes before what does not; among the former less work, then less
+            // memory, among the latter less memory.
+            let key = if needed <= budget {
+                (false, work, needed)
+            } else {
+                (true, needed, work)
+            };
+            if best.is_none_or(|(least, _)| key < least) {
+                best = Some((key, tiling));
+            }
+        }
+    }
+    best.map(|(_, tiling)| tiling)
+}
+
+/// For every count of tiles along an axis, the smallest tile that needs no more of them; none
+/// smaller than twice the overlap, below which most of the work is done twice and more.
+fn sides(extent: i32, overlap: i32) -> Vec<i32> {
+    let mut sides: Vec<i32> = (1..=extent.max(1))
+        .map(|count| (extent - overlap + count - 1) / count + overlap)
+        .take_while(|&side| side >= 2 * overlap)
+        .collect();
+    if sides.is_empty() {
+        sides.push(extent);
+    }
+    sides.dedup();
+    sides
+}
+
+/// Rows and columns of a tile, when a frame has more than one.
+fn part(tiling: Option<Tiling>, rows: i32, columns: i32) -> Option<[i32; 2]> {
+    let [tile_rows, tile_columns] = tiling?.tile;
+    (tile_rows < rows || tile_columns < columns)
+        .then(|| [tile_rows.min(rows), tile_columns.min(columns)])
+}
+
+/// The product, 0 when a factor is negative.
+fn values(sides: &[i32]) -> u64 {
+    sides.iter().fold(1, |product, &side| {
+        product.saturating_mul(u64::try_from(side).unwrap_or(0))
+    })
+}
+
+/// Frames, rows and columns of an activation.
+#[derive(Clone, Copy)]
+struct Size {
+    t: i32,
+    h: i32,
+    w: i32,
+}
+
+impl Size {
+    fn new(t: i32, h: i32, w: i32) -> Self {
+        Self { t, h, w }
+    }
+
+    fn volume(self, channels: i32) -> u64 {
+        values(&[self.t, self.h, self.w, channels])
+    }
+
+    fn times(self, time: i32, space: i32) -> Self {
+        Self::new(self.t * time, self.h * space, self.w * space)
+    }
+}
+
+/// An activation: its size, and the values in the buffer that holds it.
+#[derive(Clone, Copy)]
+struct Held {
+    size: Size,
+    channels: i32,
+    buffer: u64,
+}
+
+impl Held {
+    fn new(size: Size, channels: i32) -> Self {
+        Self {
+            size,
+            channels,
+            buffer: size.volume(channels),
+        }
+    }
+
+    fn volume(self) -> u64 {
+        self.size.volume(self.channels)
+    }
+}
+
+/// Counts values while the network is walked.
+struct Meter {
+    backend: Backend,
+    /// Whether chunks before this one left their frames.
+    steady: bool,
+    weights: u64,
+    caches: u64,
+    peak: u64,
+}
+
+impl Meter {
+    fn new(backend: Backend, steady: bool) -> Self {
+        Self {
+            backend,
+            steady,
+            weights: 0,
+            caches: 0,
+            peak: 0,
+        }
+    }
+
+    /// Notes a step's values, beside the caches: all of them from the second chunk on, those of
+    /// the layers before it in the first.
+    fn see(&mut self, alive: u64) {
+        let caches = if self.steady { 0 } else { self.caches };
+        self.peak = self.peak.max(alive + caches);
+    }
+
+    /// What was seen, beside `weights` more, `others` in MLX and `host` outside.
+    fn footprint(&self, weights: u64, others: u64, host: u64) -> Footprint {
+        let beside = if self.steady {
+            self.peak
+        } else {
+            self.peak.saturating_sub(self.caches)
+        };
+        Footprint {
+            weights: (weights + self.weights) * VALUE,
+            caches: self.caches * VALUE,
+            activations: (others + beside) * VALUE,
+            host: host * VALUE,
+        }
+    }
+
+    /// MLX's CPU backend has no RMS norm of its own and composes one.
+    fn norm_buffers(&self, x: Held) -> u64 {
+        match self.backend.device {
+            DeviceKind::Cpu => 2 * x.volume() + 3 * x.size.volume(1),
+            DeviceKind::Gpu => x.volume(),
+        }
+    }
+
+    /// Norm and SiLU of `x` beside `others`.
+    fn activate(&mut self, x: Held, others: u64) -> Held {
+        self.weights += values(&[x.channels]);
+        self.see(others + x.buffer + self.norm_buffers(x) + x.volume());
+        Held::new(x.size, x.channels)
+    }
+
+    /// A convolution of `x`, which goes first, beside `others`.
+    fn causal(&mut self, x: Held, outputs: i32, kernel: [i32; 3], others: u64) -> Held {
+        let Size { t, h, w } = x.size;
+        let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
+        let padded = Size::new(t + history, h + 2 * margin, w + 2 * margin);
+        let padded = Held::new(padded, x.channels);
+        let frames = if self.steady { history } else { history.min(t) };
+        let kept = Size::new(frames, h, w).volume(x.channels);
+        self.see(others + x.buffer + padded.buffer + kept);
+        self.caches += kept;
+        self.conv(padded, outputs, kernel, [1, 1, 1], others)
+    }
+
+    /// A convolution of padded `x`, which stays, beside `others`.
+    fn conv(
+        &mut self,
+        x: Held,
+        outputs: i32,
+        kernel: [i32; 3],
+        stride: [i32; 3],
+        others: u64,
+    ) -> Held {
+        let taps = values(&kernel);
+        self.weights += values(&[x.channels, outputs]) * taps + values(&[outputs]);
+        let along = |extent, axis: usize| (extent - kernel[axis]) / stride[axis] + 1;
+        let Size { t, h, w } = x.size;
+        let size = Size::new(along(t, 0), along(h, 1), along(w, 2));
+        let mut out = Held::new(size, outputs);
+        let tapped = taps == 1
+            || (self.backend.conv == ConvMethod::TapMatmul
+                && stride == [1, 1, 1]
+                && x.channels >= MIN_TAP_CHANNELS);
+        let work = if tapped {
+            // Sums at the input's pitch, and once more to make up the last rows.
+            out.buffer = Size::new(size.t, h, w).volume(outputs);
+            if kernel[1] * kernel[2] > 1 {
+                2 * out.buffer
+            } else {
+                out.buffer
+            }
+        } else {
+            let unfolded = size.volume(x.channels) * taps;
+            let extra = match self.backend.device {
+                DeviceKind::Cpu => x.volume() + unfolded,
+                // MLX's Metal kernels unfold only what they have no tiles for.
+                DeviceKind::Gpu if x.channels % 16 != 0 => unfolded,
+                DeviceKind::Gpu => 0,
+            };
+            out.buffer + extra
+        };
+        self.see(others + x.buffer + work);
+        out
+    }
+
+    fn residual(&mut self, x: Held, outputs: i32) -> Held {
+        let h = self.activate(x, 0);
+        let h = self.causal(h, outputs, [3, 3, 3], x.buffer);
+        let h = self.activate(h, x.buffer);
+        let h = self.causal(h, outputs, [3, 3, 3], x.buffer);
+        if x.channels != outputs {
+            self.weights += values(&[x.channels, outputs]) + values(&[outputs]);
+        }
+        let out = Held::new(x.size, outputs);
+        self.see(x.buffer + h.buffer + out.buffer);
+        out
+    }
+
+    fn attention(&mut self, x: Held) {
+        let c = x.channels;
+        self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
+        let tokens = values(&[x.size.h, x.size.w]);
+        let rows = (MAX_SCORE_BYTES as u64 / (VALUE * tokens.max(1))).clamp(1, tokens.max(1));
+        let scores = rows * tokens;
+        // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
+        self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
+    }
+
+    fn mid(&mut self, x: Held) -> Held {
+        let x = self.residual(x, x.channels);
+        self.attention(x);
+        self.residual(x, x.channels)
+    }
+}
+
+/// [`VaeDecoder::features`](super::VaeDecoder); returns the values of one frame's features.
+fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
+    let channels = config.decoder_dim() * config.dim_mult[LEVELS - 1];
+    let z = Held::new(size, config.z_dim);
+    let x = meter.conv(z, config.z_dim, [1, 1, 1], [1, 1, 1], 0);
+    let x = meter.causal(x, channels, [3, 3, 3], 0);
+    let mut x = meter.mid(x);
+    for _ in 0..=config.num_res_blocks {
+        x = meter.residual(x, channels);
+    }
+    x.buffer
+}
+
+/// [`VaeDecoder::pixels`](super::VaeDecoder).
+fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
+    let widths: Vec<i32> = config
+        .dim_mult
+        .iter()
+        .rev()
+        .map(|m| config.decoder_dim() * m)
+        .collect();
+    let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
+    let mut x = Held::new(size, widths[0]);
+    for (level, &outputs) in widths.iter().enumerate() {
+        if level > 0 {
+            for _ in 0..=config.num_res_blocks {
+                x = meter.residual(x, outputs);
+            }
+        }
+        let Some(&temporal) = temporal.get(level) else {
+            continue;
+        };
+        let Held {
+            size, channels: c, ..
+        } = x;
+        let mut arranged = 0;
+        if temporal && meter.steady {
+            arranged = 2 * meter.causal(x, 2 * c, [3, 1, 1], 0).buffer;
+            x = Held::new(size.times(2, 1), c);
+        } else if temporal {
+            // Loaded, and passed by.
+            meter.weights += values(&[c, 2 * c]) * 3 + values(&[2 * c]);
+        }
+        let doubled = Held::new(x.size.times(1, 2), c);
+        let padded = Size::new(x.size.t, 2 * x.size.h + 2, 2 * x.size.w + 2);
+        let padded = Held::new(padded, c);
+        meter.see(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
+        x = meter.conv(padded, c / 2, [1, 3, 3], [1, 1, 1], 0);
+    }
+    let x = meter.activate(x, 0);
+    meter.causal(x, config.out_channels, [3, 3, 3], 0);
+}
+
+/// [`VaeEncoder::features`](super::VaeEncoder) of pixels; returns the features' channels.
+fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> i32 {
+    let pixels = Held::new(size, config.in_channels);
+    let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], pixels.buffer);
+    for (level, &temporal) in config.temperal_downsample.iter().enumerate() {
+        let c = config.base_dim * config.dim_mult[level];
+        for _ in 0..config.num_res_blocks {
+            x = meter.residual(x, c);
+        }
+        let Size { t, h, w } = x.size;
+        let padded = Held::new(Size::new(t, h + 1, w + 1), c);
+        meter.see(x.buffer + padded.buffer);
+        x = meter.conv(padded, c, [1, 3, 3], [1, 2, 2], 0);
+        if !temporal {
+            continue;
+        }
+        let kept = Size::new(1, x.size.h, x.size.w).volume(c);
+        meter.caches += kept;
+        if meter.steady {
+            let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
+            x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
+        } else {
+            meter.weights += values(&[c, c]) * 3 + values(&[c]);
+        }
+    }
+    x.channels
+}
+
+/// [`VaeEncoder::mean`](super::VaeEncoder) of features.
+fn encoder_mean(config: &VaeConfig, meter: &mut Meter, size: Size, channels: i32) {
+    let outputs = config.base_dim * config.dim_mult[LEVELS - 1];
+    let mut x = Held::new(size, channels);
+    for _ in 0..config.num_res_blocks {
+        x = meter.residual(x, outputs);
+    }
+    let x = meter.mid(x);
+    let x = meter.activate(x, 0);
+    let moments = 2 * config.z_dim;
+    let x = meter.causal(x, moments, [3, 3, 3], 0);
+    meter.conv(x, moments, [1, 1, 1], [1, 1, 1], 0);
+}
