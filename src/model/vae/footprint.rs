@@ -56,20 +56,26 @@ pub fn decode_phases(
     let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
     let pixels = whole.times(chunk, SPATIAL_STRIDE).volume(3);
 
-    let mut below = Meter::new(backend, steady);
-    let features = decoder_features(config, &mut below, whole);
     let Some(tile) = part(tiling, rows, columns) else {
-        decoder_pixels(config, &mut below, whole);
+        let mut meter = Meter::walk(backend, frames, |meter, _| {
+            decoder_features(config, meter, whole);
+            decoder_pixels(config, meter, whole);
+        });
         // The pixels, clipped, and whether they are finite.
-        below.see(3 * pixels);
-        return vec![below.footprint(0, latents, 0)];
+        meter.see(3 * pixels);
+        return vec![meter.footprint(0, latents, 0)];
     };
-    let mut above = Meter::new(backend, steady);
-    decoder_pixels(config, &mut above, Size::new(1, tile[0], tile[1]));
+    let mut features = 0;
+    let below = Meter::walk(backend, frames, |meter, _| {
+        features = decoder_features(config, meter, whole);
+    });
+    let above = Meter::walk(backend, frames, |meter, _| {
+        decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]));
+    });
     let features = features * u64::try_from(frames).unwrap_or(0);
     let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
     let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
-    let mut end = Meter::new(backend, steady);
+    let mut end = Meter::new(backend, Chunk::First);
     end.see(3 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
     vec![
@@ -97,18 +103,23 @@ pub fn encode_phases(
     }
     let latents = values(&[config.z_dim, frames, rows, columns]);
 
-    let mut above = Meter::new(backend, steady);
     let tile = part(tiling, rows, columns);
     let [h, w] = tile
         .unwrap_or([rows, columns])
         .map(|side| side * SPATIAL_STRIDE);
-    let channels = encoder_features(config, &mut above, Size::new(chunk, h, w));
+    let mut channels = 0;
+    let above = Meter::walk(backend, frames, |meter, chunk| {
+        channels = encoder_features(config, meter, Size::new(chunk, h, w));
+        if tile.is_none() {
+            encoder_mean(config, meter, whole, channels);
+        }
+    });
     if tile.is_none() {
-        encoder_mean(config, &mut above, whole, channels);
         return vec![above.footprint(0, inputs + latents, 0)];
     }
-    let mut below = Meter::new(backend, steady);
-    encoder_mean(config, &mut below, whole, channels);
+    let below = Meter::walk(backend, frames, |meter, _| {
+        encoder_mean(config, meter, whole, channels);
+    });
     let host = whole.volume(channels) * u64::try_from(frames).unwrap_or(0);
     // Tiles above, then whole frames below.
     vec![
@@ -275,40 +286,77 @@ impl Held {
     }
 }
 
+/// Which chunk of a clip goes through the network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chunk {
+    /// One frame, nothing before it.
+    First,
+    /// The first left one frame in each cache, and none in temporal resamplers.
+    Second,
+    /// All caches are full.
+    Later,
+}
+
 /// Counts values while the network is walked.
 struct Meter {
     backend: Backend,
-    /// Whether chunks before this one left their frames.
-    steady: bool,
+    chunk: Chunk,
     weights: u64,
     caches: u64,
     peak: u64,
 }
 
 impl Meter {
-    fn new(backend: Backend, steady: bool) -> Self {
+    fn new(backend: Backend, chunk: Chunk) -> Self {
         Self {
             backend,
-            steady,
+            chunk,
             weights: 0,
             caches: 0,
             peak: 0,
         }
     }
 
-    /// Notes a step's values, beside the caches: all of them from the second chunk on, those of
-    /// the layers before it in the first.
+    /// The walk through the chunk that takes the most of a clip of `frames` latent frames, the
+    /// last; `network` is also told the pixel frames of its chunk.
+    fn walk(backend: Backend, frames: i32, mut network: impl FnMut(&mut Self, i32)) -> Self {
+        let mut first = Self::new(backend, Chunk::First);
+        network(&mut first, 1);
+        let mut last = match frames {
+            ..=1 => return first,
+            2 => Self {
+                caches: first.caches,
+                ..Self::new(backend, Chunk::Second)
+            },
+            _ => Self::new(backend, Chunk::Later),
+        };
+        network(&mut last, TEMPORAL_STRIDE);
+        last
+    }
+
+    /// Notes a step's values, beside the caches: all of them in later chunks, before that as far
+    /// as they have been filled.
     fn see(&mut self, alive: u64) {
-        let caches = if self.steady { 0 } else { self.caches };
+        let caches = match self.chunk {
+            Chunk::First | Chunk::Second => self.caches,
+            Chunk::Later => 0,
+        };
         self.peak = self.peak.max(alive + caches);
+    }
+
+    /// A cache now holds `kept`, where the first chunk had left `before`.
+    fn keep(&mut self, kept: u64, before: u64) {
+        self.caches += kept;
+        if self.chunk == Chunk::Second {
+            self.caches -= before;
+        }
     }
 
     /// What was seen, beside `weights` more, `others` in MLX and `host` outside.
     fn footprint(&self, weights: u64, others: u64, host: u64) -> Footprint {
-        let beside = if self.steady {
-            self.peak
-        } else {
-            self.peak.saturating_sub(self.caches)
+        let beside = match self.chunk {
+            Chunk::First | Chunk::Second => self.peak.saturating_sub(self.caches),
+            Chunk::Later => self.peak,
         };
         Footprint {
             weights: (weights + self.weights) * VALUE,
@@ -339,10 +387,17 @@ impl Meter {
         let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
         let padded = Size::new(t + history, h + 2 * margin, w + 2 * margin);
         let padded = Held::new(padded, x.channels);
-        let frames = if self.steady { history } else { history.min(t) };
-        let kept = Size::new(frames, h, w).volume(x.channels);
+        let frame = Size::new(1, h, w).volume(x.channels);
+        let frames = match self.chunk {
+            Chunk::First => history.min(t),
+            // One frame from before, none before a temporal resampler.
+            Chunk::Second if margin > 0 => history.min(t + 1),
+            Chunk::Second => history.min(t),
+            Chunk::Later => history,
+        };
+        let kept = frame * u64::try_from(frames).unwrap_or(0);
         self.see(others + x.buffer + padded.buffer + kept);
-        self.caches += kept;
+        self.keep(kept, if margin > 0 { frame } else { 0 });
         self.conv(padded, outputs, kernel, [1, 1, 1], others)
     }
 
@@ -453,7 +508,7 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
             size, channels: c, ..
         } = x;
         let mut arranged = 0;
-        if temporal && meter.steady {
+        if temporal && meter.chunk != Chunk::First {
             arranged = 2 * meter.causal(x, 2 * c, [3, 1, 1], 0).buffer;
             x = Held::new(size.times(2, 1), c);
         } else if temporal {
@@ -487,8 +542,8 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> i32 {
             continue;
         }
         let kept = Size::new(1, x.size.h, x.size.w).volume(c);
-        meter.caches += kept;
-        if meter.steady {
+        meter.keep(kept, kept);
+        if meter.chunk != Chunk::First {
             let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
             x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
         } else {
