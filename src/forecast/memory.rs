@@ -6,7 +6,9 @@
 use crate::backend::{Backend, MAX_SCORE_BYTES};
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
-use crate::model::vae::{SPATIAL_STRIDE, VaeConfig};
+use crate::model::vae::{
+    Footprint, VaeConfig, choose_decode_tiling, choose_encode_tiling, decode_phases, encode_phases,
+};
 
 /// Bytes of a float32.
 const F32: u64 = 4;
@@ -48,24 +50,24 @@ pub fn denoising(
     kv + tables + latents + 3 * stream * F32 + attention.max(feed_forward)
 }
 
-/// Decoding a clip: one latent frame's activations and what the convolutions carry over.
-pub fn decode(config: &VaeConfig, cells: [u64; 3]) -> u64 {
-    let base = number(config.decoder_base_dim.unwrap_or(config.base_dim));
-    // Carried frames are whole from the third chunk on. Both factors are measured, on the
-    // miniature.
-    pixels(config, cells, base, if cells[0] > 2 { 30.0 } else { 23.4 })
+/// Decoding a clip of `[frames, rows, columns]` latents: one latent frame's activations, or one
+/// tile's, and what the convolutions carry over.
+pub fn decode(config: &VaeConfig, backend: Backend, grid: [i32; 3]) -> u64 {
+    let tiling = backend
+        .vae_budget
+        .and_then(|budget| choose_decode_tiling(config, backend, grid, budget));
+    most(&decode_phases(config, backend, grid, tiling))
 }
 
 /// Encoding the conditioning video, as [`decode`].
-pub fn encode(config: &VaeConfig, cells: [u64; 3]) -> u64 {
-    let base = number(config.base_dim);
-    pixels(config, cells, base, if cells[0] > 2 { 25.0 } else { 17.0 })
+pub fn encode(config: &VaeConfig, backend: Backend, grid: [i32; 3]) -> u64 {
+    let tiling = backend
+        .vae_budget
+        .and_then(|budget| choose_encode_tiling(config, backend, grid, budget));
+    most(&encode_phases(config, backend, grid, tiling))
 }
 
-/// `copies` times the widest level's activations, of as many frames as a chunk has.
-fn pixels(config: &VaeConfig, cells: [u64; 3], base: u64, copies: f64) -> u64 {
-    let frame = cells[1] * cells[2] * number(SPATIAL_STRIDE * SPATIAL_STRIDE);
-    let widest = config.dim_mult.first().map_or(1, |&m| number(m)) * base;
-    let frames = if cells[0] > 1 { 4 } else { 1 };
-    ((F32 * frame * widest * frames) as f64 * copies) as u64
+fn most(phases: &[Footprint]) -> u64 {
+    let besides_weights = |phase: &Footprint| phase.total() - phase.weights;
+    phases.iter().map(besides_weights).max().unwrap_or(0)
 }

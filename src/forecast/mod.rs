@@ -103,7 +103,7 @@ pub fn forecast(
         Phase::Image.to_string(),
         operations::encode(&checkpoint.vae, cells),
         encoder,
-        encoder + memory::encode(&checkpoint.vae, cells),
+        encoder + memory::encode(&checkpoint.vae, backend, grid),
     );
 
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
@@ -148,7 +148,7 @@ pub fn forecast(
         Phase::Decoding.to_string(),
         operations::decode(&checkpoint.vae, cells),
         decoder,
-        decoder + memory::decode(&checkpoint.vae, cells),
+        decoder + memory::decode(&checkpoint.vae, backend, grid),
     );
     Ok(Forecast {
         passes,
