@@ -13,7 +13,7 @@ use mlx_rs::error::{Exception, Result};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Device, Dtype, fast};
+use mlx_rs::{Array, Device, Dtype, fast, memory};
 
 /// The most rows one kernel call is given.
 ///
@@ -99,6 +99,16 @@ pub struct Backend {
     pub conv: ConvMethod,
     /// Products of more rows than this unpack a quantized weight first and use the dense kernel.
     pub dense_above: i32,
+    /// Score matrices of attention beyond this many bytes are computed in parts. Without a fused
+    /// kernel the whole matrix exists at once, and one that is too large ends in
+    /// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
+    pub score_bytes: u64,
+    /// Rows of a clip's tokens that a transformer block computes at once; more go in chunks, which
+    /// is exact, since only keys and values need all of them.
+    pub chunk_rows: i32,
+    /// The conditional and the unconditional pass of clips of at most this many tokens run as one,
+    /// which reads every weight once instead of twice.
+    pub joint_tokens: i32,
     /// Bytes that the VAE may take; frames that need more are computed in tiles. `None`: whole
     /// frames, whatever they take.
     pub vae_budget: Option<u64>,
@@ -151,6 +161,9 @@ impl Backend {
             },
             conv,
             dense_above,
+            score_bytes: SCORE_BYTES,
+            chunk_rows: i32::MAX,
+            joint_tokens: JOINT_TOKENS,
             vae_budget: None,
         }
     }
@@ -161,6 +174,12 @@ impl Backend {
 const GPU_DENSE_ABOVE: i32 = 768;
 /// MLX's CPU kernel unpacks for every row.
 const CPU_DENSE_ABOVE: i32 = 2;
+
+/// Where memory is no matter.
+const SCORE_BYTES: u64 = 512 << 20;
+/// Above it the products take so much longer than reading their weights that there is nothing to
+/// gain.
+const JOINT_TOKENS: i32 = 2048;
 
 thread_local! {
     static OPERATIONS: Cell<u64> = const { Cell::new(0) };
@@ -178,22 +197,18 @@ pub fn operations() -> u64 {
     OPERATIONS.with(Cell::get)
 }
 
-/// Score matrices of attention beyond this many bytes are computed in parts. Without a fused
-/// kernel the whole matrix exists at once, and one that is too large ends in
-/// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
-pub const MAX_SCORE_BYTES: i64 = 512 << 20;
-
 /// Multi-head attention, `softmax(q k^T * scale + weights) v`.
 ///
 /// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`, `weights` `[1, 1, 1, m]`; result
-/// `[1, heads, n, d]` in the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`] and the score
-/// matrix within bounds, which is exact: rows of the softmax are independent.
+/// `[1, heads, n, d]` in the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`]
+/// and the score matrix within `score_bytes`, which is exact: rows of the softmax are independent.
 pub fn attention(
     q: &Array,
     k: &Array,
     v: &Array,
     scale: f32,
     weights: Option<&Array>,
+    score_bytes: u64,
 ) -> Result<Array> {
     for _head in 0..q.dim(1) {
         count_product(2 * q.dim(2), q.dim(3), k.dim(2));
@@ -201,8 +216,8 @@ pub fn attention(
     // The mask has to be of the operands' dtype.
     let weights = weights.map(|w| w.as_dtype(q.dtype())).transpose()?;
     let weights = weights.as_ref();
-    let row_bytes = 4 * i64::from(k.dim(1)) * i64::from(k.dim(2));
-    let rows = (MAX_SCORE_BYTES / row_bytes.max(1)).clamp(1, i64::from(MAX_KERNEL_ROWS));
+    let row_bytes = 4 * k.dim(1).max(1) as u64 * k.dim(2).max(1) as u64;
+    let rows = (score_bytes / row_bytes).clamp(1, MAX_KERNEL_ROWS as u64);
     let chunked = q.dim(2) > rows as i32;
     in_chunks(q, 2, rows as i32, |q| {
         let mask = weights.map(ScaledDotProductAttentionMask::from);
@@ -301,6 +316,63 @@ pub fn device_name() -> String {
         name
     };
     name.unwrap_or_else(|| "unknown".into())
+}
+
+/// Bytes that a run may take when nobody says how many: on the GPU what Metal recommends to keep
+/// resident, elsewhere what the system has to spare now.
+pub fn memory_to_spare(device: DeviceKind) -> u64 {
+    if device == DeviceKind::Gpu
+        && let Some(bytes) = recommended_working_set()
+    {
+        return bytes;
+    }
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let free = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.free_memory);
+    // macOS does not count what it could evict; three quarters of the whole is what Metal names.
+    match system.available_memory() {
+        0 => system.total_memory() / 4 * 3,
+        available => available.min(free),
+    }
+}
+
+/// The most bytes that Metal recommends to keep resident.
+fn recommended_working_set() -> Option<u64> {
+    if !metal_is_available() {
+        return None;
+    }
+    // SAFETY: the handles are created and freed here; the call writes one integer.
+    unsafe {
+        let device = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut bytes = 0;
+        let key = c"max_recommended_working_set_size";
+        let found = mlx_sys::mlx_device_info_get(&mut info, device) == 0
+            && mlx_sys::mlx_device_info_get_size(&mut bytes, info, key.as_ptr()) == 0;
+        mlx_sys::mlx_device_info_free(info);
+        mlx_sys::mlx_device_free(device);
+        (found && bytes > 0).then_some(bytes as u64)
+    }
+}
+
+/// Makes MLX give back freed buffers that it keeps for later rather than take more than `bytes`.
+///
+/// # Errors
+/// When MLX refuses.
+pub fn limit_memory(bytes: u64) -> Result<()> {
+    memory::set_memory_limit(usize::try_from(bytes).unwrap_or(usize::MAX)).map(drop)
+}
+
+/// Lets Metal keep `bytes` wired, as far as the system allows; 0 wires nothing. Without it a model
+/// of more than three quarters of the memory is paged out between steps
+/// (osaurus-ai/vmlx-swift#417). Elsewhere than on Metal nothing happens.
+pub fn wire(bytes: u64) {
+    if let Some(most) = recommended_working_set() {
+        // A system that refuses (before macOS 15) is slower for it, no more.
+        let _ = memory::set_wired_limit(bytes.min(most) as usize);
+    }
 }
 
 /// mlx-c ends the process on an error until mlx-rs's first call puts its own handler in place.

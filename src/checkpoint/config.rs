@@ -78,7 +78,7 @@ impl PartConfig {
     pub fn specs(&self) -> Result<Vec<TensorSpec>> {
         let mut recorder = Recorder::default();
         match self {
-            Self::Expert(config) => drop(Dit::load(config, &mut recorder)?),
+            Self::Expert(config) => drop(Dit::load(config, &mut recorder, Recorder::BACKEND)?),
             Self::Vae(config) => {
                 VaeEncoder::load(config, &mut recorder, Recorder::BACKEND)?;
                 VaeDecoder::load(config, &mut recorder, Recorder::BACKEND)?;

@@ -119,6 +119,15 @@ pub struct LoadBits {
 }
 
 impl LoadBits {
+    /// The same for every part.
+    pub fn all(bits: Bits) -> Self {
+        Self {
+            high: Some(bits),
+            low: Some(bits),
+            text: Some(bits),
+        }
+    }
+
     /// The bits of a part.
     pub fn of(self, name: PartName) -> Option<Bits> {
         match name {
@@ -300,7 +309,11 @@ impl Checkpoint {
             Expert::LowNoise => &self.low,
         };
         let part = self.part(expert.into())?;
-        Dit::load(config, &mut self.loader(&part, expert.into(), backend))
+        Dit::load(
+            config,
+            &mut self.loader(&part, expert.into(), backend),
+            backend,
+        )
     }
 
     /// Loads the encoder half of the VAE.

@@ -20,6 +20,12 @@ pub enum Bits {
     Eight,
 }
 
+impl std::fmt::Display for Bits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.number())
+    }
+}
+
 impl Bits {
     /// Their number.
     pub fn number(self) -> usize {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wan_i2v::backend::{self, Backend, DeviceKind, Precision};
 use wan_i2v::checkpoint::{LoadBits, Sources};
+use wan_i2v::forecast::Budget;
 use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
@@ -228,6 +229,16 @@ pub struct MachineArgs {
     /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
+
+    /// Memory that arrays may take, in GB (1e9 bytes); more work is done where less does not fit
+    /// [default: what the device or the system has to spare]
+    #[arg(long, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
+    memory_budget: Option<u64>,
+
+    /// Rows from which a product unpacks quantized weights once instead of for each row
+    /// [default: 768 on the gpu, 2 on the cpu]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
+    dense_above: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -270,7 +281,21 @@ impl MachineArgs {
             DtypeArg::F32 => Precision::F32,
             DtypeArg::Bf16 => Precision::Bf16,
         });
-        Backend::select(device, precision)
+        let backend = Backend::select(device, precision)?;
+        Ok(Backend {
+            dense_above: self.dense_above.unwrap_or(backend.dense_above),
+            ..backend
+        })
+    }
+
+    /// The memory that may be taken.
+    pub fn budget(&self, backend: Backend) -> Budget {
+        Budget {
+            bytes: self
+                .memory_budget
+                .unwrap_or_else(|| backend::memory_to_spare(backend.device)),
+            asked: self.memory_budget.is_some(),
+        }
     }
 }
 
@@ -441,6 +466,14 @@ fn parse_size(text: &str) -> std::result::Result<Size, String> {
     match parsed {
         Some((width, height)) => Ok(Size::Exact { width, height }),
         None => Err("expected WIDTHxHEIGHT in pixels, such as 832x480".into()),
+    }
+}
+
+fn parse_gigabytes(text: &str) -> std::result::Result<u64, String> {
+    let number = text.trim().trim_end_matches("GB").trim().parse::<f64>();
+    match number {
+        Ok(number) if (0.01..=1e6).contains(&number) => Ok((number * 1e9) as u64),
+        _ => Err("expected gigabytes, such as 24 or 0.5".into()),
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use wan_i2v::backend;
 use wan_i2v::pipeline::{Job, Progress};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
@@ -76,6 +77,9 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         say!("warning: {warning}");
     }
     let backend = machine.backend()?;
+    let budget = machine.budget(backend);
+    let backend = job.fit(backend, budget)?;
+    backend::limit_memory(budget.bytes)?;
     let plan = job.plan();
     say!(
         "{} x {} pixels, {} frames at {} fps; {} steps of {}, shift {}, guidance {},{}; seed {}; \

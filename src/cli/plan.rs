@@ -6,11 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::json;
 use wan_i2v::backend::Backend;
-use wan_i2v::checkpoint::Checkpoint;
-use wan_i2v::forecast::{Forecast, Rates, Tokens, forecast};
+use wan_i2v::checkpoint::quantize::Bits;
+use wan_i2v::checkpoint::{Checkpoint, LoadBits};
+use wan_i2v::forecast::{Budget, Clip, Forecast, Rates, Settled, Tokens, refusal, settle};
 use wan_i2v::media::picture::Picture;
+use wan_i2v::model::vae::{SPATIAL_STRIDE, Tiling, choose_decode_tiling, choose_encode_tiling};
 use wan_i2v::pipeline::tokenize;
 use wan_i2v::request::{Plan, Request, Size};
 
@@ -27,11 +30,12 @@ const AREAS: [(&str, u64); 2] = [("480p", 832 * 480), ("720p", 1280 * 720)];
 const FRAMES: [u32; 2] = [33, 81];
 const STEPS: [u32; 2] = [20, 40];
 
-/// Prints the forecast.
+/// Prints the forecast; fails when the clip does not fit.
 pub fn run(args: PlanArgs) -> Result<ExitCode> {
     let as_json = args.json;
     let (request, machine) = args.into_request()?;
     let backend = machine.backend()?;
+    let budget = machine.budget(backend);
     let checkpoint = request.model.open(request.bits)?;
     let picture = match request.image.as_os_str().is_empty() {
         true => PICTURE,
@@ -40,8 +44,17 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
     let patch = checkpoint.high.patch_size[1];
     let plan = request.plan(&checkpoint.settings, picture, patch)?;
     let tokens = tokens(&checkpoint, &request, &plan)?;
+    let clip = Clip {
+        request: &request,
+        checkpoint: &checkpoint,
+        picture,
+        plan: &plan,
+        tokens,
+    };
     let rates = Rates::of_machine(backend)?;
-    let made = forecast(&checkpoint, &plan, tokens, backend, Some(&rates))?;
+    let settled = settle(clip, backend, budget, Some(&rates))?;
+    let refusal = (!settled.fits).then(|| refusal(clip, backend, budget, &settled.forecast));
+    let ways = Ways::of(&settled, &checkpoint, &plan);
     let text = if as_json {
         let report = json!({
             "width": plan.width,
@@ -51,19 +64,93 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
             "device": backend.device.to_string(),
             "precision": backend.precision.to_string(),
             "rates": rates,
-            "forecast": made,
+            "memory_budget": budget.bytes,
+            "fits": settled.fits,
+            "refusal": refusal,
+            "computed": ways,
+            "forecast": settled.forecast,
         });
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        let mut text = phases(&made, &plan, &rates);
+        let mut text = phases(&settled.forecast, &plan, &rates);
+        let _ = writeln!(text, "\n{}", ways.describe(budget));
         // A model that knows one size only has nothing to choose.
         if checkpoint.settings.size.is_none() {
-            text += &choices(&checkpoint, &request, picture, tokens, backend, &rates)?;
+            text += &choices(clip, backend, budget, &rates)?;
         }
         text
     };
     print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    if let Some(refusal) = &refusal
+        && !as_json
+    {
+        say!("error: {refusal}");
+    }
+    Ok(match settled.fits {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// How a clip is computed.
+#[derive(Debug, Serialize)]
+struct Ways {
+    /// Whether both guidance passes run as one.
+    joint_guidance: bool,
+    /// Tokens that a block computes at once, when not all.
+    chunk_tokens: Option<i32>,
+    /// Tiles of a frame and their latent rows and columns, when there are several.
+    encoding_tiles: Option<(usize, [i32; 2])>,
+    decoding_tiles: Option<(usize, [i32; 2])>,
+}
+
+impl Ways {
+    fn of(settled: &Settled, checkpoint: &Checkpoint, plan: &Plan) -> Self {
+        let backend = settled.backend;
+        let grid = plan.latent_grid();
+        let tokens = grid
+            .into_iter()
+            .zip(checkpoint.high.patch_size)
+            .map(|(side, patch)| side / patch)
+            .product::<i32>();
+        let tiles = |tiling: Option<Tiling>| {
+            tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
+        };
+        Self {
+            joint_guidance: plan.guide_scale.needs_negative() && tokens <= backend.joint_tokens,
+            chunk_tokens: (tokens > backend.chunk_rows).then_some(backend.chunk_rows),
+            encoding_tiles: tiles(choose_encode_tiling(&checkpoint.vae, backend, grid)),
+            decoding_tiles: tiles(choose_decode_tiling(&checkpoint.vae, backend, grid)),
+        }
+    }
+
+    fn describe(&self, budget: Budget) -> String {
+        let tiles = |tiles: Option<(usize, [i32; 2])>| match tiles {
+            Some((count, [rows, columns])) => {
+                let (width, height) = (columns * SPATIAL_STRIDE, rows * SPATIAL_STRIDE);
+                format!("in {count} tiles of {width} x {height} pixels")
+            }
+            None => "in whole frames".into(),
+        };
+        format!(
+            "within {} ({}): guidance in {}, tokens {}, image {}, decoding {}",
+            human_bytes(budget.bytes),
+            match budget.asked {
+                true => "--memory-budget",
+                false => "what there is to spare",
+            },
+            match self.joint_guidance {
+                true => "one batch",
+                false => "separate passes",
+            },
+            match self.chunk_tokens {
+                Some(rows) => format!("{rows} at a time"),
+                None => "all at once".into(),
+            },
+            tiles(self.encoding_tiles),
+            tiles(self.decoding_tiles),
+        )
+    }
 }
 
 fn size_of(image: &Path) -> Result<(usize, usize)> {
@@ -126,37 +213,54 @@ fn phases(made: &Forecast, plan: &Plan, rates: &Rates) -> String {
     text
 }
 
-/// Peak memory and time over sizes, frames and steps.
-fn choices(
-    checkpoint: &Checkpoint,
-    request: &Request,
-    picture: (usize, usize),
-    tokens: Tokens,
-    backend: Backend,
-    rates: &Rates,
-) -> Result<String> {
+/// Peak memory and time over sizes, frames, bits and steps.
+fn choices(clip: Clip<'_>, backend: Backend, budget: Budget, rates: &Rates) -> Result<String> {
     let mut text = format!(
-        "\n{:<8}{:>8}{:>8}{:>14}{:>14}\n",
-        "size", "frames", "steps", "peak memory", "time"
+        "\n{:<8}{:>8}{:>8}{:>14}",
+        "size", "frames", "bits", "peak memory"
     );
-    let patch = checkpoint.high.patch_size[1];
+    for steps in STEPS {
+        let _ = write!(text, "{:>16}", format!("{steps} steps"));
+    }
+    text.push('\n');
+    let mut models = vec![("as is".to_owned(), None)];
+    for bits in [Bits::Eight, Bits::Four] {
+        // What is quantized already cannot be quantized again.
+        if let Ok(checkpoint) = clip.request.model.open(LoadBits::all(bits)) {
+            models.push((bits.to_string(), Some(checkpoint)));
+        }
+    }
     for (name, area) in AREAS {
         for frames in FRAMES {
-            for steps in STEPS {
-                let request = Request {
-                    size: Some(Size::Area(area)),
-                    frames: Some(frames),
-                    steps: Some(steps),
-                    ..request.clone()
-                };
-                let plan = request.plan(&checkpoint.settings, picture, patch)?;
-                let made = forecast(checkpoint, &plan, tokens, backend, Some(rates))?;
-                let _ = writeln!(
-                    text,
-                    "{name:<8}{frames:>8}{steps:>8}{:>14}{:>14}",
-                    human_bytes(made.peak_bytes),
-                    seconds(made.seconds)
-                );
+            for (bits, checkpoint) in &models {
+                let checkpoint = checkpoint.as_ref().unwrap_or(clip.checkpoint);
+                let mut row = format!("{name:<8}{frames:>8}{bits:>8}");
+                for (i, steps) in STEPS.into_iter().enumerate() {
+                    let request = Request {
+                        size: Some(Size::Area(area)),
+                        frames: Some(frames),
+                        steps: Some(steps),
+                        ..clip.request.clone()
+                    };
+                    let patch = checkpoint.high.patch_size[1];
+                    let plan = request.plan(&checkpoint.settings, clip.picture, patch)?;
+                    let clip = Clip {
+                        request: &request,
+                        checkpoint,
+                        plan: &plan,
+                        ..clip
+                    };
+                    let settled = settle(clip, backend, budget, Some(rates))?;
+                    let made = &settled.forecast;
+                    if i == 0 {
+                        let _ = write!(row, "{:>14}", human_bytes(made.peak_bytes));
+                    }
+                    let _ = match settled.fits {
+                        true => write!(row, "{:>16}", seconds(made.seconds)),
+                        false => write!(row, "{:>16}", "does not fit"),
+                    };
+                }
+                let _ = writeln!(text, "{row}");
             }
         }
     }

@@ -3,12 +3,11 @@
 //! Counted from what the code keeps alive between two evaluations; a test compares the sums with
 //! what MLX measures.
 
-use crate::backend::{Backend, MAX_SCORE_BYTES};
-use crate::model::dit::DitConfig;
+use crate::backend::Backend;
+use crate::model::dit::{DitConfig, SETTLED_BYTES};
 use crate::model::umt5::Umt5Config;
-use crate::model::vae::{
-    Footprint, VaeConfig, choose_decode_tiling, choose_encode_tiling, decode_phases, encode_phases,
-};
+use crate::model::vae::{Footprint, Tiling, VaeConfig, decode_phases, encode_phases};
+use crate::request::CacheMethod;
 
 /// Bytes of a float32.
 const F32: u64 = 4;
@@ -24,46 +23,78 @@ pub fn text_encoder(config: &Umt5Config, tokens: u64) -> u64 {
     F32 * (tokens * (4 * number(config.d_model) + 4 * inner + 3 * number(config.d_ff)) + scores)
 }
 
-/// One expert: keys and values of all blocks, the condition's embedding, rotary tables, one
-/// block's activations.
-pub fn denoising(
-    config: &DitConfig,
-    backend: Backend,
-    tokens: u64,
-    text_rows: u64,
-    cells: [u64; 3],
-) -> u64 {
+/// What denoising with one expert is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Denoising {
+    /// Tokens of the clip.
+    pub tokens: u64,
+    /// Keys that the prompts leave, of both together.
+    pub text_rows: u64,
+    /// Whether a step has two passes.
+    pub guided: bool,
+    /// The clip's latents: frames, rows, columns.
+    pub cells: [u64; 3],
+    /// The cache's method.
+    pub cache: CacheMethod,
+}
+
+/// One expert: keys and values of all blocks, the condition's embedding, rotary tables, what a
+/// cache keeps, one block's activations.
+pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
     let (width, size) = (
         number(config.dim()),
         backend.precision.matmul_dtype_size() as u64,
     );
+    let Denoising { tokens, cells, .. } = clip;
     let stream = tokens * width;
-    let kv = 2 * number(config.num_layers) * text_rows * width * size;
+    let kv = 2 * number(config.num_layers) * clip.text_rows * width * size;
     let tables = tokens * number(config.attention_head_dim) * F32;
-    let latents = number(2 * config.in_channels) * cells.iter().product::<u64>() * F32;
-    let scores =
-        (number(config.num_attention_heads) * tokens * tokens * F32).min(MAX_SCORE_BYTES as u64);
-    // Residual stream, condition and the shared start stay; self-attention holds queries, keys and
-    // values besides.
-    let attention = 6 * stream * F32 + 2 * scores;
-    let feed_forward = 2 * stream * F32 + 3 * tokens * number(config.ffn_dim) * size;
-    kv + tables + latents + 3 * stream * F32 + attention.max(feed_forward)
+    let pixels = cells.iter().product::<u64>();
+    let latents = number(2 * config.in_channels) * pixels * F32;
+    let passes = 1 + u64::from(clip.guided);
+    let cached = match clip.cache {
+        CacheMethod::Off => 0,
+        CacheMethod::TeaCache { .. } => passes * stream * F32,
+        CacheMethod::EasyCache { .. } => passes * number(config.out_channels) * pixels * F32,
+    };
+    // Residual stream, condition and the shared start stay.
+    let kept = kv + tables + latents + cached + 3 * stream * F32;
+    let chunk = tokens.min(number(backend.chunk_rows));
+    let heads = number(config.num_attention_heads);
+    let row = heads * tokens * F32;
+    let scores = (row * chunk).min(backend.score_bytes.max(row));
+    let hidden = |rows: u64| 2 * rows * number(config.ffn_dim) * size;
+    // How many buffers of a row's width a graph holds was measured, on shapes that
+    // `tests/forecast.rs` keeps.
+    if chunk < tokens {
+        let rows = chunk * width * F32;
+        let finished = stream * F32;
+        let attention = 2 * stream * size + finished + 10 * rows + scores;
+        let feed_forward = finished + 4 * rows + hidden(chunk);
+        return kept + attention.max(feed_forward);
+    }
+    let copies = match clip.guided && tokens <= number(backend.joint_tokens) {
+        true => 2,
+        false => 1,
+    };
+    let rows = copies * stream * F32;
+    let scores = copies * scores;
+    let hidden = hidden(copies * tokens);
+    kept + (copies - 1) * stream * F32
+        + match rows > SETTLED_BYTES as u64 {
+            true => (9 * rows + scores).max(4 * rows + hidden),
+            false => 15 * rows + scores + hidden,
+        }
 }
 
 /// Decoding a clip of `[frames, rows, columns]` latents: one latent frame's activations, or one
 /// tile's, and what the convolutions carry over.
-pub fn decode(config: &VaeConfig, backend: Backend, grid: [i32; 3]) -> u64 {
-    let tiling = backend
-        .vae_budget
-        .and_then(|budget| choose_decode_tiling(config, backend, grid, budget));
+pub fn decode(config: &VaeConfig, backend: Backend, grid: [i32; 3], tiling: Option<Tiling>) -> u64 {
     most(&decode_phases(config, backend, grid, tiling))
 }
 
 /// Encoding the conditioning video, as [`decode`].
-pub fn encode(config: &VaeConfig, backend: Backend, grid: [i32; 3]) -> u64 {
-    let tiling = backend
-        .vae_budget
-        .and_then(|budget| choose_encode_tiling(config, backend, grid, budget));
+pub fn encode(config: &VaeConfig, backend: Backend, grid: [i32; 3], tiling: Option<Tiling>) -> u64 {
     most(&encode_phases(config, backend, grid, tiling))
 }
 

@@ -1,19 +1,23 @@
 //! What a clip will cost, before it is made: operations, bytes and time of every phase, from
 //! headers and settings alone.
 
-mod memory;
+mod fit;
+pub mod memory;
 pub mod operations;
 mod rates;
 
+pub use fit::{Budget, Clip, Settled, fit, refusal, settle};
 pub use operations::Operations;
 pub use rates::Rates;
 
+use self::memory::Denoising;
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Expert, PartName};
 use crate::model::dit::DitConfig;
+use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
 use crate::pipeline::{Phase, TEXT_LEN};
 use crate::request::Plan;
 use crate::schedule::Schedule;
@@ -99,11 +103,13 @@ pub fn forecast(
     );
 
     let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
+    let encode_tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
+    let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
     add(
         Phase::Image.to_string(),
-        operations::encode(&checkpoint.vae, cells),
+        operations::encode(&checkpoint.vae, grid, encode_tiling),
         encoder,
-        encoder + memory::encode(&checkpoint.vae, backend, grid),
+        encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
     );
 
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
@@ -140,15 +146,26 @@ pub fn forecast(
                 steps,
             ),
             weights,
-            weights + memory::denoising(config, backend, sequence, keys, cells),
+            weights
+                + memory::denoising(
+                    config,
+                    backend,
+                    Denoising {
+                        tokens: sequence,
+                        text_rows: keys,
+                        guided: steps.guided > 0,
+                        cells,
+                        cache: plan.cache.method,
+                    },
+                ),
         );
     }
 
     add(
         Phase::Decoding.to_string(),
-        operations::decode(&checkpoint.vae, cells),
+        operations::decode(&checkpoint.vae, grid, decode_tiling),
         decoder,
-        decoder + memory::decode(&checkpoint.vae, backend, grid),
+        decoder + memory::decode(&checkpoint.vae, backend, grid, decode_tiling),
     );
     Ok(Forecast {
         passes,

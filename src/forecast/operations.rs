@@ -5,7 +5,7 @@
 
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
-use crate::model::vae::VaeConfig;
+use crate::model::vae::{Tiling, VaeConfig};
 
 /// Operations of one kind of kernel each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -157,33 +157,81 @@ impl Extent {
     }
 }
 
-/// Decoding `frames` latent frames of `rows` x `columns`.
-pub fn decode(config: &VaeConfig, [frames, rows, columns]: [u64; 3]) -> Operations {
-    let chunk = |first| decode_chunk(config, rows, columns, first);
-    chunk(true) + chunk(false).times(frames.saturating_sub(1))
+/// Decoding `frames` latent frames of `rows` x `columns`, whole or in tiles.
+pub fn decode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
+    let [frames, rows, columns] = grid;
+    let clip = |rows: i32, columns: i32, chunk: fn(&VaeConfig, u64, u64, bool) -> Operations| {
+        let chunk = |first| chunk(config, number(rows), number(columns), first);
+        chunk(true) + chunk(false).times(number(frames - 1))
+    };
+    let tiles = tiles(tiling, rows, columns)
+        .map(|[rows, columns]| clip(rows, columns, decode_pixels))
+        .sum::<Operations>();
+    clip(rows, columns, decode_features) + tiles
 }
 
-fn decode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+/// Encoding the conditioning video of a clip, as [`decode`].
+pub fn encode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
+    let [frames, rows, columns] = grid;
+    let tiles = tiles(tiling, rows, columns)
+        .map(|[rows, columns]| {
+            let chunk = |first| encode_features(config, number(rows), number(columns), first);
+            chunk(true) + chunk(false).times(number(frames - 1))
+        })
+        .sum::<Operations>();
+    tiles + encode_mean(config, number(rows), number(columns)).times(number(frames))
+}
+
+/// Rows and columns of each tile, or of the whole frame.
+fn tiles(tiling: Option<Tiling>, rows: i32, columns: i32) -> impl Iterator<Item = [i32; 2]> {
+    let whole = Tiling {
+        tile: [rows, columns],
+        overlap: 0,
+    };
+    let side = |range: std::ops::Range<i32>| range.end - range.start;
+    tiling
+        .unwrap_or(whole)
+        .tiles(rows, columns)
+        .into_iter()
+        .map(move |tile| [side(tile.rows), side(tile.columns)])
+}
+
+/// The decoder's widths, from the latents' size up.
+fn decoder_widths(config: &VaeConfig) -> Vec<u64> {
     let base = number(config.decoder_base_dim.unwrap_or(config.base_dim));
-    let widths: Vec<u64> = config
-        .dim_mult
-        .iter()
-        .rev()
-        .map(|&m| base * number(m))
-        .collect();
+    let multipliers = config.dim_mult.iter().rev();
+    multipliers.map(|&m| base * number(m)).collect()
+}
+
+fn decode_features(config: &VaeConfig, rows: u64, columns: u64, _first: bool) -> Operations {
+    let at = Extent {
+        frames: 1,
+        rows,
+        columns,
+    };
+    let (z, channels) = (number(config.z_dim), decoder_widths(config)[0]);
+    let blocks = at
+        .residual(channels, channels)
+        .times(number(config.num_res_blocks) + 1);
+    at.convolution(z, z, 1) + at.convolution(z, channels, 27) + at.mid(channels) + blocks
+}
+
+fn decode_pixels(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+    let widths = decoder_widths(config);
     let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
-    let z = number(config.z_dim);
     let mut at = Extent {
         frames: 1,
         rows,
         columns,
     };
     let mut channels = widths[0];
-    let mut sum = at.convolution(z, z, 1) + at.convolution(z, channels, 27) + at.mid(channels);
+    let mut sum = Operations::default();
     for (level, &outputs) in widths.iter().enumerate() {
-        for _ in 0..=config.num_res_blocks {
-            sum = sum + at.residual(channels, outputs);
-            channels = outputs;
+        if level > 0 {
+            for _ in 0..=config.num_res_blocks {
+                sum = sum + at.residual(channels, outputs);
+                channels = outputs;
+            }
         }
         let Some(&temporal) = temporal.get(level) else {
             continue;
@@ -200,13 +248,7 @@ fn decode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Ope
     sum + at.convolution(channels, number(config.out_channels), 27)
 }
 
-/// Encoding the conditioning video of a clip with `frames` latent frames of `rows` x `columns`.
-pub fn encode(config: &VaeConfig, [frames, rows, columns]: [u64; 3]) -> Operations {
-    let chunk = |first| encode_chunk(config, rows, columns, first);
-    chunk(true) + chunk(false).times(frames.saturating_sub(1))
-}
-
-fn encode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+fn encode_features(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
     let shrink = 1 << config.temperal_downsample.len();
     let mut at = Extent {
         frames: if first { 1 } else { 4 },
@@ -215,15 +257,12 @@ fn encode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Ope
     };
     let mut channels = number(config.base_dim);
     let mut sum = at.convolution(number(config.in_channels), channels, 27);
-    for (level, &multiplier) in config.dim_mult.iter().enumerate() {
+    for (&multiplier, &temporal) in config.dim_mult.iter().zip(&config.temperal_downsample) {
         let outputs = number(config.base_dim) * number(multiplier);
         for _ in 0..config.num_res_blocks {
             sum = sum + at.residual(channels, outputs);
             channels = outputs;
         }
-        let Some(&temporal) = config.temperal_downsample.get(level) else {
-            continue;
-        };
         at.rows /= 2;
         at.columns /= 2;
         sum = sum + at.convolution(channels, channels, 9);
@@ -231,6 +270,26 @@ fn encode_chunk(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Ope
             at.frames /= 2;
             sum = sum + at.convolution(channels, channels, 3);
         }
+    }
+    sum
+}
+
+fn encode_mean(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
+    let at = Extent {
+        frames: 1,
+        rows,
+        columns,
+    };
+    let width = |level: usize| {
+        let multiplier = config.dim_mult.get(level).copied().unwrap_or(1);
+        number(config.base_dim) * number(multiplier)
+    };
+    let levels = config.temperal_downsample.len();
+    let (mut channels, outputs) = (width(levels - 1), width(levels));
+    let mut sum = Operations::default();
+    for _ in 0..config.num_res_blocks {
+        sum = sum + at.residual(channels, outputs);
+        channels = outputs;
     }
     let moments = 2 * number(config.z_dim);
     sum + at.mid(channels)

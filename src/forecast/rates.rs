@@ -80,7 +80,7 @@ impl Rates {
         let heads = noise(&[1, HEADS, TOKENS, HEAD_DIM])?;
         let work = 4.0 * f64::from(TOKENS).powi(2) * f64::from(HEADS * HEAD_DIM);
         let attention = per_second(work, || {
-            Ok(attention(&heads, &heads, &heads, 0.1, None)?.eval()?)
+            Ok(attention(&heads, &heads, &heads, 0.1, None, backend.score_bytes)?.eval()?)
         })?;
         let source = vec![1_f32; (SIDE * SIDE) as usize];
         let copies = per_second(4.0 * side * side, || {

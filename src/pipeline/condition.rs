@@ -34,9 +34,7 @@ pub fn encode_condition(
 ) -> Result<Condition> {
     let [frames, height, width] = plan.latent_grid();
     let grid = [frames, height, width];
-    let tiling = backend
-        .vae_budget
-        .and_then(|budget| choose_encode_tiling(&checkpoint.vae, backend, grid, budget));
+    let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     progress.start(Phase::Image, steps(tiling, grid));
     progress.detail("loading the VAE's encoder");
     let encoder = checkpoint.load_vae_encoder(backend)?;

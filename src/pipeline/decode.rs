@@ -29,9 +29,7 @@ pub fn decode_clip(
 ) -> Result<()> {
     let latent_frames = latents.dim(1);
     let grid = [latent_frames, latents.dim(2), latents.dim(3)];
-    let tiling = backend
-        .vae_budget
-        .and_then(|budget| choose_decode_tiling(&checkpoint.vae, backend, grid, budget));
+    let tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
     progress.start(Phase::Decoding, steps(tiling, grid));
     progress.detail("loading the VAE's decoder");
     let decoder = checkpoint.load_vae_decoder(backend)?;

@@ -1,5 +1,7 @@
 //! From noise to latents, with one expert in memory at a time.
 
+use std::iter;
+
 use anyhow::{Context, Result, bail, ensure};
 use mlx_rs::{Array, memory};
 
@@ -7,7 +9,7 @@ use super::cache::StepCache;
 use super::condition::Condition;
 use super::progress::{Phase, Progress};
 use super::text::{EncodedPrompts, TEXT_LEN};
-use crate::backend::{Backend, all_finite, to_host};
+use crate::backend::{Backend, all_finite, to_host, wire};
 use crate::checkpoint::{Checkpoint, Expert};
 use crate::dump::Dump;
 use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
@@ -130,6 +132,7 @@ impl<'a> Denoiser<'a> {
             progress.advance();
         }
         self.loaded = None;
+        wire(0);
         memory::clear_cache()?;
         progress.finish();
         Ok(self.latents.clone())
@@ -158,48 +161,47 @@ impl<'a> Denoiser<'a> {
                 index + 1
             )
         };
-        let mut pass = Pass {
+        let tokens = loaded.dit.embed_noise(&self.latents, &loaded.condition)?;
+        let pass = Pass {
+            dit: &loaded.dit,
+            rope: &loaded.rope,
             time: loaded.dit.embed_time(timestep)?,
-            tokens: loaded.dit.embed_noise(&self.latents, &loaded.condition)?,
-            start: None,
+            tokens,
             latents: &self.latents,
             method: self.settings.cache.method,
-            may_reuse: false,
         };
+        let guided = self.settings.guide_interval.covers(index, steps);
+        self.passes.unguided += usize::from(loaded.negative.is_some() && !guided);
+        let negative = loaded.negative.as_mut().filter(|_| guided);
+        let mut voices: Vec<&mut Voice> = iter::once(&mut loaded.prompt).chain(negative).collect();
         // The first guided step after unguided ones has nothing to reuse for the negative prompt,
         // and guidance between a new and an old prediction would magnify their difference in age.
-        let guided = self.settings.guide_interval.covers(index, steps);
-        let negative = loaded.negative.as_ref().filter(|_| guided);
-        let ready = [Some(&loaded.prompt), negative]
-            .into_iter()
-            .flatten()
-            .all(|voice| voice.reusable.is_some());
+        let ready = voices.iter().all(|voice| voice.reusable.is_some());
         let left = steps - index - 1;
-        pass.may_reuse = loaded
+        let skips = loaded
             .cache
             .may_skip(&self.latents, &pass.time, left, ready)?;
-        let time_projection = pass.time.projection.clone();
-        let scale = self.settings.guide_scale.of(expert);
-        let (cond, computed) = predict(&loaded.dit, &loaded.rope, &mut pass, &mut loaded.prompt)
-            .with_context(place)?;
-        self.passes.count(computed);
-        if computed {
-            loaded.cache.note(&self.latents, &cond)?;
+        let joint = loaded.rope.tokens() <= self.backend.joint_tokens;
+        let predictions = match skips {
+            true => pass.reuse(&voices),
+            false => pass.compute(&mut voices, joint),
         }
-        let mut uncond = None;
-        let velocity = match &mut loaded.negative {
-            Some(negative) if guided => {
-                let (prediction, computed) =
-                    predict(&loaded.dit, &loaded.rope, &mut pass, negative).with_context(place)?;
-                self.passes.count(computed);
-                let velocity = guide(&cond, &prediction, scale)?;
-                uncond = Some(prediction);
-                velocity
-            }
-            negative => {
-                self.passes.unguided += usize::from(negative.is_some());
-                cond.clone()
-            }
+        .with_context(place)?;
+        let time_projection = pass.time.projection;
+        let (cond, uncond) = match predictions.as_slice() {
+            [cond] => (cond, None),
+            [cond, uncond] => (cond, Some(uncond)),
+            _ => bail!("{} predictions for a step", predictions.len()),
+        };
+        if skips {
+            self.passes.reused += predictions.len();
+        } else {
+            self.passes.computed += predictions.len();
+            loaded.cache.note(&self.latents, cond)?;
+        }
+        let velocity = match uncond {
+            Some(uncond) => guide(cond, uncond, self.settings.guide_scale.of(expert))?,
+            None => cond.clone(),
         };
         self.latents = self.sampler.step(&self.latents, &velocity)?;
         self.latents.eval()?;
@@ -212,8 +214,8 @@ impl<'a> Denoiser<'a> {
         if let Some(dump) = dump {
             let name = |what: &str| format!("step_{index:03}_{what}");
             dump.array(&name("time"), &time_projection)?;
-            dump.array(&name("cond"), &cond)?;
-            if let Some(uncond) = &uncond {
+            dump.array(&name("cond"), cond)?;
+            if let Some(uncond) = uncond {
                 dump.array(&name("uncond"), uncond)?;
             }
             dump.array(&name("latents"), &self.latents)?;
@@ -235,6 +237,7 @@ impl<'a> Denoiser<'a> {
         memory::clear_cache()?;
         progress.detail(&format!("loading the {expert} expert"));
         let dit = self.checkpoint.load_expert(expert, self.backend)?;
+        wire(memory::active_memory()? as u64);
         let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
         let patch = dit.config().patch_size;
         let tokens = [0, 1, 2].map(|axis| grid[axis] / patch[axis]);
@@ -274,93 +277,108 @@ impl<'a> Denoiser<'a> {
     }
 }
 
-impl Passes {
-    fn count(&mut self, computed: bool) {
-        self.computed += usize::from(computed);
-        self.reused += usize::from(!computed);
-    }
-}
-
-/// What both passes of a step have in common.
+/// What the passes of a step have in common.
 struct Pass<'a> {
+    dit: &'a Dit,
+    rope: &'a Rope,
     time: TimeEmbedding,
     tokens: Array,
-    /// The part that no prompt has a share in, once it is needed.
-    start: Option<Array>,
     latents: &'a Array,
     method: CacheMethod,
-    may_reuse: bool,
 }
 
-/// A prediction, and whether it was computed.
-fn predict(dit: &Dit, rope: &Rope, pass: &mut Pass, voice: &mut Voice) -> Result<(Array, bool)> {
-    let grid = [1, 2, 3].map(|axis| pass.latents.dim(axis));
-    if let (true, Some(reusable)) = (pass.may_reuse, &voice.reusable) {
-        let velocity = match pass.method {
-            CacheMethod::TeaCache { .. } => {
-                dit.head(&pass.tokens.add(reusable)?, &pass.time, grid)?
-            }
-            _ => pass.latents.add(reusable)?,
+impl Pass<'_> {
+    fn grid(&self) -> [i32; 3] {
+        [1, 2, 3].map(|axis| self.latents.dim(axis))
+    }
+
+    /// The prediction for each prompt, from what its last pass left.
+    fn reuse(&self, voices: &[&mut Voice]) -> Result<Vec<Array>> {
+        let reused = voices.iter().filter_map(|voice| voice.reusable.as_ref());
+        reused
+            .map(|reusable| {
+                Ok(match self.method {
+                    CacheMethod::TeaCache { .. } => {
+                        self.dit
+                            .head(&self.tokens.add(reusable)?, &self.time, self.grid())?
+                    }
+                    _ => self.latents.add(reusable)?,
+                })
+            })
+            .collect()
+    }
+
+    /// The prediction for each prompt, from the network: `joint`, or one after the other.
+    fn compute(&self, voices: &mut [&mut Voice], joint: bool) -> Result<Vec<Array>> {
+        let (dit, time) = (self.dit, &self.time);
+        let start = dit.start(&self.tokens, time, self.rope)?;
+        if let ([cond, uncond], true) = (&mut *voices, joint) {
+            let both = [cond.kv.as_slice(), uncond.kv.as_slice()];
+            let x = dit.finish_both(&start, time, self.rope, both, &mut |_, _| Ok(()))?;
+            return x
+                .iter()
+                .zip(voices)
+                .map(|(x, voice)| self.conclude(x, voice, &start))
+                .collect();
+        }
+        voices
+            .iter_mut()
+            .map(|voice| {
+                let x = dit.finish(&start, time, self.rope, &voice.kv, &mut |_, _| Ok(()))?;
+                self.conclude(&x, voice, &start)
+            })
+            .collect()
+    }
+
+    /// From the last block's output to the checked prediction, leaving in `voice` what a later
+    /// step may reuse.
+    fn conclude(&self, x: &Array, voice: &mut Voice, start: &Array) -> Result<Array> {
+        let velocity = self.dit.head(x, &self.time, self.grid())?;
+        self.check(start, &voice.kv, &velocity)?;
+        voice.reusable = match self.method {
+            CacheMethod::Off => None,
+            CacheMethod::TeaCache { .. } => Some(x.subtract(&self.tokens)?),
+            CacheMethod::EasyCache { .. } => Some(velocity.subtract(self.latents)?),
         };
-        return Ok((velocity, false));
+        if let Some(reusable) = &voice.reusable {
+            reusable.eval()?;
+        }
+        Ok(velocity)
     }
-    let start = match pass.start.take() {
-        Some(start) => start,
-        None => dit.start(&pass.tokens, &pass.time, rope)?,
-    };
-    let x = dit.finish(&start, &pass.time, rope, &voice.kv, &mut |_, _| Ok(()))?;
-    let velocity = dit.head(&x, &pass.time, grid)?;
-    check(dit, rope, pass, &start, &voice.kv, &velocity)?;
-    voice.reusable = match pass.method {
-        CacheMethod::Off => None,
-        CacheMethod::TeaCache { .. } => Some(x.subtract(&pass.tokens)?),
-        CacheMethod::EasyCache { .. } => Some(velocity.subtract(pass.latents)?),
-    };
-    if let Some(reusable) = &voice.reusable {
-        reusable.eval()?;
-    }
-    pass.start = Some(start);
-    Ok((velocity, true))
-}
 
-/// Refuses a broken prediction: kernels that overflow leave NaN or nothing, which would
-/// otherwise show as a black clip hours later.
-fn check(
-    dit: &Dit,
-    rope: &Rope,
-    pass: &Pass,
-    start: &Array,
-    kv: &[CrossKv],
-    velocity: &Array,
-) -> Result<()> {
-    let values = to_host(velocity)?;
-    let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
-    for &value in &values {
-        sum += f64::from(value);
-        squares += f64::from(value) * f64::from(value);
-    }
-    let count = values.len().max(1) as f64;
-    let variance = squares / count - (sum / count).powi(2);
-    if !squares.is_finite() {
-        // Once more, to name the first block whose output is not finite.
-        let mut first = None;
-        dit.finish(start, &pass.time, rope, kv, &mut |block, x| {
-            if first.is_none() && !all_finite(x)? {
-                first = Some(block);
-            }
-            Ok(())
-        })?;
-        bail!(
-            "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
+    /// Refuses a broken prediction: kernels that overflow leave NaN or nothing, which would
+    /// otherwise show as a black clip hours later.
+    fn check(&self, start: &Array, kv: &[CrossKv], velocity: &Array) -> Result<()> {
+        let values = to_host(velocity)?;
+        let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
+        for &value in &values {
+            sum += f64::from(value);
+            squares += f64::from(value) * f64::from(value);
+        }
+        let count = values.len().max(1) as f64;
+        let variance = squares / count - (sum / count).powi(2);
+        if !squares.is_finite() {
+            // Once more, to name the first block whose output is not finite.
+            let mut first = None;
+            self.dit
+                .finish(start, &self.time, self.rope, kv, &mut |block, x| {
+                    if first.is_none() && !all_finite(x)? {
+                        first = Some(block);
+                    }
+                    Ok(())
+                })?;
+            bail!(
+                "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
+                     and please report it",
+                first.map_or("the output head".into(), |block| format!("block {block}"))
+            );
+        }
+        ensure!(
+            values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,
+            "the prediction has collapsed to {:.3e} everywhere; try --dtype f32 or --device cpu \
                  and please report it",
-            first.map_or("the output head".into(), |block| format!("block {block}"))
+            sum / count
         );
+        Ok(())
     }
-    ensure!(
-        values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,
-        "the prediction has collapsed to {:.3e} everywhere; try --dtype f32 or --device cpu \
-             and please report it",
-        sum / count
-    );
-    Ok(())
 }

@@ -24,6 +24,7 @@ use mlx_rs::Array;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
+use crate::forecast::{Budget, Clip, Tokens, fit};
 use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 use crate::media::picture::Picture;
 use crate::noise;
@@ -82,6 +83,24 @@ impl Job {
             warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
         }
         warnings
+    }
+
+    /// `backend` as the clip fits into `budget`; see [`fit`].
+    ///
+    /// # Errors
+    /// As [`fit`].
+    pub fn fit(&self, backend: Backend, budget: Budget) -> Result<Backend> {
+        let clip = Clip {
+            request: &self.request,
+            checkpoint: &self.checkpoint,
+            picture: (self.picture.width(), self.picture.height()),
+            plan: &self.plan,
+            tokens: Tokens {
+                prompt: self.prompts.prompt.ids.len(),
+                negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
+            },
+        };
+        fit(clip, backend, budget)
     }
 
     /// Makes the clip.

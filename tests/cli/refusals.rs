@@ -65,6 +65,15 @@ fn settings_out_of_range_name_their_flag() {
             &["--guide-interval 0.5,0.5"],
         ),
         (
+            &["--memory-budget", "0.11", "--size", "256x256"],
+            &[
+                "--memory-budget 0.110",
+                "weights",
+                "it would fit with",
+                "allow more with --memory-budget 0.",
+            ],
+        ),
+        (
             &["--guide-interval", "-0.1,1"],
             &["--guide-interval -0.1,1"],
         ),

@@ -25,7 +25,7 @@ fn forward(part: &Part, config: &DitConfig, backend: Backend, bits: Option<Bits>
         backend,
         bits,
     };
-    let dit = Dit::load(config, &mut loader).unwrap();
+    let dit = Dit::load(config, &mut loader, backend).unwrap();
     let [frames, rows, columns] = GRID;
     let latents = input("latents", &[36, frames, rows, columns], 1.7);
     let text = input("text", &[40, config.text_dim], 0.3);

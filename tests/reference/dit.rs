@@ -1,7 +1,7 @@
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, stack};
-use wan_i2v::backend::{Precision, to_host};
+use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
 use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid, unpatchify};
 use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
@@ -9,10 +9,18 @@ use wan_i2v::model::{Role, TensorSource};
 
 use crate::support::{Case, Golden, relative_error};
 
+/// Whole sequences, one pass after the other.
+const BACKEND: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
+
 pub const EXPERTS: [(&str, &str); 2] = [("high", "transformer"), ("low", "transformer_2")];
 
 pub fn load(case: &Case, part: &'static str, precision: Precision) -> Dit {
-    Dit::load(&case.config(part), &mut case.source(part, precision)).unwrap()
+    Dit::load(
+        &case.config(part),
+        &mut case.source(part, precision),
+        BACKEND,
+    )
+    .unwrap()
 }
 
 /// The tables of the case's token grid.

@@ -334,18 +334,25 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
     config.base_dim = 96;
     for grid in [[21, 60, 104], [21, 90, 160], [1, 13, 40], [21, 104, 60]] {
         type Peak = fn(&VaeConfig, Backend, [i32; 3], Option<Tiling>) -> u64;
-        type Choose = fn(&VaeConfig, Backend, [i32; 3], u64) -> Option<Tiling>;
+        type Choose = fn(&VaeConfig, Backend, [i32; 3]) -> Option<Tiling>;
         let both: [(Peak, Choose); 2] = [
             (decode_peak_bytes, choose_decode_tiling),
             (encode_peak_bytes, choose_encode_tiling),
         ];
         for (bytes, choose) in both {
             let whole = bytes(&config, F32, grid, None);
-            assert_eq!(choose(&config, F32, grid, whole), None);
+            let within = |budget| {
+                let backend = Backend {
+                    vae_budget: Some(budget),
+                    ..F32
+                };
+                choose(&config, backend, grid)
+            };
+            assert_eq!(within(whole), None);
             let mut last = u64::MAX;
             for part in [1, 2, 3, 5, 1000] {
                 let budget = (whole - 1) / part;
-                let tiling = choose(&config, F32, grid, budget).unwrap();
+                let tiling = within(budget).unwrap();
                 tiling.validate().unwrap();
                 assert_eq!(tiling.overlap, OVERLAP);
                 let needed = bytes(&config, F32, grid, Some(tiling));

@@ -97,7 +97,7 @@ pub fn specs(configs: &Path, part: &str) -> Result<Vec<TensorSpec>> {
             VaeDecoder::load(&config, &mut recorder, backend)?;
         }
         "text_encoder" => drop(Umt5::load(&read(&path)?, &mut recorder)?),
-        _ => drop(Dit::load(&read(&path)?, &mut recorder)?),
+        _ => drop(Dit::load(&read(&path)?, &mut recorder, backend)?),
     }
     Ok(recorder.specs)
 }

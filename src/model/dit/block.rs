@@ -2,13 +2,18 @@
 
 use anyhow::Result;
 use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
 use super::{DitConfig, Rope};
-use crate::backend::attention;
+use crate::backend::{Backend, attention, rows};
 use crate::model::layers::{Linear, f32, gelu_tanh};
 use crate::model::{Role, TensorSource};
+
+/// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
+pub const SETTLED_BYTES: usize = 1 << 20;
 
 /// A block's cross-attention keys and values for one prompt: `[1, heads, rows, head_dim]` each, in
 /// the matmul dtype.
@@ -87,16 +92,15 @@ impl Attention {
         x.reshape(&[x.dim(0), self.heads, self.head_dim])
     }
 
-    /// Attention of `[1, heads, n, head_dim]` operands and the output projection: `[n, dim]`.
-    fn attend(&self, q: &Array, kv: &CrossKv) -> MlxResult<Array> {
+    /// Attention of `[1, heads, n, head_dim]` queries, before the output projection: `[n, dim]`.
+    fn weigh(&self, q: &Array, kv: &CrossKv, score_bytes: u64) -> MlxResult<Array> {
         let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
         let q = q.as_dtype(kv.values.dtype())?;
-        let out = attention(&q, &kv.keys, &kv.values, scale, kv.weights.as_ref())?;
+        let weights = kv.weights.as_ref();
+        let out = attention(&q, &kv.keys, &kv.values, scale, weights, score_bytes)?;
         let tokens = out.dim(2);
-        let joined = out
-            .transpose_axes(&[0, 2, 1, 3])?
-            .reshape(&[tokens, self.heads * self.head_dim])?;
-        self.to_out.forward(&joined)
+        out.transpose_axes(&[0, 2, 1, 3])?
+            .reshape(&[tokens, self.heads * self.head_dim])
     }
 }
 
@@ -117,12 +121,14 @@ pub(super) struct Block {
     /// `[6, dim]`, float32.
     scale_shift_table: Array,
     eps: f32,
+    backend: Backend,
 }
 
 impl Block {
     pub(super) fn load(
         config: &DitConfig,
         source: &mut dyn TensorSource,
+        backend: Backend,
         name: &str,
     ) -> Result<Self> {
         let dim = config.dim();
@@ -152,6 +158,7 @@ impl Block {
                 )?
                 .reshape(&[6, dim])?,
             eps: config.eps,
+            backend,
         })
     }
 
@@ -160,7 +167,7 @@ impl Block {
     pub(super) fn cross_kv(&self, context: &Array, copies: i32) -> MlxResult<CrossKv> {
         let values = heads_first(&self.cross_attention.values(context)?)?;
         let keys = heads_first(&self.cross_attention.keys(context)?)?.as_dtype(values.dtype())?;
-        mlx_rs::transforms::eval([&keys, &values])?;
+        eval([&keys, &values])?;
         // Equal keys share one softmax term: n e^s = e^(s + ln n).
         let weights = (copies > 1).then(|| {
             let mut weights = vec![0.0; context.dim(0) as usize];
@@ -176,41 +183,205 @@ impl Block {
         })
     }
 
-    /// The block's first half, self-attention, which no prompt has a part in: `x` `[tokens, dim]`,
-    /// float32, to the same; `time` is the projection `[6, dim]`.
+    /// The block's first half, self-attention, which no prompt has a part in: `x`
+    /// `[copies * tokens, dim]`, float32, to the same; `time` is the projection `[6, dim]`. Copies
+    /// of the sequence share the products and attend to themselves alone.
     pub(super) fn attend_self(&self, x: &Array, time: &Array, rope: &Rope) -> MlxResult<Array> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
-        // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
-        let h = fast::layer_norm(x, &modulation.one_plus(1)?, &modulation.row(0)?, self.eps)?;
-        let values = heads_first(&self.self_attention.values(&h)?)?;
-        let keys =
-            heads_first(&rope.rotate(&self.self_attention.keys(&h)?)?)?.as_dtype(values.dtype())?;
-        let queries = heads_first(&rope.rotate(&self.self_attention.queries(&h)?)?)?;
-        let kv = CrossKv {
-            keys,
-            values,
-            weights: None,
-        };
-        let h = self.self_attention.attend(&queries, &kv)?;
-        x.add(f32(&h)?.multiply(modulation.row(2)?)?)
+        let tokens = rope.tokens();
+        if x.dim(0) == tokens && tokens > self.backend.chunk_rows {
+            return self.attend_self_in_chunks(x, &modulation, rope);
+        }
+        let h = self.modulated(x, &modulation, 0)?;
+        let attention = &self.self_attention;
+        let copies = x.dim(0) / tokens.max(1);
+        let values = attention.values(&h)?;
+        settle(x, &[&h, &values])?;
+        let keys = of_copies(&attention.keys(&h)?, copies, |keys| {
+            heads_first(&rope.rotate(keys)?)?.as_dtype(values.dtype())
+        })?;
+        settle(x, &keys.iter().collect::<Vec<_>>())?;
+        let queries = of_copies(&attention.queries(&h)?, copies, |queries| {
+            heads_first(&rope.rotate(queries)?)?.as_dtype(values.dtype())
+        })?;
+        drop(h);
+        settle(x, &queries.iter().collect::<Vec<_>>())?;
+        let values = of_copies(&values, copies, heads_first)?;
+        let weighed = queries
+            .into_iter()
+            .zip(keys.into_iter().zip(values))
+            .map(|(queries, (keys, values))| {
+                let kv = CrossKv {
+                    keys,
+                    values,
+                    weights: None,
+                };
+                attention.weigh(&queries, &kv, self.backend.score_bytes)
+            })
+            .collect::<MlxResult<Vec<_>>>()?;
+        let weighed = joined(weighed)?;
+        settle(x, &[&weighed])?;
+        let h = attention.to_out.forward(&weighed)?;
+        drop(weighed);
+        let out = x.add(f32(&h)?.multiply(modulation.row(2)?)?)?;
+        drop(h);
+        settle(x, &[&out])?;
+        Ok(out)
     }
 
-    /// The second half, cross-attention and feed-forward; shapes as in [`Self::attend_self`].
-    pub(super) fn attend_text(&self, x: &Array, time: &Array, cross: &CrossKv) -> MlxResult<Array> {
+    /// [`Self::attend_self`] of one sequence, [`Backend::chunk_rows`] at a time: beside keys and
+    /// values only a chunk's activations exist at once. Evaluated.
+    fn attend_self_in_chunks(
+        &self,
+        x: &Array,
+        modulation: &Modulation,
+        rope: &Rope,
+    ) -> MlxResult<Array> {
+        let attention = &self.self_attention;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
+            let h = self.modulated(&rows(x, start, end)?, modulation, 0)?;
+            let value = heads_first(&attention.values(&h)?)?;
+            let key = rope.part(start, end)?.rotate(&attention.keys(&h)?)?;
+            let key = heads_first(&key)?.as_dtype(value.dtype())?;
+            eval([&key, &value])?;
+            keys.push(key);
+            values.push(value);
+        }
+        let kv = CrossKv {
+            keys: concatenate(&keys, 2)?,
+            values: concatenate(&values, 2)?,
+            weights: None,
+        };
+        eval([&kv.keys, &kv.values])?;
+        drop((keys, values));
+        let mut out = Vec::new();
+        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
+            let x = rows(x, start, end)?;
+            let h = self.modulated(&x, modulation, 0)?;
+            let queries = rope.part(start, end)?.rotate(&attention.queries(&h)?)?;
+            let score_bytes = self.backend.score_bytes;
+            let weighed = attention.weigh(&heads_first(&queries)?, &kv, score_bytes)?;
+            let h = attention.to_out.forward(&weighed)?;
+            let x = x.add(f32(&h)?.multiply(modulation.row(2)?)?)?;
+            x.eval()?;
+            out.push(x);
+        }
+        drop(kv);
+        let out = concatenate(&out, 0)?;
+        out.eval()?;
+        Ok(out)
+    }
+
+    /// The second half, cross-attention and feed-forward; shapes as in [`Self::attend_self`], a
+    /// prompt for each copy.
+    pub(super) fn attend_text(
+        &self,
+        x: &Array,
+        time: &Array,
+        prompts: &[&CrossKv],
+    ) -> MlxResult<Array> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
+        if prompts.len() > 1 || x.dim(0) <= self.backend.chunk_rows {
+            return self.attend_text_rows(x, &modulation, prompts);
+        }
+        // Every row by itself from here on.
+        let mut out = Vec::new();
+        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
+            let x = self.attend_text_rows(&rows(x, start, end)?, &modulation, prompts)?;
+            x.eval()?;
+            out.push(x);
+        }
+        let out = concatenate(&out, 0)?;
+        out.eval()?;
+        Ok(out)
+    }
+
+    fn attend_text_rows(
+        &self,
+        x: &Array,
+        modulation: &Modulation,
+        prompts: &[&CrossKv],
+    ) -> MlxResult<Array> {
         let h = match &self.cross_norm {
             Some((weight, bias)) => fast::layer_norm(x, weight, bias, self.eps)?,
             None => x.clone(),
         };
-        let queries = heads_first(&self.cross_attention.queries(&h)?)?;
-        let x = x.add(f32(&self.cross_attention.attend(&queries, cross)?)?)?;
+        let queries = self.cross_attention.queries(&h)?;
+        drop(h);
+        settle(x, &[&queries])?;
+        let queries = of_copies(&queries, prompts.len() as i32, heads_first)?;
+        let weighed = queries
+            .into_iter()
+            .zip(prompts)
+            .map(|(queries, prompt)| {
+                let score_bytes = self.backend.score_bytes;
+                self.cross_attention.weigh(&queries, prompt, score_bytes)
+            })
+            .collect::<MlxResult<Vec<_>>>()?;
+        let weighed = joined(weighed)?;
+        let x = x.add(f32(&self.cross_attention.to_out.forward(&weighed)?)?)?;
+        drop(weighed);
+        settle(&x, &[&x])?;
 
-        let h = fast::layer_norm(&x, &modulation.one_plus(4)?, &modulation.row(3)?, self.eps)?;
+        let h = self.modulated(&x, modulation, 3)?;
         let h = self
             .ffn_out
             .forward(&gelu_tanh(&self.ffn_in.forward(&h)?)?)?;
         x.add(f32(&h)?.multiply(modulation.row(5)?)?)
     }
+
+    /// LayerNorm, shifted by modulation vector `shift` and scaled by the one after it.
+    fn modulated(&self, x: &Array, modulation: &Modulation, shift: i32) -> MlxResult<Array> {
+        // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
+        let scale = modulation.one_plus(shift + 1)?;
+        fast::layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
+    }
+}
+
+/// Evaluates `arrays` when they belong to a long sequence `x`: MLX allocates all buffers of a
+/// graph before its first kernel is done, and frees none while they wait. For a short one waiting
+/// costs more than the memory.
+fn settle(x: &Array, arrays: &[&Array]) -> MlxResult<()> {
+    if x.nbytes() > SETTLED_BYTES {
+        eval(arrays.iter().copied())?;
+    }
+    Ok(())
+}
+
+/// `f` of each of the `copies` that follow each other in the rows of `all`.
+fn of_copies(
+    all: &Array,
+    copies: i32,
+    f: impl Fn(&Array) -> MlxResult<Array>,
+) -> MlxResult<Vec<Array>> {
+    if copies == 1 {
+        return Ok(vec![f(all)?]);
+    }
+    let tokens = all.dim(0) / copies.max(1);
+    (0..copies)
+        .map(|copy| f(&rows(all, copy * tokens, (copy + 1) * tokens)?))
+        .collect()
+}
+
+/// Copies, one after the other in the rows.
+fn joined(mut copies: Vec<Array>) -> MlxResult<Array> {
+    match (copies.len(), copies.pop()) {
+        (1, Some(only)) => Ok(only),
+        (_, Some(last)) => {
+            copies.push(last);
+            concatenate(&copies, 0)
+        }
+        (_, None) => concatenate(&copies, 0),
+    }
+}
+
+/// Ranges of at most `most` that cover `count` rows.
+fn chunks(count: i32, most: i32) -> impl Iterator<Item = (i32, i32)> {
+    let most = most.max(1);
+    (0..count)
+        .step_by(most as usize)
+        .map(move |start| (start, start.saturating_add(most).min(count)))
 }
 
 /// A block's six modulation vectors at one timestep.

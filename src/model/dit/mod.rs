@@ -2,18 +2,20 @@
 //!
 //! Mirrors `WanModel` of Wan-Video/Wan2.2 (`wan/modules/model.py`) with diffusers' tensor names
 //! (`WanTransformer3DModel`). A clip is one sequence; guidance runs as separate passes, as the
-//! reference's do, so there is no batch axis.
+//! reference's do, or as two copies of the sequence one after the other, so there is no batch
+//! axis.
 
 mod block;
 mod embed;
 mod rope;
 
-pub use block::CrossKv;
+pub use block::{CrossKv, SETTLED_BYTES};
 pub use embed::{patchify, time_sinusoid, unpatchify};
 pub use rope::Rope;
 
 use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, fast};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::{Linear, Weight, f32, gelu_tanh, silu};
 use super::umt5::pad_rows;
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
+use crate::backend::{Backend, rows};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
@@ -159,7 +162,11 @@ impl Dit {
     ///
     /// # Errors
     /// Whatever the source refuses, with the tensor's name.
-    pub fn load(config: &DitConfig, source: &mut dyn TensorSource) -> Result<Self> {
+    pub fn load(
+        config: &DitConfig,
+        source: &mut dyn TensorSource,
+        backend: Backend,
+    ) -> Result<Self> {
         config.validate()?;
         let dim = config.dim();
         let [pt, ph, pw] = config.patch_size;
@@ -194,7 +201,7 @@ impl Dit {
         let text_out = linear("text_embedder.linear_2", dim, dim, Role::Matmul)?;
 
         let blocks = (0..config.num_layers)
-            .map(|i| Block::load(config, source, &format!("blocks.{i}")))
+            .map(|i| Block::load(config, source, backend, &format!("blocks.{i}")))
             .collect::<Result<Vec<_>>>()?;
         let head_values = config.out_channels * config.patch_volume();
         Ok(Self {
@@ -350,12 +357,39 @@ impl Dit {
         cross: &[CrossKv],
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
-        let mut x = start.clone();
-        for (i, (block, kv)) in self.blocks.iter().zip(cross).enumerate() {
+        self.finish_all(start.clone(), time, rope, &[cross], observe)
+    }
+
+    /// [`Self::finish`] for two prompts at once: the same sums, but each weight is read once.
+    pub fn finish_both(
+        &self,
+        start: &Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        cross: [&[CrossKv]; 2],
+        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
+    ) -> MlxResult<[Array; 2]> {
+        let tokens = start.dim(0);
+        let twice = concatenate(&[start, start], 0)?;
+        let x = self.finish_all(twice, time, rope, &cross, observe)?;
+        Ok([rows(&x, 0, tokens)?, rows(&x, tokens, 2 * tokens)?])
+    }
+
+    fn finish_all(
+        &self,
+        start: Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        cross: &[&[CrossKv]],
+        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
+    ) -> MlxResult<Array> {
+        let mut x = start;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let prompts: Vec<_> = cross.iter().filter_map(|kv| kv.get(i)).collect();
             if i > 0 {
                 x = block.attend_self(&x, &time.projection, rope)?;
             }
-            x = block.attend_text(&x, &time.projection, kv)?;
+            x = block.attend_text(&x, &time.projection, &prompts)?;
             // Block by block: one command buffer for a whole pass trips the GPU's watchdog
             // or its memory limit on long clips (ddalcu/mlx-serve#321).
             x.eval()?;

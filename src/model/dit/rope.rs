@@ -71,6 +71,19 @@ impl Rope {
         &self.sin
     }
 
+    /// Tokens of the grid.
+    pub fn tokens(&self) -> i32 {
+        self.cos.dim(0)
+    }
+
+    /// The tables of tokens `start..end`.
+    pub(super) fn part(&self, start: i32, end: i32) -> Result<Self> {
+        Ok(Self {
+            cos: self.cos.try_index(start..end)?,
+            sin: self.sin.try_index(start..end)?,
+        })
+    }
+
     /// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]`, float32.
     pub fn rotate(&self, x: &Array) -> Result<Array> {
         let shape = x.shape().to_vec();

@@ -104,6 +104,7 @@ struct AttentionBlock {
     norm: Norm,
     to_qkv: Conv,
     proj: Conv,
+    score_bytes: u64,
 }
 
 impl AttentionBlock {
@@ -118,6 +119,7 @@ impl AttentionBlock {
                 [channels, channels],
                 true,
             )?,
+            score_bytes: loader.backend.score_bytes,
         })
     }
 
@@ -129,7 +131,14 @@ impl AttentionBlock {
         let frames = (0..t)
             .map(|i| {
                 let part = |j: usize| rows(&parts[j], i, i + 1);
-                attention(&part(0)?, &part(1)?, &part(2)?, scale, None)
+                attention(
+                    &part(0)?,
+                    &part(1)?,
+                    &part(2)?,
+                    scale,
+                    None,
+                    self.score_bytes,
+                )
             })
             .collect::<MlxResult<Vec<_>>>()?;
         let out = concatenate(&frames, 0)?.reshape(&[t, h, w, c])?;

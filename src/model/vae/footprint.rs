@@ -6,7 +6,7 @@
 
 use super::conv::MIN_TAP_CHANNELS;
 use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
-use crate::backend::{Backend, ConvMethod, DeviceKind, MAX_SCORE_BYTES};
+use crate::backend::{Backend, ConvMethod, DeviceKind};
 
 /// What neighbouring tiles share, in latent rows and columns. With random weights 4 is the least
 /// that keeps 45 dB on average frames; 6 does so also when tiles are so small that every pixel
@@ -152,15 +152,14 @@ fn most(phases: &[Footprint]) -> u64 {
     phases.iter().map(Footprint::total).max().unwrap_or(0)
 }
 
-/// The tiling with the least work among those that decode within `budget` bytes; `None` when a
-/// whole frame does. When nothing fits, the one that takes the least.
+/// The tiling with the least work among those that decode within [`Backend::vae_budget`]; `None`
+/// when a whole frame does. When nothing fits, the one that takes the least.
 pub fn choose_decode_tiling(
     config: &VaeConfig,
     backend: Backend,
     grid: [i32; 3],
-    budget: u64,
 ) -> Option<Tiling> {
-    choose(grid, OVERLAP, budget, |tiling| {
+    choose(grid, OVERLAP, backend.vae_budget?, |tiling| {
         decode_peak_bytes(config, backend, grid, tiling)
     })
 }
@@ -170,9 +169,8 @@ pub fn choose_encode_tiling(
     config: &VaeConfig,
     backend: Backend,
     grid: [i32; 3],
-    budget: u64,
 ) -> Option<Tiling> {
-    choose(grid, OVERLAP, budget, |tiling| {
+    choose(grid, OVERLAP, backend.vae_budget?, |tiling| {
         encode_peak_bytes(config, backend, grid, tiling)
     })
 }
@@ -459,7 +457,7 @@ impl Meter {
         let c = x.channels;
         self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
         let tokens = values(&[x.size.h, x.size.w]);
-        let rows = (MAX_SCORE_BYTES as u64 / (VALUE * tokens.max(1))).clamp(1, tokens.max(1));
+        let rows = (self.backend.score_bytes / (VALUE * tokens.max(1))).clamp(1, tokens.max(1));
         let scores = rows * tokens;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
         self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
