@@ -288,6 +288,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         prompt: "the red circle moves up".into(),
         negative_prompt: None,
         output: "clip.mp4".into(),
+        strip: None,
         size: None,
         frames: Some(33),
         fps: None,

@@ -73,6 +73,7 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
         prompt: prompt.into(),
         negative_prompt: None,
         output: output.clone(),
+        strip: None,
         size: None,
         frames: None,
         fps: None,

@@ -13,6 +13,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
+use super::outputs::OutputArgs;
 use super::source;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
@@ -83,6 +84,9 @@ pub struct GenerateArgs {
     /// [default: the picture's name and the seed, in the current folder]
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     output: Option<PathBuf>,
+
+    #[command(flatten)]
+    beside: OutputArgs,
 
     #[command(flatten)]
     clip: ClipArgs,
@@ -348,6 +352,7 @@ impl ClipArgs {
             prompt: blank.prompt,
             negative_prompt: self.negative_prompt,
             output: blank.output,
+            strip: None,
             size: self.size.or(self.area),
             frames: self.frames,
             fps: self.fps,
@@ -400,7 +405,7 @@ impl GenerateArgs {
             dump: self.dump,
             ..request
         };
-        Ok((request, self.machine))
+        Ok((self.beside.apply(request), self.machine))
     }
 }
 

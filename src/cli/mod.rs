@@ -2,6 +2,7 @@
 
 mod args;
 mod display;
+mod outputs;
 mod plan;
 mod source;
 mod tools;

@@ -27,6 +27,7 @@ use crate::dump::Dump;
 use crate::forecast::{Budget, Clip, Tokens, fit};
 use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 use crate::media::picture::Picture;
+use crate::media::strip::{self, FilmStrip};
 use crate::noise;
 use crate::request::{Plan, Request};
 use crate::schedule::{Sampler, Schedule};
@@ -52,6 +53,10 @@ impl Job {
         let picture = Picture::open(&request.image).context("--image")?;
         check_writable(&request.output).context("--output")?;
         request.check_output_spares_image()?;
+        if let Some(strip) = &request.strip {
+            strip::check(strip).context("--strip")?;
+            request.check_spares_others("--strip", strip)?;
+        }
         let checkpoint = request.model.open(request.bits)?;
         // As many rows as columns, which opening the checkpoint checks.
         let patch = checkpoint.high.patch_size[1];
@@ -160,17 +165,30 @@ impl Job {
 
         let mut writer = ClipWriter::create(&request.output, &plan.clip_spec())
             .with_context(|| format!("--output {}", request.output.display()))?;
+        let strip = request.strip.as_deref();
+        let mut strip = strip
+            .map(|path| FilmStrip::new(path, plan.frames))
+            .transpose()
+            .context("--strip")?;
         decode_clip(
             &checkpoint,
             backend,
             &latents,
             dump,
             progress,
-            &mut |frame| writer.push(frame),
+            &mut |frame| {
+                if let Some(strip) = &mut strip {
+                    strip.push(frame);
+                }
+                writer.push(frame)
+            },
         )?;
         writer
             .finish()
             .with_context(|| format!("--output {}", request.output.display()))?;
+        if let Some(strip) = strip {
+            strip.finish().context("--strip; the clip is complete")?;
+        }
         Ok(Summary {
             seconds: start.elapsed().as_secs_f64(),
             passes,

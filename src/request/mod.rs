@@ -69,6 +69,8 @@ pub struct Request {
     pub negative_prompt: Option<String>,
     /// Where the clip goes: `.mp4`, `.gif`, or a folder for PNG frames.
     pub output: PathBuf,
+    /// Where a film strip of the clip goes, a PNG.
+    pub strip: Option<PathBuf>,
     /// Size of the clip.
     pub size: Option<Size>,
     /// Pixel frames, 4n + 1.
@@ -168,18 +170,47 @@ impl Request {
     /// Names both paths.
     pub fn check_output_spares_image(&self) -> Result<()> {
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let folder = self.image.parent().map(|parent| match parent {
-            parent if parent.as_os_str().is_empty() => Path::new("."),
-            parent => parent,
-        });
         let is_frame = self.image.file_name().is_some_and(is_frame_name);
         ensure!(
             !(same(&self.image, &self.output)
-                || is_frame && folder.is_some_and(|folder| same(folder, &self.output))),
+                || is_frame && same(folder_of(&self.image), &self.output)),
             "--output {}: the clip would replace the start picture {}; choose another folder or \
              name",
             self.output.display(),
             self.image.display()
+        );
+        Ok(())
+    }
+
+    /// Refuses a further output that would replace the picture, the clip or one of its frames.
+    ///
+    /// # Errors
+    /// Names `flag`, its path and what is there.
+    pub fn check_spares_others(&self, flag: &str, path: &Path) -> Result<()> {
+        // Where the file will be, though neither it nor the clip may be there yet.
+        let place = |path: &Path| {
+            Some((
+                folder_of(path).canonicalize().ok()?,
+                path.file_name()?.to_owned(),
+            ))
+        };
+        let here = place(path);
+        let is_frame = path.file_name().is_some_and(is_frame_name)
+            && matches!((folder_of(path).canonicalize(), self.output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        for (what, other) in [
+            ("the start picture", &self.image),
+            ("the clip", &self.output),
+        ] {
+            ensure!(
+                here.is_none() || here != place(other),
+                "{flag} {}: would replace {what}; choose another name",
+                path.display()
+            );
+        }
+        ensure!(
+            !is_frame,
+            "{flag} {}: is a frame of the clip; choose another name",
+            path.display()
         );
         Ok(())
     }
@@ -243,6 +274,14 @@ impl Request {
                 negative.to_owned()
             },
         })
+    }
+}
+
+/// The folder that a file is in, or is to be.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 

@@ -10,6 +10,7 @@ mod scratch;
 mod faults;
 mod refusals;
 mod runs;
+mod strips;
 mod tiny;
 
 use std::collections::BTreeSet;

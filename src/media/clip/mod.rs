@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
+pub(super) use output::temporary_file;
 pub use output::{OutputKind, check_writable};
 pub use png::is_frame_name;
 

@@ -1,0 +1,25 @@
+//! The flags of what is written beside the clip.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use wan_i2v::request::Request;
+
+/// What is written beside the clip.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Also write a film strip of the clip, its frames with their numbers, as PNG
+    #[arg(long, value_name = "PATH")]
+    strip: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// The request with these.
+    pub fn apply(self, request: Request) -> Request {
+        Request {
+            strip: self.strip,
+            ..request
+        }
+    }
+}

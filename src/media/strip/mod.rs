@@ -1,0 +1,151 @@
+//! A clip on one page: its frames side by side in rows, with their numbers.
+
+mod digits;
+
+use std::ffi::OsStr;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use image::codecs::png::PngEncoder;
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+
+use super::clip::temporary_file;
+
+/// The most frames at even distances; the clip's last one may come on top.
+const SHOWN: u32 = 25;
+/// The longer side of a frame on the page, in pixels: about this, for small frames that are
+/// enlarged, and exactly this for large ones.
+const SIDE: u32 = 240;
+/// The page is about as wide as this at most, in pixels.
+const WIDTH: u32 = 1600;
+/// Pixels between frames and around them.
+const GAP: u32 = 4;
+/// Pixels of the page for a dot of a digit.
+const DOT: u32 = 2;
+
+const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
+const INK: Rgb<u8> = Rgb([235, 235, 235]);
+
+/// Draws a film strip of a clip while its frames are made, and keeps nothing of them but small
+/// pictures.
+///
+/// Up to 25 frames are shown at even distances, the first and the last one always.
+#[derive(Debug)]
+pub struct FilmStrip {
+    target: PathBuf,
+    frames: u32,
+    distance: u32,
+    next: u32,
+    tiles: Vec<Tile>,
+}
+
+/// A picture on the page with its number.
+#[derive(Clone, Debug)]
+pub(crate) struct Tile {
+    pub number: u32,
+    pub picture: RgbImage,
+}
+
+impl FilmStrip {
+    /// A strip of a clip of `frames` frames, to be written to `target` as PNG.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn new(target: &Path, frames: u32) -> Result<Self> {
+        check(target)?;
+        Ok(Self {
+            target: target.to_owned(),
+            frames,
+            distance: frames.saturating_sub(1).div_ceil(SHOWN - 1).max(1),
+            next: 0,
+            tiles: Vec::new(),
+        })
+    }
+
+    /// Takes the clip's next frame.
+    pub fn push(&mut self, frame: &RgbImage) {
+        let number = self.next;
+        self.next += 1;
+        if number.is_multiple_of(self.distance) || number + 1 == self.frames {
+            self.tiles.push(Tile {
+                number,
+                picture: fit(frame, FilterType::Nearest),
+            });
+        }
+    }
+
+    /// Writes the strip; it appears under its name when it is complete.
+    ///
+    /// # Errors
+    /// When there was no frame, or it cannot be written.
+    pub fn finish(self) -> Result<()> {
+        ensure!(!self.tiles.is_empty(), "a film strip needs a frame");
+        write_png(&self.target, &page(&self.tiles))
+    }
+}
+
+/// Checks that a PNG can be put at `path`, without leaving a trace.
+///
+/// # Errors
+/// When its name does not end in `.png`, or nothing can be created there.
+pub fn check(path: &Path) -> Result<()> {
+    let extension = path.extension().and_then(OsStr::to_str);
+    ensure!(
+        extension.is_some_and(|e| e.eq_ignore_ascii_case("png")),
+        "{}: a PNG is written there; end its name in .png",
+        path.display()
+    );
+    ensure!(
+        !path.is_dir(),
+        "{}: is a folder; name a file in it",
+        path.display()
+    );
+    temporary_file(path).map(drop)
+}
+
+/// Writes a picture as PNG; it appears under its name when it is complete.
+pub(crate) fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut writer = BufWriter::new(temporary_file(path)?);
+    picture
+        .write_with_encoder(PngEncoder::new(&mut writer))
+        .with_context(cannot)?;
+    let file = writer.into_inner().with_context(cannot)?;
+    file.persist(path).with_context(cannot)?;
+    Ok(())
+}
+
+/// The picture at the size that it has on the page: large ones shrunk, small ones enlarged by a
+/// whole factor.
+pub(crate) fn fit(picture: &RgbImage, enlarge: FilterType) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let longer = width.max(height).max(1);
+    if longer <= SIDE {
+        let factor = SIDE / longer;
+        return imageops::resize(picture, width * factor, height * factor, enlarge);
+    }
+    let side = |side: u32| (side * SIDE / longer).max(1);
+    imageops::resize(picture, side(width), side(height), FilterType::Triangle)
+}
+
+/// Lays tiles of one size out in rows of about equal length.
+pub(crate) fn page(tiles: &[Tile]) -> RgbImage {
+    let (width, height) = tiles
+        .first()
+        .map_or((1, 1), |tile| tile.picture.dimensions());
+    let (column, row) = (width + GAP, height + digits::HEIGHT * DOT + 3 * GAP);
+    let count = tiles.len().max(1) as u32;
+    let most = (WIDTH / column).max(1);
+    let rows = count.div_ceil(most);
+    let columns = count.div_ceil(rows);
+    let mut page = RgbImage::from_pixel(columns * column + GAP, rows * row + GAP, PAPER);
+    for (tile, place) in tiles.iter().zip(0..) {
+        let left = place % columns * column + GAP;
+        let top = place / columns * row + GAP;
+        imageops::replace(&mut page, &tile.picture, left.into(), top.into());
+        digits::draw(&mut page, tile.number, (left, top + height + GAP), DOT, INK);
+    }
+    page
+}
