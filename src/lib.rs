@@ -3,12 +3,13 @@
 //! The flow of one clip: [`request`] -> [`text`] -> [`pipeline`] (text encoding, image
 //! condition, denoising with [`schedule`] and [`noise`], decoding) -> [`media`]. The networks
 //! are in [`model`], their weights come from [`checkpoint`], and [`backend`] is the one place
-//! that knows how MLX's backends differ.
+//! that knows how MLX's backends differ. A clip's file keeps a [`record`] of how it was made.
 
 pub mod backend;
 pub mod checkpoint;
 pub mod dump;
 pub mod forecast;
+mod hex;
 pub mod hub;
 mod limits;
 pub mod media;
@@ -16,6 +17,7 @@ pub mod model;
 pub mod noise;
 pub mod pipeline;
 pub mod pull;
+pub mod record;
 pub mod request;
 pub mod schedule;
 pub mod text;

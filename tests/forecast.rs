@@ -289,6 +289,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         negative_prompt: None,
         output: "clip.mp4".into(),
         strip: None,
+        metadata: true,
         size: None,
         frames: Some(33),
         fps: None,

@@ -74,6 +74,7 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
         negative_prompt: None,
         output: output.clone(),
         strip: None,
+        metadata: true,
         size: None,
         frames: None,
         fps: None,

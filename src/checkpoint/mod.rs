@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod encoding;
 mod files;
+mod fingerprint;
 pub mod gguf;
 pub mod header;
 pub mod inspect;

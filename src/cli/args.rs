@@ -14,6 +14,7 @@ use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request,
 use wan_i2v::schedule::Solver;
 
 use super::outputs::OutputArgs;
+use super::show::ShowArgs;
 use super::source;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
@@ -58,6 +59,7 @@ pub enum Command {
     Convert(ConvertArgs),
     Pull(PullArgs),
     Plan(Box<PlanArgs>),
+    Show(ShowArgs),
 }
 
 /// A clip.
@@ -353,6 +355,7 @@ impl ClipArgs {
             negative_prompt: self.negative_prompt,
             output: blank.output,
             strip: None,
+            metadata: true,
             size: self.size.or(self.area),
             frames: self.frames,
             fps: self.fps,

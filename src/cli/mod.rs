@@ -4,6 +4,7 @@ mod args;
 mod display;
 mod outputs;
 mod plan;
+mod show;
 mod source;
 mod tools;
 
@@ -62,6 +63,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Convert(args)), _) => print_path(args.run()?),
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
         (Some(Command::Plan(args)), _) => plan::run(*args),
+        (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }
 }

@@ -12,6 +12,10 @@ pub struct OutputArgs {
     /// Also write a film strip of the clip, its frames with their numbers, as PNG
     #[arg(long, value_name = "PATH")]
     strip: Option<PathBuf>,
+
+    /// Do not keep in the clip's file how it was made (see `wan-i2v show`)
+    #[arg(long)]
+    no_metadata: bool,
 }
 
 impl OutputArgs {
@@ -19,6 +23,7 @@ impl OutputArgs {
     pub fn apply(self, request: Request) -> Request {
         Request {
             strip: self.strip,
+            metadata: !self.no_metadata,
             ..request
         }
     }

@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::hex::to_hex;
+
 /// A file's hash; the file in the cache's `blobs` is named by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Hash {
@@ -94,10 +96,6 @@ impl Hasher {
             Self::GitBlob(hasher) => Hash::GitBlob(to_hex(&hasher.finalize())),
         }
     }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! * [`frames`]: frames as the VAE decodes them, to 8-bit RGB.
 //! * [`clip`]: 8-bit frames to an MP4, a GIF or a folder of PNG files.
 //! * [`strip`]: a clip's frames on one page.
+//! * [`tags`]: what a clip's file says of itself.
 //! * [`metrics`]: how alike two pictures are.
 
 pub mod clip;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod picture;
 mod resize;
 pub mod strip;
+pub mod tags;
 mod truncation;
 
 pub use resize::Resize;

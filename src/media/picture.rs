@@ -8,9 +8,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use ndarray::{Array3, ArrayView3};
+use sha2::{Digest, Sha256};
 
 use super::resize::{self, Resize};
 use super::truncation::is_truncated;
+use crate::hex::to_hex;
 
 /// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
 /// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
@@ -33,6 +35,7 @@ const MAX_ALLOC: u64 = 2 << 30;
 pub struct Picture {
     /// `[height, width, 3]` in [0, 1], in standard layout, no side zero.
     pixels: Array3<f32>,
+    sha256: Option<String>,
 }
 
 impl Picture {
@@ -87,7 +90,10 @@ impl Picture {
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
         image.apply_orientation(orientation);
-        Self::from_pixels(opaque_rgb(image)?)
+        Ok(Self {
+            sha256: Some(to_hex(&Sha256::digest(&content))),
+            ..Self::from_pixels(opaque_rgb(image)?)?
+        })
     }
 
     /// A picture from its pixels, `[height, width, 3]` in [0, 1].
@@ -107,6 +113,7 @@ impl Picture {
             } else {
                 pixels.as_standard_layout().into_owned()
             },
+            sha256: None,
         })
     }
 
@@ -123,6 +130,11 @@ impl Picture {
     /// The pixels, `[height, width, 3]` in [0, 1].
     pub fn pixels(&self) -> ArrayView3<'_, f32> {
         self.pixels.view()
+    }
+
+    /// The hash of the file it was read from, in hexadecimal digits.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
     }
 
     /// The picture at exactly `width` x `height` pixels, as `[height, width, 3]` in [-1, 1].

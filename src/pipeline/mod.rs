@@ -29,6 +29,7 @@ use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 use crate::media::picture::Picture;
 use crate::media::strip::{self, FilmStrip};
 use crate::noise;
+use crate::record::Record;
 use crate::request::{Plan, Request};
 use crate::schedule::{Sampler, Schedule};
 
@@ -124,6 +125,11 @@ impl Job {
         } = self;
         let dump = request.dump.as_deref().map(Dump::create).transpose()?;
         let dump = dump.as_ref();
+        let record = request
+            .metadata
+            .then(|| Record::new(&request, &plan, &picture, &checkpoint, backend))
+            .transpose()?;
+        let tags = record.map(|record| record.tags()).transpose()?;
 
         let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
 
@@ -163,11 +169,11 @@ impl Job {
         let passes = denoiser.passes();
         drop(denoiser);
 
-        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec())
+        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec(), tags.as_ref())
             .with_context(|| format!("--output {}", request.output.display()))?;
         let strip = request.strip.as_deref();
         let mut strip = strip
-            .map(|path| FilmStrip::new(path, plan.frames))
+            .map(|path| FilmStrip::new(path, plan.frames, tags))
             .transpose()
             .context("--strip")?;
         decode_clip(

@@ -90,6 +90,24 @@ impl FromStr for CacheSettings {
     }
 }
 
+/// As it is parsed, with every field.
+impl std::fmt::Display for CacheSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (method, threshold) = match self.method {
+            CacheMethod::Off => return f.write_str("off"),
+            CacheMethod::TeaCache { threshold } => ("teacache", threshold),
+            CacheMethod::EasyCache { threshold } => ("easycache", threshold),
+        };
+        let Self {
+            retention, cutoff, ..
+        } = self;
+        write!(
+            f,
+            "{method},threshold={threshold},retention={retention},cutoff={cutoff}"
+        )
+    }
+}
+
 impl CacheSettings {
     /// Takes what a model's own settings know of it.
     ///
@@ -103,5 +121,26 @@ impl CacheSettings {
         );
         self.polynomial = polynomial.to_vec();
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_written_as_they_are_parsed() {
+        for (given, written) in [
+            ("off,cutoff=1", "off"),
+            ("teacache", "teacache,threshold=0.02,retention=1,cutoff=1"),
+            (
+                "easycache,threshold=0.1,retention=3,cutoff=2",
+                "easycache,threshold=0.1,retention=3,cutoff=2",
+            ),
+        ] {
+            let settings: CacheSettings = given.parse().unwrap();
+            assert_eq!(settings.to_string(), written);
+            assert_eq!(written.parse::<CacheSettings>().unwrap(), settings);
+        }
     }
 }

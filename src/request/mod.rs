@@ -71,6 +71,8 @@ pub struct Request {
     pub output: PathBuf,
     /// Where a film strip of the clip goes, a PNG.
     pub strip: Option<PathBuf>,
+    /// Whether the clip's file keeps how it was made (see [`crate::record`]).
+    pub metadata: bool,
     /// Size of the clip.
     pub size: Option<Size>,
     /// Pixel frames, 4n + 1.

@@ -8,6 +8,7 @@ mod portable;
 mod scratch;
 
 mod faults;
+mod metadata;
 mod refusals;
 mod runs;
 mod strips;

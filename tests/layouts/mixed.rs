@@ -63,7 +63,15 @@ fn frames(work: &Path, output: &str, flags: &[(&str, &Path)]) -> Vec<Vec<u8>> {
     command.current_dir(work);
     command.args(["--image", "start.png", "--prompt", "a cat in the rain"]);
     command.args(["--output", output, "--size", "32x32", "--frames", "5"]);
-    command.args(["--steps", "2", "--seed", "7", "--device", "cpu"]);
+    command.args([
+        "--steps",
+        "2",
+        "--seed",
+        "7",
+        "--device",
+        "cpu",
+        "--no-metadata",
+    ]);
     for (flag, path) in flags {
         command.arg(flag).arg(path);
     }

@@ -29,7 +29,7 @@ fn frames(width: u32, height: u32, count: u32) -> Vec<RgbImage> {
 
 fn write(path: &Path, frames: &[RgbImage], fps: f64) -> anyhow::Result<()> {
     let (width, height) = frames.first().map_or((64, 64), |f| f.dimensions());
-    let mut writer = ClipWriter::create(path, &ClipSpec { width, height, fps })?;
+    let mut writer = ClipWriter::create(path, &ClipSpec { width, height, fps }, None)?;
     for frame in frames {
         writer.push(frame)?;
     }
@@ -46,7 +46,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// An MP4's index and its samples, read back.
-fn read_mp4(path: &Path) -> (Moov, Vec<Vec<u8>>) {
+pub fn read_mp4(path: &Path) -> (Moov, Vec<Vec<u8>>) {
     let bytes = fs::read(path).unwrap();
     let mut rest = bytes.as_slice();
     let mut atoms = Vec::new();
@@ -328,13 +328,13 @@ fn an_unfinished_clip_leaves_no_trace() {
         fps: 16.0,
     };
     for name in ["clip.mp4", "clip.gif", "frames/"] {
-        let mut writer = ClipWriter::create(&folder.path().join(name), &spec).unwrap();
+        let mut writer = ClipWriter::create(&folder.path().join(name), &spec, None).unwrap();
         writer.push(&frame).unwrap();
         assert!(writer.push(&RgbImage::new(64, 32)).is_err());
         assert_eq!(names(folder.path()).len(), 1);
         drop(writer);
         assert!(names(folder.path()).is_empty());
-        let empty = ClipWriter::create(&folder.path().join(name), &spec).unwrap();
+        let empty = ClipWriter::create(&folder.path().join(name), &spec, None).unwrap();
         assert!(empty.finish().is_err());
         assert!(names(folder.path()).is_empty());
     }
@@ -385,7 +385,7 @@ fn bad_outputs_are_refused_before_any_work() {
     );
 
     let refused = |name: &str, width, height, fps| {
-        let error = ClipWriter::create(&at(name), &ClipSpec { width, height, fps })
+        let error = ClipWriter::create(&at(name), &ClipSpec { width, height, fps }, None)
             .err()
             .unwrap();
         assert_eq!(names(folder.path()), ["file"]);

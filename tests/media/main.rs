@@ -3,3 +3,4 @@
 mod clip;
 mod picture;
 mod strip;
+mod tags;

@@ -9,7 +9,7 @@ use wan_i2v::media::strip::{FilmStrip, check};
 
 /// Writes the strip of a clip whose frame `n` is all of the colour `colour(n)`.
 fn strip(path: &Path, count: u32, width: u32, height: u32) -> RgbImage {
-    let mut strip = FilmStrip::new(path, count).unwrap();
+    let mut strip = FilmStrip::new(path, count, None).unwrap();
     for n in 0..count {
         strip.push(&RgbImage::from_pixel(width, height, colour(n)));
     }
@@ -100,7 +100,7 @@ fn a_strip_is_a_png_in_a_folder_that_exists() {
         assert!(error.contains(part), "{name}: {error}");
     }
     check(&folder.path().join("strip.PNG")).unwrap();
-    let strip = FilmStrip::new(&folder.path().join("strip.png"), 5).unwrap();
+    let strip = FilmStrip::new(&folder.path().join("strip.png"), 5, None).unwrap();
     assert!(strip.finish().is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use super::ClipSpec;
 use super::output::temporary_file;
 use super::timing::FrameRate;
+use crate::media::tags::{Tags, write_gif};
 
 /// Viewers play frames shorter than two hundredths of a second at a tenth.
 const MAX_FPS: f64 = 50.0;
@@ -49,11 +50,19 @@ fn gif_size(width: u32, height: u32) -> Result<(u16, u16)> {
 }
 
 impl GifWriter {
-    pub fn create(target: &Path, spec: &ClipSpec, rate: FrameRate) -> Result<Self> {
+    pub fn create(
+        target: &Path,
+        spec: &ClipSpec,
+        rate: FrameRate,
+        tags: Option<&Tags>,
+    ) -> Result<Self> {
         let (width, height) = gif_size(spec.width, spec.height)?;
         let file = BufWriter::new(temporary_file(target)?);
         let mut encoder = Encoder::new(file, width, height, &[])?;
         encoder.set_repeat(Repeat::Infinite)?;
+        if let Some(tags) = tags {
+            write_gif(&mut encoder, tags)?;
+        }
         Ok(Self {
             target: target.to_owned(),
             encoder,

@@ -14,7 +14,10 @@ use image::RgbImage;
 
 pub(super) use output::temporary_file;
 pub use output::{OutputKind, check_writable};
+pub(super) use png::frame_index;
 pub use png::is_frame_name;
+
+use super::tags::Tags;
 
 /// What a clip is, beside its frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,19 +47,19 @@ enum Sink {
 }
 
 impl ClipWriter {
-    /// Starts a clip at `path`.
+    /// Starts a clip at `path`, whose file has `tags`: of a folder, each frame.
     ///
     /// # Errors
     /// When the path's kind is unknown, its folder is missing or not writable, or the format cannot
     /// hold such a clip (see [`ClipSpec::check`]).
-    pub fn create(path: &Path, spec: &ClipSpec) -> Result<Self> {
+    pub fn create(path: &Path, spec: &ClipSpec, tags: Option<&Tags>) -> Result<Self> {
         let kind = OutputKind::from_path(path)?;
         spec.check(kind)?;
         let rate = timing::FrameRate::new(spec.fps)?;
         let sink = match kind {
-            OutputKind::Mp4 => Sink::Mp4(mp4::Mp4Writer::create(path, spec, rate)?.into()),
-            OutputKind::Gif => Sink::Gif(gif::GifWriter::create(path, spec, rate)?),
-            OutputKind::Frames => Sink::Frames(png::FrameFolder::create(path)?),
+            OutputKind::Mp4 => Sink::Mp4(mp4::Mp4Writer::create(path, spec, rate, tags)?.into()),
+            OutputKind::Gif => Sink::Gif(gif::GifWriter::create(path, spec, rate, tags)?),
+            OutputKind::Frames => Sink::Frames(png::FrameFolder::create(path, tags)?),
         };
         Ok(Self {
             sink,

@@ -16,6 +16,7 @@ use super::ClipSpec;
 use super::h264::{H264Encoder, ParameterSets};
 use super::output::temporary_file;
 use super::timing::FrameRate;
+use crate::media::tags::{Tags, user_data};
 
 /// H.264 in an MP4 with the index in front of the data ("fast start").
 ///
@@ -31,10 +32,17 @@ pub(super) struct Mp4Writer {
     sample_sizes: Vec<u32>,
     /// Counted from 1, as the file does.
     key_frames: Vec<u32>,
+    /// The atom `udta`, or nothing.
+    user_data: Vec<u8>,
 }
 
 impl Mp4Writer {
-    pub fn create(target: &Path, spec: &ClipSpec, rate: FrameRate) -> Result<Self> {
+    pub fn create(
+        target: &Path,
+        spec: &ClipSpec,
+        rate: FrameRate,
+        tags: Option<&Tags>,
+    ) -> Result<Self> {
         Ok(Self {
             target: target.to_owned(),
             file: temporary_file(target)?,
@@ -44,6 +52,7 @@ impl Mp4Writer {
             samples: Vec::new(),
             sample_sizes: Vec::new(),
             key_frames: Vec::new(),
+            user_data: tags.map(user_data).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -87,7 +96,12 @@ impl Mp4Writer {
         let head = |samples_at: u64| -> Result<Vec<u8>> {
             let mut head = Vec::new();
             ftyp.encode(&mut head)?;
+            let index = head.len();
             self.moov(parameters, samples_at)?.encode(&mut head)?;
+            // The atom's last child; its size is in front.
+            head.extend_from_slice(&self.user_data);
+            let size = u32::try_from(head.len() - index)?;
+            head[index..index + 4].copy_from_slice(&size.to_be_bytes());
             mdat.encode(&mut head)?;
             Ok(head)
         };

@@ -1,14 +1,16 @@
 //! A clip as a folder of numbered PNG files.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 use tempfile::TempDir;
 
 use super::output::{temporary_folder, without_slash};
+use crate::media::tags::{Tags, write_png};
 
 /// Writes `frame_00000.png`, `frame_00001.png`, ... into a folder.
 ///
@@ -19,21 +21,25 @@ pub(super) struct FrameFolder {
     target: PathBuf,
     staging: TempDir,
     frames: u32,
+    tags: Option<Tags>,
 }
 
 impl FrameFolder {
-    pub fn create(target: &Path) -> Result<Self> {
+    pub fn create(target: &Path, tags: Option<&Tags>) -> Result<Self> {
         let staging = temporary_folder(target)?;
         Ok(Self {
             target: without_slash(target),
             staging,
             frames: 0,
+            tags: tags.cloned(),
         })
     }
 
     pub fn push(&mut self, frame: &RgbImage) -> Result<()> {
         let path = self.staging.path().join(frame_name(self.frames));
-        frame.save_with_format(&path, ImageFormat::Png)?;
+        let mut file = BufWriter::new(File::create(path)?);
+        write_png(&mut file, frame, self.tags.as_ref())?;
+        file.flush()?;
         self.frames += 1;
         Ok(())
     }
@@ -76,7 +82,7 @@ pub fn is_frame_name(name: &OsStr) -> bool {
 }
 
 /// The inverse of [`frame_name`]; `None` for any other name.
-fn frame_index(name: &OsStr) -> Option<u32> {
+pub(in crate::media) fn frame_index(name: &OsStr) -> Option<u32> {
     let name = name.to_str()?;
     let index = name
         .strip_prefix("frame_")?

@@ -7,11 +7,11 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use image::codecs::png::PngEncoder;
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
 use super::clip::temporary_file;
+use super::tags::{self, Tags};
 
 /// The most frames at even distances; the clip's last one may come on top.
 const SHOWN: u32 = 25;
@@ -39,6 +39,7 @@ pub struct FilmStrip {
     distance: u32,
     next: u32,
     tiles: Vec<Tile>,
+    tags: Option<Tags>,
 }
 
 /// A picture on the page with its number.
@@ -49,13 +50,15 @@ pub(crate) struct Tile {
 }
 
 impl FilmStrip {
-    /// A strip of a clip of `frames` frames, to be written to `target` as PNG.
+    /// A strip of a clip of `frames` frames, to be written to `target` as PNG with
+    /// `tags`.
     ///
     /// # Errors
     /// As [`check`].
-    pub fn new(target: &Path, frames: u32) -> Result<Self> {
+    pub fn new(target: &Path, frames: u32, tags: Option<Tags>) -> Result<Self> {
         check(target)?;
         Ok(Self {
+            tags,
             target: target.to_owned(),
             frames,
             distance: frames.saturating_sub(1).div_ceil(SHOWN - 1).max(1),
@@ -82,7 +85,7 @@ impl FilmStrip {
     /// When there was no frame, or it cannot be written.
     pub fn finish(self) -> Result<()> {
         ensure!(!self.tiles.is_empty(), "a film strip needs a frame");
-        write_png(&self.target, &page(&self.tiles))
+        write_png(&self.target, &page(&self.tiles), self.tags.as_ref())
     }
 }
 
@@ -106,12 +109,10 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 /// Writes a picture as PNG; it appears under its name when it is complete.
-pub(crate) fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+pub(crate) fn write_png(path: &Path, picture: &RgbImage, tags: Option<&Tags>) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     let mut writer = BufWriter::new(temporary_file(path)?);
-    picture
-        .write_with_encoder(PngEncoder::new(&mut writer))
-        .with_context(cannot)?;
+    tags::write_png(&mut writer, picture, tags).with_context(cannot)?;
     let file = writer.into_inner().with_context(cannot)?;
     file.persist(path).with_context(cannot)?;
     Ok(())

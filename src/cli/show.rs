@@ -1,0 +1,269 @@
+//! `wan-i2v show`: how a clip was made, for people and for programs.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use wan_i2v::checkpoint::PartName;
+use wan_i2v::record::Record;
+
+use super::display::print;
+
+/// Says what a clip was made from and with, and the command that renders it again.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A clip of this program: .mp4, .gif, a frame's .png or a folder of frames
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    record: Record,
+    /// Words of the command, not quoted.
+    command: Vec<String>,
+}
+
+impl ShowArgs {
+    /// Prints it.
+    pub fn run(self) -> Result<()> {
+        let record = Record::read(&self.file)?;
+        let command = command(&record, &again(&self.file));
+        if self.json {
+            let report = Report { record, command };
+            return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+        }
+        print(&table(&record, &command))
+    }
+}
+
+/// The record and the command for people.
+fn table(record: &Record, command: &[String]) -> String {
+    let model = &record.model;
+    let (guide, interval) = (record.guide_scale, record.guide_interval);
+    let mut rows = vec![
+        (
+            "software",
+            format!("{}, MLX {}", record.software, record.mlx),
+        ),
+        ("prompt", record.prompt.clone()),
+        ("negative", record.negative_prompt.clone()),
+        ("picture", record.image.name.clone()),
+        ("", format!("SHA-256 {}", record.image.sha256)),
+        ("model", model.name.clone()),
+    ];
+    for (flag, name) in &model.parts {
+        rows.push(("", format!("{flag} {name}")));
+    }
+    for (flag, bits) in &model.bits {
+        rows.push(("", format!("{flag} {bits}")));
+    }
+    rows.extend([
+        ("", format!("fingerprint {}", model.fingerprint)),
+        (
+            "clip",
+            format!(
+                "{} x {} pixels, {} frames at {} fps",
+                record.width, record.height, record.frames, record.fps
+            ),
+        ),
+        (
+            "sampling",
+            format!(
+                "{} steps of {}, shift {}, seed {}",
+                record.steps, record.solver, record.shift, record.seed
+            ),
+        ),
+        (
+            "guidance",
+            format!(
+                "{} low-noise, {} high-noise, from {} to {} of the steps",
+                guide.0, guide.1, interval.0, interval.1
+            ),
+        ),
+        ("cache", record.cache.clone()),
+        ("resize", record.resize.clone()),
+        ("computed", format!("{} on {}", record.dtype, record.device)),
+    ]);
+    let mut text = String::new();
+    for (name, value) in rows.into_iter().filter(|row| !row.1.is_empty()) {
+        let _ = writeln!(text, "{name:<10}{}", visible(&value));
+    }
+    let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    let _ = writeln!(text, "\n{}", words.join(" "));
+    text
+}
+
+/// The words of a command that renders the clip again, to `output`.
+fn command(record: &Record, output: &str) -> Vec<String> {
+    let mut words = vec!["wan-i2v".to_owned()];
+    let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
+    if !record.model.name.is_empty() {
+        flag("--model", record.model.name.clone());
+    }
+    for (name, value) in record.model.parts.iter().filter(|part| is_flag(part.0)) {
+        flag(name, value.clone());
+    }
+    for (name, bits) in record.model.bits.iter().filter(|part| is_flag(part.0)) {
+        flag(name, bits.to_string());
+    }
+    flag("--image", record.image.name.clone());
+    flag("--prompt", record.prompt.clone());
+    if !record.negative_prompt.is_empty() {
+        flag("--negative-prompt", record.negative_prompt.clone());
+    }
+    flag("--size", format!("{}x{}", record.width, record.height));
+    flag("--frames", record.frames.to_string());
+    flag("--fps", record.fps.to_string());
+    flag("--steps", record.steps.to_string());
+    flag("--solver", record.solver.clone());
+    flag("--shift", record.shift.to_string());
+    let (low, high) = record.guide_scale;
+    flag("--guide-scale", format!("{low},{high}"));
+    let (start, end) = record.guide_interval;
+    flag("--guide-interval", format!("{start},{end}"));
+    flag("--cache", record.cache.clone());
+    flag("--seed", record.seed.to_string());
+    flag("--resize", record.resize.clone());
+    flag("--device", record.device.clone());
+    flag("--dtype", record.dtype.clone());
+    flag("--output", output.to_owned());
+    words
+}
+
+/// Whether a record may name this flag: anybody can write a file.
+fn is_flag(name: &str) -> bool {
+    const OTHERS: [&str; 4] = ["--tokenizer", "--high-bits", "--low-bits", "--text-bits"];
+    OTHERS.contains(&name) || PartName::ALL.map(PartName::flag).contains(&name)
+}
+
+/// Another name of the same kind, in the current folder: `clip-again.mp4`, `frames-again/`.
+fn again(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = file.extension().unwrap_or_default().to_string_lossy();
+    match extension.to_ascii_lowercase().as_str() {
+        "mp4" | "gif" if !file.is_dir() => format!("{stem}-again.{extension}"),
+        _ if stem.is_empty() => "again/".into(),
+        _ => format!("{stem}-again/"),
+    }
+}
+
+/// Whether a character moves the cursor, changes colours or turns the line's direction, so that
+/// it could make a terminal show something else than what is there.
+fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text with what is unseen escaped, but for line breaks, which are indented.
+fn visible(text: &str) -> String {
+    let mut shown = String::new();
+    for character in text.chars() {
+        match character {
+            '\n' => shown += "\n          ",
+            c if is_unseen(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// A word as a shell reads it: bare, in single quotes, or in `$'...'` when it holds what is unseen
+/// (bash, zsh and ksh).
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    if !word.chars().any(is_unseen) {
+        return format!("'{}'", word.replace('\'', r"'\''"));
+    }
+    let mut text = String::from("$'");
+    for character in word.chars() {
+        match character {
+            '\'' | '\\' => text.extend(['\\', character]),
+            '\n' => text += "\\n",
+            // Octal, always three digits: what follows cannot become part of it.
+            c if is_unseen(c) => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    let _ = write!(text, "\\{byte:03o}");
+                }
+            }
+            c => text.push(c),
+        }
+    }
+    text + "'"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expected) in [
+            ("start.png", "start.png"),
+            ("", "''"),
+            ("a cat", "'a cat'"),
+            ("it's $HOME `x` \\ !", r"'it'\''s $HOME `x` \ !'"),
+            ("~", "'~'"),
+            ("一只猫", "'一只猫'"),
+            ("a'\n\\\u{1b}1\u{202e}", r"$'a\'\n\\\0331\342\200\256'"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+    }
+
+    /// What the shell makes of it is the word again.
+    #[test]
+    fn a_shell_reads_the_words_back() {
+        let words = [
+            "a b",
+            "it's",
+            "$(false)",
+            "\u{1b}[31m1",
+            "a\nb",
+            "\\n",
+            "-x",
+            "\u{202e}x",
+            "*",
+            "é\u{1}7",
+        ];
+        let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        let script = format!("printf '%s\\0' {}", line.join(" "));
+        let mut bash = std::process::Command::new("bash");
+        let output = bash.args(["-c", &script]).output().unwrap();
+        let read = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(read.split_terminator('\0').collect::<Vec<_>>(), words);
+    }
+
+    #[test]
+    fn the_next_clip_does_not_replace_this_one() {
+        for (file, expected) in [
+            ("a/clip.mp4", "clip-again.mp4"),
+            ("clip.GIF", "clip-again.GIF"),
+            ("frames/frame_00003.png", "frame_00003-again/"),
+            ("frames/", "frames-again/"),
+            ("/", "again/"),
+        ] {
+            assert_eq!(again(Path::new(file)), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_unseen_reaches_the_terminal() {
+        assert_eq!(
+            visible("a\u{1b}[2J\r\u{202e}"),
+            "a\\u{1b}[2J\\u{d}\\u{202e}"
+        );
+        assert_eq!(visible("a\nb"), "a\n          b");
+    }
+}
