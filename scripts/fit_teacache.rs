@@ -10,6 +10,8 @@
 //! that are to be added up. And the degree is 2, not 4: it fits as well, and stays sane beyond the
 //! fitted range.
 
+#[path = "linear.rs"]
+mod linear;
 #[path = "scenes.rs"]
 mod scenes;
 
@@ -17,7 +19,8 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use linear::solve;
 use npyz::NpyFile;
 use scenes::{Recipe, Studio, scene};
 use wan_i2v::dump::Dump;
@@ -151,23 +154,10 @@ fn least_squares(x: &[f64], y: &[f64], degree: usize) -> Result<Vec<f64>> {
             }
         }
     }
-    // Gauss-Jordan elimination with pivoting.
-    for column in 0..order {
-        let size = |row: usize| rows[row][column].abs();
-        let pivot = (column..order).max_by(|&a, &b| size(a).total_cmp(&size(b)));
-        rows.swap(column, pivot.unwrap_or(column));
-        let pivot = rows[column].clone();
-        ensure!(pivot[column].abs() > 1e-12, "too few different points");
-        for (index, row) in rows.iter_mut().enumerate() {
-            let factor = row[column] / pivot[column];
-            for (cell, value) in row.iter_mut().zip(&pivot) {
-                *cell -= if index == column { 0.0 } else { factor * value };
-            }
-        }
-    }
+    let [solution] = solve(rows)?;
     let coefficients = (0..order).rev();
     Ok(coefficients
-        .map(|p| rows[p][order] / rows[p][p] / unit.powi(p as i32))
+        .map(|p| solution[p] / unit.powi(p as i32))
         .collect())
 }
 

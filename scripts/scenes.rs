@@ -11,7 +11,7 @@ use wan_i2v::backend::Backend;
 use wan_i2v::checkpoint::{Checkpoint, LoadBits};
 use wan_i2v::dump::Dump;
 use wan_i2v::pipeline::{
-    Condition, DenoiseSettings, Denoiser, EncodedPrompts, Passes, Silent, decode_clip,
+    Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent, decode_clip,
     encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Plan};
@@ -228,6 +228,17 @@ impl Studio {
         recipe: &Recipe,
         dump: Option<&Dump>,
     ) -> Result<(Array, Passes)> {
+        self.denoise_observed(stage, recipe, dump, None)
+    }
+
+    /// As [`Self::denoise`], with somebody who looks on.
+    pub fn denoise_observed<'a>(
+        &'a self,
+        stage: &Stage,
+        recipe: &Recipe,
+        dump: Option<&Dump>,
+        observer: Option<&'a mut dyn Observer>,
+    ) -> Result<(Array, Passes)> {
         let plan = &stage.plan;
         let grid = plan.latent_grid();
         let noise = initial_noise(plan.seed, self.checkpoint.vae.z_dim, grid);
@@ -251,7 +262,8 @@ impl Studio {
                 guide_interval: recipe.guide_interval,
                 cache: recipe.cache.clone(),
             },
-        );
+        )
+        .observed_by(observer);
         let latents = denoiser.run(dump, &mut Silent)?;
         Ok((latents, denoiser.passes()))
     }

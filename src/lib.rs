@@ -16,6 +16,7 @@ pub mod media;
 pub mod model;
 pub mod noise;
 pub mod pipeline;
+pub mod preview;
 pub mod pull;
 pub mod record;
 pub mod request;

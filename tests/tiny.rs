@@ -3,13 +3,16 @@
 //!
 //! Clips are rendered on the default device, so on a Mac this is a test of Metal.
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
 use image::{Rgb, RgbImage};
-use wan_i2v::backend::Backend;
+use mlx_rs::Array;
+use wan_i2v::backend::{Backend, to_host};
 use wan_i2v::media::Resize;
-use wan_i2v::pipeline::{Job, Silent};
+use wan_i2v::pipeline::{Job, Observer, Silent};
 use wan_i2v::request::{Model, Request};
 use wan_i2v::schedule::Solver;
 
@@ -57,14 +60,9 @@ fn draw(things: &[Thing]) -> RgbImage {
     })
 }
 
-/// Renders a clip with the built-in model and reads its frames back.
-fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
-    let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("start.png");
-    picture.save(&image).unwrap();
-    let output = folder.path().join("frames/");
-    let request = Request {
+/// A clip of the built-in model with its own settings.
+fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
+    Request {
         model: Model::Tiny,
         bits: Default::default(),
         guide_interval: Default::default(),
@@ -72,7 +70,7 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
         image,
         prompt: prompt.into(),
         negative_prompt: None,
-        output: output.clone(),
+        output,
         strip: None,
         metadata: true,
         size: None,
@@ -85,8 +83,17 @@ fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
         seed: 7,
         resize: Resize::Lanczos,
         dump: None,
-    };
-    let job = Job::prepare(request).unwrap();
+    }
+}
+
+/// Renders a clip with the built-in model and reads its frames back.
+fn render(picture: &RgbImage, prompt: &str) -> Vec<RgbImage> {
+    let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("start.png");
+    picture.save(&image).unwrap();
+    let output = folder.path().join("frames/");
+    let job = Job::prepare(request(image, prompt, output.clone())).unwrap();
     let backend = Backend::select(None, None).unwrap();
     job.run(backend, &mut Silent).unwrap();
     (0..17).map(|i| read(&output, i)).collect()
@@ -244,4 +251,59 @@ fn the_named_thing_moves_and_the_other_stays() {
     );
     let (dx, dy) = displacement(&clip, RED);
     assert!(dx.hypot(dy) < 3.0, "the circle moved by ({dx:.1}, {dy:.1})");
+}
+
+/// Keeps the last estimate that it is told.
+#[derive(Debug)]
+struct Watcher(Rc<RefCell<Vec<Array>>>);
+
+impl Observer for Watcher {
+    fn wants(&self, index: usize, steps: usize) -> bool {
+        assert_eq!(steps, 3);
+        index != 1
+    }
+
+    fn estimate(&mut self, clean: &Array) {
+        self.0.borrow_mut().push(clean.clone());
+    }
+}
+
+/// Of the last step, whose noise level is followed by none, Euler's latents are the estimate.
+#[test]
+fn an_observer_hears_the_estimates_that_it_wants() {
+    let _mlx = MLX.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("start.png");
+    RgbImage::new(64, 64).save(&image).unwrap();
+    let dump = folder.path().join("dump");
+    let request = Request {
+        steps: Some(3),
+        frames: Some(5),
+        solver: Solver::Euler,
+        dump: Some(dump.clone()),
+        ..request(
+            image,
+            "the red circle grows",
+            folder.path().join("clip.gif"),
+        )
+    };
+    let mut job = Job::prepare(request).unwrap();
+    let estimates = Rc::default();
+    job.observe(Box::new(Watcher(Rc::clone(&estimates))));
+    let backend = Backend::select(None, None).unwrap();
+    job.run(backend, &mut Silent).unwrap();
+    let estimates = estimates.borrow();
+    assert_eq!(estimates.len(), 2);
+    let load = |name: &str| -> Vec<f32> {
+        let file = std::fs::File::open(dump.join(format!("{name}.npy"))).unwrap();
+        npyz::NpyFile::new(file).unwrap().into_vec().unwrap()
+    };
+    assert_eq!(to_host(&estimates[1]).unwrap(), load("step_002_latents"));
+    // The first: the noise less its level times the velocity, which guidance has doubled.
+    let (noise, sigma) = (load("noise"), load("sigmas")[0]);
+    let (cond, uncond) = (load("step_000_cond"), load("step_000_uncond"));
+    for (i, value) in to_host(&estimates[0]).unwrap().into_iter().enumerate() {
+        let velocity = 2.0 * cond[i] - uncond[i];
+        assert!((value - (noise[i] - sigma * velocity)).abs() < 1e-4);
+    }
 }

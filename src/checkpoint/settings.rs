@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::files::Files;
 use crate::limits;
+use crate::preview::LatentRgb;
 use crate::text::DEFAULT_NEGATIVE_PROMPT;
 
 /// The file that holds a model's own settings.
@@ -36,6 +37,8 @@ pub struct Settings {
     /// and those of Wan2.1 are not theirs (deepbeepmeep/Wan2GP, `models/wan/wan_handler.py`, has
     /// TeaCache off for it; NVIDIA/TensorRT-LLM, pull request 13170, wants one from the user).
     pub teacache: Vec<f64>,
+    /// Colours of the latents, fitted to the model's VAE (`scripts/fit_latent_rgb`).
+    pub latent_rgb: LatentRgb,
     /// Negative prompt used when none is given.
     pub negative_prompt: String,
 }
@@ -51,6 +54,7 @@ impl Default for Settings {
             shift: 5.0,
             guide_scale: (3.5, 3.5),
             teacache: Vec::new(),
+            latent_rgb: LatentRgb::default(),
             negative_prompt: DEFAULT_NEGATIVE_PROMPT.into(),
         }
     }
@@ -75,6 +79,7 @@ impl Settings {
         limits::check_fps("fps", self.fps)?;
         limits::check_steps("steps", self.steps)?;
         limits::check_shift("shift", self.shift)?;
-        limits::check_guide_scale("guide_scale", self.guide_scale.0, self.guide_scale.1)
+        limits::check_guide_scale("guide_scale", self.guide_scale.0, self.guide_scale.1)?;
+        self.latent_rgb.check_finite().context("latent_rgb")
     }
 }

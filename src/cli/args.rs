@@ -88,7 +88,7 @@ pub struct GenerateArgs {
     output: Option<PathBuf>,
 
     #[command(flatten)]
-    beside: OutputArgs,
+    pub beside: OutputArgs,
 
     #[command(flatten)]
     clip: ClipArgs,

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use wan_i2v::pipeline::{Phase, Progress};
 
 /// Writes a line to stderr. Unlike with `eprintln!` the run goes on when nobody reads it any more.
@@ -17,9 +17,17 @@ macro_rules! say {
 pub(super) use say;
 
 /// A bar per phase.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bars {
+    console: MultiProgress,
     bar: Option<ProgressBar>,
+}
+
+impl Bars {
+    /// Bars on `console`, whose [`MultiProgress::suspend`] lets others write between.
+    pub fn on(console: MultiProgress) -> Self {
+        Self { console, bar: None }
+    }
 }
 
 impl Progress for Bars {
@@ -31,6 +39,7 @@ impl Progress for Bars {
             _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {msg}",
         };
         let bar = ProgressBar::new(units as u64).with_prefix(phase.to_string());
+        let bar = self.console.add(bar);
         // The templates are constants; were one wrong, the default style would do.
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));

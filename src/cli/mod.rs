@@ -2,8 +2,10 @@
 
 mod args;
 mod display;
+mod graphics;
 mod outputs;
 mod plan;
+mod preview;
 mod show;
 mod source;
 mod tools;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use indicatif::MultiProgress;
 use wan_i2v::backend;
 use wan_i2v::pipeline::{Job, Progress};
 use wan_i2v::request::Model;
@@ -69,10 +72,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn generate(args: GenerateArgs) -> Result<ExitCode> {
+    let preview = args.beside.preview.clone();
     let (request, machine) = args.into_request()?;
+    let screen = preview.screen(&request)?;
     let output = request.output.clone();
     let is_tiny = request.model == Model::Tiny;
-    let job = Job::prepare(request)?;
+    let mut job = Job::prepare(request)?;
+    let console = MultiProgress::new();
+    if let Some(screen) = screen {
+        preview.attach(&mut job, screen, console.clone())?;
+    }
     if is_tiny {
         say!("{}", tiny::NOTICE);
     }
@@ -101,7 +110,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         backend.device,
     );
     let mut progress: Box<dyn Progress> = if std::io::stderr().is_terminal() {
-        Box::new(Bars::default())
+        Box::new(Bars::on(console))
     } else {
         Box::new(PlainLines::default())
     };

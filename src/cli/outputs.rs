@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use wan_i2v::request::Request;
 
+use super::preview::PreviewArgs;
+
 /// What is written beside the clip.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
@@ -16,6 +18,9 @@ pub struct OutputArgs {
     /// Do not keep in the clip's file how it was made (see `wan-i2v show`)
     #[arg(long)]
     no_metadata: bool,
+
+    #[command(flatten)]
+    pub preview: PreviewArgs,
 }
 
 impl OutputArgs {

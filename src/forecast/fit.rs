@@ -37,11 +37,7 @@ impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.asked {
             true => write!(f, "--memory-budget {}", gigabytes(self.bytes)),
-            false => write!(
-                f,
-                "this machine has {} GB to spare",
-                gigabytes(self.bytes)
-            ),
+            false => write!(f, "this machine has {} GB to spare", gigabytes(self.bytes)),
         }
     }
 }

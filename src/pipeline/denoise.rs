@@ -82,6 +82,16 @@ struct Loaded {
     cache: StepCache,
 }
 
+/// Looks on while a clip is denoised. What it does changes nothing of the result.
+pub trait Observer: std::fmt::Debug {
+    /// Whether the estimate of step `index` of `steps`, counted from 0, is wanted.
+    fn wants(&self, index: usize, steps: usize) -> bool;
+
+    /// Hears what the step took the clean latents to be, `[z_dim, frames, height, width]`,
+    /// normalised as the transformer sees them. Not evaluated yet.
+    fn estimate(&mut self, clean: &Array);
+}
+
 /// The denoising loop's state.
 #[derive(Debug)]
 pub struct Denoiser<'a> {
@@ -94,6 +104,7 @@ pub struct Denoiser<'a> {
     settings: DenoiseSettings,
     loaded: Option<Loaded>,
     passes: Passes,
+    observer: Option<&'a mut dyn Observer>,
 }
 
 impl<'a> Denoiser<'a> {
@@ -117,7 +128,13 @@ impl<'a> Denoiser<'a> {
             settings: settings.into(),
             loaded: None,
             passes: Passes::default(),
+            observer: None,
         }
+    }
+
+    /// The same run with somebody who looks on.
+    pub fn observed_by(self, observer: Option<&'a mut dyn Observer>) -> Self {
+        Self { observer, ..self }
     }
 
     /// Takes every step and returns the latents `[z_dim, frames, height, width]`.
@@ -203,6 +220,12 @@ impl<'a> Denoiser<'a> {
             Some(uncond) => guide(cond, uncond, self.settings.guide_scale.of(expert))?,
             None => cond.clone(),
         };
+        let observer = self.observer.as_deref_mut();
+        let observer = observer.filter(|observer| observer.wants(index, steps));
+        let estimate = match &observer {
+            Some(_) => Some(self.sampler.estimate(&self.latents, &velocity)?),
+            None => None,
+        };
         self.latents = self.sampler.step(&self.latents, &velocity)?;
         self.latents.eval()?;
         ensure!(
@@ -211,6 +234,9 @@ impl<'a> Denoiser<'a> {
              smaller --guide-scale or another --solver",
             place()
         );
+        if let (Some(observer), Some(estimate)) = (observer, &estimate) {
+            observer.estimate(estimate);
+        }
         if let Some(dump) = dump {
             let name = |what: &str| format!("step_{index:03}_{what}");
             dump.array(&name("time"), &time_projection)?;

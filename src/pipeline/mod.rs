@@ -12,7 +12,7 @@ mod text;
 
 pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
-pub use denoise::{DenoiseSettings, Denoiser, Passes, guide};
+pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
 pub use progress::{Phase, Progress, Silent};
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
@@ -29,6 +29,7 @@ use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 use crate::media::picture::Picture;
 use crate::media::strip::{self, FilmStrip};
 use crate::noise;
+use crate::preview::LatentRgb;
 use crate::record::Record;
 use crate::request::{Plan, Request};
 use crate::schedule::{Sampler, Schedule};
@@ -41,6 +42,7 @@ pub struct Job {
     picture: Picture,
     prompts: PromptIds,
     plan: Plan,
+    observer: Option<Box<dyn Observer>>,
 }
 
 impl Job {
@@ -74,7 +76,24 @@ impl Job {
             picture,
             prompts,
             plan,
+            observer: None,
         })
+    }
+
+    /// Lets somebody look on while the clip is denoised.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observer = Some(observer);
+    }
+
+    /// How the model's latents are shown without decoding them.
+    ///
+    /// # Errors
+    /// When the model names no colours for the latents that it has.
+    pub fn latent_rgb(&self) -> Result<&LatentRgb> {
+        let map = &self.checkpoint.settings.latent_rgb;
+        map.check_channels(self.checkpoint.vae.z_dim)
+            .context("--preview: latent_rgb in the model's wan_i2v.json")?;
+        Ok(map)
     }
 
     /// The settled settings.
@@ -122,6 +141,7 @@ impl Job {
             picture,
             prompts,
             plan,
+            mut observer,
         } = self;
         let dump = request.dump.as_deref().map(Dump::create).transpose()?;
         let dump = dump.as_ref();
@@ -165,6 +185,9 @@ impl Job {
                 cache: plan.cache.clone(),
             },
         );
+        if let Some(observer) = &mut observer {
+            denoiser = denoiser.observed_by(Some(observer.as_mut()));
+        }
         let latents = denoiser.run(dump, progress)?;
         let passes = denoiser.passes();
         drop(denoiser);

@@ -184,7 +184,8 @@ impl Request {
         Ok(())
     }
 
-    /// Refuses a further output that would replace the picture, the clip or one of its frames.
+    /// Refuses a further output that would replace the picture, the clip, one of its frames or
+    /// another output.
     ///
     /// # Errors
     /// Names `flag`, its path and what is there.
@@ -199,10 +200,14 @@ impl Request {
         let here = place(path);
         let is_frame = path.file_name().is_some_and(is_frame_name)
             && matches!((folder_of(path).canonicalize(), self.output.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        for (what, other) in [
-            ("the start picture", &self.image),
-            ("the clip", &self.output),
-        ] {
+        let strip = self.strip.as_ref().filter(|_| flag != "--strip");
+        let others = [
+            ("the start picture", Some(&self.image)),
+            ("the clip", Some(&self.output)),
+            ("the film strip", strip),
+        ];
+        for (what, other) in others {
+            let Some(other) = other else { continue };
             ensure!(
                 here.is_none() || here != place(other),
                 "{flag} {}: would replace {what}; choose another name",

@@ -41,6 +41,15 @@ impl Sampler {
         self.step
     }
 
+    /// What the coming step takes the clean latents to be, where the network predicted `velocity`
+    /// for the latents `x`. Lazy.
+    ///
+    /// Past the last step it is `x`.
+    pub fn estimate(&self, x: &Array, velocity: &Array) -> Result<Array> {
+        let sigma = self.schedule.sigmas.get(self.step).copied();
+        weighted(&[(1.0, x), (-sigma.unwrap_or(0.0), velocity)])
+    }
+
     /// Takes one step from latents `x`, where the network predicted `velocity`, both of one
     /// shape and float32; returns the latents at the next noise level. Lazy.
     ///
@@ -55,7 +64,7 @@ impl Sampler {
             self.step += 1;
             return weighted(&[(1.0, x), (next_sigma - sigma, velocity)]);
         }
-        let clean = weighted(&[(1.0, x), (-sigma, velocity)])?;
+        let clean = self.estimate(x, velocity)?;
         let next = match self.solver {
             Solver::UniPc => self.unipc(x, &clean)?,
             Solver::DpmPlusPlus | Solver::Euler => self.dpm(x, &clean)?,

@@ -9,6 +9,7 @@ mod scratch;
 
 mod faults;
 mod metadata;
+mod previews;
 mod refusals;
 mod runs;
 mod strips;

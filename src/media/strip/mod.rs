@@ -36,7 +36,6 @@ const INK: Rgb<u8> = Rgb([235, 235, 235]);
 pub struct FilmStrip {
     target: PathBuf,
     frames: u32,
-    distance: u32,
     next: u32,
     tiles: Vec<Tile>,
     tags: Option<Tags>,
@@ -61,7 +60,6 @@ impl FilmStrip {
             tags,
             target: target.to_owned(),
             frames,
-            distance: frames.saturating_sub(1).div_ceil(SHOWN - 1).max(1),
             next: 0,
             tiles: Vec::new(),
         })
@@ -71,7 +69,7 @@ impl FilmStrip {
     pub fn push(&mut self, frame: &RgbImage) {
         let number = self.next;
         self.next += 1;
-        if number.is_multiple_of(self.distance) || number + 1 == self.frames {
+        if shows(number, self.frames, SHOWN) {
             self.tiles.push(Tile {
                 number,
                 picture: fit(frame, FilterType::Nearest),
@@ -87,6 +85,14 @@ impl FilmStrip {
         ensure!(!self.tiles.is_empty(), "a film strip needs a frame");
         write_png(&self.target, &page(&self.tiles), self.tags.as_ref())
     }
+}
+
+/// Whether a page of `count` pictures shows this one, when it shows `most` and no more than a film
+/// strip does at even distances. The first and the last one are always shown.
+pub(crate) fn shows(index: u32, count: u32, most: u32) -> bool {
+    let gaps = most.clamp(2, SHOWN) - 1;
+    let distance = count.saturating_sub(1).div_ceil(gaps).max(1);
+    index.is_multiple_of(distance) || index + 1 == count
 }
 
 /// Checks that a PNG can be put at `path`, without leaving a trace.
