@@ -16,6 +16,7 @@ use wan_i2v::schedule::Solver;
 use super::outputs::OutputArgs;
 use super::show::ShowArgs;
 use super::source;
+use super::stderr::Style;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -34,8 +35,8 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Makes a video clip from a picture and a prompt with Wan2.2 I2V.
 ///
-/// Progress goes to stderr, the clip's path to stdout. Exit codes: 0 done, 1 failed, 2 wrong
-/// usage, 101 a mistake in the program.
+/// Progress goes to stderr, the clip's path and nothing else to stdout. Exit codes: 0 done,
+/// 1 failed, 2 wrong usage, 101 a mistake in the program.
 #[derive(Debug, Parser)]
 #[command(
     name = "wan-i2v",
@@ -109,6 +110,9 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    reporting: ReportingArgs,
 
     /// Write every intermediate tensor into this folder as .npy
     #[arg(long, value_name = "DIR", help_heading = "Machine")]
@@ -247,6 +251,33 @@ pub struct MachineArgs {
     dense_above: Option<i32>,
 }
 
+/// How a run is told of.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Progress")]
+pub struct ReportingArgs {
+    /// How progress is shown on stderr; json is an event a line (docs/progress.md)
+    /// [default: bar in a terminal, plain elsewhere]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "bar|plain|json|none",
+        hide_possible_values = true
+    )]
+    progress: Option<ProgressArg>,
+
+    /// Show warnings and errors only
+    #[arg(long, conflicts_with = "progress")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProgressArg {
+    Bar,
+    Plain,
+    Json,
+    None,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum SolverArg {
     Unipc,
@@ -377,6 +408,19 @@ impl ClipArgs {
 }
 
 impl GenerateArgs {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
+        if self.reporting.quiet {
+            return Some(Style::Quiet);
+        }
+        self.reporting.progress.map(|progress| match progress {
+            ProgressArg::Bar => Style::Bar,
+            ProgressArg::Plain => Style::Plain,
+            ProgressArg::Json => Style::Json,
+            ProgressArg::None => Style::None,
+        })
+    }
+
     /// The request, with a model from the hub fetched, and where it is computed.
     ///
     /// # Errors

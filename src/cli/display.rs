@@ -1,112 +1,13 @@
-//! Progress on stderr: bars in a terminal, plain lines elsewhere.
+//! Numbers for people, stdout, and bytes on their way.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use wan_i2v::pipeline::{Phase, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
-/// Writes a line to stderr. Unlike with `eprintln!` the run goes on when nobody reads it any more.
-macro_rules! say {
-    ($($part:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($part)*);
-    }};
-}
-pub(super) use say;
-
-/// A bar per phase.
-#[derive(Debug)]
-pub struct Bars {
-    console: MultiProgress,
-    bar: Option<ProgressBar>,
-}
-
-impl Bars {
-    /// Bars on `console`, whose [`MultiProgress::suspend`] lets others write between.
-    pub fn on(console: MultiProgress) -> Self {
-        Self { console, bar: None }
-    }
-}
-
-impl Progress for Bars {
-    fn start(&mut self, phase: Phase, units: usize) {
-        let template = match phase {
-            Phase::Denoising => {
-                "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed} elapsed, {eta} left  {msg}"
-            }
-            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {msg}",
-        };
-        let bar = ProgressBar::new(units as u64).with_prefix(phase.to_string());
-        let bar = self.console.add(bar);
-        // The templates are constants; were one wrong, the default style would do.
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.enable_steady_tick(Duration::from_millis(200));
-        self.bar = Some(bar);
-    }
-
-    fn detail(&mut self, text: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
-        }
-    }
-
-    fn advance(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.inc(1);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_with_message("");
-        }
-    }
-}
-
-/// A line when a phase ends, and one for every denoising step.
-#[derive(Debug, Default)]
-pub struct PlainLines {
-    phase: Option<(Phase, usize, Instant)>,
-    done: usize,
-    detail: String,
-}
-
-impl Progress for PlainLines {
-    fn start(&mut self, phase: Phase, units: usize) {
-        self.phase = Some((phase, units, Instant::now()));
-        self.done = 0;
-        self.detail.clear();
-    }
-
-    fn detail(&mut self, text: &str) {
-        text.clone_into(&mut self.detail);
-    }
-
-    fn advance(&mut self) {
-        self.done += 1;
-        if let Some((phase @ Phase::Denoising, units, start)) = self.phase {
-            let per_step = start.elapsed() / self.done.max(1) as u32;
-            let left = per_step * (units - self.done.min(units)) as u32;
-            say!(
-                "{phase}: step {}/{units}, {}, {} a step, {} left",
-                self.done,
-                self.detail,
-                human_time(per_step),
-                human_time(left)
-            );
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some((phase, _, start)) = self.phase.take() {
-            say!("{phase}: {}", human_time(start.elapsed()));
-        }
-    }
-}
+use super::stderr::{self, Style, say, style};
 
 /// A duration for people: `0.43 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min`.
 pub fn human_time(time: Duration) -> String {
@@ -153,7 +54,7 @@ pub fn print(text: &str) -> Result<()> {
         .context("cannot write to stdout")
 }
 
-/// Bytes on their way: a bar in a terminal, a line now and then elsewhere.
+/// Bytes on their way: a bar in a terminal, elsewhere a line or an event now and then.
 #[derive(Debug, Default)]
 pub struct Transfer {
     bar: Option<ProgressBar>,
@@ -183,7 +84,7 @@ impl Transfer {
         what.clone_into(&mut self.what);
         (self.total, self.done, self.skipped) = (total, 0, 0);
         self.times = Some((Instant::now(), Instant::now()));
-        if std::io::stderr().is_terminal() {
+        if style() == Style::Bar {
             let bar = ProgressBar::new(total).with_prefix(what.to_owned());
             let template = "{prefix:>11} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  \
                             {decimal_bytes_per_sec}, {eta} left  {wide_msg}";
@@ -198,9 +99,10 @@ impl Transfer {
 
     /// Says what is on its way.
     pub fn detail(&mut self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(text.to_owned()),
-            None => say!("{}: {text}", self.what),
+        match (&self.bar, style()) {
+            (Some(bar), _) => bar.set_message(text.to_owned()),
+            (None, Style::None) => {}
+            (None, _) => say!("{}: {text}", self.what),
         }
     }
 
@@ -214,6 +116,11 @@ impl Transfer {
             && last.elapsed() >= LINES
         {
             *last = Instant::now();
+            match style() {
+                Style::Json => return self.event(),
+                Style::None => return,
+                _ => {}
+            }
             let now = self.done.saturating_sub(self.skipped).max(1);
             let left = self.total.saturating_sub(self.done) as f64 / now as f64;
             say!(
@@ -224,6 +131,11 @@ impl Transfer {
                 human_time(start.elapsed().mul_f64(left))
             );
         }
+    }
+
+    fn event(&self) {
+        let fields = json!({ "what": self.what, "done": self.done, "bytes": self.total });
+        stderr::event("transfer", fields);
     }
 
     /// So many further bytes have been done by a former run.
@@ -244,6 +156,9 @@ impl Transfer {
         if let Some((start, _)) = self.times.take()
             && !self.what.is_empty()
         {
+            if style() == Style::Json {
+                return self.event();
+            }
             say!(
                 "{}: {} in {}",
                 self.what,

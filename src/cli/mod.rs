@@ -6,27 +6,28 @@ mod graphics;
 mod outputs;
 mod plan;
 mod preview;
+mod report;
 mod show;
 mod source;
+mod stderr;
 mod tools;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::panic::{self, PanicHookInfo};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::MultiProgress;
 use wan_i2v::backend;
-use wan_i2v::pipeline::{Job, Progress};
+use wan_i2v::pipeline::Job;
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
 
 use args::{Cli, Command, GenerateArgs};
-use display::{Bars, PlainLines, human_time, say};
+use stderr::say;
 
 /// What a panic said, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -43,15 +44,14 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(|| run(cli)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            say!("error: {error:#}");
+            stderr::error(&format!("{error:#}"), 1);
             ExitCode::FAILURE
         }
         Err(_) => {
             let message = PANIC.lock().ok().and_then(|mut m| m.take());
-            say!(
-                "error: this is a mistake in wan-i2v, please report it: {}",
-                message.unwrap_or_default()
-            );
+            let message = message.unwrap_or_default();
+            let text = format!("this is a mistake in wan-i2v, please report it: {message}");
+            stderr::error(&text, 101);
             ExitCode::from(101)
         }
     }
@@ -72,6 +72,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn generate(args: GenerateArgs) -> Result<ExitCode> {
+    if let Some(style) = args.style() {
+        stderr::set_style(style);
+    }
     let preview = args.beside.preview.clone();
     let (request, machine) = args.into_request()?;
     let screen = preview.screen(&request)?;
@@ -86,40 +89,15 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         say!("{}", tiny::NOTICE);
     }
     for warning in job.warnings() {
-        say!("warning: {warning}");
+        stderr::warning(&warning);
     }
     let backend = machine.backend()?;
     let budget = machine.budget(backend);
     let backend = job.fit(backend, budget)?;
     backend::limit_memory(budget.bytes)?;
-    let plan = job.plan();
-    say!(
-        "{} x {} pixels, {} frames at {} fps; {} steps of {}, shift {}, guidance {},{}; seed {}; \
-         {} on {}",
-        plan.width,
-        plan.height,
-        plan.frames,
-        plan.fps,
-        plan.steps,
-        plan.solver,
-        plan.shift,
-        plan.guide_scale.low,
-        plan.guide_scale.high,
-        plan.seed,
-        backend.precision,
-        backend.device,
-    );
-    let mut progress: Box<dyn Progress> = if std::io::stderr().is_terminal() {
-        Box::new(Bars::on(console))
-    } else {
-        Box::new(PlainLines::default())
-    };
-    let summary = job.run(backend, progress.as_mut())?;
-    say!(
-        "done in {}, seed {}",
-        human_time(Duration::from_secs_f64(summary.seconds)),
-        summary.plan.seed
-    );
+    report::start(job.plan(), backend, &output);
+    let summary = job.run(backend, report::reporter(console).as_mut())?;
+    report::finish(&summary, backend, &output);
     print_path(output).context("the clip is complete")
 }
 

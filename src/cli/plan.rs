@@ -18,7 +18,8 @@ use wan_i2v::pipeline::tokenize;
 use wan_i2v::request::{Plan, Request, Size};
 
 use super::args::PlanArgs;
-use super::display::{human_bytes, human_time, print, say};
+use super::display::{human_bytes, human_time, print};
+use super::stderr::say;
 
 /// Tokens of a prompt when none is given.
 const PROMPT_TOKENS: usize = 64;

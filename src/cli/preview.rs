@@ -11,8 +11,8 @@ use wan_i2v::pipeline::{Job, Observer};
 use wan_i2v::preview::{self, LatentRgb};
 use wan_i2v::request::Request;
 
-use super::display::say;
 use super::graphics::Protocol;
+use super::stderr::{self, Style, style};
 
 /// Pictures in the terminal; more do not fit side by side.
 const SHOWN: u32 = 5;
@@ -53,6 +53,10 @@ impl PreviewArgs {
             ensure!(
                 std::io::stderr().is_terminal(),
                 "--preview -: stderr is not a terminal; give a file, such as --preview preview.png"
+            );
+            ensure!(
+                style() != Style::Json,
+                "--preview - shows pictures where --progress json has lines of JSON; give a file"
             );
             return Ok(Some(Screen::Terminal(protocol)));
         }
@@ -100,8 +104,8 @@ impl Observer for Previews {
     fn estimate(&mut self, clean: &Array) {
         if let Err(error) = self.show(clean) {
             self.screen = None;
-            let warn = || say!("warning: --preview: {error:#}; the run goes on without");
-            self.console.suspend(warn);
+            let text = format!("--preview: {error:#}; the run goes on without");
+            self.console.suspend(|| stderr::warning(&text));
         }
     }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use wan_i2v::hub::{Hub, RepoId};
 use wan_i2v::pull::{self, Progress};
 
-use super::display::{Transfer, human_bytes, say};
+use super::display::{Transfer, human_bytes};
+use super::stderr::say;
 
 /// Where a model is.
 pub enum Place {

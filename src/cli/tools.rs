@@ -13,8 +13,10 @@ use wan_i2v::hub::{Hub, RepoId, free_disk};
 use wan_i2v::pull::{self, Heads, HubFeed};
 use wan_i2v::tiny;
 
-use super::display::{Transfer, human_bytes, human_count, print, say};
+use super::display::{Transfer, human_bytes, human_count, print};
+
 use super::source::{self, Place};
+use super::stderr::say;
 
 /// Says what a model or a part of one is: layout, dimensions, storage, what is missing.
 ///

@@ -5,7 +5,7 @@ use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
 
-use super::progress::{Phase, Progress};
+use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
@@ -35,10 +35,10 @@ pub fn encode_condition(
     let [frames, height, width] = plan.latent_grid();
     let grid = [frames, height, width];
     let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
-    progress.start(Phase::Image, steps(tiling, grid));
-    progress.detail("loading the VAE's encoder");
-    let encoder = checkpoint.load_vae_encoder(backend)?;
-    progress.detail("");
+    let mut stage = Stage::start(Phase::Image, steps(tiling, grid), 0, progress);
+    let (encoder, _) = load(Network::VaeEncoder, progress, || {
+        checkpoint.load_vae_encoder(backend)
+    })?;
 
     let (rows, columns) = (plan.height as i32, plan.width as i32);
     ensure!(
@@ -51,7 +51,7 @@ pub fn encode_condition(
     let blank = zeros_dtype(&[TEMPORAL_STRIDE, rows, columns, 3], Dtype::Float32)?;
 
     let chunk = |frame| Ok(if frame == 0 { &picture } else { &blank }.clone());
-    let latents = encoder.encode(frames, &chunk, tiling, &mut || progress.advance())?;
+    let latents = encoder.encode(frames, &chunk, tiling, &mut || stage.advance(progress))?;
     let latents = checkpoint.vae.normalize(&latents)?;
     let mask = first_frame_mask(grid)?;
     let condition = concatenate(&[mask.clone(), latents], 0)?;
@@ -67,7 +67,7 @@ pub fn encode_condition(
     }
     drop(encoder);
     memory::clear_cache()?;
-    progress.finish();
+    stage.finish(progress);
     Ok(Condition(condition))
 }
 

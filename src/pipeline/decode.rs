@@ -6,7 +6,7 @@ use mlx_rs::ops::clip;
 use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
-use super::progress::{Phase, Progress};
+use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
@@ -30,10 +30,10 @@ pub fn decode_clip(
     let latent_frames = latents.dim(1);
     let grid = [latent_frames, latents.dim(2), latents.dim(3)];
     let tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
-    progress.start(Phase::Decoding, steps(tiling, grid));
-    progress.detail("loading the VAE's decoder");
-    let decoder = checkpoint.load_vae_decoder(backend)?;
-    progress.detail("");
+    let mut stage = Stage::start(Phase::Decoding, steps(tiling, grid), 0, progress);
+    let (decoder, _) = load(Network::VaeDecoder, progress, || {
+        checkpoint.load_vae_decoder(backend)
+    })?;
 
     let latents = checkpoint.vae.denormalize(latents)?;
     let frames = (latent_frames - 1) * TEMPORAL_STRIDE + 1;
@@ -71,11 +71,16 @@ pub fn decode_clip(
         frame += 1;
         Ok(())
     };
-    decoder.decode(&latents, tiling, &mut || progress.advance(), &mut finish)?;
+    decoder.decode(
+        &latents,
+        tiling,
+        &mut || stage.advance(progress),
+        &mut finish,
+    )?;
     if let Some(writer) = dumped {
         writer.finish()?;
     }
     memory::clear_cache()?;
-    progress.finish();
+    stage.finish(progress);
     Ok(())
 }

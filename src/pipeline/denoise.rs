@@ -1,13 +1,15 @@
 //! From noise to latents, with one expert in memory at a time.
 
 use std::iter;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use mlx_rs::{Array, memory};
 
 use super::cache::StepCache;
 use super::condition::Condition;
-use super::progress::{Phase, Progress};
+use super::eta::{Ahead, Eta};
+use super::progress::{Event, Memory, Network, Phase, Progress, Stage, StepReport, load};
 use super::text::{EncodedPrompts, TEXT_LEN};
 use crate::backend::{Backend, all_finite, to_host, wire};
 use crate::checkpoint::{Checkpoint, Expert};
@@ -143,15 +145,36 @@ impl<'a> Denoiser<'a> {
     /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed.
     pub fn run(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<Array> {
         let steps = self.sampler.schedule().steps();
-        progress.start(Phase::Denoising, steps);
-        while self.sampler.step_index() < steps {
-            self.step(dump, progress)?;
-            progress.advance();
+        let done = self.sampler.step_index();
+        let stage = Stage::start(Phase::Denoising, steps, done, progress);
+        let mut eta = Eta::new(self.ahead());
+        for index in done..steps {
+            let timestep = self.sampler.schedule().timesteps[index];
+            let expert = self.checkpoint.expert_for(timestep);
+            if let Some(seconds) = self.load(expert, dump, progress)? {
+                eta.loaded(seconds);
+            }
+            let (start, before) = (Instant::now(), self.passes);
+            self.step(dump)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let passes = self.passes.since(before);
+            eta.took(index, passes.computed, seconds);
+            progress.event(&Event::Step(StepReport {
+                step: index + 1,
+                steps,
+                expert,
+                timestep,
+                sigma: self.sampler.schedule().sigmas[index],
+                passes,
+                seconds,
+                left: eta.left(index),
+                memory: Memory::now(),
+            }));
         }
         self.loaded = None;
         wire(0);
         memory::clear_cache()?;
-        progress.finish();
+        stage.finish(progress);
         Ok(self.latents.clone())
     }
 
@@ -160,16 +183,28 @@ impl<'a> Denoiser<'a> {
         self.passes
     }
 
-    /// Takes the next step.
-    fn step(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<()> {
+    /// What every step of the schedule takes, without a cache.
+    fn ahead(&self) -> Vec<Ahead> {
+        let timesteps = &self.sampler.schedule().timesteps;
+        let step = |(index, &timestep): (usize, &i64)| {
+            let expert = self.checkpoint.expert_for(timestep);
+            let guided = self.prompts.negative.is_some()
+                && self.settings.guide_scale.of(expert) != 1.0
+                && self.settings.guide_interval.covers(index, timesteps.len());
+            let passes = 1 + usize::from(guided);
+            Ahead { expert, passes }
+        };
+        timesteps.iter().enumerate().map(step).collect()
+    }
+
+    /// Takes the next step with the loaded expert, which is the right one.
+    fn step(&mut self, dump: Option<&Dump>) -> Result<()> {
         let index = self.sampler.step_index();
         let timestep = self.sampler.schedule().timesteps[index];
-        let expert = self.checkpoint.expert_for(timestep);
-        self.load(expert, dump, progress)?;
-        progress.detail(&format!("{expert} expert, t = {timestep}"));
         let Some(loaded) = &mut self.loaded else {
             bail!("no expert is loaded");
         };
+        let expert = loaded.expert;
 
         let steps = self.sampler.schedule().steps();
         let place = || {
@@ -249,20 +284,22 @@ impl<'a> Denoiser<'a> {
         Ok(())
     }
 
-    /// Makes `expert` the loaded one. The other goes first: a Mac holds one at a time.
+    /// Makes `expert` the loaded one; returns the seconds that it took unless it was loaded
+    /// already. The other goes first: a Mac holds one at a time.
     fn load(
         &mut self,
         expert: Expert,
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Option<f64>> {
         if self.loaded.as_ref().is_some_and(|l| l.expert == expert) {
-            return Ok(());
+            return Ok(None);
         }
         self.loaded = None;
         memory::clear_cache()?;
-        progress.detail(&format!("loading the {expert} expert"));
-        let dit = self.checkpoint.load_expert(expert, self.backend)?;
+        let (dit, seconds) = load(Network::Expert(expert), progress, || {
+            self.checkpoint.load_expert(expert, self.backend)
+        })?;
         wire(memory::active_memory()? as u64);
         let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
         let patch = dit.config().patch_size;
@@ -299,7 +336,18 @@ impl<'a> Denoiser<'a> {
             cache: StepCache::new(self.settings.cache.clone()),
             dit,
         });
-        Ok(())
+        Ok(Some(seconds))
+    }
+}
+
+impl Passes {
+    /// Those that came after `before`.
+    fn since(self, before: Self) -> Self {
+        Self {
+            computed: self.computed - before.computed,
+            reused: self.reused - before.reused,
+            unguided: self.unguided - before.unguided,
+        }
     }
 }
 

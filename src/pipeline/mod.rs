@@ -7,13 +7,14 @@ mod cache;
 mod condition;
 mod decode;
 mod denoise;
+mod eta;
 mod progress;
 mod text;
 
 pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
-pub use progress::{Phase, Progress, Silent};
+pub use progress::{Event, Memory, Network, Phase, PhaseReport, Progress, Silent, StepReport};
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 use std::time::Instant;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
+use self::progress::Recorder;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
@@ -135,6 +137,11 @@ impl Job {
     /// fails, or a tensor stops being finite (named by step, expert and layer).
     pub fn run(self, backend: Backend, progress: &mut dyn Progress) -> Result<Summary> {
         let start = Instant::now();
+        let mut recorder = Recorder {
+            inner: progress,
+            phases: Vec::new(),
+        };
+        let progress: &mut dyn Progress = &mut recorder;
         let Self {
             request,
             checkpoint,
@@ -221,6 +228,8 @@ impl Job {
         Ok(Summary {
             seconds: start.elapsed().as_secs_f64(),
             passes,
+            phases: recorder.phases,
+            memory: Memory::now(),
             plan,
         })
     }
@@ -243,6 +252,10 @@ pub struct Summary {
     pub plan: Plan,
     /// Passes through the transformers.
     pub passes: Passes,
+    /// Its phases, in order.
+    pub phases: Vec<PhaseReport>,
+    /// Memory at its end.
+    pub memory: Memory,
     /// Wall time of the whole run.
     pub seconds: f64,
 }

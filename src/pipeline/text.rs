@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use mlx_rs::{Array, memory};
 
-use super::progress::{Phase, Progress};
+use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
@@ -78,10 +78,11 @@ pub fn encode_prompts(
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<EncodedPrompts> {
-    progress.start(Phase::Text, 1 + usize::from(ids.negative.is_some()));
-    progress.detail("loading the text encoder");
-    let encoder = checkpoint.load_text_encoder(backend)?;
-    progress.detail("");
+    let prompts = 1 + usize::from(ids.negative.is_some());
+    let mut stage = Stage::start(Phase::Text, prompts, 0, progress);
+    let (encoder, _) = load(Network::TextEncoder, progress, || {
+        checkpoint.load_text_encoder(backend)
+    })?;
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
         let encoded = encoder.encode(&ids.ids)?;
         ensure!(
@@ -95,7 +96,7 @@ pub fn encode_prompts(
             let padded = pad_rows(&encoded, TEXT_LEN as i32)?;
             dump.array(&format!("text_encoded_{name}"), &padded)?;
         }
-        progress.advance();
+        stage.advance(progress);
         Ok(encoded)
     };
     let encoded = EncodedPrompts {
@@ -107,6 +108,6 @@ pub fn encode_prompts(
     };
     drop(encoder);
     memory::clear_cache()?;
-    progress.finish();
+    stage.finish(progress);
     Ok(encoded)
 }

@@ -10,6 +10,7 @@ mod scratch;
 mod faults;
 mod metadata;
 mod previews;
+mod progress;
 mod refusals;
 mod runs;
 mod strips;

@@ -1,0 +1,370 @@
+//! Progress of a run on stderr: bars, lines or JSON.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use serde_json::{Value, json};
+use wan_i2v::backend::Backend;
+use wan_i2v::pipeline::{
+    Event, Memory, Passes, Phase, PhaseReport, Progress, Silent, StepReport, Summary,
+};
+use wan_i2v::request::{CacheMethod, Plan};
+
+use super::display::{human_bytes, human_time};
+use super::stderr::{self, Style, event, line, say, style};
+
+/// What tells of a run in the chosen style. Bars are on `console`, whose
+/// [`MultiProgress::suspend`] lets others write between.
+pub fn reporter(console: MultiProgress) -> Box<dyn Progress> {
+    match style() {
+        Style::Bar => Box::new(Bars {
+            console,
+            bar: None,
+            due: Due::default(),
+        }),
+        Style::Plain => Box::new(PlainLines::default()),
+        Style::Json => Box::new(Json),
+        Style::None | Style::Quiet => Box::new(Warnings(Silent)),
+    }
+}
+
+fn seconds(seconds: f64) -> String {
+    human_time(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// The line that ends a phase.
+fn phase_line(report: &PhaseReport) -> String {
+    format!(
+        "{}: {}, peak memory {}",
+        report.phase,
+        seconds(report.seconds),
+        human_bytes(report.memory.peak)
+    )
+}
+
+/// `, reused` for a step that a cache stood in for.
+fn reused(passes: Passes) -> &'static str {
+    match passes {
+        Passes { computed: 0, .. } => ", reused",
+        Passes { reused: 0, .. } => "",
+        _ => ", partly reused",
+    }
+}
+
+/// Warnings alone.
+#[derive(Debug)]
+struct Warnings(Silent);
+
+impl Progress for Warnings {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Warning(text) => stderr::warning(text),
+            _ => self.0.event(event),
+        }
+    }
+}
+
+/// When denoising should be done; shared with the bar, which counts down.
+type Due = Arc<Mutex<Option<Instant>>>;
+
+/// A bar per phase, then a line in its place.
+#[derive(Debug)]
+struct Bars {
+    console: MultiProgress,
+    bar: Option<ProgressBar>,
+    due: Due,
+}
+
+impl Bars {
+    fn start(&mut self, phase: Phase, units: usize, done: usize) {
+        let template = match phase {
+            Phase::Denoising => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}{left}  {wide_msg}",
+            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {wide_msg}",
+        };
+        self.set_due(None);
+        let due = Arc::clone(&self.due);
+        let left = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let due = due.lock().ok().and_then(|due| *due);
+            if let Some(due) = due {
+                let left = due.saturating_duration_since(Instant::now());
+                // A line that cannot be drawn is not drawn.
+                let _ = write!(out, ", {} left", human_time(left));
+            }
+        };
+        let bar = ProgressBar::new(units as u64).with_prefix(phase.to_string());
+        let bar = self.console.add(bar);
+        // The templates are constants; were one wrong, the default style would do.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> ").with_key("left", left));
+        }
+        bar.set_position(done as u64);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        self.bar = Some(bar);
+    }
+
+    fn set_due(&self, left: Option<f64>) {
+        if let Ok(mut due) = self.due.lock() {
+            let left = left.and_then(|left| Duration::try_from_secs_f64(left).ok());
+            *due = left.and_then(|left| Instant::now().checked_add(left));
+        }
+    }
+
+    fn message(&self, text: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text);
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::PhaseStarted { phase, units, done } => self.start(*phase, *units, *done),
+            Event::Loading(network) => self.message(format!("loading the {network}")),
+            Event::Loaded { .. } => self.message(String::new()),
+            Event::Unit { done, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(*done as u64);
+                }
+            }
+            Event::Step(step) => {
+                self.set_due(step.left);
+                self.message(format!(
+                    "{} expert, {} a step{}, {}",
+                    step.expert,
+                    seconds(step.seconds),
+                    reused(step.passes),
+                    human_bytes(step.memory.peak)
+                ));
+                if let Some(bar) = &self.bar {
+                    bar.set_position(step.step as u64);
+                }
+            }
+            Event::PhaseFinished(report) => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+                line(&phase_line(report));
+            }
+            Event::Warning(text) => self.console.suspend(|| stderr::warning(text)),
+        }
+    }
+}
+
+/// A line when a network is loaded, when a phase ends, and for every denoising step.
+#[derive(Debug, Default)]
+struct PlainLines {
+    phase: Option<Phase>,
+}
+
+impl Progress for PlainLines {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::PhaseStarted { phase, .. } => self.phase = Some(*phase),
+            Event::Loading(network) => {
+                if let Some(phase) = self.phase {
+                    line(&format!("{phase}: loading the {network}"));
+                }
+            }
+            Event::Loaded { .. } | Event::Unit { .. } => {}
+            Event::Step(step) => line(&step_line(step)),
+            Event::PhaseFinished(report) => line(&phase_line(report)),
+            Event::Warning(text) => stderr::warning(text),
+        }
+    }
+}
+
+fn step_line(step: &StepReport) -> String {
+    let left = match step.left {
+        Some(left) if step.step < step.steps => format!(", {} left", seconds(left)),
+        _ => String::new(),
+    };
+    format!(
+        "{}: step {}/{}, {} expert, t = {}{}, {}{left}, {}",
+        Phase::Denoising,
+        step.step,
+        step.steps,
+        step.expert,
+        step.timestep,
+        reused(step.passes),
+        seconds(step.seconds),
+        human_bytes(step.memory.peak)
+    )
+}
+
+/// An event a line; `docs/progress.md` has the schema.
+#[derive(Debug)]
+struct Json;
+
+impl Progress for Json {
+    fn event(&mut self, happened: &Event<'_>) {
+        match happened {
+            Event::PhaseStarted { phase, units, done } => event(
+                "phase_start",
+                json!({ "phase": phase.to_string(), "units": units, "done": done }),
+            ),
+            Event::Loading(network) => {
+                event("load_start", json!({ "network": network.to_string() }));
+            }
+            Event::Loaded { network, seconds } => event(
+                "load_end",
+                json!({ "network": network.to_string(), "seconds": seconds }),
+            ),
+            Event::Unit { phase, done, units } => event(
+                "unit",
+                json!({ "phase": phase.to_string(), "done": done, "units": units }),
+            ),
+            Event::Step(step) => event(
+                "step",
+                json!({
+                    "step": step.step,
+                    "steps": step.steps,
+                    "expert": step.expert.to_string(),
+                    "t": step.timestep,
+                    "sigma": step.sigma,
+                    "passes": passes(step.passes),
+                    "seconds": step.seconds,
+                    "eta": step.left,
+                    "memory": memory(step.memory),
+                }),
+            ),
+            Event::PhaseFinished(report) => event("phase_end", phase(report)),
+            Event::Warning(text) => stderr::warning(text),
+        }
+    }
+}
+
+fn memory(memory: Memory) -> Value {
+    json!({
+        "active": memory.active,
+        "peak": memory.peak,
+        "process_peak": memory.process_peak,
+    })
+}
+
+fn passes(passes: Passes) -> Value {
+    json!({
+        "computed": passes.computed,
+        "reused": passes.reused,
+        "unguided": passes.unguided,
+    })
+}
+
+fn phase(report: &PhaseReport) -> Value {
+    json!({
+        "phase": report.phase.to_string(),
+        "seconds": report.seconds,
+        "memory": memory(report.memory),
+    })
+}
+
+fn settings(plan: &Plan, backend: Backend) -> Value {
+    let cache = match plan.cache.method {
+        CacheMethod::Off => json!({ "method": "off" }),
+        CacheMethod::TeaCache { threshold } => {
+            json!({ "method": "teacache", "threshold": threshold })
+        }
+        CacheMethod::EasyCache { threshold } => {
+            json!({ "method": "easycache", "threshold": threshold })
+        }
+    };
+    json!({
+        "width": plan.width,
+        "height": plan.height,
+        "frames": plan.frames,
+        "fps": plan.fps,
+        "steps": plan.steps,
+        "solver": plan.solver.to_string(),
+        "shift": plan.shift,
+        "guide_scale": { "low": plan.guide_scale.low, "high": plan.guide_scale.high },
+        "guide_interval": [plan.guide_interval.start, plan.guide_interval.end],
+        "cache": cache,
+        "seed": plan.seed,
+        "precision": backend.precision.to_string(),
+        "device": backend.device.to_string(),
+    })
+}
+
+/// Tells what is about to be made.
+pub fn start(plan: &Plan, backend: Backend, output: &Path) {
+    if style() == Style::Json {
+        event(
+            "start",
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "output": output.to_string_lossy(),
+                "settings": settings(plan, backend),
+            }),
+        );
+        return;
+    }
+    say!(
+        "{} x {} pixels, {} frames at {} fps; {}",
+        plan.width,
+        plan.height,
+        plan.frames,
+        plan.fps,
+        sampling(plan, backend)
+    );
+}
+
+fn sampling(plan: &Plan, backend: Backend) -> String {
+    format!(
+        "{} steps of {}, shift {}, guidance {},{}; seed {}; {} on {}",
+        plan.steps,
+        plan.solver,
+        plan.shift,
+        plan.guide_scale.low,
+        plan.guide_scale.high,
+        plan.seed,
+        backend.precision,
+        backend.device,
+    )
+}
+
+/// Tells what was made.
+pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
+    let plan = &summary.plan;
+    if style() == Style::Json {
+        event(
+            "result",
+            json!({
+                "output": output.to_string_lossy(),
+                "settings": settings(plan, backend),
+                "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
+                "passes": passes(summary.passes),
+                "seconds": summary.seconds,
+                "memory": memory(summary.memory),
+            }),
+        );
+        return;
+    }
+    let phases = summary.phases.iter();
+    let phases: Vec<String> = phases
+        .map(|report| format!("{} {}", report.phase, seconds(report.seconds)))
+        .collect();
+    let spared = match summary.passes.reused {
+        0 => String::new(),
+        reused => format!(" and {reused} reused"),
+    };
+    let peak = summary.phases.iter().map(|report| report.memory.peak).max();
+    say!(
+        "done in {}: {}; {} passes{spared}; peak memory {}, of the process {}",
+        seconds(summary.seconds),
+        phases.join(", "),
+        summary.passes.computed,
+        human_bytes(peak.unwrap_or_default()),
+        human_bytes(summary.memory.process_peak)
+    );
+    say!(
+        "{}: {} frames of {} x {} pixels at {} fps; {}",
+        output.display(),
+        plan.frames,
+        plan.width,
+        plan.height,
+        plan.fps,
+        sampling(plan, backend)
+    );
+}
