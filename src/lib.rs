@@ -1,9 +1,10 @@
 //! Image-to-video with Wan2.2 I2V-A14B on MLX.
 //!
 //! The flow of one clip: [`request`] -> [`text`] -> [`pipeline`] (text encoding, image
-//! condition, denoising with [`schedule`] and [`noise`], decoding) -> [`media`]. The networks
-//! are in [`model`], their weights come from [`checkpoint`], and [`backend`] is the one place
-//! that knows how MLX's backends differ. A clip's file keeps a [`record`] of how it was made.
+//! condition, denoising with [`schedule`] and [`noise`], decoding) -> [`media`]; [`resume`] keeps
+//! its state on disk. The networks are in [`model`], their weights come from [`checkpoint`], and
+//! [`backend`] is the one place that knows how MLX's backends differ. A clip's file keeps a [`record`] of how it
+//! was made.
 
 pub mod backend;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod preview;
 pub mod pull;
 pub mod record;
 pub mod request;
+pub mod resume;
 pub mod schedule;
 pub mod text;
 pub mod tiny;

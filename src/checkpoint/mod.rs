@@ -262,6 +262,28 @@ impl Checkpoint {
         Part::open(self.location(name)?, name.kind())
     }
 
+    /// A hash that tells a part from another: of its configuration, and of its files as
+    /// [`store::TensorStore::fingerprint`] has it.
+    ///
+    /// # Errors
+    /// When its files cannot be read any more.
+    pub fn part_fingerprint(&self, name: PartName) -> Result<String> {
+        let config = match name {
+            PartName::HighNoise => format!("{:?}", self.high),
+            PartName::LowNoise => format!("{:?}", self.low),
+            PartName::Vae => format!("{:?}", self.vae),
+            PartName::TextEncoder => format!("{:?}", self.text_encoder),
+        };
+        let files = self.part(name)?.store().fingerprint();
+        let both = blake3::hash(format!("{config}\n{files}").as_bytes());
+        Ok(both.to_hex().to_string())
+    }
+
+    /// The bits that linear layers are quantized to while they are loaded.
+    pub fn load_bits(&self) -> LoadBits {
+        self.bits
+    }
+
     /// Bytes that a part's weights take in memory.
     ///
     /// # Errors

@@ -35,6 +35,10 @@ impl fmt::Display for Container {
 
 /// Ends of the names of files that may hold tensors.
 pub const EXTENSIONS: [&str; 4] = [".safetensors", ".gguf", ".pth", ".pt"];
+/// Samples of a large file that its fingerprint is made from.
+const SAMPLES: usize = 256;
+/// Bytes of each.
+const SAMPLE_BYTES: usize = 16 << 10;
 const INDEX: &str = ".safetensors.index.json";
 
 /// Where the tensors of one part of a model lie: files of one folder.
@@ -278,6 +282,29 @@ impl TensorStore {
         let start = (entry.start + range.start).min(entry.end);
         let end = (entry.start + range.end).min(entry.end);
         self.maps[entry.map].release(start..end);
+    }
+
+    /// A hash that tells these files from others without reading them whole: of every tensor's
+    /// name, encoding, shape and place, of the files' sizes, and of samples of their bytes. Neither
+    /// the files' names nor their times have a part in it.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in &self.entries {
+            hasher.update(format!("{name} {entry:?}\n").as_bytes());
+        }
+        for map in &self.maps {
+            hasher.update(&map.len().to_le_bytes());
+            if map.len() <= SAMPLES * SAMPLE_BYTES {
+                hasher.update(map);
+                continue;
+            }
+            let stride = (map.len() - SAMPLE_BYTES) / (SAMPLES - 1);
+            for index in 0..SAMPLES {
+                let start = index * stride;
+                hasher.update(&map[start..start + SAMPLE_BYTES]);
+            }
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// The content of the file, when it is one.

@@ -14,6 +14,7 @@ use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request,
 use wan_i2v::schedule::Solver;
 
 use super::outputs::OutputArgs;
+use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
 use super::source;
 use super::stderr::Style;
@@ -36,7 +37,8 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Makes a video clip from a picture and a prompt with Wan2.2 I2V.
 ///
 /// Progress goes to stderr, the clip's path and nothing else to stdout. Exit codes: 0 done,
-/// 1 failed, 2 wrong usage, 101 a mistake in the program.
+/// 1 failed, 2 wrong usage, 101 a mistake in the program, 130 stopped by Ctrl-C, 143 by SIGTERM.
+/// A run that ended early goes on with the same command.
 #[derive(Debug, Parser)]
 #[command(
     name = "wan-i2v",
@@ -110,6 +112,9 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    resume: ResumeArgs,
 
     #[command(flatten)]
     reporting: ReportingArgs,
@@ -407,6 +412,18 @@ impl ClipArgs {
     }
 }
 
+/// What a command line for a clip says.
+pub struct Generate {
+    /// The clip.
+    pub request: Request,
+    /// Where it is computed.
+    pub machine: MachineArgs,
+    /// How it may be stopped and gone on with.
+    pub resume: ResumeArgs,
+    /// What was left open.
+    pub open: Open,
+}
+
 impl GenerateArgs {
     /// The style that progress is shown in; `None` for what suits stderr.
     pub fn style(&self) -> Option<Style> {
@@ -421,20 +438,22 @@ impl GenerateArgs {
         })
     }
 
-    /// The request, with a model from the hub fetched, and where it is computed.
+    /// What it says, with a model from the hub fetched.
     ///
     /// # Errors
     /// When a model cannot be had.
-    pub fn into_request(self) -> Result<(Request, MachineArgs)> {
+    pub fn into_request(self) -> Result<Generate> {
         // Both are there: only a subcommand does without.
         let image = self.image.context("--image is missing")?;
         let prompt = self.prompt.context("--prompt is missing")?;
         let seed = self.seed.unwrap_or_else(random_seed);
-        let output = self.output.unwrap_or_else(|| {
-            let mut name = image.file_stem().unwrap_or_default().to_owned();
-            name.push(format!("-{seed}.mp4"));
-            name.into()
-        });
+        let stem = PathBuf::from(image.file_stem().unwrap_or_default());
+        let open = Open {
+            seed: self.seed.is_none(),
+            stem: self.output.is_none().then_some(stem),
+        };
+        let output = self.output.or_else(|| open.output(seed));
+        let output = output.context("--output is missing")?;
         let (model, bits) = self.model.into_model()?;
         let request = self.clip.into_request(Blank {
             model,
@@ -452,7 +471,12 @@ impl GenerateArgs {
             dump: self.dump,
             ..request
         };
-        Ok((self.beside.apply(request), self.machine))
+        Ok(Generate {
+            request: self.beside.apply(request),
+            machine: self.machine,
+            resume: self.resume,
+            open,
+        })
     }
 }
 

@@ -7,7 +7,9 @@ mod outputs;
 mod plan;
 mod preview;
 mod report;
+mod resume;
 mod show;
+mod signals;
 mod source;
 mod stderr;
 mod tools;
@@ -22,18 +24,20 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::MultiProgress;
 use wan_i2v::backend;
-use wan_i2v::pipeline::Job;
+use wan_i2v::pipeline::{Interrupted, Job};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
 
-use args::{Cli, Command, GenerateArgs};
+use args::{Cli, Command, Generate, GenerateArgs};
+use signals::{Listener, Stoppable};
 use stderr::say;
 
 /// What a panic said, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program.
+/// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program,
+/// 130 stopped by Ctrl-C, 143 by SIGTERM.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     panic::set_hook(Box::new(|info: &PanicHookInfo| {
@@ -76,10 +80,15 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         stderr::set_style(style);
     }
     let preview = args.beside.preview.clone();
-    let (request, machine) = args.into_request()?;
+    let Generate {
+        request,
+        machine,
+        resume,
+        open,
+    } = args.into_request()?;
     let screen = preview.screen(&request)?;
     let output = request.output.clone();
-    let is_tiny = request.model == Model::Tiny;
+    let (is_tiny, dumps) = (request.model == Model::Tiny, request.dump.is_some());
     let mut job = Job::prepare(request)?;
     let console = MultiProgress::new();
     if let Some(screen) = screen {
@@ -95,8 +104,39 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     let budget = machine.budget(backend);
     let backend = job.fit(backend, budget)?;
     backend::limit_memory(budget.bytes)?;
+    let mut start = resume.start(&output, &job.identity(backend)?, &open)?;
+    let output = start.output.clone();
+    if let Some(seed) = start.seed().filter(|_| open.seed) {
+        job.reseed(seed, output.clone());
+    }
     report::start(job.plan(), backend, &output);
-    let summary = job.run(backend, report::reporter(console).as_mut())?;
+    start.tell(dumps);
+    let listener = Listener::start()?;
+    let mut progress = Stoppable {
+        inner: report::reporter(console),
+        listener: &listener,
+    };
+    let ran = job.run_kept(
+        backend,
+        Some(&mut start.keeper),
+        start.from.as_ref(),
+        &mut progress,
+    );
+    let summary = match ran {
+        Ok(summary) => summary,
+        Err(error) if error.is::<Interrupted>() => {
+            let code = listener.exit_code().unwrap_or(1);
+            stderr::error(&format!("{error:#}; {}", start.hint()), code);
+            return Ok(ExitCode::from(code));
+        }
+        Err(error) => {
+            if start.keeper.latest().is_some_and(|(_, step)| step > 0) {
+                say!("{}", start.hint());
+            }
+            return Err(error);
+        }
+    };
+    start.keeper.finish();
     report::finish(&summary, backend, &output);
     print_path(output).context("the clip is complete")
 }

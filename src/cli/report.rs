@@ -148,6 +148,7 @@ impl Progress for Bars {
                 }
                 line(&phase_line(report));
             }
+            Event::Saved { .. } => {}
             Event::Warning(text) => self.console.suspend(|| stderr::warning(text)),
         }
     }
@@ -168,7 +169,7 @@ impl Progress for PlainLines {
                     line(&format!("{phase}: loading the {network}"));
                 }
             }
-            Event::Loaded { .. } | Event::Unit { .. } => {}
+            Event::Loaded { .. } | Event::Unit { .. } | Event::Saved { .. } => {}
             Event::Step(step) => line(&step_line(step)),
             Event::PhaseFinished(report) => line(&phase_line(report)),
             Event::Warning(text) => stderr::warning(text),
@@ -231,6 +232,10 @@ impl Progress for Json {
                 }),
             ),
             Event::PhaseFinished(report) => event("phase_end", phase(report)),
+            Event::Saved { step, path, bytes } => event(
+                "saved",
+                json!({ "step": step, "path": path.to_string_lossy(), "bytes": bytes }),
+            ),
             Event::Warning(text) => stderr::warning(text),
         }
     }

@@ -8,6 +8,7 @@ use mlx_rs::Array;
 
 use crate::model::dit::TimeEmbedding;
 use crate::request::{CacheMethod, CacheSettings};
+use crate::resume::State;
 
 /// What has been computed and what of it can be used again. Made anew for each expert: what the
 /// other one predicted, and how its predictions changed, says nothing about this one's.
@@ -47,6 +48,41 @@ impl StepCache {
         }
     }
 
+    /// Puts it into a run's state. Arrays are in row-major order, in which they come back: sums
+    /// over another order may round otherwise.
+    pub(super) fn save(&self, state: &mut State) {
+        state.set_count("cache.seen", self.seen);
+        state.set_float("cache.accumulated", self.accumulated);
+        state.set_optional("cache.embedding", self.embedding.as_ref());
+        state.set_optional("cache.latents", self.latents.as_ref());
+        if let Some(Computed { latents, velocity }) = &self.computed {
+            state.set("cache.computed_latents", latents);
+            state.set("cache.computed_velocity", velocity);
+        }
+        if let Some(rate) = self.rate {
+            state.set_float("cache.rate", rate);
+        }
+    }
+
+    /// Takes it from there.
+    pub(super) fn restore(settings: CacheSettings, state: &State) -> Result<Self> {
+        Ok(Self {
+            settings,
+            seen: state.count("cache.seen")?,
+            accumulated: state.float("cache.accumulated").unwrap_or_default(),
+            embedding: state.optional("cache.embedding"),
+            latents: state.optional("cache.latents"),
+            computed: match state.optional("cache.computed_latents") {
+                Some(latents) => Some(Computed {
+                    latents,
+                    velocity: state.array("cache.computed_velocity")?,
+                }),
+                None => None,
+            },
+            rate: state.float("cache.rate"),
+        })
+    }
+
     /// Whether the coming step, of which `left` follow, may reuse what the last computed one
     /// left behind; `ready` says whether every pass of it has something to reuse. Reads one
     /// scalar.
@@ -60,7 +96,7 @@ impl StepCache {
         let (change, threshold) = match self.settings.method {
             CacheMethod::Off => return Ok(false),
             CacheMethod::TeaCache { threshold } => {
-                let before = self.embedding.replace(time.projection.clone());
+                let before = self.embedding.replace(time.projection.contiguous()?);
                 (self.change_by_time(time, before)?, threshold)
             }
             CacheMethod::EasyCache { threshold } => {
@@ -115,7 +151,7 @@ impl StepCache {
         }
         self.computed = Some(Computed {
             latents: latents.clone(),
-            velocity: velocity.clone(),
+            velocity: velocity.contiguous()?,
         });
         Ok(())
     }

@@ -54,7 +54,7 @@ pub fn encode_condition(
     let latents = encoder.encode(frames, &chunk, tiling, &mut || stage.advance(progress))?;
     let latents = checkpoint.vae.normalize(&latents)?;
     let mask = first_frame_mask(grid)?;
-    let condition = concatenate(&[mask.clone(), latents], 0)?;
+    let condition = concatenate(&[mask.clone(), latents], 0)?.contiguous()?;
     condition.eval()?;
     ensure!(
         all_finite(&condition)?,

@@ -1,15 +1,18 @@
 //! From noise to latents, with one expert in memory at a time.
 
+mod saved;
+
 use std::iter;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use mlx_rs::{Array, memory};
 
+use self::saved::Restored;
 use super::cache::StepCache;
 use super::condition::Condition;
 use super::eta::{Ahead, Eta};
-use super::progress::{Event, Memory, Network, Phase, Progress, Stage, StepReport, load};
+use super::progress::{Event, Memory, Network, Phase, Progress, Stage, StepReport, go_on, load};
 use super::text::{EncodedPrompts, TEXT_LEN};
 use crate::backend::{Backend, all_finite, to_host, wire};
 use crate::checkpoint::{Checkpoint, Expert};
@@ -17,6 +20,7 @@ use crate::dump::Dump;
 use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::request::{CacheMethod, CacheSettings, GuideInterval, GuideScale};
+use crate::resume::Keeper;
 use crate::schedule::Sampler;
 
 /// Predictions that spread less than this have collapsed: what broken kernels leave of a
@@ -105,6 +109,8 @@ pub struct Denoiser<'a> {
     sampler: Sampler,
     settings: DenoiseSettings,
     loaded: Option<Loaded>,
+    /// What an earlier run's caches had, until its expert is loaded.
+    restored: Option<Restored>,
     passes: Passes,
     observer: Option<&'a mut dyn Observer>,
 }
@@ -129,6 +135,7 @@ impl<'a> Denoiser<'a> {
             sampler,
             settings: settings.into(),
             loaded: None,
+            restored: None,
             passes: Passes::default(),
             observer: None,
         }
@@ -144,15 +151,38 @@ impl<'a> Denoiser<'a> {
     /// # Errors
     /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed.
     pub fn run(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<Array> {
+        self.run_kept(dump, None, progress)
+    }
+
+    /// As [`Self::run`], with the state kept after steps, and when the run ends early.
+    ///
+    /// # Errors
+    /// As there, and [`Interrupted`](super::Interrupted).
+    pub fn run_kept(
+        &mut self,
+        dump: Option<&Dump>,
+        mut keeper: Option<&mut Keeper>,
+        progress: &mut dyn Progress,
+    ) -> Result<Array> {
         let steps = self.sampler.schedule().steps();
         let done = self.sampler.step_index();
         let stage = Stage::start(Phase::Denoising, steps, done, progress);
         let mut eta = Eta::new(self.ahead());
+        if let Some(keeper) = keeper.as_deref_mut() {
+            keeper.keep(done, || self.state(), progress);
+        }
         for index in done..steps {
             let timestep = self.sampler.schedule().timesteps[index];
             let expert = self.checkpoint.expert_for(timestep);
-            if let Some(seconds) = self.load(expert, dump, progress)? {
-                eta.loaded(seconds);
+            match self.load(expert, dump, progress) {
+                Ok(Some(seconds)) => eta.loaded(seconds),
+                Ok(None) => {}
+                Err(error) => {
+                    if let Some(keeper) = keeper.as_deref_mut() {
+                        keeper.keep(index, || self.state(), progress);
+                    }
+                    return Err(error);
+                }
             }
             let (start, before) = (Instant::now(), self.passes);
             self.step(dump)?;
@@ -170,6 +200,13 @@ impl<'a> Denoiser<'a> {
                 left: eta.left(index),
                 memory: Memory::now(),
             }));
+            let stops = progress.stops();
+            if let Some(keeper) = keeper.as_deref_mut()
+                && (stops || keeper.is_due(index + 1, steps))
+            {
+                keeper.keep(index + 1, || self.state(), progress);
+            }
+            go_on(progress)?;
         }
         self.loaded = None;
         wire(0);
@@ -261,7 +298,8 @@ impl<'a> Denoiser<'a> {
             Some(_) => Some(self.sampler.estimate(&self.latents, &velocity)?),
             None => None,
         };
-        self.latents = self.sampler.step(&self.latents, &velocity)?;
+        // In row-major order, as a run that goes on from here gets them.
+        self.latents = self.sampler.step(&self.latents, &velocity)?.contiguous()?;
         self.latents.eval()?;
         ensure!(
             all_finite(&self.latents)?,
@@ -327,7 +365,7 @@ impl<'a> Denoiser<'a> {
         };
         let guided = self.settings.guide_scale.of(expert) != 1.0;
         let negative = self.prompts.negative.as_ref().filter(|_| guided);
-        self.loaded = Some(Loaded {
+        let mut loaded = Loaded {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
             condition: dit.embed_condition(&self.condition.0)?,
@@ -335,7 +373,11 @@ impl<'a> Denoiser<'a> {
             negative: negative.map(voice).transpose()?,
             cache: StepCache::new(self.settings.cache.clone()),
             dit,
-        });
+        };
+        if let Some(restored) = self.restored.take() {
+            restored.give(&mut loaded);
+        }
+        self.loaded = Some(loaded);
         Ok(Some(seconds))
     }
 }
@@ -411,8 +453,8 @@ impl Pass<'_> {
         self.check(start, &voice.kv, &velocity)?;
         voice.reusable = match self.method {
             CacheMethod::Off => None,
-            CacheMethod::TeaCache { .. } => Some(x.subtract(&self.tokens)?),
-            CacheMethod::EasyCache { .. } => Some(velocity.subtract(self.latents)?),
+            CacheMethod::TeaCache { .. } => Some(x.subtract(&self.tokens)?.contiguous()?),
+            CacheMethod::EasyCache { .. } => Some(velocity.subtract(self.latents)?.contiguous()?),
         };
         if let Some(reusable) = &voice.reusable {
             reusable.eval()?;

@@ -8,15 +8,19 @@ mod condition;
 mod decode;
 mod denoise;
 mod eta;
+mod identity;
 mod progress;
 mod text;
 
 pub use condition::{Condition, encode_condition, first_frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
-pub use progress::{Event, Memory, Network, Phase, PhaseReport, Progress, Silent, StepReport};
+pub use progress::{
+    Event, Interrupted, Memory, Network, Phase, PhaseReport, Progress, Silent, StepReport,
+};
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -34,6 +38,7 @@ use crate::noise;
 use crate::preview::LatentRgb;
 use crate::record::Record;
 use crate::request::{Plan, Request};
+use crate::resume::{Keeper, Saved};
 use crate::schedule::{Sampler, Schedule};
 
 /// A request whose every input has been read and checked, short of loading weights.
@@ -130,12 +135,34 @@ impl Job {
         fit(clip, backend, budget)
     }
 
+    /// Takes another seed, and another place for the clip.
+    pub fn reseed(&mut self, seed: u64, output: PathBuf) {
+        self.plan.seed = seed;
+        self.request.seed = seed;
+        self.request.output = output;
+    }
+
     /// Makes the clip.
     ///
     /// # Errors
     /// When the folder for intermediates or the clip cannot be written, a weight is damaged, MLX
     /// fails, or a tensor stops being finite (named by step, expert and layer).
     pub fn run(self, backend: Backend, progress: &mut dyn Progress) -> Result<Summary> {
+        self.run_kept(backend, None, None, progress)
+    }
+
+    /// As [`Self::run`], with the run's state kept on disk, and going on from one that was; its
+    /// identity must be this job's.
+    ///
+    /// # Errors
+    /// As there, and [`Interrupted`] when `progress` asked for it; the keeper has what is kept.
+    pub fn run_kept(
+        self,
+        backend: Backend,
+        keeper: Option<&mut Keeper>,
+        from: Option<&Saved>,
+        progress: &mut dyn Progress,
+    ) -> Result<Summary> {
         let start = Instant::now();
         let mut recorder = Recorder {
             inner: progress,
@@ -158,44 +185,47 @@ impl Job {
             .transpose()?;
         let tags = record.map(|record| record.tags()).transpose()?;
 
-        let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
-
-        let (width, height) = (plan.width as usize, plan.height as usize);
-        let pixels = picture.resized(width, height, request.resize)?;
-        drop(picture);
-        let condition =
-            encode_condition(&checkpoint, backend, pixels.view(), &plan, dump, progress)?;
-
-        let grid = plan.latent_grid();
-        let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, grid);
         let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-        if let Some(dump) = dump {
-            dump.array("noise", &noise)?;
-            dump.integers("timesteps", &schedule.timesteps)?;
-            let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
-            dump.array(
-                "sigmas",
-                &Array::from_slice(&sigmas, &[sigmas.len() as i32]),
-            )?;
-        }
-        let sampler = Sampler::new(plan.solver, schedule);
-        let mut denoiser = Denoiser::new(
-            &checkpoint,
-            backend,
-            encoded,
-            condition,
-            noise,
-            sampler,
-            DenoiseSettings {
-                guide_scale: plan.guide_scale,
-                guide_interval: plan.guide_interval,
-                cache: plan.cache.clone(),
-            },
-        );
+        let sampler = Sampler::new(plan.solver, schedule.clone());
+        let settings = DenoiseSettings {
+            guide_scale: plan.guide_scale,
+            guide_interval: plan.guide_interval,
+            cache: plan.cache.clone(),
+        };
+        let mut denoiser = if let Some(saved) = from {
+            Denoiser::resume(&checkpoint, backend, &saved.state, sampler, settings)
+                .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
+        } else {
+            let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
+            let (width, height) = (plan.width as usize, plan.height as usize);
+            let pixels = picture.resized(width, height, request.resize)?;
+            drop(picture);
+            let condition =
+                encode_condition(&checkpoint, backend, pixels.view(), &plan, dump, progress)?;
+            let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+            if let Some(dump) = dump {
+                dump.array("noise", &noise)?;
+                dump.integers("timesteps", &schedule.timesteps)?;
+                let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
+                dump.array(
+                    "sigmas",
+                    &Array::from_slice(&sigmas, &[sigmas.len() as i32]),
+                )?;
+            }
+            Denoiser::new(
+                &checkpoint,
+                backend,
+                encoded,
+                condition,
+                noise,
+                sampler,
+                settings,
+            )
+        };
         if let Some(observer) = &mut observer {
             denoiser = denoiser.observed_by(Some(observer.as_mut()));
         }
-        let latents = denoiser.run(dump, progress)?;
+        let latents = denoiser.run_kept(dump, keeper, progress)?;
         let passes = denoiser.passes();
         drop(denoiser);
 

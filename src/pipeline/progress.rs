@@ -1,8 +1,9 @@
 //! How a run tells what it is doing.
 
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use mlx_rs::memory;
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -153,6 +154,15 @@ pub enum Event<'a> {
     Step(StepReport),
     /// A phase has ended.
     PhaseFinished(PhaseReport),
+    /// The state after so many steps is on disk.
+    Saved {
+        /// Steps taken.
+        step: usize,
+        /// The file.
+        path: &'a Path,
+        /// Its size.
+        bytes: u64,
+    },
     /// Something that the user should know, which does not end the run.
     Warning(&'a str),
 }
@@ -161,6 +171,34 @@ pub enum Event<'a> {
 pub trait Progress {
     /// Something happened.
     fn event(&mut self, event: &Event<'_>);
+
+    /// Whether the run shall stop at the next unit's end, or a network's, and keep its state.
+    fn stops(&self) -> bool {
+        false
+    }
+}
+
+/// Why a run ended early: its [`Progress`] asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the run was interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Ends a run that shall stop.
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
+    if progress.stops() {
+        bail!(Interrupted);
+    }
+    Ok(())
 }
 
 /// Tells nobody.
@@ -183,6 +221,10 @@ impl Progress for Recorder<'_> {
             self.phases.push(*report);
         }
         self.inner.event(event);
+    }
+
+    fn stops(&self) -> bool {
+        self.inner.stops()
     }
 }
 
@@ -215,13 +257,17 @@ impl Stage {
     }
 
     /// A unit is done.
-    pub(super) fn advance(&mut self, progress: &mut dyn Progress) {
+    ///
+    /// # Errors
+    /// When the run shall stop here.
+    pub(super) fn advance(&mut self, progress: &mut dyn Progress) -> Result<()> {
         self.done += 1;
         progress.event(&Event::Unit {
             phase: self.phase,
             done: self.done,
             units: self.units,
         });
+        go_on(progress)
     }
 
     /// Ends the phase.
@@ -235,6 +281,9 @@ impl Stage {
 }
 
 /// Loads a network and tells of it; returns it with the seconds that it took.
+///
+/// # Errors
+/// When loading fails, or the run shall stop here.
 pub(super) fn load<T>(
     network: Network,
     progress: &mut dyn Progress,
@@ -245,5 +294,6 @@ pub(super) fn load<T>(
     let loaded = load()?;
     let seconds = start.elapsed().as_secs_f64();
     progress.event(&Event::Loaded { network, seconds });
+    go_on(progress)?;
     Ok((loaded, seconds))
 }

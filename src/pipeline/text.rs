@@ -9,6 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::model::umt5::pad_rows;
 use crate::request::Plan;
+use crate::resume::State;
 use crate::text::{TokenIds, clean};
 
 /// Tokens that the transformer attends to, padding included (`text_len` of the reference).
@@ -67,6 +68,20 @@ pub struct EncodedPrompts {
     pub negative: Option<Array>,
 }
 
+impl EncodedPrompts {
+    pub(super) fn save(&self, state: &mut State) {
+        state.set("text.prompt", &self.prompt);
+        state.set_optional("text.negative", self.negative.as_ref());
+    }
+
+    pub(super) fn restore(state: &State) -> Result<Self> {
+        Ok(Self {
+            prompt: state.array("text.prompt")?,
+            negative: state.optional("text.negative"),
+        })
+    }
+}
+
 /// Loads the text encoder, encodes the prompts and lets the encoder go.
 ///
 /// # Errors
@@ -96,8 +111,9 @@ pub fn encode_prompts(
             let padded = pad_rows(&encoded, TEXT_LEN as i32)?;
             dump.array(&format!("text_encoded_{name}"), &padded)?;
         }
-        stage.advance(progress);
-        Ok(encoded)
+        stage.advance(progress)?;
+        // In row-major order, as a run that goes on gets them.
+        Ok(encoded.contiguous()?)
     };
     let encoded = EncodedPrompts {
         prompt: encode(&ids.prompt, "cond")?,

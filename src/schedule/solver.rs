@@ -4,6 +4,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 
 use super::{Schedule, Solver};
+use crate::resume::State;
 
 /// A run of a solver: the schedule and what the solver remembers of earlier steps.
 #[derive(Clone, Debug)]
@@ -72,6 +73,38 @@ impl Sampler {
         self.before_last = self.last.replace(clean);
         self.step += 1;
         Ok(next)
+    }
+
+    /// Puts what it remembers into a run's state.
+    pub fn save(&self, state: &mut State) {
+        state.set_count("step", self.step);
+        state.set_optional("solver.last", self.last.as_ref());
+        state.set_optional("solver.before_last", self.before_last.as_ref());
+        if let Some((from, order)) = &self.predicted_from {
+            state.set("solver.predicted_from", from);
+            state.set_count("solver.order", *order);
+        }
+    }
+
+    /// Takes it from there.
+    ///
+    /// # Errors
+    /// When something is missing, or the state is of a longer run.
+    pub fn restore(&mut self, state: &State) -> anyhow::Result<()> {
+        let step = state.count("step")?;
+        anyhow::ensure!(
+            step <= self.schedule.steps(),
+            "the saved run has taken {step} of {} steps",
+            self.schedule.steps()
+        );
+        self.step = step;
+        self.last = state.optional("solver.last");
+        self.before_last = state.optional("solver.before_last");
+        self.predicted_from = match state.optional("solver.predicted_from") {
+            Some(from) => Some((from, state.count("solver.order")?)),
+            None => None,
+        };
+        Ok(())
     }
 
     /// Half the logarithm of the signal-to-noise ratio at a noise level of the schedule.

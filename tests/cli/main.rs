@@ -12,7 +12,10 @@ mod metadata;
 mod previews;
 mod progress;
 mod refusals;
+mod resume;
+mod running;
 mod runs;
+mod stopping;
 mod strips;
 mod tiny;
 

@@ -50,7 +50,7 @@ impl Vae {
     fn encode(&self, chunks: &[Array], tiling: Option<Tiling>) -> Array {
         let chunk = |i: i32| Ok(chunks[i as usize].clone());
         let frames = chunks.len() as i32;
-        let latents = self.encoder.encode(frames, &chunk, tiling, &mut || ());
+        let latents = self.encoder.encode(frames, &chunk, tiling, &mut || Ok(()));
         latents.unwrap()
     }
 }
@@ -63,7 +63,7 @@ fn decode(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) -> Vec<
         Ok(())
     };
     decoder
-        .decode(latents, tiling, &mut || (), &mut emit)
+        .decode(latents, tiling, &mut || Ok(()), &mut emit)
         .unwrap();
     to_host(&concatenate(&frames, 0).unwrap()).unwrap()
 }
@@ -298,7 +298,9 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
             let encoder = VaeEncoder::load(&config, &mut source, backend).unwrap();
             let chunk = |i: i32| Ok(chunks[i as usize].clone());
             let encoding = peak(|| {
-                encoder.encode(grid[0], &chunk, tiling, &mut || ()).unwrap();
+                encoder
+                    .encode(grid[0], &chunk, tiling, &mut || Ok(()))
+                    .unwrap();
             });
             // Latents and pixels were there before, in the forecasts they are counted.
             let [_, decode] = forecast(&decode_phases(&config, backend, grid, tiling));
@@ -322,7 +324,7 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
 
 fn decode_frames(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) {
     decoder
-        .decode(latents, tiling, &mut || (), &mut |_| Ok(()))
+        .decode(latents, tiling, &mut || Ok(()), &mut |_| Ok(()))
         .unwrap();
 }
 

@@ -62,7 +62,7 @@ pub(in crate::media) fn temporary_file(path: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder
-        .prefix(TEMPORARY_PREFIX)
+        .prefix(&temporary_prefix(path))
         .tempfile_in(&parent)
         .with_context(|| cannot_write(path, &parent))
 }
@@ -84,13 +84,37 @@ pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     builder
-        .prefix(TEMPORARY_PREFIX)
+        .prefix(&temporary_prefix(path))
         .tempdir_in(&parent)
         .with_context(|| cannot_write(path, &parent))
 }
 
-/// Hidden, and telling whose it is should a power cut leave one behind.
-const TEMPORARY_PREFIX: &str = ".wan-i2v-";
+/// Removes what runs that were killed have left of a clip at `path`. None may be writing it now.
+pub fn remove_stale(path: &Path) {
+    let prefix = temporary_prefix(path);
+    let folders = [path.is_dir().then(|| path.to_owned()), parent(path).ok()];
+    for folder in folders.into_iter().flatten() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            // What cannot be removed does no harm but to be there.
+            let _ = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+                _ => fs::remove_file(entry.path()),
+            };
+        }
+    }
+}
+
+/// Hidden, and telling whose it is should a power cut leave one behind. The clip's name has a part
+/// in it, as a hash because it may be as long as names can be.
+fn temporary_prefix(path: &Path) -> String {
+    let name = without_slash(path);
+    let name = name.file_name().unwrap_or_default();
+    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
+    format!(".wan-i2v-{}-", &hash[..12])
+}
 
 fn cannot_write(path: &Path, parent: &Path) -> String {
     format!(

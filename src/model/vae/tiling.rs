@@ -227,12 +227,12 @@ impl VaeDecoder {
     /// with `tiling` the first come when the last tile is done.
     ///
     /// # Errors
-    /// When the tiling advances by nothing, MLX fails, or `emit` does.
+    /// When the tiling advances by nothing, MLX fails, or `emit` or `advance` does.
     pub fn decode(
         &self,
         latents: &Array,
         tiling: Option<Tiling>,
-        advance: &mut dyn FnMut(),
+        advance: &mut dyn FnMut() -> Result<()>,
         emit: &mut dyn FnMut(&Array) -> Result<()>,
     ) -> Result<()> {
         let [frames, rows, columns] = [1, 2, 3].map(|axis| latents.dim(axis));
@@ -241,7 +241,7 @@ impl VaeDecoder {
             let mut stream = self.stream();
             for i in 0..frames {
                 emit(&stream.push(&frame(i)?)?)?;
-                advance();
+                advance()?;
             }
             return Ok(());
         };
@@ -277,7 +277,7 @@ impl VaeDecoder {
                 let features = features.try_index((.., tile.rows.clone(), tile.columns.clone()))?;
                 let pixels = to_host(&self.pixels(features, &mut cache)?)?;
                 canvas.add(i, &pixels, height, origin, weights);
-                advance();
+                advance()?;
             }
         }
         drop(features);
@@ -295,13 +295,13 @@ impl VaeEncoder {
     /// chunk once per tile.
     ///
     /// # Errors
-    /// When the tiling advances by nothing, or MLX fails.
+    /// When the tiling advances by nothing, or MLX or `advance` fails.
     pub fn encode(
         &self,
         frames: i32,
         pixels: &dyn Fn(i32) -> MlxResult<Array>,
         tiling: Option<Tiling>,
-        advance: &mut dyn FnMut(),
+        advance: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Array> {
         let first = pixels(0)?;
         let [rows, columns] = [1, 2].map(|axis| first.dim(axis) / SPATIAL_STRIDE);
@@ -310,7 +310,7 @@ impl VaeEncoder {
             let mut means = Vec::new();
             for i in 0..frames {
                 means.push(stream.push(&pixels(i)?)?);
-                advance();
+                advance()?;
             }
             return Ok(concatenate(&means, 1)?);
         };
@@ -337,7 +337,7 @@ impl VaeEncoder {
                     pixels(i)?.try_index((.., pixels_of(&tile.rows), pixels_of(&tile.columns)))?;
                 let features = to_host(&self.features(&chunk, &mut cache)?)?;
                 canvas.add(i as usize, &features, rows as usize, origin, weights);
-                advance();
+                advance()?;
             }
         }
         memory::clear_cache()?;

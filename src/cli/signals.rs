@@ -1,0 +1,78 @@
+//! Ctrl-C and SIGTERM: the first asks the run to stop where nothing is lost, the second ends the
+//! program at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use wan_i2v::pipeline::{Event, Progress};
+
+use super::stderr::say;
+
+/// What a shell adds to a signal's number for the exit code of a program that it has ended.
+const BY_SIGNAL: i32 = 128;
+
+/// Listens for the signals.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The last signal's number, or 0.
+    signal: Arc<AtomicUsize>,
+}
+
+impl Listener {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn start() -> Result<Self> {
+        Self::register().context("cannot listen for signals")
+    }
+
+    fn register() -> io::Result<Self> {
+        let (signal, again) = (Arc::default(), Arc::<AtomicBool>::default());
+        for number in [SIGINT, SIGTERM] {
+            // In this order: the first signal arms what ends the program at the second.
+            flag::register_conditional_shutdown(number, BY_SIGNAL + number, Arc::clone(&again))?;
+            flag::register(number, Arc::clone(&again))?;
+            flag::register_usize(number, Arc::clone(&signal), number as usize)?;
+        }
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        thread::Builder::new().spawn(move || {
+            if signals.forever().next().is_some() {
+                say!("stopping as soon as nothing is lost by it; once more to stop at once");
+            }
+        })?;
+        Ok(Self { signal })
+    }
+
+    /// The exit code that the signal asks for, if there was one.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => None,
+            number => u8::try_from(number + BY_SIGNAL as usize).ok(),
+        }
+    }
+}
+
+/// Progress that stops at a signal.
+pub struct Stoppable<'a> {
+    /// What hears of the run.
+    pub inner: Box<dyn Progress>,
+    /// What hears of signals.
+    pub listener: &'a Listener,
+}
+
+impl Progress for Stoppable<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        self.inner.event(event);
+    }
+
+    fn stops(&self) -> bool {
+        self.listener.exit_code().is_some()
+    }
+}

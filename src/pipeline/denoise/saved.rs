@@ -1,0 +1,105 @@
+//! Denoising that goes on where an earlier run was.
+
+use anyhow::Result;
+use mlx_rs::Array;
+
+use super::{DenoiseSettings, Denoiser, Loaded, Passes};
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, Expert};
+use crate::pipeline::cache::StepCache;
+use crate::pipeline::condition::Condition;
+use crate::pipeline::text::EncodedPrompts;
+use crate::request::CacheMethod;
+use crate::resume::State;
+use crate::schedule::Sampler;
+
+/// The part of a saved run that belongs to an expert.
+#[derive(Debug)]
+pub(super) struct Restored {
+    expert: Expert,
+    cache: StepCache,
+    prompt: Option<Array>,
+    negative: Option<Array>,
+}
+
+impl Restored {
+    /// Gives it to its expert, once that is loaded.
+    pub(super) fn give(self, loaded: &mut Loaded) {
+        if self.expert != loaded.expert {
+            return;
+        }
+        loaded.cache = self.cache;
+        loaded.prompt.reusable = self.prompt;
+        if let Some(negative) = &mut loaded.negative {
+            negative.reusable = self.negative;
+        }
+    }
+}
+
+impl<'a> Denoiser<'a> {
+    /// What the run needs to go on from here, to the bit.
+    pub fn state(&self) -> State {
+        let mut state = State::default();
+        self.prompts.save(&mut state);
+        state.set("condition", &self.condition.0);
+        state.set("latents", &self.latents);
+        self.sampler.save(&mut state);
+        state.set_count("passes.computed", self.passes.computed);
+        state.set_count("passes.reused", self.passes.reused);
+        state.set_count("passes.unguided", self.passes.unguided);
+        let timesteps = &self.sampler.schedule().timesteps;
+        let next = timesteps.get(self.sampler.step_index());
+        let next = next.map(|&timestep| self.checkpoint.expert_for(timestep));
+        if let Some(loaded) = &self.loaded
+            && self.settings.cache.method != CacheMethod::Off
+            // The other expert begins with nothing.
+            && next == Some(loaded.expert)
+        {
+            let is_high = loaded.expert == Expert::HighNoise;
+            state.set_count("cache.is_high", usize::from(is_high));
+            loaded.cache.save(&mut state);
+            state.set_optional("cache.prompt", loaded.prompt.reusable.as_ref());
+            let negative = loaded.negative.as_ref();
+            state.set_optional("cache.negative", negative.and_then(|n| n.reusable.as_ref()));
+        }
+        state
+    }
+
+    /// A run that goes on from where an earlier one was, along the same schedule.
+    ///
+    /// # Errors
+    /// When the state lacks something.
+    pub fn resume(
+        checkpoint: &'a Checkpoint,
+        backend: Backend,
+        state: &State,
+        sampler: Sampler,
+        settings: impl Into<DenoiseSettings>,
+    ) -> Result<Self> {
+        let prompts = EncodedPrompts::restore(state)?;
+        let condition = Condition(state.array("condition")?);
+        let latents = state.array("latents")?;
+        let mut denoiser = Self::new(
+            checkpoint, backend, prompts, condition, latents, sampler, settings,
+        );
+        denoiser.sampler.restore(state)?;
+        denoiser.passes = Passes {
+            computed: state.count("passes.computed")?,
+            reused: state.count("passes.reused")?,
+            unguided: state.count("passes.unguided")?,
+        };
+        if let Ok(is_high) = state.count("cache.is_high") {
+            denoiser.restored = Some(Restored {
+                expert: if is_high == 1 {
+                    Expert::HighNoise
+                } else {
+                    Expert::LowNoise
+                },
+                cache: StepCache::restore(denoiser.settings.cache.clone(), state)?,
+                prompt: state.optional("cache.prompt"),
+                negative: state.optional("cache.negative"),
+            });
+        }
+        Ok(denoiser)
+    }
+}

@@ -1,0 +1,117 @@
+//! No two runs write one thing.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::beside;
+
+/// Times that a lock file is opened again because its owner has just removed it.
+const ATTEMPTS: usize = 100;
+
+/// The right to write something, for as long as this lives. The system takes it back from a process
+/// that ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    /// `None` where the file system has no locks.
+    file: Option<File>,
+}
+
+impl Lock {
+    /// Takes the right to write `target`, whether or not it is there.
+    ///
+    /// # Errors
+    /// When another run has it, or the lock's file cannot be created beside it.
+    pub fn take(target: &Path) -> Result<Self> {
+        let path = beside(target, ".", "wan-lock");
+        for _ in 0..ATTEMPTS {
+            let file = File::create(&path)
+                .with_context(|| format!("cannot create the lock {}", path.display()))?;
+            match file.try_lock() {
+                Ok(()) if is_still(&file, &path) => {
+                    let file = Some(file);
+                    return Ok(Self { path, file });
+                }
+                // Its owner removed it before it let go.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another wan-i2v is writing {}; wait for it, or choose another --output",
+                    target.display()
+                ),
+                Err(TryLockError::Error(_)) => return Ok(Self { path, file: None }),
+            }
+        }
+        bail!("cannot lock {}", path.display())
+    }
+
+    /// Whether the file system keeps others out; some network shares cannot.
+    pub fn is_held(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is held, so that nobody's newer one goes.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn is_still(file: &File, path: &Path) -> bool {
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(there)) => id(held) == id(there),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("clip.mp4");
+        let first = Lock::take(&target).unwrap();
+        assert!(first.is_held());
+        let error = Lock::take(&target).unwrap_err().to_string();
+        assert!(error.contains("another wan-i2v is writing") && error.contains("clip.mp4"));
+        // However it is spelt.
+        let spelt = folder.path().join(".").join("clip.mp4");
+        assert!(Lock::take(&spelt).is_err());
+        assert!(Lock::take(&folder.path().join("other.mp4")).is_ok());
+        drop(first);
+        assert!(Lock::take(&target).is_ok());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn no_two_have_it_while_others_come_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("clip.mp4");
+        let (inside, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        if let Ok(lock) = Lock::take(&target) {
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            taken.fetch_add(1, Ordering::SeqCst);
+                            thread::yield_now();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            drop(lock);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(taken.load(Ordering::SeqCst) > 1);
+    }
+}

@@ -1,0 +1,63 @@
+//! A run that can be stopped, or fall, and go on: its state on disk after every step.
+//!
+//! [`file`] is the format, [`identity`] what a run must have in common with the one that it goes on
+//! from, [`keeper`] when and where the state is written, [`lock`] that no two runs write one thing.
+
+pub mod file;
+pub mod identity;
+pub mod keeper;
+pub mod lock;
+
+pub use file::{Saved, State};
+pub use identity::{Difference, Identity};
+pub use keeper::Keeper;
+pub use lock::Lock;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// The end of a state's name.
+pub const EXTENSION: &str = "wan-state";
+
+/// The most bytes of a file's name that file systems take.
+const MAX_NAME: usize = 255;
+
+/// Where the state of the run that makes `output` is kept: `clip.mp4.wan-state` for `clip.mp4`,
+/// `frames.wan-state` for the folder `frames/`.
+pub fn state_path(output: &Path) -> PathBuf {
+    beside(output, "", EXTENSION)
+}
+
+/// A name in the folder of `path`: the path's own with something before and after it.
+fn beside(path: &Path, before: &str, extension: &str) -> PathBuf {
+    // Without a trailing separator.
+    let path: PathBuf = path.components().collect();
+    let own = path.file_name().unwrap_or_else(|| OsStr::new("output"));
+    let mut name = OsString::from(before);
+    // Room for what is put behind the state's name while it is written.
+    if before.len() + own.len() + extension.len() + 8 > MAX_NAME {
+        name.push(&blake3::hash(own.as_encoded_bytes()).to_hex()[..32]);
+    } else {
+        name.push(own);
+    }
+    name.push(".");
+    name.push(extension);
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_lie_beside_what_is_made() {
+        let of = |output: &str| state_path(Path::new(output));
+        assert_eq!(of("clip.mp4"), Path::new("clip.mp4.wan-state"));
+        assert_eq!(of("a/b/clip.gif"), Path::new("a/b/clip.gif.wan-state"));
+        assert_eq!(of("a/frames/"), Path::new("a/frames.wan-state"));
+        assert_eq!(of("."), Path::new("./output.wan-state"));
+        let long = of(&format!("a/{}.mp4", "x".repeat(250)));
+        assert!(long.file_name().is_some_and(|name| name.len() < 60));
+        assert_eq!(long.parent(), Some(Path::new("a")));
+    }
+}
