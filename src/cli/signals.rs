@@ -34,17 +34,19 @@ impl Listener {
     }
 
     fn register() -> io::Result<Self> {
-        let (signal, again) = (Arc::default(), Arc::<AtomicBool>::default());
+        let (signal, again) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         for number in [SIGINT, SIGTERM] {
             // In this order: the first signal arms what ends the program at the second.
             flag::register_conditional_shutdown(number, BY_SIGNAL + number, Arc::clone(&again))?;
             flag::register(number, Arc::clone(&again))?;
-            flag::register_usize(number, Arc::clone(&signal), number as usize)?;
         }
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let heard = Arc::clone(&signal);
         thread::Builder::new().spawn(move || {
-            if signals.forever().next().is_some() {
+            if let Some(number) = signals.forever().next() {
+                // First, so that what the run says of its end comes last.
                 say!("stopping as soon as nothing is lost by it; once more to stop at once");
+                heard.store(number as usize, Ordering::Relaxed);
             }
         })?;
         Ok(Self { signal })
