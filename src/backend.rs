@@ -147,6 +147,11 @@ impl Backend {
         Ok(Self::new(device, precision))
     }
 
+    /// Whether the two passes of a guided clip of `tokens` run as one.
+    pub fn joins(&self, tokens: i32) -> bool {
+        tokens <= self.joint_tokens
+    }
+
     /// The settings for `device`, without touching MLX's state.
     pub const fn new(device: DeviceKind, precision: Option<Precision>) -> Self {
         let (default_precision, conv, dense_above) = match device {

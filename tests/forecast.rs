@@ -312,13 +312,11 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         }),
         ..request
     };
-    let plan = request
-        .plan(
-            &checkpoint.settings,
-            (64, 64),
-            checkpoint.high.patch_size[1],
-        )
-        .unwrap();
+    let planned = |request: &Request| {
+        let patch = checkpoint.high.patch_size[1];
+        request.plan(&checkpoint.settings, (64, 64), patch).unwrap()
+    };
+    let plan = planned(&request);
     let clip = Clip {
         request: &request,
         checkpoint: &checkpoint,
@@ -382,13 +380,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         frames: Some(number("--frames ") as u32),
         ..request.clone()
     };
-    let plan = fewer
-        .plan(
-            &checkpoint.settings,
-            (64, 64),
-            checkpoint.high.patch_size[1],
-        )
-        .unwrap();
+    let plan = planned(&fewer);
     let clip = Clip {
         request: &fewer,
         plan: &plan,

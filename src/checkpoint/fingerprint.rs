@@ -1,48 +1,54 @@
 //! Telling checkpoints apart without reading them whole.
 
-use anyhow::Result;
-use sha2::{Digest, Sha256};
+use anyhow::{Context, Result};
 
-use super::Checkpoint;
-use super::layout::PartName;
-use super::store::TensorStore;
-use crate::hex::to_hex;
-
-/// Bytes that are looked at in the middle of each tensor.
-const SAMPLE: usize = 64;
+use super::{Checkpoint, PartName};
 
 impl Checkpoint {
-    /// A hash of what the files hold, 64 hexadecimal digits: every tensor's name, type, shape and
-    /// 64 bytes of its values, and the boundary between the experts.
-    ///
-    /// Reads a page of the file per tensor, so other weights are told apart in well under a second;
-    /// it is no proof that two checkpoints are equal to the last bit.
+    /// A hash that tells a part from another, 64 hexadecimal digits: of its configuration, and of
+    /// its files as [`TensorStore::fingerprint`](super::store::TensorStore::fingerprint) has it.
+    /// All parts are read once, the first time.
     ///
     /// # Errors
     /// When a file cannot be read any more.
-    pub fn fingerprint(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(self.boundary_timestep.to_le_bytes());
-        for name in PartName::ALL {
-            let store = TensorStore::open(self.location(name)?)?;
-            hash.update(name.flag());
-            for (name, entry) in store.entries() {
-                let bytes = store.bytes(entry);
-                let middle = bytes.len() / 2;
-                let sample = bytes.iter().skip(middle).take(SAMPLE);
-                let sample: Vec<u8> = sample.copied().collect();
-                // Lengths keep neighbours from running into each other.
-                let text = format!(
-                    "{} {name} {} {:?} {}",
-                    name.len(),
-                    entry.encoding.name(),
-                    entry.shape,
-                    sample.len()
-                );
-                hash.update(text);
-                hash.update(sample);
+    pub fn part_fingerprint(&self, name: PartName) -> Result<&str> {
+        let all = match self.fingerprints.get() {
+            Some(all) => all,
+            None => {
+                let all = PartName::ALL.map(|name| self.hash_part(name));
+                let all = all.into_iter().collect::<Result<_>>()?;
+                self.fingerprints.get_or_init(|| all)
             }
+        };
+        let mut named = PartName::ALL.into_iter().zip(all);
+        let found = named.find(|(part, _)| *part == name);
+        let (_, hash) = found.with_context(|| format!("no {name}"))?;
+        Ok(hash)
+    }
+
+    fn hash_part(&self, name: PartName) -> Result<String> {
+        let config = match name {
+            PartName::HighNoise => format!("{:?}", self.high),
+            PartName::LowNoise => format!("{:?}", self.low),
+            PartName::Vae => format!("{:?}", self.vae),
+            PartName::TextEncoder => format!("{:?}", self.text_encoder),
+        };
+        let files = self.part(name)?.store().fingerprint();
+        let both = blake3::hash(format!("{config}\n{files}").as_bytes());
+        Ok(both.to_hex().to_string())
+    }
+
+    /// A hash that tells the checkpoint from another: of its parts', and of the boundary between
+    /// the experts. It is no proof that two checkpoints are equal to the last bit.
+    ///
+    /// # Errors
+    /// As [`Self::part_fingerprint`].
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.boundary_timestep.to_le_bytes());
+        for name in PartName::ALL {
+            hash.update(self.part_fingerprint(name)?.as_bytes());
         }
-        Ok(to_hex(&hash.finalize()))
+        Ok(hash.finalize().to_hex().to_string())
     }
 }

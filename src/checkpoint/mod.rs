@@ -28,6 +28,7 @@ pub use quantize::Bits;
 pub use settings::Settings;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -157,6 +158,8 @@ pub struct Checkpoint {
     pub boundary_timestep: f64,
     /// What the model recommends to be run with.
     pub settings: Settings,
+    /// See [`Self::part_fingerprint`].
+    fingerprints: OnceLock<Vec<String>>,
 }
 
 impl Checkpoint {
@@ -199,6 +202,7 @@ impl Checkpoint {
             },
             layout,
             bits,
+            fingerprints: OnceLock::new(),
         };
         checkpoint.check_parts_fit()?;
         let configs = [
@@ -260,23 +264,6 @@ impl Checkpoint {
 
     fn part(&self, name: PartName) -> Result<Part> {
         Part::open(self.location(name)?, name.kind())
-    }
-
-    /// A hash that tells a part from another: of its configuration, and of its files as
-    /// [`store::TensorStore::fingerprint`] has it.
-    ///
-    /// # Errors
-    /// When its files cannot be read any more.
-    pub fn part_fingerprint(&self, name: PartName) -> Result<String> {
-        let config = match name {
-            PartName::HighNoise => format!("{:?}", self.high),
-            PartName::LowNoise => format!("{:?}", self.low),
-            PartName::Vae => format!("{:?}", self.vae),
-            PartName::TextEncoder => format!("{:?}", self.text_encoder),
-        };
-        let files = self.part(name)?.store().fingerprint();
-        let both = blake3::hash(format!("{config}\n{files}").as_bytes());
-        Ok(both.to_hex().to_string())
     }
 
     /// The bits that linear layers are quantized to while they are loaded.

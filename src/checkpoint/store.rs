@@ -39,6 +39,8 @@ pub const EXTENSIONS: [&str; 4] = [".safetensors", ".gguf", ".pth", ".pt"];
 const SAMPLES: usize = 256;
 /// Bytes of each.
 const SAMPLE_BYTES: usize = 16 << 10;
+/// Bytes in the middle of each tensor that it is made from.
+const TENSOR_SAMPLE_BYTES: usize = 64;
 const INDEX: &str = ".safetensors.index.json";
 
 /// Where the tensors of one part of a model lie: files of one folder.
@@ -285,12 +287,16 @@ impl TensorStore {
     }
 
     /// A hash that tells these files from others without reading them whole: of every tensor's
-    /// name, encoding, shape and place, of the files' sizes, and of samples of their bytes. Neither
-    /// the files' names nor their times have a part in it.
+    /// name, encoding, shape, place and middle bytes, of the files' sizes, and of samples of their
+    /// bytes. Neither the files' names nor their times have a part in it.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, entry) in &self.entries {
             hasher.update(format!("{name} {entry:?}\n").as_bytes());
+            let bytes = self.bytes(entry);
+            let middle = bytes.len() / 2;
+            let sample = middle..bytes.len().min(middle + TENSOR_SAMPLE_BYTES);
+            hasher.update(&bytes[sample]);
         }
         for map in &self.maps {
             hasher.update(&map.len().to_le_bytes());

@@ -109,16 +109,12 @@ impl Ways {
     fn of(settled: &Settled, checkpoint: &Checkpoint, plan: &Plan) -> Self {
         let backend = settled.backend;
         let grid = plan.latent_grid();
-        let tokens = grid
-            .into_iter()
-            .zip(checkpoint.high.patch_size)
-            .map(|(side, patch)| side / patch)
-            .product::<i32>();
+        let tokens = checkpoint.high.tokens(grid);
         let tiles = |tiling: Option<Tiling>| {
             tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
         };
         Self {
-            joint_guidance: plan.guide_scale.needs_negative() && tokens <= backend.joint_tokens,
+            joint_guidance: plan.guide_scale.needs_negative() && backend.joins(tokens),
             chunk_tokens: (tokens > backend.chunk_rows).then_some(backend.chunk_rows),
             encoding_tiles: tiles(choose_encode_tiling(&checkpoint.vae, backend, grid)),
             decoding_tiles: tiles(choose_decode_tiling(&checkpoint.vae, backend, grid)),

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use wan_i2v::backend::Backend;
-use wan_i2v::pipeline::{
-    Event, Memory, Passes, Phase, PhaseReport, Progress, Silent, StepReport, Summary,
-};
+use wan_i2v::pipeline::{Event, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
 use wan_i2v::request::{CacheMethod, Plan};
 
 use super::display::{human_bytes, human_time};
@@ -26,7 +24,7 @@ pub fn reporter(console: MultiProgress) -> Box<dyn Progress> {
         }),
         Style::Plain => Box::new(PlainLines::default()),
         Style::Json => Box::new(Json),
-        Style::None | Style::Quiet => Box::new(Warnings(Silent)),
+        Style::None | Style::Quiet => Box::new(Warnings),
     }
 }
 
@@ -55,13 +53,12 @@ fn reused(passes: Passes) -> &'static str {
 
 /// Warnings alone.
 #[derive(Debug)]
-struct Warnings(Silent);
+struct Warnings;
 
 impl Progress for Warnings {
     fn event(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Warning(text) => stderr::warning(text),
-            _ => self.0.event(event),
+        if let Event::Warning(text) = event {
+            stderr::warning(text);
         }
     }
 }

@@ -20,7 +20,7 @@ const BY_SIGNAL: i32 = 128;
 /// Listens for the signals.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The last signal's number, or 0.
+    /// The first signal's number, or 0.
     signal: Arc<AtomicUsize>,
 }
 

@@ -14,7 +14,6 @@ use wan_i2v::pull::{self, Heads, HubFeed};
 use wan_i2v::tiny;
 
 use super::display::{Transfer, human_bytes, human_count, print};
-
 use super::source::{self, Place};
 use super::stderr::say;
 

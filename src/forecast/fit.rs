@@ -170,7 +170,10 @@ fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String>
             false => format!("{bits} {flag}"),
         };
         let frames = frames_below(clip.plan.frames).find(|&frames| {
-            let request = with_frames(clip.request, frames);
+            let request = Request {
+                frames: Some(frames),
+                ..clip.request.clone()
+            };
             fits(checkpoint, &request)
         });
         found.extend(frames.map(|frames| join(format!("--frames {frames}"))));
@@ -201,13 +204,6 @@ fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String>
         _ => {}
     }
     found
-}
-
-fn with_frames(request: &Request, frames: u32) -> Request {
-    Request {
-        frames: Some(frames),
-        ..request.clone()
-    }
 }
 
 /// Numbers of frames that a clip may have, below `frames`, the largest first.

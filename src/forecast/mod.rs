@@ -124,12 +124,7 @@ pub fn forecast(
             Expert::HighNoise => &checkpoint.high,
             Expert::LowNoise => &checkpoint.low,
         };
-        let patch = config.patch_size.map(|side| side as u64);
-        let sequence: u64 = cells
-            .iter()
-            .zip(patch)
-            .map(|(side, patch)| side / patch)
-            .product();
+        let sequence = config.tokens(grid).max(0) as u64;
         let rows = |n: usize| (n + usize::from(n < TEXT_LEN)) as u64;
         let negative = tokens
             .negative

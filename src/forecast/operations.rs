@@ -160,26 +160,34 @@ impl Extent {
 /// Decoding `frames` latent frames of `rows` x `columns`, whole or in tiles.
 pub fn decode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
     let [frames, rows, columns] = grid;
-    let clip = |rows: i32, columns: i32, chunk: fn(&VaeConfig, u64, u64, bool) -> Operations| {
-        let chunk = |first| chunk(config, number(rows), number(columns), first);
-        chunk(true) + chunk(false).times(number(frames - 1))
-    };
-    let tiles = tiles(tiling, rows, columns)
-        .map(|[rows, columns]| clip(rows, columns, decode_pixels))
-        .sum::<Operations>();
-    clip(rows, columns, decode_features) + tiles
+    decode_features(config, number(rows), number(columns)).times(number(frames))
+        + in_tiles(grid, tiling, |rows, columns, first| {
+            decode_pixels(config, rows, columns, first)
+        })
 }
 
 /// Encoding the conditioning video of a clip, as [`decode`].
 pub fn encode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
     let [frames, rows, columns] = grid;
-    let tiles = tiles(tiling, rows, columns)
+    encode_mean(config, number(rows), number(columns)).times(number(frames))
+        + in_tiles(grid, tiling, |rows, columns, first| {
+            encode_features(config, rows, columns, first)
+        })
+}
+
+/// What a clip takes whose every chunk goes through `chunk`, tile by tile: by rows, columns, and
+/// whether it is the first.
+fn in_tiles(
+    [frames, rows, columns]: [i32; 3],
+    tiling: Option<Tiling>,
+    chunk: impl Fn(u64, u64, bool) -> Operations,
+) -> Operations {
+    tiles(tiling, rows, columns)
         .map(|[rows, columns]| {
-            let chunk = |first| encode_features(config, number(rows), number(columns), first);
+            let chunk = |first| chunk(number(rows), number(columns), first);
             chunk(true) + chunk(false).times(number(frames - 1))
         })
-        .sum::<Operations>();
-    tiles + encode_mean(config, number(rows), number(columns)).times(number(frames))
+        .sum()
 }
 
 /// Rows and columns of each tile, or of the whole frame.
@@ -203,7 +211,7 @@ fn decoder_widths(config: &VaeConfig) -> Vec<u64> {
     multipliers.map(|&m| base * number(m)).collect()
 }
 
-fn decode_features(config: &VaeConfig, rows: u64, columns: u64, _first: bool) -> Operations {
+fn decode_features(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
     let at = Extent {
         frames: 1,
         rows,

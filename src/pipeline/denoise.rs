@@ -270,7 +270,7 @@ impl<'a> Denoiser<'a> {
         let skips = loaded
             .cache
             .may_skip(&self.latents, &pass.time, left, ready)?;
-        let joint = loaded.rope.tokens() <= self.backend.joint_tokens;
+        let joint = self.backend.joins(loaded.rope.tokens());
         let predictions = match skips {
             true => pass.reuse(&voices),
             false => pass.compute(&mut voices, joint),
@@ -340,8 +340,7 @@ impl<'a> Denoiser<'a> {
         })?;
         wire(memory::active_memory()? as u64);
         let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
-        let patch = dit.config().patch_size;
-        let tokens = [0, 1, 2].map(|axis| grid[axis] / patch[axis]);
+        let tokens = dit.config().token_grid(grid);
         if let Some(dump) = dump {
             let suffix = match expert {
                 Expert::HighNoise => "high",

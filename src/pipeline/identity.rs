@@ -28,9 +28,9 @@ impl Job {
         } = self;
         let mut pixels = Sha256::new();
         pixels.update(picture.width().to_le_bytes());
-        for value in picture.pixels() {
-            pixels.update(value.to_le_bytes());
-        }
+        let values = picture.pixels();
+        let values = values.as_slice().unwrap_or_default();
+        pixels.update(bytemuck::cast_slice(values));
         let guided = plan.guide_scale.needs_negative();
         let negative = if guided { &plan.negative_prompt } else { "" };
         let tokens = format!("{:?}", [Some(&prompts.prompt), prompts.negative.as_ref()]);
@@ -61,7 +61,7 @@ impl Job {
         identity.set_seed(plan.seed);
         for name in PartName::ALL {
             let part = checkpoint.part_fingerprint(name)?;
-            identity.add(format!("the {name}"), part);
+            identity.add(format!("the {name}"), part.to_owned());
             let bits = checkpoint.load_bits().of(name);
             let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
             identity.add(format!("bits of the {name}"), bits);
@@ -71,9 +71,7 @@ impl Job {
         // Not the memory that it was fitted to, which may differ from run to run, but the choices that
         // followed: sums of other parts round otherwise.
         let grid = plan.latent_grid();
-        let patch = checkpoint.high.patch_size;
-        let tokens: i32 = grid.iter().zip(patch).map(|(axis, p)| axis / p).product();
-        let joint = tokens <= backend.joint_tokens;
+        let joint = backend.joins(checkpoint.high.tokens(grid));
         let encoding = choose_encode_tiling(&checkpoint.vae, backend, grid);
         let decoding = choose_decode_tiling(&checkpoint.vae, backend, grid);
         for (what, choice) in [

@@ -303,15 +303,15 @@ pub fn initial_noise(seed: u64, z_dim: i32, grid: [i32; 3]) -> Array {
 fn check_positions(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
     let grid = plan.latent_grid();
     for config in [&checkpoint.high, &checkpoint.low] {
-        for (axis, patch) in grid.into_iter().zip(config.patch_size) {
+        for tokens in config.token_grid(grid) {
             anyhow::ensure!(
-                axis / patch <= config.rope_max_seq_len,
+                tokens <= config.rope_max_seq_len,
                 "a clip of {} x {} pixels and {} frames has {} tokens along one axis; the model \
                  covers {}; choose fewer --frames or a smaller --size",
                 plan.width,
                 plan.height,
                 plan.frames,
-                axis / patch,
+                tokens,
                 config.rope_max_seq_len
             );
         }

@@ -233,11 +233,7 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
         (CHECKSUM.to_owned(), checksum.hex()),
     ]);
 
-    // The lock on the state makes this name this run's own; one that was killed leaves it, and the
-    // next run replaces it.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(path);
     let put = || -> Result<u64> {
         safetensors::serialize_to_file(stored, Some(metadata), &temporary)?;
         let file = File::open(&temporary)?;
@@ -272,12 +268,18 @@ pub fn may_replace(path: &Path) -> bool {
 
 /// Removes a state, and what a run that was killed left of one.
 pub fn remove(path: &Path) {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    for file in [path, Path::new(&temporary)] {
+    for file in [path, &temporary(path)] {
         // What is not there need not be removed.
         let _ = fs::remove_file(file);
     }
+}
+
+/// The name of a state while it is written. The lock on the state makes it this run's own; one that
+/// was killed leaves it, and the next run replaces it.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    name.into()
 }
 
 /// An array's bytes as safetensors stores them.

@@ -219,7 +219,7 @@ impl Block {
                 attention.weigh(&queries, &kv, self.backend.score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
-        let weighed = joined(weighed)?;
+        let weighed = joined(&weighed)?;
         settle(x, &[&weighed])?;
         let h = attention.to_out.forward(&weighed)?;
         drop(weighed);
@@ -319,7 +319,7 @@ impl Block {
                 self.cross_attention.weigh(&queries, prompt, score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
-        let weighed = joined(weighed)?;
+        let weighed = joined(&weighed)?;
         let x = x.add(f32(&self.cross_attention.to_out.forward(&weighed)?)?)?;
         drop(weighed);
         settle(&x, &[&x])?;
@@ -365,14 +365,10 @@ fn of_copies(
 }
 
 /// Copies, one after the other in the rows.
-fn joined(mut copies: Vec<Array>) -> MlxResult<Array> {
-    match (copies.len(), copies.pop()) {
-        (1, Some(only)) => Ok(only),
-        (_, Some(last)) => {
-            copies.push(last);
-            concatenate(&copies, 0)
-        }
-        (_, None) => concatenate(&copies, 0),
+fn joined(copies: &[Array]) -> MlxResult<Array> {
+    match copies {
+        [only] => Ok(only.clone()),
+        _ => concatenate(copies, 0),
     }
 }
 

@@ -70,6 +70,17 @@ impl DitConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
+    /// Tokens along each axis of a clip of `[frames, rows, columns]` latents.
+    pub fn token_grid(&self, latents: [i32; 3]) -> [i32; 3] {
+        let [frames, rows, columns] = self.patch_size;
+        [latents[0] / frames, latents[1] / rows, latents[2] / columns]
+    }
+
+    /// Tokens of such a clip.
+    pub fn tokens(&self, latents: [i32; 3]) -> i32 {
+        self.token_grid(latents).iter().product()
+    }
+
     /// Values per token at the output.
     fn patch_volume(&self) -> i32 {
         self.patch_size.iter().product()
