@@ -135,6 +135,7 @@ impl Backend {
             None if gpu => DeviceKind::Gpu,
             None => DeviceKind::Cpu,
         };
+        keep_freed_memory();
         Device::set_default(&match device {
             DeviceKind::Gpu => Device::gpu(),
             DeviceKind::Cpu => Device::cpu(),
@@ -379,6 +380,23 @@ pub fn wire(bytes: u64) {
         let _ = memory::set_wired_limit(bytes.min(most) as usize);
     }
 }
+
+/// MLX's CPU backend asks malloc for every array. glibc maps large blocks anew and unmaps them when
+/// they are freed, and so the kernel zeroes every page of every activation: a seventh of the VAE's
+/// time. Kept in the heap they are used again.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_freed_memory() {
+    // SAFETY: mallopt takes two integers and changes how malloc gets its memory, no more. What it
+    // refuses leaves malloc as it was.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
 
 /// mlx-c ends the process on an error until mlx-rs's first call puts its own handler in place.
 fn install_error_handler() {
