@@ -510,6 +510,10 @@ pub struct PlanArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+
+    /// Measure this machine's rates again; do it when nothing else runs
+    #[arg(long, help_heading = "Machine")]
+    pub measure: bool,
 }
 
 impl PlanArgs {

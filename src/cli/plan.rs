@@ -33,7 +33,7 @@ const STEPS: [u32; 2] = [20, 40];
 
 /// Prints the forecast; fails when the clip does not fit.
 pub fn run(args: PlanArgs) -> Result<ExitCode> {
-    let as_json = args.json;
+    let (as_json, anew) = (args.json, args.measure);
     let (request, machine) = args.into_request()?;
     let backend = machine.backend()?;
     let budget = machine.budget(backend);
@@ -52,7 +52,7 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
         plan: &plan,
         tokens,
     };
-    let rates = Rates::of_machine(backend)?;
+    let rates = Rates::of_machine(backend, anew)?;
     let settled = settle(clip, backend, budget, Some(&rates))?;
     let refusal = (!settled.fits).then(|| refusal(clip, backend, budget, &settled.forecast));
     let ways = Ways::of(&settled, &checkpoint, &plan);

@@ -40,11 +40,12 @@ impl Rates {
             + bytes as f64 / self.copies
     }
 
-    /// This machine's rates: kept ones, or measured in about a second and kept.
+    /// This machine's rates: kept ones unless they are wanted `anew`, or measured in about a second
+    /// and kept.
     ///
     /// # Errors
     /// When MLX cannot compute.
-    pub fn of_machine(backend: Backend) -> Result<Self> {
+    pub fn of_machine(backend: Backend, anew: bool) -> Result<Self> {
         let machine = format!(
             "{}, MLX {}, {}",
             backend::device_name(),
@@ -52,7 +53,8 @@ impl Rates {
             backend.precision
         );
         let file = cache_file();
-        if let Some(kept) = file.as_ref().and_then(|file| fs::read(file).ok())
+        if !anew
+            && let Some(kept) = file.as_ref().and_then(|file| fs::read(file).ok())
             && let Ok(rates) = serde_json::from_slice::<Self>(&kept)
             && rates.machine == machine
         {
@@ -96,15 +98,17 @@ impl Rates {
     }
 }
 
+/// The rate of the quickest run: what else the machine does at the moment slows the others.
 fn per_second(work: f64, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     // The first run pays for kernels being made and memory being touched.
     run().context("cannot measure this machine")?;
-    let (start, mut runs) = (Instant::now(), 0);
+    let (start, mut quickest) = (Instant::now(), f64::INFINITY);
     while start.elapsed().as_secs_f64() < SECONDS {
+        let before = Instant::now();
         run()?;
-        runs += 1;
+        quickest = quickest.min(before.elapsed().as_secs_f64());
     }
-    Ok(work * f64::from(runs) / start.elapsed().as_secs_f64())
+    Ok(work / quickest)
 }
 
 /// Where rates are kept, by the XDG rules and macOS's.
