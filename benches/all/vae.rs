@@ -3,7 +3,7 @@
 use divan::Bencher;
 use mlx_rs::Dtype;
 use mlx_rs::transforms::eval;
-use wan_i2v::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use wan_i2v::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
 
 use crate::source::{Constant, Storage, constant};
 use crate::{backend, bench_operations};
@@ -41,7 +41,7 @@ fn source() -> Constant {
 #[divan::bench]
 fn encode_first_chunk(bencher: Bencher) {
     let encoder = VaeEncoder::load(&config(), &mut source(), backend()).unwrap();
-    let pixels = constant(&[1, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap();
+    let pixels = Chunk::Pixels(constant(&[1, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap());
     bench_operations(bencher, || encoder.stream().push(&pixels).unwrap());
 }
 
@@ -49,7 +49,8 @@ fn encode_first_chunk(bencher: Bencher) {
 #[divan::bench]
 fn encode_later_chunk(bencher: Bencher) {
     let encoder = VaeEncoder::load(&config(), &mut source(), backend()).unwrap();
-    let chunk = |frames| constant(&[frames, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap();
+    let chunk =
+        |frames| Chunk::Pixels(constant(&[frames, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap());
     let (first, later) = (chunk(1), chunk(4));
     let mut stream = encoder.stream();
     stream.push(&first).unwrap();

@@ -107,7 +107,7 @@ pub fn forecast(
     let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
     add(
         Phase::Image.to_string(),
-        operations::encode(&checkpoint.vae, grid, encode_tiling),
+        operations::encode(&checkpoint.vae, grid, encode_tiling, &[0]),
         encoder,
         encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
     );

@@ -5,7 +5,7 @@
 
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
-use crate::model::vae::{Tiling, VaeConfig};
+use crate::model::vae::{Tiling, VaeConfig, settling_chunks};
 
 /// Operations of one kind of kernel each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -141,17 +141,28 @@ impl Extent {
         Operations::products(2 * self.pixels() * inputs * outputs * taps)
     }
 
-    fn residual(self, inputs: u64, outputs: u64) -> Operations {
+    /// A convolution over three frames and `taps` pixels of each, before which `seen` frames came:
+    /// zeros before those are not multiplied.
+    fn causal(self, inputs: u64, outputs: u64, taps: u64, seen: u64) -> Operations {
+        let blind: u64 = (0..self.frames)
+            .map(|frame| 2_u64.saturating_sub(seen + frame))
+            .sum();
+        let frame = Extent { frames: 1, ..self };
+        let frame = frame.convolution(inputs, outputs, taps);
+        frame.times(3 * self.frames - blind)
+    }
+
+    fn residual(self, inputs: u64, outputs: u64, seen: u64) -> Operations {
         let shortcut = match inputs == outputs {
             true => Operations::default(),
             false => self.convolution(inputs, outputs, 1),
         };
-        self.convolution(inputs, outputs, 27) + self.convolution(outputs, outputs, 27) + shortcut
+        self.causal(inputs, outputs, 9, seen) + self.causal(outputs, outputs, 9, seen) + shortcut
     }
 
-    fn mid(self, channels: u64) -> Operations {
+    fn mid(self, channels: u64, seen: u64) -> Operations {
         let place = self.rows * self.columns;
-        self.residual(channels, channels).times(2)
+        self.residual(channels, channels, seen).times(2)
             + self.convolution(channels, 4 * channels, 1)
             + Operations::attention(place, place, channels).times(self.frames)
     }
@@ -160,34 +171,43 @@ impl Extent {
 /// Decoding `frames` latent frames of `rows` x `columns`, whole or in tiles.
 pub fn decode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
     let [frames, rows, columns] = grid;
-    decode_features(config, number(rows), number(columns)).times(number(frames))
-        + in_tiles(grid, tiling, |rows, columns, first| {
-            decode_pixels(config, rows, columns, first)
-        })
-}
-
-/// Encoding the conditioning video of a clip, as [`decode`].
-pub fn encode(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
-    let [frames, rows, columns] = grid;
-    encode_mean(config, number(rows), number(columns)).times(number(frames))
-        + in_tiles(grid, tiling, |rows, columns, first| {
-            encode_features(config, rows, columns, first)
-        })
-}
-
-/// What a clip takes whose every chunk goes through `chunk`, tile by tile: by rows, columns, and
-/// whether it is the first.
-fn in_tiles(
-    [frames, rows, columns]: [i32; 3],
-    tiling: Option<Tiling>,
-    chunk: impl Fn(u64, u64, bool) -> Operations,
-) -> Operations {
-    tiles(tiling, rows, columns)
-        .map(|[rows, columns]| {
-            let chunk = |first| chunk(number(rows), number(columns), first);
-            chunk(true) + chunk(false).times(number(frames - 1))
+    (0..number(frames))
+        .map(|chunk| {
+            let above = tiles(tiling, rows, columns)
+                .map(|[rows, columns]| decode_pixels(config, number(rows), number(columns), chunk));
+            decode_features(config, number(rows), number(columns), chunk) + above.sum()
         })
         .sum()
+}
+
+/// Encoding the conditioning video of a clip, as [`decode`]. `pictures`: the chunks that are not
+/// blank.
+pub fn encode(
+    config: &VaeConfig,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+    pictures: &[i32],
+) -> Operations {
+    let [frames, rows, columns] = grid;
+    let settling = settling_chunks(config);
+    let mut blank = 0;
+    let mut chunk = |chunk| {
+        blank = match pictures.contains(&chunk) {
+            true => 0,
+            false => blank + 1,
+        };
+        let settled = settling.iter().filter(|&&last| blank > last).count();
+        let chunk = number(chunk);
+        let above = tiles(tiling, rows, columns).map(|[rows, columns]| {
+            encode_features(config, number(rows), number(columns), chunk, settled)
+        });
+        let below = match settled < settling.len() {
+            true => encode_mean(config, number(rows), number(columns), chunk),
+            false => Operations::default(),
+        };
+        below + above.sum()
+    };
+    (0..frames).map(&mut chunk).sum()
 }
 
 /// Rows and columns of each tile, or of the whole frame.
@@ -211,7 +231,7 @@ fn decoder_widths(config: &VaeConfig) -> Vec<u64> {
     multipliers.map(|&m| base * number(m)).collect()
 }
 
-fn decode_features(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
+fn decode_features(config: &VaeConfig, rows: u64, columns: u64, chunk: u64) -> Operations {
     let at = Extent {
         frames: 1,
         rows,
@@ -219,12 +239,20 @@ fn decode_features(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
     };
     let (z, channels) = (number(config.z_dim), decoder_widths(config)[0]);
     let blocks = at
-        .residual(channels, channels)
+        .residual(channels, channels, chunk)
         .times(number(config.num_res_blocks) + 1);
-    at.convolution(z, z, 1) + at.convolution(z, channels, 27) + at.mid(channels) + blocks
+    at.convolution(z, z, 1) + at.causal(z, channels, 9, chunk) + at.mid(channels, chunk) + blocks
 }
 
-fn decode_pixels(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+/// Frames that come before a chunk where every chunk but the first has `frames`.
+fn frames_before(chunk: u64, frames: u64) -> u64 {
+    match chunk {
+        0 => 0,
+        _ => 1 + (chunk - 1) * frames,
+    }
+}
+
+fn decode_pixels(config: &VaeConfig, rows: u64, columns: u64, chunk: u64) -> Operations {
     let widths = decoder_widths(config);
     let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
     let mut at = Extent {
@@ -235,17 +263,19 @@ fn decode_pixels(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Op
     let mut channels = widths[0];
     let mut sum = Operations::default();
     for (level, &outputs) in widths.iter().enumerate() {
+        let seen = frames_before(chunk, at.frames);
         if level > 0 {
             for _ in 0..=config.num_res_blocks {
-                sum = sum + at.residual(channels, outputs);
+                sum = sum + at.residual(channels, outputs, seen);
                 channels = outputs;
             }
         }
         let Some(&temporal) = temporal.get(level) else {
             continue;
         };
-        if temporal && !first {
-            sum = sum + at.convolution(channels, 2 * channels, 3);
+        if temporal && chunk > 0 {
+            // The first chunk passed it by.
+            sum = sum + at.causal(channels, 2 * channels, 1, seen - 1);
             at.frames *= 2;
         }
         at.rows *= 2;
@@ -253,36 +283,52 @@ fn decode_pixels(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Op
         sum = sum + at.convolution(channels, channels / 2, 9);
         channels /= 2;
     }
-    sum + at.convolution(channels, number(config.out_channels), 27)
+    let seen = frames_before(chunk, at.frames);
+    sum + at.causal(channels, number(config.out_channels), 9, seen)
 }
 
-fn encode_features(config: &VaeConfig, rows: u64, columns: u64, first: bool) -> Operations {
+/// The levels above the latents' size, but for the first `settled`.
+fn encode_features(
+    config: &VaeConfig,
+    rows: u64,
+    columns: u64,
+    chunk: u64,
+    settled: usize,
+) -> Operations {
     let shrink = 1 << config.temperal_downsample.len();
     let mut at = Extent {
-        frames: if first { 1 } else { 4 },
+        frames: if chunk == 0 { 1 } else { 4 },
         rows: rows * shrink,
         columns: columns * shrink,
     };
     let mut channels = number(config.base_dim);
-    let mut sum = at.convolution(number(config.in_channels), channels, 27);
-    for (&multiplier, &temporal) in config.dim_mult.iter().zip(&config.temperal_downsample) {
+    let seen = frames_before(chunk, at.frames);
+    let mut stage = at.causal(number(config.in_channels), channels, 9, seen);
+    let mut sum = Operations::default();
+    let levels = config.dim_mult.iter().zip(&config.temperal_downsample);
+    for (level, (&multiplier, &temporal)) in levels.enumerate() {
+        let seen = frames_before(chunk, at.frames);
         let outputs = number(config.base_dim) * number(multiplier);
         for _ in 0..config.num_res_blocks {
-            sum = sum + at.residual(channels, outputs);
+            stage = stage + at.residual(channels, outputs, seen);
             channels = outputs;
         }
         at.rows /= 2;
         at.columns /= 2;
-        sum = sum + at.convolution(channels, channels, 9);
-        if temporal && !first {
+        stage = stage + at.convolution(channels, channels, 9);
+        if temporal && chunk > 0 {
             at.frames /= 2;
-            sum = sum + at.convolution(channels, channels, 3);
+            stage = stage + at.convolution(channels, channels, 3);
         }
+        if level >= settled {
+            sum = sum + stage;
+        }
+        stage = Operations::default();
     }
     sum
 }
 
-fn encode_mean(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
+fn encode_mean(config: &VaeConfig, rows: u64, columns: u64, chunk: u64) -> Operations {
     let at = Extent {
         frames: 1,
         rows,
@@ -296,11 +342,11 @@ fn encode_mean(config: &VaeConfig, rows: u64, columns: u64) -> Operations {
     let (mut channels, outputs) = (width(levels - 1), width(levels));
     let mut sum = Operations::default();
     for _ in 0..config.num_res_blocks {
-        sum = sum + at.residual(channels, outputs);
+        sum = sum + at.residual(channels, outputs, chunk);
         channels = outputs;
     }
     let moments = 2 * number(config.z_dim);
-    sum + at.mid(channels)
-        + at.convolution(channels, moments, 27)
+    sum + at.mid(channels, chunk)
+        + at.causal(channels, moments, 9, chunk)
         + at.convolution(moments, moments, 1)
 }

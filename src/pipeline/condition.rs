@@ -9,7 +9,7 @@ use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
-use crate::model::vae::{TEMPORAL_STRIDE, choose_encode_tiling, steps};
+use crate::model::vae::{Chunk, TEMPORAL_STRIDE, choose_encode_tiling, steps};
 use crate::request::Plan;
 
 /// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
@@ -48,9 +48,12 @@ pub fn encode_condition(
     );
     let picture: Vec<f32> = pixels.iter().copied().collect();
     let picture = Array::from_slice(&picture, &[1, rows, columns, 3]);
-    let blank = zeros_dtype(&[TEMPORAL_STRIDE, rows, columns, 3], Dtype::Float32)?;
-
-    let chunk = |frame| Ok(if frame == 0 { &picture } else { &blank }.clone());
+    let chunk = |frame| {
+        Ok(match frame {
+            0 => Chunk::Pixels(picture.clone()),
+            _ => Chunk::Blank,
+        })
+    };
     let latents = encoder.encode(frames, &chunk, tiling, &mut || stage.advance(progress))?;
     let latents = checkpoint.vae.normalize(&latents)?;
     let mask = first_frame_mask(grid)?;

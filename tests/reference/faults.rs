@@ -14,7 +14,7 @@ use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 use wan_i2v::model::Recorder;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::umt5::pad_rows;
-use wan_i2v::model::vae::{FeatureCache, Slot, VaeConfig, VaeEncoder};
+use wan_i2v::model::vae::{Chunk, FeatureCache, Slot, VaeConfig, VaeEncoder};
 use wan_i2v::pipeline::{Condition, EncodedPrompts, guide, initial_noise};
 use wan_i2v::schedule::{Sampler, Schedule};
 
@@ -101,10 +101,11 @@ fn harmed_encoding(case: &Case, config: &VaeConfig, harm: impl Fn(&mut FeatureCa
         .transpose_axes(&[1, 2, 3, 0])
         .unwrap();
     let mut stream = encoder.stream();
-    let mut latents = vec![stream.push(&video.try_index(0..1).unwrap()).unwrap()];
+    let first = Chunk::Pixels(video.try_index(0..1).unwrap());
+    let mut latents = vec![stream.push(&first).unwrap()];
     harm(stream.cache_mut());
     for start in (1..frames).step_by(4) {
-        let chunk = video.try_index(start..start + 4).unwrap();
+        let chunk = Chunk::Pixels(video.try_index(start..start + 4).unwrap());
         latents.push(stream.push(&chunk).unwrap());
         harm(stream.cache_mut());
     }

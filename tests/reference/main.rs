@@ -10,6 +10,7 @@ mod faults;
 mod memory;
 mod run;
 mod schedule;
+mod steady;
 mod tiling;
 mod umt5;
 mod vae;

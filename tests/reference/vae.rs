@@ -3,7 +3,7 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use wan_i2v::backend::{Backend, ConvMethod, Precision, to_host};
 use wan_i2v::media::frames::to_rgb8;
-use wan_i2v::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use wan_i2v::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
 
 use crate::support::{Case, F32};
 
@@ -34,7 +34,7 @@ fn encode(case: &Case, backend: Backend) -> Array {
     let mut stream = encoder.stream();
     let latents: Vec<Array> = chunks(case)
         .iter()
-        .map(|chunk| stream.push(chunk).unwrap())
+        .map(|chunk| stream.push(&Chunk::Pixels(chunk.clone())).unwrap())
         .collect();
     concatenate(&latents, 1).unwrap()
 }

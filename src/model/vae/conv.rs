@@ -7,6 +7,7 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
+use super::steady::Steady;
 use crate::backend::{Backend, ConvMethod, count_product, rows};
 use crate::model::{Role, TensorSource};
 
@@ -25,16 +26,19 @@ pub enum Slot {
     Frames(Array),
 }
 
-/// The slots of one pass over a clip, one per cached layer, in the network's order.
+/// What one pass over a clip carries from chunk to chunk: slots, one per cached layer, in the
+/// network's order, and what blank chunks come to.
 #[derive(Clone, Debug)]
 pub struct FeatureCache {
     slots: Vec<Slot>,
+    pub(super) steady: Steady,
 }
 
 impl FeatureCache {
     pub(super) fn new(slots: usize) -> Self {
         Self {
             slots: vec![Slot::Empty; slots],
+            steady: Steady::default(),
         }
     }
 
@@ -142,21 +146,47 @@ impl Conv {
 
     /// Convolves padded `x`: each output axis is `(input - kernel) / stride + 1`.
     pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
-        let side = |axis: i32| {
-            let i = axis as usize;
-            (x.dim(axis) - self.kernel[i]) / self.stride[i] + 1
-        };
-        let taps: i32 = self.kernel.iter().product();
-        let rows = side(0) * side(1);
-        count_product(rows * taps, side(2) * x.dim(3), self.bias.dim(0));
+        self.later_taps(x, 0)
+    }
+
+    /// As [`Self::forward`] with `missing` frames of zeros in front of `x`, which are not
+    /// multiplied: taps that would see them are left out.
+    fn forward_behind_zeros(&self, x: &Array, missing: i32) -> MlxResult<Array> {
+        let kt = self.kernel[0];
+        let frames = missing + x.dim(0) - kt + 1;
+        let mut parts = Vec::new();
+        for frame in 0..missing.min(frames) {
+            let blind = missing - frame;
+            parts.push(self.later_taps(&rows(x, 0, kt - blind)?, blind)?);
+        }
+        if frames > missing {
+            parts.push(self.forward(x)?);
+        }
+        match parts.as_slice() {
+            [whole] => Ok(whole.clone()),
+            _ => concatenate(&parts, 0),
+        }
+    }
+
+    /// Convolves with the kernel's frames from `first` on.
+    fn later_taps(&self, x: &Array, first: i32) -> MlxResult<Array> {
+        let [kt, kh, kw] = [self.kernel[0] - first, self.kernel[1], self.kernel[2]];
+        let side = |axis: i32, kernel: i32| (x.dim(axis) - kernel) / self.stride[axis as usize] + 1;
+        let rows = side(0, kt) * side(1, kh);
+        count_product(
+            rows * kt * kh * kw,
+            side(2, kw) * x.dim(3),
+            self.bias.dim(0),
+        );
         match &self.weight {
             Weight::Native(weight) => {
                 let [st, sh, sw] = self.stride;
+                let weight = weight.try_index((.., first..))?;
                 ops::conv3d(x.expand_dims(0)?, weight, (st, sh, sw), None, None, None)?
                     .squeeze_axes(&[0])?
                     .add(&self.bias)
             }
-            Weight::Taps(taps) => self.sum_of_taps(x, taps),
+            Weight::Taps(taps) => self.sum_of_taps(x, &taps[(first * kh * kw) as usize..], kt),
         }
     }
 
@@ -165,9 +195,9 @@ impl Conv {
     /// A tap at (t, h, w) reads the input shifted by a constant number of rows, so each product
     /// reads a contiguous slice with no copy. Outputs are computed at the input's pitch; the
     /// few rows that straddle an edge are cut off at the end.
-    fn sum_of_taps(&self, x: &Array, taps: &[Array]) -> MlxResult<Array> {
+    fn sum_of_taps(&self, x: &Array, taps: &[Array], kt: i32) -> MlxResult<Array> {
         let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-        let [kt, kh, kw] = self.kernel;
+        let [_, kh, kw] = self.kernel;
         let flat = x.reshape(&[t * h * w, c])?;
         let outputs = self.bias.dim(0);
         let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
@@ -201,7 +231,7 @@ pub(super) fn pad(x: &Array, space: (i32, i32)) -> MlxResult<Array> {
 }
 
 /// A convolution that sees only the past: its missing frames in front come from the last chunk,
-/// or are zeros.
+/// or are zeros, which cost nothing.
 #[derive(Debug)]
 pub(super) struct CausalConv {
     conv: Conv,
@@ -232,6 +262,14 @@ impl CausalConv {
         !matches!(cache.slot(self.slot), Slot::Empty)
     }
 
+    /// What it keeps of the last chunk.
+    pub(super) fn last_frames<'a>(&self, cache: &'a FeatureCache) -> Option<&'a Array> {
+        match &cache.slots[self.slot] {
+            Slot::Frames(frames) => Some(frames),
+            Slot::Empty | Slot::Passed => None,
+        }
+    }
+
     /// Marks the first chunk as passed by without being convolved.
     pub(super) fn pass(&self, cache: &mut FeatureCache) {
         *cache.slot(self.slot) = Slot::Passed;
@@ -249,27 +287,28 @@ impl CausalConv {
             Slot::Empty | Slot::Passed => None,
         };
         let [history, margin] = [self.conv.kernel[0] - 1, self.conv.kernel[1] / 2];
-        let padded = joined(before, &x, history, margin)?;
+        let missing = history - before.map_or(0, |frames| frames.dim(0));
+        let padded = joined(before, &x, margin)?;
         let kept = last_frames(before, &x, history)?;
         eval([&padded, &kept])?;
         *slot = Slot::Frames(kept);
         drop(x);
-        let out = self.conv.forward(&padded)?;
+        let out = self.conv.forward_behind_zeros(&padded, missing)?;
         out.eval()?;
         Ok(out)
     }
 }
 
-/// `before` and then `x` behind `history` frames in all, zeros where there are none, with rows
-/// and columns of zeros around them: one array filled in place, not a copy per step.
-fn joined(before: Option<&Array>, x: &Array, history: i32, margin: i32) -> MlxResult<Array> {
+/// `before` and then `x`, with rows and columns of zeros around them: one array filled in place,
+/// not a copy per step.
+fn joined(before: Option<&Array>, x: &Array, margin: i32) -> MlxResult<Array> {
     let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+    let history = before.map_or(0, |frames| frames.dim(0));
     let shape = [history + t, h + 2 * margin, w + 2 * margin, c];
     let mut out = zeros_dtype(&shape, x.dtype())?;
     let (rows, columns) = (margin..margin + h, margin..margin + w);
     if let Some(before) = before {
-        let frames = history - before.dim(0)..history;
-        out.try_index_mut((frames, rows.clone(), columns.clone()), before)?;
+        out.try_index_mut((..history, rows.clone(), columns.clone()), before)?;
     }
     out.try_index_mut((history..history + t, rows, columns), x)?;
     Ok(out)

@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 use mlx_rs::Array;
-use mlx_rs::error::Result as MlxResult;
+use mlx_rs::error::{Exception, Result as MlxResult};
 use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::zeros_dtype;
 
-use super::VaeConfig;
 use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
+use super::steady::settling_chunks;
+use super::{TEMPORAL_STRIDE, VaeConfig};
 use crate::backend::Backend;
 use crate::model::TensorSource;
 
@@ -23,6 +25,19 @@ pub struct VaeEncoder {
     conv_out: CausalConv,
     quant_conv: Conv,
     slots: usize,
+    /// When its stages settle.
+    settling: Vec<i32>,
+}
+
+/// A chunk of a clip: the pixels that a latent frame stands for.
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// `[1, height, width, 3]` for the clip's first chunk, `[4, height, width, 3]` for every later
+    /// one; values in [-1, 1].
+    Pixels(Array),
+    /// Four frames of zeros, of the last chunk's size. After some of them in a row less and less is
+    /// computed: see [`settling_chunks`].
+    Blank,
 }
 
 #[derive(Debug)]
@@ -91,6 +106,7 @@ impl VaeEncoder {
             conv_out: CausalConv::load(loader, "encoder.conv_out", [channels, moments])?,
             quant_conv: Conv::load_pointwise(loader, "quant_conv", [moments, moments], false)?,
             slots: 0,
+            settling: settling_chunks(config),
         };
         Ok(Self {
             slots: loader.slots,
@@ -115,23 +131,45 @@ impl VaeEncoder {
         self.feature_channels
     }
 
-    /// The part down to the latents' size: `[1 or 4, height, width, 3]` to features
-    /// `[1, height/8, width/8, channels]`. Convolutions alone, so a feature depends on nothing
-    /// farther than some five latent rows and columns away.
-    pub(super) fn features(&self, pixels: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let mut x = self.conv_in.forward(pixels.clone(), cache)?;
-        for level in &self.levels {
+    /// The part down to the latents' size: a chunk to features `[1, height/8, width/8, channels]`.
+    /// Convolutions alone, so a feature depends on nothing farther than some five latent rows and
+    /// columns away.
+    pub(super) fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let (start, mut x) = match (cache.steady.reused(), chunk) {
+            (Some((stage, x)), Chunk::Blank) => (stage + 1, x),
+            (_, Chunk::Blank) => (0, self.conv_in.forward(self.blank(cache)?, cache)?),
+            (_, Chunk::Pixels(pixels)) => (0, self.conv_in.forward(pixels.clone(), cache)?),
+        };
+        for (stage, level) in self.levels.iter().enumerate().skip(start) {
             if let Some(down) = &level.down {
                 x = level.blocks(x, cache)?;
                 x = down.forward(x, cache)?;
+                cache.steady.keep(stage, self.settling[stage], &x);
             }
         }
         Ok(x)
     }
 
+    /// The pixels of [`Chunk::Blank`].
+    fn blank(&self, cache: &FeatureCache) -> MlxResult<Array> {
+        match self.conv_in.last_frames(cache) {
+            Some(last) => {
+                let [height, width, channels] = [1, 2, 3].map(|axis| last.dim(axis));
+                zeros_dtype(&[TEMPORAL_STRIDE, height, width, channels], last.dtype())
+            }
+            None => Err(Exception::custom("a clip's first chunk cannot be blank")),
+        }
+    }
+
     /// The rest, at the latents' size: features to the mean of one latent frame,
     /// `[z_dim, 1, height/8, width/8]`. It holds all of the attention.
     pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let stage = self.settling.len() - 1;
+        if let Some((kept, mean)) = cache.steady.reused()
+            && kept == stage
+        {
+            return Ok(mean);
+        }
         let mut x = features;
         for level in self.levels.iter().filter(|level| level.down.is_none()) {
             x = level.blocks(x, cache)?;
@@ -144,6 +182,7 @@ impl VaeEncoder {
             .transpose_axes(&[3, 0, 1, 2])?
             .contiguous()?;
         mean.eval()?;
+        cache.steady.keep(stage, self.settling[stage], &mean);
         Ok(mean)
     }
 }
@@ -165,11 +204,14 @@ pub struct EncoderStream<'a> {
 }
 
 impl EncoderStream<'_> {
-    /// Encodes the next chunk, `[1, height, width, 3]` first and `[4, height, width, 3]` after,
-    /// values in [-1, 1], to the mean of one latent frame: `[z_dim, 1, height/8, width/8]`,
-    /// not normalised; evaluated.
-    pub fn push(&mut self, pixels: &Array) -> MlxResult<Array> {
-        let features = self.encoder.features(pixels, &mut self.cache)?;
+    /// Encodes the next chunk to the mean of one latent frame: `[z_dim, 1, height/8, width/8]`, not
+    /// normalised; evaluated.
+    ///
+    /// # Errors
+    /// When the first chunk is blank, or MLX fails.
+    pub fn push(&mut self, chunk: &Chunk) -> MlxResult<Array> {
+        self.cache.steady.next(matches!(chunk, Chunk::Blank));
+        let features = self.encoder.features(chunk, &mut self.cache)?;
         self.encoder.mean(features, &mut self.cache)
     }
 

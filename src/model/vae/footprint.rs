@@ -86,7 +86,8 @@ pub fn decode_phases(
 }
 
 /// The phases of [`VaeEncoder::encode`](super::VaeEncoder::encode) on a validated configuration,
-/// for a clip of `[frames, rows, columns]` latents of which two chunks of pixels exist at once.
+/// for a clip of `[frames, rows, columns]` latents of which one chunk has pixels: blank ones make
+/// their own.
 pub fn encode_phases(
     config: &VaeConfig,
     backend: Backend,
@@ -94,13 +95,8 @@ pub fn encode_phases(
     tiling: Option<Tiling>,
 ) -> Vec<Footprint> {
     let [frames, rows, columns] = grid;
-    let steady = frames > 1;
-    let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
     let whole = Size::new(1, rows, columns);
-    let mut inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
-    if steady {
-        inputs += whole.times(chunk, SPATIAL_STRIDE).volume(3);
-    }
+    let inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
     let latents = values(&[config.z_dim, frames, rows, columns]);
 
     let tile = part(tiling, rows, columns);
@@ -383,20 +379,20 @@ impl Meter {
     fn causal(&mut self, x: Held, outputs: i32, kernel: [i32; 3], others: u64) -> Held {
         let Size { t, h, w } = x.size;
         let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
-        let padded = Size::new(t + history, h + 2 * margin, w + 2 * margin);
-        let padded = Held::new(padded, x.channels);
-        let frame = Size::new(1, h, w).volume(x.channels);
-        let frames = match self.chunk {
-            Chunk::First => history.min(t),
-            // One frame from before, none before a temporal resampler.
-            Chunk::Second if margin > 0 => history.min(t + 1),
-            Chunk::Second => history.min(t),
+        let before = match self.chunk {
+            Chunk::First => 0,
+            // One frame, none before a temporal resampler.
+            Chunk::Second => margin.min(1),
             Chunk::Later => history,
         };
-        let kept = frame * u64::try_from(frames).unwrap_or(0);
+        let padded = Size::new(t + before, h + 2 * margin, w + 2 * margin);
+        let padded = Held::new(padded, x.channels);
+        let frame = Size::new(1, h, w).volume(x.channels);
+        let kept = frame * u64::try_from(history.min(t + before)).unwrap_or(0);
         self.see(others + x.buffer + padded.buffer + kept);
         self.keep(kept, if margin > 0 { frame } else { 0 });
-        self.conv(padded, outputs, kernel, [1, 1, 1], others)
+        let missing = history - before;
+        self.conv_behind_zeros(padded, outputs, kernel, [1, 1, 1], others, missing)
     }
 
     /// A convolution of padded `x`, which stays, beside `others`.
@@ -408,16 +404,35 @@ impl Meter {
         stride: [i32; 3],
         others: u64,
     ) -> Held {
+        self.conv_behind_zeros(x, outputs, kernel, stride, others, 0)
+    }
+
+    /// As [`Self::conv`] with `missing` frames of zeros in front.
+    fn conv_behind_zeros(
+        &mut self,
+        x: Held,
+        outputs: i32,
+        kernel: [i32; 3],
+        stride: [i32; 3],
+        others: u64,
+        missing: i32,
+    ) -> Held {
         let taps = values(&kernel);
         self.weights += values(&[x.channels, outputs]) * taps + values(&[outputs]);
         let along = |extent, axis: usize| (extent - kernel[axis]) / stride[axis] + 1;
         let Size { t, h, w } = x.size;
-        let size = Size::new(along(t, 0), along(h, 1), along(w, 2));
+        let size = Size::new(along(t + missing, 0), along(h, 1), along(w, 2));
         let mut out = Held::new(size, outputs);
         let tapped = taps == 1
             || (self.backend.conv == ConvMethod::TapMatmul
                 && stride == [1, 1, 1]
                 && x.channels >= MIN_TAP_CHANNELS);
+        // Frames that see zeros are computed apart, and joined to the others.
+        let joined = if missing > 0 && size.t > 1 {
+            out.volume()
+        } else {
+            0
+        };
         let work = if tapped {
             // Sums at the input's pitch, and once more to make up the last rows.
             out.buffer = Size::new(size.t, h, w).volume(outputs);
@@ -427,7 +442,9 @@ impl Meter {
                 out.buffer
             }
         } else {
-            let unfolded = size.volume(x.channels) * taps;
+            let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
+            let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
+            let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
             let extra = match self.backend.device {
                 DeviceKind::Cpu => x.volume() + unfolded,
                 // MLX's Metal kernels unfold only what they have no tiles for.
@@ -436,7 +453,7 @@ impl Meter {
             };
             out.buffer + extra
         };
-        self.see(others + x.buffer + work);
+        self.see(others + x.buffer + work + joined);
         out
     }
 

@@ -12,15 +12,17 @@ mod conv;
 mod decoder;
 mod encoder;
 mod footprint;
+mod steady;
 mod tiling;
 
 pub use conv::{FeatureCache, Slot};
 pub use decoder::{DecoderStream, VaeDecoder};
-pub use encoder::{EncoderStream, VaeEncoder};
+pub use encoder::{Chunk, EncoderStream, VaeEncoder};
 pub use footprint::{
     Footprint, OVERLAP, choose_decode_tiling, choose_encode_tiling, decode_peak_bytes,
     decode_phases, encode_peak_bytes, encode_phases,
 };
+pub use steady::settling_chunks;
 pub use tiling::{Tile, Tiling, steps};
 
 use anyhow::{Result, ensure};

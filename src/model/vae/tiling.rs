@@ -8,14 +8,14 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use half::f16;
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, memory};
 
-use super::{SPATIAL_STRIDE, VaeDecoder, VaeEncoder};
+use super::{Chunk, SPATIAL_STRIDE, VaeDecoder, VaeEncoder};
 use crate::backend::to_host;
 
 /// How frames are cut into tiles, in latent rows and columns.
@@ -290,26 +290,28 @@ impl VaeDecoder {
 
 impl VaeEncoder {
     /// Encodes a clip of `frames` latent frames to `[z_dim, frames, height/8, width/8]`, not
-    /// normalised. `pixels` gives the chunk of a latent frame, `[1, height, width, 3]` for the
-    /// first and `[4, height, width, 3]` for every later one; with `tiling` it is asked for each
-    /// chunk once per tile.
+    /// normalised. `chunk` gives the chunk of a latent frame; with `tiling` it is asked for each
+    /// once per tile.
     ///
     /// # Errors
-    /// When the tiling advances by nothing, or MLX or `advance` fails.
+    /// When the first chunk is blank, the tiling advances by nothing, or MLX or `advance` fails.
     pub fn encode(
         &self,
         frames: i32,
-        pixels: &dyn Fn(i32) -> MlxResult<Array>,
+        chunk: &dyn Fn(i32) -> MlxResult<Chunk>,
         tiling: Option<Tiling>,
         advance: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Array> {
-        let first = pixels(0)?;
+        let Chunk::Pixels(first) = chunk(0)? else {
+            bail!("a clip's first chunk cannot be blank");
+        };
         let [rows, columns] = [1, 2].map(|axis| first.dim(axis) / SPATIAL_STRIDE);
+        drop(first);
         let Some((tiling, tiles)) = useful(tiling, rows, columns)? else {
             let mut stream = self.stream();
             let mut means = Vec::new();
             for i in 0..frames {
-                means.push(stream.push(&pixels(i)?)?);
+                means.push(stream.push(&chunk(i)?)?);
                 advance()?;
             }
             return Ok(concatenate(&means, 1)?);
@@ -333,8 +335,15 @@ impl VaeEncoder {
             let origin = (tile.rows.start as usize, tile.columns.start as usize);
             let mut cache = self.new_cache();
             for i in 0..frames {
-                let chunk =
-                    pixels(i)?.try_index((.., pixels_of(&tile.rows), pixels_of(&tile.columns)))?;
+                let chunk = match chunk(i)? {
+                    Chunk::Pixels(pixels) => Chunk::Pixels(pixels.try_index((
+                        ..,
+                        pixels_of(&tile.rows),
+                        pixels_of(&tile.columns),
+                    ))?),
+                    Chunk::Blank => Chunk::Blank,
+                };
+                cache.steady.next(matches!(chunk, Chunk::Blank));
                 let features = to_host(&self.features(&chunk, &mut cache)?)?;
                 canvas.add(i as usize, &features, rows as usize, origin, weights);
                 advance()?;
@@ -342,8 +351,11 @@ impl VaeEncoder {
         }
         memory::clear_cache()?;
         let mut cache = self.new_cache();
-        let means = (0..frames as usize)
-            .map(|i| self.mean(canvas.take(i, rows as usize), &mut cache))
+        let means = (0..frames)
+            .map(|i| {
+                cache.steady.next(matches!(chunk(i)?, Chunk::Blank));
+                self.mean(canvas.take(i as usize, rows as usize), &mut cache)
+            })
             .collect::<MlxResult<Vec<_>>>()?;
         Ok(concatenate(&means, 1)?)
     }
