@@ -32,7 +32,7 @@ pub(super) fn amplitude(plane: &Plane, period: usize) -> f64 {
         let (row, below) = (plane.row(y), plane.row(y + half));
         for x in 0..width {
             let mixed = row[x] - row[x + half] - below[x] + below[x + half];
-            let colour = if (x / half + y / half) % 2 == 0 {
+            let colour = if (x / half + y / half).is_multiple_of(2) {
                 0.25
             } else {
                 -0.25

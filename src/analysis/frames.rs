@@ -1,5 +1,7 @@
 //! Statistics of a clip's frames.
 
+use std::collections::VecDeque;
+
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use serde::Serialize;
@@ -8,8 +10,12 @@ use super::checkerboard::{PERIODS, amplitude};
 use super::plane::Plane;
 use super::report::{Report, SCHEMA, Size};
 use super::spectrum::Spectrum;
-use super::verdict;
+use super::symptoms;
 use crate::media::metrics;
+use crate::model::vae::TEMPORAL_STRIDE;
+
+/// Frames that a latent frame stands for.
+pub(super) const STEP: usize = TEMPORAL_STRIDE as usize;
 
 /// Statistics of one frame, in levels of 0 to 255.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,6 +35,12 @@ pub struct FrameStats {
     pub contrast: f64,
     /// Mean absolute difference from the frame before; `None` for the first one.
     pub difference: Option<f64>,
+    /// Mean absolute difference from the first frame; `None` for that one.
+    pub from_first: Option<f64>,
+    /// Correlation with the frame a latent frame (4 frames) before, or with the first one: 1 for a
+    /// still clip, 0 where one has nothing to do with the other; `None` for the first frame, and for
+    /// frames of one colour.
+    pub coherence: Option<f64>,
     /// Variance of the luma's Laplacian.
     pub sharpness: f64,
     /// Standard deviation of white noise in the luma (Immerkær); fine texture counts as noise.
@@ -81,8 +93,10 @@ pub struct FirstFrame {
 #[derive(Debug)]
 pub struct Analyzer {
     picture: Option<RgbImage>,
-    first: Option<FirstFrame>,
-    before: Option<RgbImage>,
+    met: Option<FirstFrame>,
+    first: Option<RgbImage>,
+    /// The last frames, as many as a latent frame stands for; the oldest one in front.
+    before: VecDeque<RgbImage>,
     frames: Vec<FrameStats>,
 }
 
@@ -91,10 +105,16 @@ impl Analyzer {
     pub fn new(picture: Option<RgbImage>) -> Self {
         Self {
             picture,
+            met: None,
             first: None,
-            before: None,
+            before: VecDeque::new(),
             frames: Vec::new(),
         }
+    }
+
+    /// Whether no frame has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
     }
 
     /// Takes the next frame.
@@ -113,7 +133,7 @@ impl Analyzer {
     pub fn push_with(&mut self, frame: RgbImage, non_finite: usize) -> Result<()> {
         let index = self.frames.len();
         ensure!(!frame.is_empty(), "frame {index} has no pixels");
-        if let Some(before) = &self.before {
+        if let Some(before) = self.before.back() {
             ensure!(
                 before.dimensions() == frame.dimensions(),
                 "frame {index} is {}x{} pixels, the one before {}x{}; expected frames of one size",
@@ -125,15 +145,20 @@ impl Analyzer {
         }
         let mut stats = FrameStats::of(&frame, index);
         stats.non_finite = non_finite;
-        stats.difference = self
-            .before
-            .as_ref()
-            .map(|before| difference(before, &frame));
+        let from = |other: Option<&RgbImage>| other.map(|other| difference(other, &frame));
+        stats.difference = from(self.before.back());
+        stats.from_first = from(self.first.as_ref());
+        let oldest = self.before.front();
+        stats.coherence = oldest.and_then(|oldest| correlation(oldest, &frame));
+        if self.before.len() == STEP {
+            self.before.pop_front();
+        }
         if let Some(picture) = self.picture.take() {
-            self.first = Some(FirstFrame::of(&frame, &picture)?);
+            self.met = Some(FirstFrame::of(&frame, &picture)?);
         }
         self.frames.push(stats);
-        self.before = Some(frame);
+        self.first.get_or_insert_with(|| frame.clone());
+        self.before.push_back(frame);
         Ok(())
     }
 
@@ -142,10 +167,10 @@ impl Analyzer {
     /// # Errors
     /// When there was none.
     pub fn finish(self) -> Result<Report> {
-        let Some(last) = self.before else {
+        let Some(last) = self.first else {
             anyhow::bail!("the clip has no frames");
         };
-        let verdicts = verdict::of_frames(&self.frames, self.first.as_ref());
+        let verdicts = symptoms::verdicts(&self.frames, self.met.as_ref());
         Ok(Report {
             schema: SCHEMA,
             size: Size {
@@ -154,7 +179,7 @@ impl Analyzer {
             },
             frames: self.frames,
             latents: Vec::new(),
-            first_frame: self.first,
+            first_frame: self.met,
             verdicts,
         })
     }
@@ -215,6 +240,8 @@ impl FrameStats {
             max,
             contrast: average(variance).max(0.0).sqrt(),
             difference: None,
+            from_first: None,
+            coherence: None,
             sharpness: plane.sharpness(),
             noise: plane.noise(),
             checkerboard: Checkerboard::of(&plane),
@@ -232,4 +259,30 @@ fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
         .map(|(a, b)| u64::from(a.abs_diff(*b)))
         .sum();
     sum as f64 / a.len() as f64
+}
+
+/// Correlation of two frames of one size, each channel less its mean; `None` when one of them is of
+/// one colour.
+fn correlation(a: &RgbImage, b: &RgbImage) -> Option<f64> {
+    let (mut sums, mut products) = ([[0_u64; 2]; 3], [[0_u64; 3]; 3]);
+    for (a, b) in a.pixels().zip(b.pixels()) {
+        for channel in 0..3 {
+            let (a, b) = (u64::from(a[channel]), u64::from(b[channel]));
+            let sum = &mut sums[channel];
+            *sum = [sum[0] + a, sum[1] + b];
+            let product = &mut products[channel];
+            *product = [product[0] + a * b, product[1] + a * a, product[2] + b * b];
+        }
+    }
+    let pixels = f64::from(a.width()) * f64::from(a.height());
+    let (mut covariance, mut variances) = (0.0, [0.0; 2]);
+    for (sums, products) in sums.into_iter().zip(products) {
+        let [a, b] = sums.map(|sum| sum as f64 / pixels);
+        let [ab, aa, bb] = products.map(|sum| sum as f64 / pixels);
+        covariance += ab - a * b;
+        variances = [variances[0] + aa - a * a, variances[1] + bb - b * b];
+    }
+    let [a, b] = variances;
+    // Below a level's variance it is rounding that would be correlated.
+    (a > 1.0 && b > 1.0).then(|| covariance / (a * b).sqrt())
 }

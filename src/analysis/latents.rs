@@ -4,8 +4,10 @@ use anyhow::{Result, ensure};
 use ndarray::{ArrayView3, ArrayView4, Axis, Zip};
 use serde::Serialize;
 
+use super::causes;
 use super::report::{Report, SCHEMA, Size};
-use super::verdict;
+use super::symptoms::non_finite;
+use super::verdict::{Run, Symptom, Verdict};
 
 /// Statistics of one latent frame over its finite values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -62,10 +64,57 @@ pub fn analyze(latents: ArrayView4<'_, f32>) -> Result<Report> {
         schema: SCHEMA,
         size: Size { width, height },
         frames: Vec::new(),
-        verdicts: verdict::of_latents(&stats),
+        verdicts: verdicts(&stats),
         latents: stats,
         first_frame: None,
     })
+}
+
+/// Latents have collapsed below this contrast, or below this share of the first frame's; sound ones are
+/// at about 1.
+const COLLAPSED: f64 = 0.1;
+const COLLAPSED_SHARE: f64 = 0.2;
+/// Latents are noise below this correlation of neighbours.
+const NOISE_CORRELATION: f64 = 0.15;
+
+fn verdicts(frames: &[LatentStats]) -> Vec<Verdict> {
+    let limit = (COLLAPSED_SHARE * frames[0].contrast).max(COLLAPSED);
+    let collapsed = Run::last_of(frames.len(), |i| frames[i].contrast < limit);
+    let least = frames.iter().map(|f| f.contrast).fold(f64::MAX, f64::min);
+    let text = format!(
+        "contrast of at least {least:.3}, {:.3} in the first",
+        frames[0].contrast
+    );
+    vec![
+        non_finite(frames.iter().map(|f| f.non_finite)),
+        match collapsed.filter(|run| run.first == 1 && run.is_tail()) {
+            Some(run) => {
+                let text = "the first latent frame has content, the rest has none";
+                Verdict::alarm(Symptom::ContentLost, run, text, causes::CONTENT_LOST)
+            }
+            None => Verdict::ok(
+                Symptom::ContentLost,
+                "the latent frames after the first have content",
+            ),
+        },
+        noise(frames),
+        match collapsed {
+            Some(run) => Verdict::alarm(Symptom::Collapsed, run, text, causes::COLLAPSED),
+            None => Verdict::ok(Symptom::Collapsed, text),
+        },
+    ]
+}
+
+fn noise(frames: &[LatentStats]) -> Verdict {
+    let correlation = |f: &LatentStats| f.correlation.unwrap_or(1.0);
+    let least = frames.iter().map(correlation).fold(f64::MAX, f64::min);
+    let text = format!("correlation of neighbours of at least {least:.2}");
+    match Run::last_of(frames.len(), |i| {
+        correlation(&frames[i]) < NOISE_CORRELATION
+    }) {
+        Some(run) => Verdict::alarm(Symptom::Noise, run, text, causes::NOISE),
+        None => Verdict::ok(Symptom::Noise, text),
+    }
 }
 
 impl LatentStats {

@@ -6,15 +6,20 @@
 
 mod causes;
 mod checkerboard;
+mod clip;
 mod frames;
 pub mod latents;
+pub mod page;
 mod plane;
 mod report;
 mod spectrum;
+mod symptoms;
+mod table;
 mod verdict;
 
 pub use checkerboard::PERIODS;
-pub use frames::{Analyzer, FirstFrame, FrameStats, analyze};
+pub use clip::{file, is_latents};
+pub use frames::{Analyzer, Checkerboard, FirstFrame, FrameStats, analyze};
 pub use latents::LatentStats;
 pub use report::{Report, SCHEMA, Size};
 pub use spectrum::{GRID, Spectrum};

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::frames::{FirstFrame, FrameStats};
 use super::latents::LatentStats;
+use super::table;
 use super::verdict::{Status, Symptom, Verdict};
 
 /// The version of the report's JSON (`docs/analyze.md`). A new one means that something was removed
@@ -46,6 +47,26 @@ impl Report {
     pub fn findings(&self) -> impl Iterator<Item = &Verdict> {
         let found = |v: &&Verdict| matches!(v.status, Status::Alarm | Status::Note);
         self.verdicts.iter().filter(found)
+    }
+
+    /// What it is of and what it comes to, in a sentence.
+    pub fn headline(&self) -> String {
+        let Size { width, height } = self.size;
+        let what = match self.frames.len() {
+            0 => format!("{} latent frames of {width}x{height}", self.latents.len()),
+            count => format!("{count} frames of {width}x{height} pixels"),
+        };
+        let alarms = self.verdicts.iter().filter(|v| v.status == Status::Alarm);
+        match alarms.count() {
+            0 => format!("{what}, no alarm"),
+            1 => format!("{what}, 1 alarm"),
+            count => format!("{what}, {count} alarms"),
+        }
+    }
+
+    /// The figures as text: a header, then a row for each (latent) frame.
+    pub fn rows(&self) -> Vec<Vec<String>> {
+        table::rows(self)
     }
 
     /// The verdict on a symptom.

@@ -1,5 +1,6 @@
 //! Spatial frequencies of a frame.
 
+use image::{Rgb, RgbImage};
 use rustfft::FftPlanner;
 use rustfft::num_complex::Complex;
 
@@ -72,6 +73,19 @@ impl Spectrum {
         rows.take(self.height / 2 + 1).map(mean).collect()
     }
 
+    /// The power in decibels as a picture, from that of rounding (black) over 80 dB (white); no
+    /// frequency is in the middle.
+    pub fn picture(&self) -> RgbImage {
+        let (width, height) = (self.width, self.height);
+        RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            let x = (x as usize + width / 2) % width;
+            let y = (y as usize + height / 2) % height;
+            let decibels = 10.0 * (12.0 * self.power[y * width + x]).max(1.0).log10();
+            // A cast takes what is above to white.
+            Rgb([(decibels / 80.0 * 255.0) as u8; 3])
+        })
+    }
+
     /// Power at a period of 8 pixels over that of its neighbours, of the axis where the ratio is
     /// larger; about 1 where nothing repeats every 8 pixels.
     pub fn grid_power(&self) -> f64 {
@@ -81,19 +95,18 @@ impl Spectrum {
     }
 }
 
-/// Power at `bin` over the geometric mean of its neighbours': from two bins away (the window spreads a
-/// frequency over the next ones) to a quarter of the frequency. Frames are rounded to whole levels, so
-/// no power below that of the rounding counts.
+/// Power at `bin` over the mean of its neighbours': from two bins away (the window spreads a frequency
+/// over the next ones) to a quarter of the frequency, three at least. Frames are rounded to whole
+/// levels, so no power below that of the rounding counts.
 fn ratio(power: &[f64], bin: usize) -> f64 {
     const ROUNDING: f64 = 1.0 / 12.0;
-    let reach = (bin / 4).max(2);
+    let reach = (bin / 4).max(3);
     let neighbours = (2..=reach).flat_map(|away| [bin - away, bin + away]);
-    let logs: Vec<f64> = neighbours
-        .filter_map(|bin| power.get(bin))
-        .map(|power| (power + ROUNDING).ln())
+    let neighbours: Vec<f64> = neighbours
+        .filter_map(|bin| power.get(bin).copied())
         .collect();
-    let mean = logs.iter().sum::<f64>() / logs.len().max(1) as f64;
-    (power[bin] + ROUNDING) / mean.exp()
+    let mean = neighbours.iter().sum::<f64>() / neighbours.len().max(1) as f64;
+    (power[bin] + ROUNDING) / (mean + ROUNDING)
 }
 
 /// A periodic Hann window.
