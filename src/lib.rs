@@ -6,6 +6,7 @@
 //! [`backend`] is the one place that knows how MLX's backends differ. A clip's file keeps a [`record`] of how it
 //! was made.
 
+pub mod analysis;
 pub mod backend;
 pub mod checkpoint;
 pub mod dump;

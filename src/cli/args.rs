@@ -13,6 +13,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
+use super::analyze::AnalyzeArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -58,6 +59,7 @@ pub struct Cli {
 /// What is done instead of making a clip.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Analyze(AnalyzeArgs),
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Pull(PullArgs),

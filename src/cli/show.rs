@@ -163,7 +163,7 @@ fn is_unseen(character: char) -> bool {
 }
 
 /// The text with what is unseen escaped, but for line breaks, which are indented.
-fn visible(text: &str) -> String {
+pub(super) fn visible(text: &str) -> String {
     let mut shown = String::new();
     for character in text.chars() {
         match character {

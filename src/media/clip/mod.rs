@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
-pub(super) use output::temporary_file;
+pub(crate) use output::temporary_file;
 pub use output::{OutputKind, check_writable, remove_stale};
 pub(super) use png::frame_index;
 pub use png::is_frame_name;

@@ -55,7 +55,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
 }
 
 /// A temporary file beside `path`, to be renamed to it; removed when dropped.
-pub(in crate::media) fn temporary_file(path: &Path) -> Result<NamedTempFile> {
+pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile> {
     let parent = parent(path)?;
     let mut builder = tempfile::Builder::new();
     // tempfile's files are private by default; the clip gets what the umask allows, like any file.

@@ -115,13 +115,23 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 /// Writes a picture as PNG; it appears under its name when it is complete.
-pub(crate) fn write_png(path: &Path, picture: &RgbImage, tags: Option<&Tags>) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_png(path: &Path, picture: &RgbImage, tags: Option<&Tags>) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     let mut writer = BufWriter::new(temporary_file(path)?);
     tags::write_png(&mut writer, picture, tags).with_context(cannot)?;
     let file = writer.into_inner().with_context(cannot)?;
     file.persist(path).with_context(cannot)?;
     Ok(())
+}
+
+/// A picture as the bytes of a PNG.
+pub(crate) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    tags::write_png(&mut bytes, picture, None)?;
+    Ok(bytes)
 }
 
 /// The picture at the size that it has on the page: large ones shrunk, small ones enlarged by a

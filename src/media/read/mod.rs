@@ -1,0 +1,87 @@
+//! Reading a clip's frames, one at a time: an MP4, a GIF, a folder of pictures, or an array of NumPy.
+
+mod folder;
+mod gif;
+mod h264;
+mod mp4;
+pub mod npy;
+
+use std::fs::File;
+use std::io::{BufReader, Read as _, Seek, SeekFrom};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+
+/// One frame as 8-bit RGB.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its pixels.
+    pub pixels: RgbImage,
+    /// Values that were infinite or no number, for which a level stands.
+    pub non_finite: usize,
+}
+
+impl From<RgbImage> for Frame {
+    fn from(pixels: RgbImage) -> Self {
+        Self {
+            pixels,
+            non_finite: 0,
+        }
+    }
+}
+
+/// The most pixels of a frame that is read: more than any clip of this program has.
+const MAX_PIXELS: u64 = 1 << 26;
+
+/// Gives each frame of the clip at `path` to `each`, in order, and says how many there were. Files
+/// are told apart by content:
+///
+/// * an MP4 with H.264 video: every clip of this program, and those of others as far as OpenH264
+///   decodes them (8 bits, 4:2:0, not interlaced);
+/// * a GIF;
+/// * an array of NumPy, `[frames, height, width, 3]`, floats in [-1, 1] or bytes ([`npy`]);
+/// * a folder: `frame_00000.png` and so on if there are such, else all of its PNG, JPEG and WebP files
+///   by name, numbers within the names in their order.
+///
+/// # Errors
+/// When it cannot be read, is none of these or is damaged, has no frames or too large ones, or when
+/// `each` fails.
+pub fn frames(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<usize> {
+    let mut count = 0;
+    let mut counted = |frame| {
+        count += 1;
+        each(frame)
+    };
+    read(path, &mut counted).with_context(|| format!("cannot read {}", path.display()))?;
+    if count == 0 {
+        bail!("cannot read {}: it has no frames", path.display());
+    }
+    Ok(count)
+}
+
+fn read(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
+    if path.is_dir() {
+        return folder::read(path, each);
+    }
+    let mut file = BufReader::new(File::open(path)?);
+    let mut start = Vec::new();
+    (&mut file).take(12).read_to_end(&mut start)?;
+    file.seek(SeekFrom::Start(0))?;
+    match start.as_slice() {
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => mp4::read(file, each),
+        [b'G', b'I', b'F', b'8', ..] => gif::read(file, each),
+        _ if npy::is_npy(&start) => npy::read_frames(file, each),
+        _ if start.is_empty() => bail!("the file is empty"),
+        _ => bail!("its content is no MP4, GIF or NumPy array; name a clip or a folder of frames"),
+    }
+}
+
+/// Refuses frames that are too large to be a clip's.
+fn check_size(width: u64, height: u64) -> Result<()> {
+    anyhow::ensure!(
+        width > 0 && height > 0 && width.saturating_mul(height) <= MAX_PIXELS,
+        "its frames are {width}x{height} pixels; expected 1 to {MAX_PIXELS} pixels"
+    );
+    Ok(())
+}
