@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod compare;
 pub mod dump;
 pub mod forecast;
 mod hex;

@@ -13,6 +13,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
+use super::compare::CompareArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -63,6 +64,7 @@ pub enum Command {
     Pull(PullArgs),
     Plan(Box<PlanArgs>),
     Show(ShowArgs),
+    Compare(CompareArgs),
 }
 
 /// A clip.
