@@ -9,6 +9,7 @@
 pub mod analysis;
 pub mod backend;
 pub mod checkpoint;
+pub mod compare;
 pub mod dump;
 pub mod forecast;
 mod hex;

@@ -22,7 +22,7 @@ pub mod safetensors;
 mod settings;
 pub mod store;
 
-pub use files::{EmbeddedFile, Files};
+pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
 pub use settings::Settings;

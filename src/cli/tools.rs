@@ -13,7 +13,7 @@ use wan_i2v::hub::{Hub, RepoId, free_disk};
 use wan_i2v::pull::{self, Heads, HubFeed};
 use wan_i2v::tiny;
 
-use super::display::{Transfer, human_bytes, human_count, print};
+use super::display::{Transfer, columns, human_bytes, human_count, print};
 use super::source::{self, Place};
 use super::stderr::say;
 
@@ -202,7 +202,7 @@ impl InspectArgs {
 
 /// The report for people.
 fn table(report: &Report) -> String {
-    let mut rows = vec![[
+    let mut rows = vec![vec![
         "part".to_owned(),
         "layout".into(),
         "stored as".into(),
@@ -212,7 +212,7 @@ fn table(report: &Report) -> String {
         "dimensions".into(),
     ]];
     for part in &report.parts {
-        rows.push([
+        rows.push(vec![
             part.part.to_string(),
             part.layout.clone(),
             part.storage(),
@@ -222,17 +222,7 @@ fn table(report: &Report) -> String {
             part.dimensions(),
         ]);
     }
-    let mut text = String::new();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    for row in &rows {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:<width$}"))
-            .collect();
-        let _ = writeln!(text, "{}", line.join("  ").trim_end());
-    }
+    let mut text = columns(&rows, |_| false);
     let _ = writeln!(
         text,
         "tokenizer: {}; boundary {}; {} parameters, {}",
