@@ -15,6 +15,7 @@ use wan_i2v::schedule::Solver;
 
 use super::analyze::AnalyzeArgs;
 use super::compare::CompareArgs;
+use super::layers::ConfigArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -55,6 +56,15 @@ pub struct Cli {
 
     #[command(flatten)]
     pub generate: Box<GenerateArgs>,
+}
+
+impl Cli {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
+        self.command
+            .is_none()
+            .then(|| self.generate.reporting.style())?
+    }
 }
 
 /// What is done instead of making a clip.
@@ -122,6 +132,9 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     reporting: ReportingArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// Write every intermediate tensor into this folder as .npy
     #[arg(long, value_name = "DIR", help_heading = "Machine")]
@@ -313,6 +326,20 @@ enum DtypeArg {
     Bf16,
 }
 
+impl ReportingArgs {
+    fn style(&self) -> Option<Style> {
+        if self.quiet {
+            return Some(Style::Quiet);
+        }
+        self.progress.map(|progress| match progress {
+            ProgressArg::Bar => Style::Bar,
+            ProgressArg::Plain => Style::Plain,
+            ProgressArg::Json => Style::Json,
+            ProgressArg::None => Style::None,
+        })
+    }
+}
+
 impl MachineArgs {
     /// The backend to compute on.
     ///
@@ -429,19 +456,6 @@ pub struct Generate {
 }
 
 impl GenerateArgs {
-    /// The style that progress is shown in; `None` for what suits stderr.
-    pub fn style(&self) -> Option<Style> {
-        if self.reporting.quiet {
-            return Some(Style::Quiet);
-        }
-        self.reporting.progress.map(|progress| match progress {
-            ProgressArg::Bar => Style::Bar,
-            ProgressArg::Plain => Style::Plain,
-            ProgressArg::Json => Style::Json,
-            ProgressArg::None => Style::None,
-        })
-    }
-
     /// What it says, with a model from the hub fetched.
     ///
     /// # Errors
@@ -510,6 +524,9 @@ pub struct PlanArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// Print JSON
     #[arg(long, help_heading = "Output")]

@@ -3,13 +3,17 @@
 mod analyze;
 mod args;
 mod compare;
+mod config;
 mod display;
 mod graphics;
+mod layers;
+mod nearest;
 mod outputs;
 mod plan;
 mod preview;
 mod report;
 mod resume;
+mod settings;
 mod show;
 mod signals;
 mod source;
@@ -38,10 +42,25 @@ use stderr::say;
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
+/// The exit code of wrong usage, clap's own.
+const USAGE: u8 = 2;
+
 /// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program,
 /// 130 stopped by Ctrl-C, 143 by SIGTERM.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let given = std::env::args_os().collect();
+    let layered = match layers::layered(given, &layers::variables()) {
+        Ok(layered) => layered,
+        Err(error) => {
+            stderr::error(&format!("{error:#}"), USAGE);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let cli = Cli::parse_from(&layered.arguments);
+    if let Some(style) = cli.style() {
+        stderr::set_style(style);
+    }
+    layered.tell();
     panic::set_hook(Box::new(|info: &PanicHookInfo| {
         if let Ok(mut message) = PANIC.lock() {
             *message = Some(info.to_string());
@@ -80,9 +99,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn generate(args: GenerateArgs) -> Result<ExitCode> {
-    if let Some(style) = args.style() {
-        stderr::set_style(style);
-    }
     let preview = args.beside.preview.clone();
     let Generate {
         request,

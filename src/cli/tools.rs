@@ -14,6 +14,7 @@ use wan_i2v::pull::{self, Heads, HubFeed};
 use wan_i2v::tiny;
 
 use super::display::{Transfer, columns, human_bytes, human_count, print};
+use super::layers::ConfigArgs;
 use super::source::{self, Place};
 use super::stderr::say;
 
@@ -63,6 +64,9 @@ pub struct ConvertArgs {
     /// The most gigabytes of one file; 0 for one file per part, which mlx-video needs
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 /// Bits per weight of the linear layers inside the blocks.
@@ -334,6 +338,9 @@ pub struct PullArgs {
     /// joined
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 impl PullArgs {

@@ -2,6 +2,8 @@
 
 #[path = "../support/checkpoint.rs"]
 mod checkpoint;
+#[path = "../support/isolated.rs"]
+mod isolated;
 #[path = "../support/portable.rs"]
 mod portable;
 #[path = "../support/scratch.rs"]
@@ -15,6 +17,7 @@ mod refusals;
 mod resume;
 mod running;
 mod runs;
+mod settings;
 mod stopping;
 mod strips;
 mod tiny;
@@ -26,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use image::RgbImage;
+use isolated::program;
 use scratch::Scratch;
 use tempfile::TempDir;
 
@@ -68,7 +72,7 @@ impl Bench {
 
     /// The command with the flags that every run needs, but for the output.
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(self.work.path());
         command.arg("--model").arg(self.checkpoint.root());
         command.arg("--image").arg(self.picture());

@@ -5,10 +5,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::{Bench, Ran, run};
+use crate::{Bench, Ran, program, run};
 
 fn show(bench: &Bench, args: &[&str]) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     command.current_dir(bench.work.path()).arg("show");
     run(command.args(args))
 }
@@ -140,6 +140,7 @@ fn the_command_renders_the_same_clip_again() {
     let program = env!("CARGO_BIN_EXE_wan-i2v");
     let script = format!("wan-i2v() {{ '{program}' \"$@\"; }}\n{line}");
     let mut bash = Command::new("bash");
+    bash.env("XDG_CONFIG_HOME", "/nowhere");
     let ran = run(bash.current_dir(bench.work.path()).args(["-c", &script]));
     ran.assert_wrote("clip-again.mp4");
     assert!(

@@ -2,9 +2,8 @@
 //! model loaded.
 
 use std::fs;
-use std::process::Command;
 
-use crate::{Bench, run};
+use crate::{Bench, program, run};
 
 #[test]
 fn settings_out_of_range_name_their_flag() {
@@ -169,7 +168,7 @@ fn wrong_usage_names_its_flag_and_ends_with_2() {
     ] {
         bench.small("clip.mp4", flags).assert_refused(2, parts);
     }
-    let bare = run(&mut Command::new(env!("CARGO_BIN_EXE_wan-i2v")));
+    let bare = run(&mut program());
     bare.assert_refused(2, &["--image", "--prompt"]);
     assert!(bench.written().is_empty());
 }
@@ -223,7 +222,7 @@ fn pictures_that_cannot_be_read_are_refused() {
         "vae",
     ] {
         let path = folder.join(name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(bench.work.path());
         command.arg("--model").arg(folder).arg("--image").arg(&path);
         let ran = run(command.args(["--prompt", "x", "--output", "clip.mp4"]));
@@ -282,7 +281,7 @@ fn the_picture_is_never_overwritten() {
     // A picture whatever its name says.
     fs::copy(bench.picture(), bench.path("start.gif")).unwrap();
     let with = |image: &str, output: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(bench.work.path());
         command.arg("--model").arg(bench.checkpoint.root());
         run(command.args(["--prompt", "x", "--image", image, "--output", output]))
@@ -307,7 +306,7 @@ fn the_picture_is_never_overwritten() {
 fn models_that_cannot_be_used_are_refused_before_anything_is_made() {
     let bench = Bench::new("a");
     let model = |path: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(bench.work.path());
         command.arg("--image").arg(bench.picture());
         command.args(["--model", path, "--prompt", "x"]);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use npyz::NpyFile;
 
-use crate::{Bench, names, run};
+use crate::{Bench, names, program, run};
 
 #[test]
 fn an_mp4_is_written_and_its_path_printed() {
@@ -194,7 +194,7 @@ fn the_picture_decides_the_shape_of_an_area() {
     // The names are settled with the checkpoint in hand; that there is none shows they parse.
     for area in ["480p", "720p"] {
         let more = ["--area", area, "--model", "nowhere"];
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.args(["--prompt", "x", "--output", "clip.gif"]);
         command.arg("--image").arg(bench.picture());
         let ran = run(command.current_dir(bench.work.path()).args(more));
@@ -260,7 +260,7 @@ fn prompts_of_any_kind_are_taken() {
 #[test]
 fn the_version_tells_what_computes() {
     let version = |flag| {
-        let ran = run(std::process::Command::new(env!("CARGO_BIN_EXE_wan-i2v")).arg(flag));
+        let ran = run(program().arg(flag));
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
         String::from_utf8(ran.stdout).unwrap()
     };
@@ -287,7 +287,7 @@ fn paths_need_not_be_text() {
     let picture = bench.work.path().join(odd(b"st\xffart \xfe.png"));
     fs::copy(bench.picture(), &picture).unwrap();
     let output = odd(b"cl\xffip.mp4");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     command.current_dir(bench.work.path());
     command.arg("--model").arg(bench.checkpoint.root());
     command.arg("--image").arg(&picture);

@@ -263,6 +263,10 @@ fn a_full_disk_loses_no_step() {
         .args(clip.get_args())
         .args(["--progress", "json"])
         .current_dir(bench.work.path())
+        .envs(
+            clip.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
         .env("TMPDIR", bench.path("tmp")));
     if ran.code == Some(77) || ran.stderr.starts_with("unshare") {
         eprintln!("skipped: this system lets no small file system be mounted");

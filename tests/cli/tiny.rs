@@ -1,8 +1,8 @@
 //! The built-in miniature, used when no model is named.
 
-use std::process::Command;
-
 use image::{Rgb, RgbImage};
+
+use crate::program;
 
 #[test]
 fn a_picture_and_a_prompt_are_enough() {
@@ -10,7 +10,7 @@ fn a_picture_and_a_prompt_are_enough() {
     // Not square and not the miniature's size, as any photo.
     let photo = RgbImage::from_fn(120, 90, |x, y| Rgb([x as u8, y as u8, 120]));
     photo.save(folder.path().join("photo.jpg")).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+    let output = program()
         .current_dir(folder.path())
         .args([
             "--image",
@@ -43,7 +43,7 @@ fn a_folder_called_tiny_needs_a_path() {
     RgbImage::new(16, 16)
         .save(folder.path().join("p.png"))
         .unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+    let output = program()
         .current_dir(folder.path())
         .args(["--image", "p.png", "--prompt", "x", "--model", "./tiny"])
         .output()
@@ -63,7 +63,7 @@ fn bits_that_a_model_does_not_have_are_refused() {
     let path = |name: &str| folder.path().join(name);
     RgbImage::new(16, 16).save(path("p.png")).unwrap();
     let run = |args: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+        program()
             .current_dir(folder.path())
             .args(args)
             .output()

@@ -3,6 +3,8 @@
 #[path = "../support/gguf.rs"]
 #[allow(dead_code, reason = "tensors are written as they are")]
 mod gguf;
+#[path = "../support/isolated.rs"]
+mod isolated;
 
 mod command;
 mod converting;

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Bench;
+use crate::isolated::program;
 
 /// What a run left on its streams.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Ran {
 impl Bench {
     /// The program with arguments, its hub the server and its cache the bench's.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         for name in inherited.filter(|n| n.contains("HF_") || n.contains("HUGGING")) {
             command.env_remove(name);

@@ -10,12 +10,13 @@ use wan_i2v::checkpoint::encoding::Encoding;
 use wan_i2v::checkpoint::inspect::Report;
 use wan_i2v::checkpoint::layout::Layout;
 
+use crate::isolated::program;
 use crate::layouts::{Form, Model, Patch};
 use crate::{BF16, F16, F32, damaged, folder, mlx};
 
 /// The exit code and the report in JSON.
 fn inspect(path: &Path, flags: &[&str]) -> (Option<i32>, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     command.arg("inspect").arg(path).arg("--json").args(flags);
     let output = command.output().unwrap();
     let json = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);

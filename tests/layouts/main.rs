@@ -9,6 +9,8 @@ mod forms;
 #[path = "../support/gguf.rs"]
 #[allow(dead_code, reason = "the tests of the container need more of it")]
 mod gguf_file;
+#[path = "../support/isolated.rs"]
+mod isolated;
 #[path = "../support/layouts.rs"]
 mod layouts;
 #[path = "../support/portable.rs"]

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
@@ -10,6 +9,7 @@ use wan_i2v::checkpoint::{Checkpoint, LoadBits, PartName, Sources};
 
 use crate::converted::convert;
 use crate::forms::SPIECE;
+use crate::isolated::program;
 use crate::layouts::{Form, Model, Patch};
 use crate::{
     BF16, F16, F32, assert_holds, assert_identical, backend, folder, mlx, open, reference, run,
@@ -59,7 +59,7 @@ fn parts_of_four_layouts_are_one_model() {
 fn frames(work: &Path, output: &str, flags: &[(&str, &Path)]) -> Vec<Vec<u8>> {
     let picture = RgbImage::from_fn(40, 36, |x, y| Rgb([(x * 6) as u8, (y * 7) as u8, 90]));
     picture.save(work.join("start.png")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     command.current_dir(work);
     command.args(["--image", "start.png", "--prompt", "a cat in the rain"]);
     command.args(["--output", output, "--size", "32x32", "--frames", "5"]);
