@@ -3,11 +3,13 @@
 mod args;
 mod display;
 mod graphics;
+mod nearest;
 mod outputs;
 mod plan;
 mod preview;
 mod report;
 mod resume;
+mod settings;
 mod show;
 mod signals;
 mod source;
