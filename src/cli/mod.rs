@@ -115,7 +115,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     start.tell(dumps);
     let listener = Listener::start()?;
     let mut progress = Stoppable {
-        inner: report::reporter(console),
+        inner: &mut *report::reporter(console, Vec::new()),
         listener: &listener,
     };
     let ran = job.run_kept(
