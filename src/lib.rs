@@ -7,6 +7,7 @@
 //! was made.
 
 pub mod backend;
+pub mod batch;
 pub mod checkpoint;
 pub mod dump;
 pub mod forecast;

@@ -1,7 +1,7 @@
 //! The command line's flags.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
 use wan_i2v::schedule::Solver;
 
+use super::batch::BatchArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -62,6 +63,7 @@ pub enum Command {
     Convert(ConvertArgs),
     Pull(PullArgs),
     Plan(Box<PlanArgs>),
+    Batch(Box<BatchArgs>),
     Show(ShowArgs),
 }
 
@@ -111,10 +113,10 @@ pub struct GenerateArgs {
     resize: ResizeArg,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    pub machine: MachineArgs,
 
     #[command(flatten)]
-    resume: ResumeArgs,
+    pub resume: ResumeArgs,
 
     #[command(flatten)]
     reporting: ReportingArgs,
@@ -436,6 +438,21 @@ impl GenerateArgs {
             ProgressArg::Json => Style::Json,
             ProgressArg::None => Style::None,
         })
+    }
+
+    /// The start picture.
+    pub fn picture(&self) -> Option<&Path> {
+        self.image.as_deref()
+    }
+
+    /// What is written, besides previews.
+    pub fn written(&self) -> impl Iterator<Item = &Path> {
+        let paths = [
+            self.output.as_deref(),
+            self.beside.strip(),
+            self.dump.as_deref(),
+        ];
+        paths.into_iter().flatten()
     }
 
     /// What it says, with a model from the hub fetched.

@@ -1,6 +1,7 @@
 //! Arguments in, progress and results out. Everything else is the library's.
 
 mod args;
+mod batch;
 mod display;
 mod graphics;
 mod nearest;
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Convert(args)), _) => print_path(args.run()?),
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
         (Some(Command::Plan(args)), _) => plan::run(*args),
+        (Some(Command::Batch(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }
