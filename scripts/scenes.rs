@@ -263,7 +263,7 @@ impl Studio {
                 cache: recipe.cache.clone(),
             },
         )
-        .observed_by(observer);
+        .observed_by(observer.map(|observer| Box::new(observer) as Box<dyn Observer>));
         let latents = denoiser.run(dump, &mut Silent)?;
         Ok((latents, denoiser.passes()))
     }

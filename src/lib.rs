@@ -8,6 +8,7 @@
 
 pub mod analysis;
 pub mod backend;
+pub mod batch;
 pub mod checkpoint;
 pub mod compare;
 pub mod dump;

@@ -13,7 +13,6 @@ use serde_json::Value;
 use crate::backend::{self, Backend, DeviceKind};
 use crate::checkpoint::{Checkpoint, PartName};
 use crate::media::Resize;
-use crate::media::picture::Picture;
 use crate::media::tags::{self, Tags};
 use crate::request::{Model, Plan, Request};
 
@@ -91,14 +90,14 @@ pub struct ModelIdentity {
 }
 
 impl Record {
-    /// The record of a clip that is to be made. Reads a little of each of the model's tensors.
+    /// The record of a clip that is to be made; `picture` is the hash of its picture's file. Reads a little of each of the model's tensors.
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
     pub fn new(
         request: &Request,
         plan: &Plan,
-        picture: &Picture,
+        picture: &str,
         checkpoint: &Checkpoint,
         backend: Backend,
     ) -> Result<Self> {
@@ -113,7 +112,7 @@ impl Record {
             },
             image: FileIdentity {
                 name: name_of(&request.image),
-                sha256: picture.sha256().unwrap_or_default().to_owned(),
+                sha256: picture.to_owned(),
             },
             model: ModelIdentity::new(request, checkpoint)?,
             width: plan.width,
@@ -139,6 +138,18 @@ impl Record {
             .into(),
             dtype: backend.precision.to_string(),
         })
+    }
+
+    /// Whether a clip with this record is the one with `other`: not what the program, the picture
+    /// and the model's folder are called, but everything else.
+    pub fn is_of_same_clip(&self, other: &Self) -> bool {
+        let mut renamed = self.clone();
+        renamed.software.clone_from(&other.software);
+        renamed.mlx.clone_from(&other.mlx);
+        renamed.image.name.clone_from(&other.image.name);
+        renamed.model.name.clone_from(&other.model.name);
+        renamed.model.parts.clone_from(&other.model.parts);
+        renamed == *other
     }
 
     /// What of it goes where in a clip's file.

@@ -1,7 +1,7 @@
 //! The command line's flags.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +16,7 @@ use wan_i2v::schedule::Solver;
 use super::analyze::AnalyzeArgs;
 use super::compare::CompareArgs;
 use super::layers::ConfigArgs;
+use super::batch::BatchArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -75,6 +76,7 @@ pub enum Command {
     Convert(ConvertArgs),
     Pull(PullArgs),
     Plan(Box<PlanArgs>),
+    Batch(Box<BatchArgs>),
     Show(ShowArgs),
     Compare(CompareArgs),
 }
@@ -125,10 +127,10 @@ pub struct GenerateArgs {
     resize: ResizeArg,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    pub machine: MachineArgs,
 
     #[command(flatten)]
-    resume: ResumeArgs,
+    pub resume: ResumeArgs,
 
     #[command(flatten)]
     reporting: ReportingArgs,
@@ -456,6 +458,26 @@ pub struct Generate {
 }
 
 impl GenerateArgs {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
+        self.reporting.style()
+    }
+
+    /// The start picture.
+    pub fn picture(&self) -> Option<&Path> {
+        self.image.as_deref()
+    }
+
+    /// What is written, besides previews.
+    pub fn written(&self) -> impl Iterator<Item = &Path> {
+        let paths = [
+            self.output.as_deref(),
+            self.beside.strip(),
+            self.dump.as_deref(),
+        ];
+        paths.into_iter().flatten()
+    }
+
     /// What it says, with a model from the hub fetched.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod args;
+mod batch;
 mod compare;
 mod config;
 mod display;
@@ -93,6 +94,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Plan(args)), _) => plan::run(*args),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
+        (Some(Command::Batch(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }
@@ -133,7 +135,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     start.tell(dumps);
     let listener = Listener::start()?;
     let mut progress = Stoppable {
-        inner: report::reporter(console),
+        inner: &mut *report::reporter(console, Vec::new()),
         listener: &listener,
     };
     let ran = job.run_kept(

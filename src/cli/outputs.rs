@@ -1,6 +1,6 @@
 //! The flags of what is written beside the clip.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use wan_i2v::request::Request;
@@ -24,6 +24,11 @@ pub struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// Where the film strip goes.
+    pub fn strip(&self) -> Option<&Path> {
+        self.strip.as_deref()
+    }
+
     /// The request with these.
     pub fn apply(self, request: Request) -> Request {
         Request {

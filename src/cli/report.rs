@@ -14,17 +14,60 @@ use super::display::{human_bytes, human_time};
 use super::stderr::{self, Style, event, line, say, style};
 
 /// What tells of a run in the chosen style. Bars are on `console`, whose
-/// [`MultiProgress::suspend`] lets others write between.
-pub fn reporter(console: MultiProgress) -> Box<dyn Progress> {
+/// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
+/// turns, if there are several.
+pub fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Progress> {
+    let clips = Clips {
+        names,
+        current: None,
+    };
     match style() {
         Style::Bar => Box::new(Bars {
             console,
+            clips,
             bar: None,
             due: Due::default(),
         }),
-        Style::Plain => Box::new(PlainLines::default()),
-        Style::Json => Box::new(Json),
-        Style::None | Style::Quiet => Box::new(Warnings),
+        Style::Plain => Box::new(PlainLines { clips, phase: None }),
+        Style::Json => Box::new(Json { clips }),
+        Style::None | Style::Quiet => Box::new(Warnings { clips }),
+    }
+}
+
+/// The clips that take turns, and the one whose turn it is.
+#[derive(Debug)]
+struct Clips {
+    names: Vec<String>,
+    current: Option<usize>,
+}
+
+impl Clips {
+    fn hear(&mut self, event: &Event<'_>) {
+        if let Event::Turn(clip) = event {
+            self.current = *clip;
+        }
+    }
+
+    /// Its number and name.
+    fn current(&self) -> Option<(usize, &str)> {
+        let clip = self.current?;
+        Some((clip, self.names.get(clip)?))
+    }
+
+    /// `3/10 cat_7: `, to be put before what is said of it.
+    fn label(&self) -> String {
+        self.current().map_or(String::new(), |(clip, name)| {
+            format!("{}/{} {name}: ", clip + 1, self.names.len())
+        })
+    }
+
+    /// What an event says of it.
+    fn add_to(&self, mut fields: Value) -> Value {
+        if let (Some((clip, name)), Some(fields)) = (self.current(), fields.as_object_mut()) {
+            fields.insert("clip".into(), (clip + 1).into());
+            fields.insert("name".into(), name.into());
+        }
+        fields
     }
 }
 
@@ -53,12 +96,15 @@ fn reused(passes: Passes) -> &'static str {
 
 /// Warnings alone.
 #[derive(Debug)]
-struct Warnings;
+struct Warnings {
+    clips: Clips,
+}
 
 impl Progress for Warnings {
     fn event(&mut self, event: &Event<'_>) {
+        self.clips.hear(event);
         if let Event::Warning(text) = event {
-            stderr::warning(text);
+            stderr::warning(&format!("{}{text}", self.clips.label()));
         }
     }
 }
@@ -70,6 +116,7 @@ type Due = Arc<Mutex<Option<Instant>>>;
 #[derive(Debug)]
 struct Bars {
     console: MultiProgress,
+    clips: Clips,
     bar: Option<ProgressBar>,
     due: Due,
 }
@@ -108,19 +155,23 @@ impl Bars {
         }
     }
 
-    fn message(&self, text: String) {
+    fn message(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(text);
+            bar.set_message(format!("{}{text}", self.clips.label()));
         }
     }
 }
 
 impl Progress for Bars {
     fn event(&mut self, event: &Event<'_>) {
+        self.clips.hear(event);
         match event {
-            Event::PhaseStarted { phase, units, done } => self.start(*phase, *units, *done),
-            Event::Loading(network) => self.message(format!("loading the {network}")),
-            Event::Loaded { .. } => self.message(String::new()),
+            Event::PhaseStarted { phase, units, done } => {
+                self.start(*phase, *units, *done);
+                self.message("");
+            }
+            Event::Loading(network) => self.message(&format!("loading the {network}")),
+            Event::Loaded { .. } => self.message(""),
             Event::Unit { done, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*done as u64);
@@ -128,7 +179,7 @@ impl Progress for Bars {
             }
             Event::Step(step) => {
                 self.set_due(step.left);
-                self.message(format!(
+                self.message(&format!(
                     "{} expert, {} a step{}, {}",
                     step.expert,
                     seconds(step.seconds),
@@ -143,33 +194,52 @@ impl Progress for Bars {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();
                 }
-                line(&phase_line(report));
+                // Of many clips a line each is enough, when it is there.
+                if self.clips.current().is_none() {
+                    line(&phase_line(report));
+                }
             }
-            Event::Saved { .. } => {}
-            Event::Warning(text) => self.console.suspend(|| stderr::warning(text)),
+            Event::Saved { .. } | Event::Turn(_) | Event::Made { .. } => {}
+            Event::Failed { .. } => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Warning(text) => {
+                let text = format!("{}{text}", self.clips.label());
+                self.console.suspend(|| stderr::warning(&text));
+            }
         }
     }
 }
 
 /// A line when a network is loaded, when a phase ends, and for every denoising step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PlainLines {
+    clips: Clips,
     phase: Option<Phase>,
 }
 
 impl Progress for PlainLines {
     fn event(&mut self, event: &Event<'_>) {
+        self.clips.hear(event);
+        let label = self.clips.label();
         match event {
             Event::PhaseStarted { phase, .. } => self.phase = Some(*phase),
             Event::Loading(network) => {
                 if let Some(phase) = self.phase {
-                    line(&format!("{phase}: loading the {network}"));
+                    line(&format!("{label}{phase}: loading the {network}"));
                 }
             }
-            Event::Loaded { .. } | Event::Unit { .. } | Event::Saved { .. } => {}
-            Event::Step(step) => line(&step_line(step)),
-            Event::PhaseFinished(report) => line(&phase_line(report)),
-            Event::Warning(text) => stderr::warning(text),
+            Event::Loaded { .. }
+            | Event::Unit { .. }
+            | Event::Saved { .. }
+            | Event::Turn(_)
+            | Event::Made { .. }
+            | Event::Failed { .. } => {}
+            Event::Step(step) => line(&format!("{label}{}", step_line(step))),
+            Event::PhaseFinished(report) => line(&format!("{label}{}", phase_line(report))),
+            Event::Warning(text) => stderr::warning(&format!("{label}{text}")),
         }
     }
 }
@@ -194,10 +264,14 @@ fn step_line(step: &StepReport) -> String {
 
 /// An event a line; `docs/progress.md` has the schema.
 #[derive(Debug)]
-struct Json;
+struct Json {
+    clips: Clips,
+}
 
 impl Progress for Json {
     fn event(&mut self, happened: &Event<'_>) {
+        self.clips.hear(happened);
+        let event = |name: &str, fields: Value| event(name, self.clips.add_to(fields));
         match happened {
             Event::PhaseStarted { phase, units, done } => event(
                 "phase_start",
@@ -233,7 +307,9 @@ impl Progress for Json {
                 "saved",
                 json!({ "step": step, "path": path.to_string_lossy(), "bytes": bytes }),
             ),
-            Event::Warning(text) => stderr::warning(text),
+            Event::Warning(text) => event("warning", json!({ "message": text })),
+            // Their host tells of them.
+            Event::Turn(_) | Event::Made { .. } | Event::Failed { .. } => {}
         }
     }
 }
@@ -326,21 +402,23 @@ fn sampling(plan: &Plan, backend: Backend) -> String {
     )
 }
 
+/// What an event says of a clip that was made.
+pub fn made(summary: &Summary, backend: Backend, output: &Path) -> Value {
+    json!({
+        "output": output.to_string_lossy(),
+        "settings": settings(&summary.plan, backend),
+        "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
+        "passes": passes(summary.passes),
+        "seconds": summary.seconds,
+        "memory": memory(summary.memory),
+    })
+}
+
 /// Tells what was made.
 pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
     let plan = &summary.plan;
     if style() == Style::Json {
-        event(
-            "result",
-            json!({
-                "output": output.to_string_lossy(),
-                "settings": settings(plan, backend),
-                "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
-                "passes": passes(summary.passes),
-                "seconds": summary.seconds,
-                "memory": memory(summary.memory),
-            }),
-        );
+        event("result", made(summary, backend, output));
         return;
     }
     let phases = summary.phases.iter();

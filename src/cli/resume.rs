@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use wan_i2v::resume::{EXTENSION, Identity, Keeper, Lock, Saved, file, state_path};
+use wan_i2v::resume::{EXTENSION, Identity, Keeper, Lock, Saved, file, goes_on, state_path};
 
 use super::stderr::{self, Style, event, say, style};
 
@@ -67,6 +67,30 @@ pub struct Start {
 }
 
 impl ResumeArgs {
+    /// Steps after which the state is saved; `None` for never.
+    pub fn every(&self) -> Option<usize> {
+        (!self.no_checkpoint).then_some(self.checkpoint_every.get())
+    }
+
+    /// Refuses what names one clip's state.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub fn check_for_many(&self) -> Result<()> {
+        let one = self.is_never() || self.resume.as_os_str() == "auto";
+        ensure!(
+            one && self.checkpoint.is_none(),
+            "--checkpoint PATH and --resume PATH are for one clip; the clips of a batch are saved \
+             beside where they go"
+        );
+        Ok(())
+    }
+
+    /// Whether saved runs are not gone on from.
+    pub fn is_never(&self) -> bool {
+        self.resume.as_os_str() == "never"
+    }
+
     /// Takes the right to write the output, and finds what to go on from. Where the user has left
     /// the seed open, that of the saved run is taken.
     ///
@@ -75,8 +99,9 @@ impl ResumeArgs {
     pub fn start(self, output: &Path, identity: &Identity, open: &Open) -> Result<Start> {
         let mut output = output.to_owned();
         let (mut identity, mut found) = (identity.clone(), None);
+        let (never, every) = (self.is_never(), self.every());
         let auto = self.resume.as_os_str() == "auto";
-        if !auto && self.resume.as_os_str() != "never" {
+        if !auto && !never {
             let saved = Saved::read(&self.resume).context("--resume")?;
             found = Some(saved);
         } else if auto && self.checkpoint.is_none() && open.stem.is_some() && open.seed {
@@ -101,22 +126,21 @@ impl ResumeArgs {
                 path.display()
             );
         }
-        if self.resume.as_os_str() != "never" && path.exists() {
+        if !never && path.exists() {
             let there = Saved::read(&path)?;
             let mut seeded = identity.clone();
             if found.is_none() {
                 take_seed(&mut seeded, &there, open);
             }
-            let same = check(&there, &seeded, found.is_none())?;
+            let same = goes_on(&there, &seeded, found.is_none())?;
             if same && found.is_none() {
                 (identity, found) = (seeded, Some(there));
             }
         }
         if let Some(saved) = &found {
-            check(saved, &identity, false)?;
+            goes_on(saved, &identity, false)?;
         }
 
-        let every = (!self.no_checkpoint).then_some(self.checkpoint_every.get());
         let mut keeper = Keeper::new(path, every, identity);
         if let Some(saved) = &found {
             keeper.found(&saved.path, saved.steps_taken());
@@ -149,30 +173,6 @@ fn take_seed(identity: &mut Identity, saved: &Saved, open: &Open) {
     {
         identity.set_seed(seed);
     }
-}
-
-/// Whether `saved` is of the run `identity`. One that is not may be replaced when that loses no
-/// step.
-///
-/// # Errors
-/// When steps would be lost.
-fn check(saved: &Saved, identity: &Identity, may_replace: bool) -> Result<bool> {
-    let differences = saved.identity.differences(identity);
-    if differences.is_empty() {
-        return Ok(true);
-    }
-    if may_replace && saved.steps_taken() == 0 {
-        return Ok(false);
-    }
-    let lines: Vec<String> = differences.iter().map(|d| format!("\n  {d}")).collect();
-    bail!(
-        "{} is of a run with other settings, {} steps into it:{}\n\
-         give the same settings to go on, or another --output to keep it, or --resume never to \
-         start anew and replace it",
-        saved.path.display(),
-        saved.steps_taken(),
-        lines.concat()
-    )
 }
 
 /// The newest saved run in the current folder that differs in nothing but the seed, and that nobody

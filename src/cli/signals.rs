@@ -64,7 +64,7 @@ impl Listener {
 /// Progress that stops at a signal.
 pub struct Stoppable<'a> {
     /// What hears of the run.
-    pub inner: Box<dyn Progress>,
+    pub inner: &'a mut dyn Progress,
     /// What hears of signals.
     pub listener: &'a Listener,
 }

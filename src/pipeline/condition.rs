@@ -9,7 +9,7 @@ use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
-use crate::model::vae::{Chunk, TEMPORAL_STRIDE, choose_encode_tiling, steps};
+use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
 use crate::request::Plan;
 
 /// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
@@ -32,14 +32,94 @@ pub fn encode_condition(
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
-    let [frames, height, width] = plan.latent_grid();
-    let grid = [frames, height, width];
-    let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
-    let mut stage = Stage::start(Phase::Image, steps(tiling, grid), 0, progress);
-    let (encoder, _) = load(Network::VaeEncoder, progress, || {
-        checkpoint.load_vae_encoder(backend)
-    })?;
+    let units = image_units(checkpoint, backend, plan);
+    let mut stage = Stage::start(Phase::Image, units, 0, progress);
+    let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
+    let condition = encoder.encode(backend, pixels, plan, &mut stage, progress)?;
+    if let Some(dump) = dump {
+        condition.dump(dump, plan)?;
+    }
+    drop(encoder);
+    memory::clear_cache()?;
+    stage.finish(progress);
+    Ok(condition)
+}
 
+/// Units of encoding a clip's conditioning video.
+pub(super) fn image_units(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> usize {
+    let grid = plan.latent_grid();
+    steps(choose_encode_tiling(&checkpoint.vae, backend, grid), grid)
+}
+
+/// The VAE's encoder, loaded.
+#[derive(Debug)]
+pub(super) struct ImageEncoder<'a> {
+    checkpoint: &'a Checkpoint,
+    encoder: VaeEncoder,
+}
+
+impl<'a> ImageEncoder<'a> {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// When a weight is damaged, or the run shall stop here.
+    pub(super) fn load(
+        checkpoint: &'a Checkpoint,
+        backend: Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let (encoder, _) = load(Network::VaeEncoder, progress, || {
+            checkpoint.load_vae_encoder(backend)
+        })?;
+        Ok(Self {
+            checkpoint,
+            encoder,
+        })
+    }
+
+    /// See [`encode_condition`]; in the parts that `backend` asks for.
+    ///
+    /// # Errors
+    /// When MLX fails, the latents are not finite, or the run shall stop here.
+    pub(super) fn encode(
+        &mut self,
+        backend: Backend,
+        pixels: ArrayView3<'_, f32>,
+        plan: &Plan,
+        stage: &mut Stage,
+        progress: &mut dyn Progress,
+    ) -> Result<Condition> {
+        self.encoder.set_score_bytes(backend.score_bytes);
+        encode(
+            self.checkpoint,
+            &self.encoder,
+            backend,
+            pixels,
+            plan,
+            &mut || stage.advance(progress),
+        )
+    }
+}
+
+impl Condition {
+    /// Writes it, and its mask by itself.
+    pub(super) fn dump(&self, dump: &Dump, plan: &Plan) -> Result<()> {
+        dump.array("mask", &first_frame_mask(plan.latent_grid())?)?;
+        dump.array("condition", &self.0)
+    }
+}
+
+fn encode(
+    checkpoint: &Checkpoint,
+    encoder: &VaeEncoder,
+    backend: Backend,
+    pixels: ArrayView3<'_, f32>,
+    plan: &Plan,
+    advance: &mut dyn FnMut() -> Result<()>,
+) -> Result<Condition> {
+    let grid = plan.latent_grid();
+    let frames = grid[0];
+    let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     let (rows, columns) = (plan.height as i32, plan.width as i32);
     ensure!(
         pixels.dim() == (rows as usize, columns as usize, 3),
@@ -54,23 +134,16 @@ pub fn encode_condition(
             _ => Chunk::Blank,
         })
     };
-    let latents = encoder.encode(frames, &chunk, tiling, &mut || stage.advance(progress))?;
+    let latents = encoder.encode(frames, &chunk, tiling, advance)?;
     let latents = checkpoint.vae.normalize(&latents)?;
     let mask = first_frame_mask(grid)?;
-    let condition = concatenate(&[mask.clone(), latents], 0)?.contiguous()?;
+    let condition = concatenate(&[mask, latents], 0)?.contiguous()?;
     condition.eval()?;
     ensure!(
         all_finite(&condition)?,
         "the VAE's encoding of the picture is not finite; its weights are damaged, or try \
          --device cpu and please report it"
     );
-    if let Some(dump) = dump {
-        dump.array("mask", &mask)?;
-        dump.array("condition", &condition)?;
-    }
-    drop(encoder);
-    memory::clear_cache()?;
-    stage.finish(progress);
     Ok(Condition(condition))
 }
 

@@ -6,12 +6,14 @@ use mlx_rs::ops::clip;
 use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
-use super::progress::{Network, Phase, Progress, Stage, load};
+use super::progress::{Network, Phase, PhaseReport, Progress, Stage, load};
 use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::media::frames::to_rgb8;
-use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE, choose_decode_tiling, steps};
+use crate::model::vae::{
+    SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeDecoder, choose_decode_tiling, steps,
+};
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
 /// latent frame at a time, in tiles if the backend's budget asks for them, and gives each pixel
@@ -27,14 +29,81 @@ pub fn decode_clip(
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
 ) -> Result<()> {
-    let latent_frames = latents.dim(1);
-    let grid = [latent_frames, latents.dim(2), latents.dim(3)];
-    let tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
-    let mut stage = Stage::start(Phase::Decoding, steps(tiling, grid), 0, progress);
-    let (decoder, _) = load(Network::VaeDecoder, progress, || {
-        checkpoint.load_vae_decoder(backend)
-    })?;
+    let mut decoder = ClipDecoder::new(checkpoint);
+    decoder.decode(backend, latents, dump, progress, emit)?;
+    Ok(())
+}
 
+/// The VAE's decoder, loaded when the first clip is decoded.
+#[derive(Debug)]
+pub(super) struct ClipDecoder<'a> {
+    checkpoint: &'a Checkpoint,
+    decoder: Option<VaeDecoder>,
+}
+
+impl<'a> ClipDecoder<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            decoder: None,
+        }
+    }
+
+    /// See [`decode_clip`]; in the parts that `backend` asks for.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn decode(
+        &mut self,
+        backend: Backend,
+        latents: &Array,
+        dump: Option<&Dump>,
+        progress: &mut dyn Progress,
+        emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
+    ) -> Result<PhaseReport> {
+        let grid = [1, 2, 3].map(|axis| latents.dim(axis));
+        let tiling = choose_decode_tiling(&self.checkpoint.vae, backend, grid);
+        let mut stage = Stage::start(Phase::Decoding, steps(tiling, grid), 0, progress);
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            empty => {
+                let (decoder, _) = load(Network::VaeDecoder, progress, || {
+                    self.checkpoint.load_vae_decoder(backend)
+                })?;
+                empty.insert(decoder)
+            }
+        };
+        decoder.set_score_bytes(backend.score_bytes);
+        decode(
+            self.checkpoint,
+            decoder,
+            tiling,
+            latents,
+            dump,
+            emit,
+            &mut || stage.advance(progress),
+        )?;
+        memory::clear_cache()?;
+        Ok(stage.finish(progress))
+    }
+
+    /// Lets the decoder go.
+    pub(super) fn release(&mut self) -> Result<()> {
+        self.decoder = None;
+        Ok(memory::clear_cache()?)
+    }
+}
+
+fn decode(
+    checkpoint: &Checkpoint,
+    decoder: &VaeDecoder,
+    tiling: Option<Tiling>,
+    latents: &Array,
+    dump: Option<&Dump>,
+    emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
+    advance: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    let latent_frames = latents.dim(1);
     let latents = checkpoint.vae.denormalize(latents)?;
     let frames = (latent_frames - 1) * TEMPORAL_STRIDE + 1;
     let (height, width) = (
@@ -71,16 +140,9 @@ pub fn decode_clip(
         frame += 1;
         Ok(())
     };
-    decoder.decode(
-        &latents,
-        tiling,
-        &mut || stage.advance(progress),
-        &mut finish,
-    )?;
+    decoder.decode(&latents, tiling, advance, &mut finish)?;
     if let Some(writer) = dumped {
         writer.finish()?;
     }
-    memory::clear_cache()?;
-    stage.finish(progress);
     Ok(())
 }

@@ -6,15 +6,16 @@ use std::iter;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use mlx_rs::{Array, memory};
+use mlx_rs::Array;
 
 use self::saved::Restored;
 use super::cache::StepCache;
 use super::condition::Condition;
 use super::eta::{Ahead, Eta};
-use super::progress::{Event, Memory, Network, Phase, Progress, Stage, StepReport, go_on, load};
+use super::experts::Experts;
+use super::progress::{Event, Memory, Phase, Progress, Stage, StepReport, go_on};
 use super::text::{EncodedPrompts, TEXT_LEN};
-use crate::backend::{Backend, all_finite, to_host, wire};
+use crate::backend::{Backend, all_finite, to_host};
 use crate::checkpoint::{Checkpoint, Expert};
 use crate::dump::Dump;
 use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
@@ -75,11 +76,10 @@ struct Voice {
     reusable: Option<Array>,
 }
 
-/// An expert with what it computes once per clip.
+/// What an expert computes once per clip, and its cache.
 #[derive(Debug)]
-struct Loaded {
+struct Prepared {
     expert: Expert,
-    dit: Dit,
     rope: Rope,
     /// The condition's part of the patch embedding.
     condition: Array,
@@ -98,6 +98,16 @@ pub trait Observer: std::fmt::Debug {
     fn estimate(&mut self, clean: &Array);
 }
 
+impl<O: Observer + ?Sized> Observer for &mut O {
+    fn wants(&self, index: usize, steps: usize) -> bool {
+        (**self).wants(index, steps)
+    }
+
+    fn estimate(&mut self, clean: &Array) {
+        (**self).estimate(clean);
+    }
+}
+
 /// The denoising loop's state.
 #[derive(Debug)]
 pub struct Denoiser<'a> {
@@ -108,11 +118,13 @@ pub struct Denoiser<'a> {
     latents: Array,
     sampler: Sampler,
     settings: DenoiseSettings,
-    loaded: Option<Loaded>,
+    /// For the expert whose turn it is.
+    prepared: Option<Prepared>,
     /// What an earlier run's caches had, until its expert is loaded.
     restored: Option<Restored>,
     passes: Passes,
-    observer: Option<&'a mut dyn Observer>,
+    eta: Option<Eta>,
+    observer: Option<Box<dyn Observer + 'a>>,
 }
 
 impl<'a> Denoiser<'a> {
@@ -134,15 +146,16 @@ impl<'a> Denoiser<'a> {
             latents: noise,
             sampler,
             settings: settings.into(),
-            loaded: None,
+            prepared: None,
             restored: None,
             passes: Passes::default(),
+            eta: None,
             observer: None,
         }
     }
 
     /// The same run with somebody who looks on.
-    pub fn observed_by(self, observer: Option<&'a mut dyn Observer>) -> Self {
+    pub fn observed_by(self, observer: Option<Box<dyn Observer + 'a>>) -> Self {
         Self { observer, ..self }
     }
 
@@ -151,53 +164,97 @@ impl<'a> Denoiser<'a> {
     /// # Errors
     /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed.
     pub fn run(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<Array> {
-        self.run_kept(dump, None, progress)
+        let mut experts = Experts::new(self.checkpoint);
+        let stage = self.begin(None, progress);
+        while self.next_expert().is_some() {
+            self.turn(&mut experts, dump, None, progress)?;
+        }
+        experts.release()?;
+        stage.finish(progress);
+        Ok(self.latents.clone())
     }
 
-    /// As [`Self::run`], with the state kept after steps, and when the run ends early.
-    ///
-    /// # Errors
-    /// As there, and [`Interrupted`](super::Interrupted).
-    pub fn run_kept(
+    /// The latents `[z_dim, frames, height, width]` as they are.
+    pub(super) fn latents(&self) -> &Array {
+        &self.latents
+    }
+
+    /// Who predicts the next step; `None` after the last one.
+    pub(super) fn next_expert(&self) -> Option<Expert> {
+        let timesteps = &self.sampler.schedule().timesteps;
+        let next = timesteps.get(self.sampler.step_index());
+        next.map(|&timestep| self.checkpoint.expert_for(timestep))
+    }
+
+    /// Begins a phase of turns, with the state kept.
+    pub(super) fn begin(
         &mut self,
-        dump: Option<&Dump>,
-        mut keeper: Option<&mut Keeper>,
+        keeper: Option<&mut Keeper>,
         progress: &mut dyn Progress,
-    ) -> Result<Array> {
+    ) -> Stage {
         let steps = self.sampler.schedule().steps();
         let done = self.sampler.step_index();
         let stage = Stage::start(Phase::Denoising, steps, done, progress);
-        let mut eta = Eta::new(self.ahead());
-        if let Some(keeper) = keeper.as_deref_mut() {
+        if self.eta.is_none() {
+            self.eta = Some(Eta::new(self.ahead()));
+        }
+        if let Some(keeper) = keeper {
             keeper.keep(done, || self.state(), progress);
         }
-        for index in done..steps {
-            let timestep = self.sampler.schedule().timesteps[index];
-            let expert = self.checkpoint.expert_for(timestep);
-            match self.load(expert, dump, progress) {
-                Ok(Some(seconds)) => eta.loaded(seconds),
-                Ok(None) => {}
-                Err(error) => {
-                    if let Some(keeper) = keeper.as_deref_mut() {
-                        keeper.keep(index, || self.state(), progress);
-                    }
-                    return Err(error);
+        stage
+    }
+
+    /// Has the state kept as it is.
+    pub(super) fn keep(&self, keeper: &mut Keeper, progress: &mut dyn Progress) {
+        keeper.keep(self.sampler.step_index(), || self.state(), progress);
+    }
+
+    /// Takes every step of the expert that predicts the next one, with the state kept after steps
+    /// and when the run ends early.
+    ///
+    /// # Errors
+    /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed; and
+    /// [`Interrupted`](super::Interrupted).
+    pub(super) fn turn(
+        &mut self,
+        experts: &mut Experts<'_>,
+        dump: Option<&Dump>,
+        mut keeper: Option<&mut Keeper>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let Some(expert) = self.next_expert() else {
+            return Ok(());
+        };
+        match self.prepare(expert, experts, dump, progress) {
+            Ok(Some(seconds)) => self.told(|eta| eta.loaded(seconds)),
+            Ok(None) => {}
+            Err(error) => {
+                if let Some(keeper) = keeper {
+                    keeper.keep(self.sampler.step_index(), || self.state(), progress);
                 }
+                return Err(error);
             }
+        }
+        let Some((_, dit)) = experts.loaded() else {
+            bail!("no expert is loaded");
+        };
+        let steps = self.sampler.schedule().steps();
+        while self.next_expert() == Some(expert) {
+            let index = self.sampler.step_index();
             let (start, before) = (Instant::now(), self.passes);
-            self.step(dump)?;
+            self.step(dit, dump)?;
             let seconds = start.elapsed().as_secs_f64();
             let passes = self.passes.since(before);
-            eta.took(index, passes.computed, seconds);
+            self.told(|eta| eta.took(index, passes.computed, seconds));
             progress.event(&Event::Step(StepReport {
                 step: index + 1,
                 steps,
                 expert,
-                timestep,
+                timestep: self.sampler.schedule().timesteps[index],
                 sigma: self.sampler.schedule().sigmas[index],
                 passes,
                 seconds,
-                left: eta.left(index),
+                left: self.eta.as_ref().and_then(|eta| eta.left(index)),
                 memory: Memory::now(),
             }));
             let stops = progress.stops();
@@ -208,11 +265,15 @@ impl<'a> Denoiser<'a> {
             }
             go_on(progress)?;
         }
-        self.loaded = None;
-        wire(0);
-        memory::clear_cache()?;
-        stage.finish(progress);
-        Ok(self.latents.clone())
+        // What the other one takes no interest in.
+        self.prepared = None;
+        Ok(())
+    }
+
+    fn told(&mut self, tell: impl FnOnce(&mut Eta)) {
+        if let Some(eta) = &mut self.eta {
+            tell(eta);
+        }
     }
 
     /// The passes so far.
@@ -234,12 +295,12 @@ impl<'a> Denoiser<'a> {
         timesteps.iter().enumerate().map(step).collect()
     }
 
-    /// Takes the next step with the loaded expert, which is the right one.
-    fn step(&mut self, dump: Option<&Dump>) -> Result<()> {
+    /// Takes the next step with the expert that it was prepared for.
+    fn step(&mut self, dit: &Dit, dump: Option<&Dump>) -> Result<()> {
         let index = self.sampler.step_index();
         let timestep = self.sampler.schedule().timesteps[index];
-        let Some(loaded) = &mut self.loaded else {
-            bail!("no expert is loaded");
+        let Some(loaded) = &mut self.prepared else {
+            bail!("no expert is prepared");
         };
         let expert = loaded.expert;
 
@@ -250,11 +311,11 @@ impl<'a> Denoiser<'a> {
                 index + 1
             )
         };
-        let tokens = loaded.dit.embed_noise(&self.latents, &loaded.condition)?;
+        let tokens = dit.embed_noise(&self.latents, &loaded.condition)?;
         let pass = Pass {
-            dit: &loaded.dit,
+            dit,
             rope: &loaded.rope,
-            time: loaded.dit.embed_time(timestep)?,
+            time: dit.embed_time(timestep)?,
             tokens,
             latents: &self.latents,
             method: self.settings.cache.method,
@@ -322,23 +383,19 @@ impl<'a> Denoiser<'a> {
         Ok(())
     }
 
-    /// Makes `expert` the loaded one; returns the seconds that it took unless it was loaded
-    /// already. The other goes first: a Mac holds one at a time.
-    fn load(
+    /// Has `expert` loaded, and computes with it what it needs once per clip; returns the seconds
+    /// that loading took unless it was loaded already.
+    fn prepare(
         &mut self,
         expert: Expert,
+        experts: &mut Experts<'_>,
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
     ) -> Result<Option<f64>> {
-        if self.loaded.as_ref().is_some_and(|l| l.expert == expert) {
-            return Ok(None);
-        }
-        self.loaded = None;
-        memory::clear_cache()?;
-        let (dit, seconds) = load(Network::Expert(expert), progress, || {
-            self.checkpoint.load_expert(expert, self.backend)
-        })?;
-        wire(memory::active_memory()? as u64);
+        let seconds = experts.load(expert, self.backend, progress)?;
+        let Some((_, dit)) = experts.loaded() else {
+            bail!("no expert is loaded");
+        };
         let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
         let tokens = dit.config().token_grid(grid);
         if let Some(dump) = dump {
@@ -364,20 +421,19 @@ impl<'a> Denoiser<'a> {
         };
         let guided = self.settings.guide_scale.of(expert) != 1.0;
         let negative = self.prompts.negative.as_ref().filter(|_| guided);
-        let mut loaded = Loaded {
+        let mut prepared = Prepared {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
             condition: dit.embed_condition(&self.condition.0)?,
             prompt: voice(&self.prompts.prompt)?,
             negative: negative.map(voice).transpose()?,
             cache: StepCache::new(self.settings.cache.clone()),
-            dit,
         };
         if let Some(restored) = self.restored.take() {
-            restored.give(&mut loaded);
+            restored.give(&mut prepared);
         }
-        self.loaded = Some(loaded);
-        Ok(Some(seconds))
+        self.prepared = Some(prepared);
+        Ok(seconds)
     }
 }
 

@@ -26,16 +26,11 @@ impl Job {
             plan,
             ..
         } = self;
-        let mut pixels = Sha256::new();
-        pixels.update(picture.width().to_le_bytes());
-        let values = picture.pixels();
-        let values = values.as_slice().unwrap_or_default();
-        pixels.update(bytemuck::cast_slice(values));
         let guided = plan.guide_scale.needs_negative();
         let negative = if guided { &plan.negative_prompt } else { "" };
         let tokens = format!("{:?}", [Some(&prompts.prompt), prompts.negative.as_ref()]);
         let mut identity = Identity::from([
-            ("the picture", to_hex(&pixels.finalize())),
+            ("the picture", picture.pixel_hash().to_owned()),
             ("--prompt", clean(&request.prompt)),
             ("--negative-prompt", clean(negative)),
             ("the prompts' tokens", to_hex(&Sha256::digest(tokens))),

@@ -1,15 +1,21 @@
-//! One clip, from request to media file.
+//! From requests to media files.
 //!
 //! text encoding -> image condition -> denoising -> decoding -> media file. Every stage takes
-//! what it needs, owns its weights, and is gone when its result is there.
+//! what it needs, owns its weights, and is gone when its results are there. A single clip is many
+//! of which there is one.
 
 mod cache;
 mod condition;
 mod decode;
 mod denoise;
 mod eta;
+mod experts;
 mod identity;
+mod make;
 mod progress;
+mod shelf;
+mod still;
+mod stock;
 mod text;
 
 pub use condition::{Condition, encode_condition, first_frame_mask};
@@ -18,35 +24,38 @@ pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
 pub use progress::{
     Event, Interrupted, Memory, Network, Phase, PhaseReport, Progress, Silent, StepReport,
 };
+pub use stock::Stock;
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
+pub(crate) use make::{Clip, Host, Keys, Making};
+pub(crate) use shelf::Shelf;
+
 use self::progress::Recorder;
+use self::still::Still;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
-use crate::dump::Dump;
-use crate::forecast::{Budget, Clip, Tokens, fit};
-use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
-use crate::media::picture::Picture;
-use crate::media::strip::{self, FilmStrip};
+use crate::forecast::{self, Budget, Forecast, Rates, Tokens, fit};
+use crate::media::clip::{ClipSpec, OutputKind, check_writable};
+use crate::media::strip;
 use crate::noise;
 use crate::preview::LatentRgb;
 use crate::record::Record;
 use crate::request::{Plan, Request};
 use crate::resume::{Keeper, Saved};
-use crate::schedule::{Sampler, Schedule};
 
 /// A request whose every input has been read and checked, short of loading weights.
 #[derive(Debug)]
 pub struct Job {
     request: Request,
-    checkpoint: Checkpoint,
-    picture: Picture,
+    checkpoint: Rc<Checkpoint>,
+    picture: Still,
     prompts: PromptIds,
     plan: Plan,
     observer: Option<Box<dyn Observer>>,
@@ -59,24 +68,32 @@ impl Job {
     /// # Errors
     /// Names the flag or file, what was found, what was expected.
     pub fn prepare(request: Request) -> Result<Self> {
+        Self::prepare_from(request, &mut Stock::default())
+    }
+
+    /// As [`Self::prepare`], with what jobs have in common opened once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare_from(request: Request, stock: &mut Stock) -> Result<Self> {
         request.check()?;
-        let picture = Picture::open(&request.image).context("--image")?;
+        let picture = stock.picture(&request.image).context("--image")?;
         check_writable(&request.output).context("--output")?;
         request.check_output_spares_image()?;
         if let Some(strip) = &request.strip {
             strip::check(strip).context("--strip")?;
             request.check_spares_others("--strip", strip)?;
         }
-        let checkpoint = request.model.open(request.bits)?;
+        let model = stock.model(&request.model, request.bits)?;
+        let checkpoint = model.checkpoint();
         // As many rows as columns, which opening the checkpoint checks.
         let patch = checkpoint.high.patch_size[1];
-        let size = (picture.width(), picture.height());
-        let plan = request.plan(&checkpoint.settings, size, patch)?;
+        let plan = request.plan(&checkpoint.settings, picture.size(), patch)?;
         plan.clip_spec()
             .check(OutputKind::from_path(&request.output)?)
             .with_context(|| format!("--output {}", request.output.display()))?;
         check_positions(&plan, &checkpoint)?;
-        let prompts = tokenize(&checkpoint, &request.prompt, &plan)?;
+        let prompts = model.tokenize(&request.prompt, &plan)?;
         Ok(Self {
             request,
             checkpoint,
@@ -85,6 +102,52 @@ impl Job {
             plan,
             observer: None,
         })
+    }
+
+    /// Lets the picture's pixels go until they are wanted, and has `stock` know it.
+    pub(crate) fn forget_pixels(&mut self, stock: &mut Stock) {
+        self.picture.forget();
+        stock.keep_picture(&self.request.image, &self.picture);
+    }
+
+    /// Where the clip goes.
+    pub fn output(&self) -> &Path {
+        &self.request.output
+    }
+
+    /// Where its film strip goes.
+    pub fn strip(&self) -> Option<&Path> {
+        self.request.strip.as_deref()
+    }
+
+    /// Whether its file keeps how it was made.
+    pub fn keeps_metadata(&self) -> bool {
+        self.request.metadata
+    }
+
+    pub(crate) fn checkpoint(&self) -> &Rc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// Tokens of the prompt and the negative prompt.
+    pub(crate) fn token_ids(&self) -> (&[u32], Option<&[u32]>) {
+        let negative = self.prompts.negative.as_ref();
+        (
+            &self.prompts.prompt.ids,
+            negative.map(|ids| ids.ids.as_slice()),
+        )
+    }
+
+    /// The most bytes that the clip holds while it waits for its turn: encoded prompts, condition,
+    /// latents, and what the solver remembers of three steps.
+    pub fn held_bytes(&self) -> u64 {
+        let number = |value: i32| value.max(0) as u64;
+        let cells: u64 = self.plan.latent_grid().into_iter().map(number).product();
+        let z = number(self.checkpoint.vae.z_dim);
+        let (prompt, negative) = self.token_ids();
+        let rows = (prompt.len() + negative.map_or(0, <[u32]>::len)) as u64;
+        let width = number(self.checkpoint.text_encoder.d_model);
+        4 * (cells * (5 * z + 4) + rows * width)
     }
 
     /// Lets somebody look on while the clip is denoised.
@@ -122,17 +185,29 @@ impl Job {
     /// # Errors
     /// As [`fit`].
     pub fn fit(&self, backend: Backend, budget: Budget) -> Result<Backend> {
-        let clip = Clip {
+        fit(self.clip(), backend, budget)
+    }
+
+    /// What it costs, computed in the parts that `backend` asks for.
+    ///
+    /// # Errors
+    /// When a file of the model cannot be read any more.
+    pub fn forecast(&self, backend: Backend, rates: Option<&Rates>) -> Result<Forecast> {
+        let clip = self.clip();
+        forecast::forecast(clip.checkpoint, clip.plan, clip.tokens, backend, rates)
+    }
+
+    fn clip(&self) -> forecast::Clip<'_> {
+        forecast::Clip {
             request: &self.request,
             checkpoint: &self.checkpoint,
-            picture: (self.picture.width(), self.picture.height()),
+            picture: self.picture.size(),
             plan: &self.plan,
             tokens: Tokens {
                 prompt: self.prompts.prompt.ids.len(),
                 negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
             },
-        };
-        fit(clip, backend, budget)
+        }
     }
 
     /// Takes another seed, and another place for the clip.
@@ -168,100 +243,61 @@ impl Job {
             inner: progress,
             phases: Vec::new(),
         };
-        let progress: &mut dyn Progress = &mut recorder;
-        let Self {
-            request,
-            checkpoint,
-            picture,
-            prompts,
-            plan,
-            mut observer,
-        } = self;
-        let dump = request.dump.as_deref().map(Dump::create).transpose()?;
-        let dump = dump.as_ref();
-        let record = request
-            .metadata
-            .then(|| Record::new(&request, &plan, &picture, &checkpoint, backend))
-            .transpose()?;
-        let tags = record.map(|record| record.tags()).transpose()?;
-
-        let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-        let sampler = Sampler::new(plan.solver, schedule.clone());
-        let settings = DenoiseSettings {
-            guide_scale: plan.guide_scale,
-            guide_interval: plan.guide_interval,
-            cache: plan.cache.clone(),
+        let mut alone = Alone {
+            keeper,
+            from: from.cloned(),
+            made: None,
         };
-        let mut denoiser = if let Some(saved) = from {
-            Denoiser::resume(&checkpoint, backend, &saved.state, sampler, settings)
-                .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
-        } else {
-            let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
-            let (width, height) = (plan.width as usize, plan.height as usize);
-            let pixels = picture.resized(width, height, request.resize)?;
-            drop(picture);
-            let condition =
-                encode_condition(&checkpoint, backend, pixels.view(), &plan, dump, progress)?;
-            let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
-            if let Some(dump) = dump {
-                dump.array("noise", &noise)?;
-                dump.integers("timesteps", &schedule.timesteps)?;
-                let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
-                dump.array(
-                    "sigmas",
-                    &Array::from_slice(&sigmas, &[sigmas.len() as i32]),
-                )?;
-            }
-            Denoiser::new(
-                &checkpoint,
-                backend,
-                encoded,
-                condition,
-                noise,
-                sampler,
-                settings,
-            )
+        let making = Making {
+            clips: vec![Clip::single(self, backend, from.is_some())],
+            at_once: 1,
+            beside: false,
+            shelf: &mut Shelf::default(),
+            host: &mut alone,
         };
-        if let Some(observer) = &mut observer {
-            denoiser = denoiser.observed_by(Some(observer.as_mut()));
-        }
-        let latents = denoiser.run_kept(dump, keeper, progress)?;
-        let passes = denoiser.passes();
-        drop(denoiser);
-
-        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec(), tags.as_ref())
-            .with_context(|| format!("--output {}", request.output.display()))?;
-        let strip = request.strip.as_deref();
-        let mut strip = strip
-            .map(|path| FilmStrip::new(path, plan.frames, tags))
-            .transpose()
-            .context("--strip")?;
-        decode_clip(
-            &checkpoint,
-            backend,
-            &latents,
-            dump,
-            progress,
-            &mut |frame| {
-                if let Some(strip) = &mut strip {
-                    strip.push(frame);
-                }
-                writer.push(frame)
-            },
-        )?;
-        writer
-            .finish()
-            .with_context(|| format!("--output {}", request.output.display()))?;
-        if let Some(strip) = strip {
-            strip.finish().context("--strip; the clip is complete")?;
-        }
+        making.run(&mut recorder)?;
+        let made = alone.made.context("the clip was not made")??;
         Ok(Summary {
             seconds: start.elapsed().as_secs_f64(),
-            passes,
             phases: recorder.phases,
-            memory: Memory::now(),
-            plan,
+            ..made
         })
+    }
+
+    /// What its file keeps of how it is made.
+    ///
+    /// # Errors
+    /// When a file of the model cannot be read any more.
+    pub fn record(&self, backend: Backend) -> Result<Record> {
+        let Self {
+            request,
+            plan,
+            picture,
+            checkpoint,
+            ..
+        } = self;
+        Record::new(request, plan, picture.file_hash(), checkpoint, backend)
+    }
+}
+
+/// The host of a single clip.
+struct Alone<'a> {
+    keeper: Option<&'a mut Keeper>,
+    from: Option<Saved>,
+    made: Option<Result<Summary>>,
+}
+
+impl Host for Alone<'_> {
+    fn begin(&mut self, _: &Clip, _: &mut dyn Progress) -> Result<Option<Saved>> {
+        Ok(self.from.take())
+    }
+
+    fn keeper(&mut self, _: &Clip) -> Option<&mut Keeper> {
+        self.keeper.as_deref_mut()
+    }
+
+    fn end(&mut self, _: &Clip, made: Result<Summary>, _: &mut dyn Progress) {
+        self.made = Some(made);
     }
 }
 
@@ -276,7 +312,7 @@ impl Plan {
 }
 
 /// What was made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// The settings it was made with.
     pub plan: Plan,

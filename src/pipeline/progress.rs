@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use mlx_rs::memory;
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::Passes;
+use super::{Passes, Summary};
 use crate::checkpoint::Expert;
 
 /// A part of a run that takes its time.
@@ -165,6 +165,22 @@ pub enum Event<'a> {
     },
     /// Something that the user should know, which does not end the run.
     Warning(&'a str),
+    /// What follows is about this clip of several, counted from 0, or about all of them.
+    Turn(Option<usize>),
+    /// A clip of several is complete and in its place.
+    Made {
+        /// Its number, from 0.
+        clip: usize,
+        /// What was made. Its phases are those that it had to itself.
+        summary: &'a Summary,
+    },
+    /// A clip of several cannot be made; the others go on.
+    Failed {
+        /// Its number, from 0.
+        clip: usize,
+        /// Why.
+        error: &'a str,
+    },
 }
 
 /// Hears of a run's progress. Phases come one after another.
@@ -270,13 +286,20 @@ impl Stage {
         go_on(progress)
     }
 
+    /// Passes over what cannot be done.
+    pub(super) fn pass_over(&mut self, units: usize) {
+        self.done = units.min(self.units);
+    }
+
     /// Ends the phase.
-    pub(super) fn finish(self, progress: &mut dyn Progress) {
-        progress.event(&Event::PhaseFinished(PhaseReport {
+    pub(super) fn finish(self, progress: &mut dyn Progress) -> PhaseReport {
+        let report = PhaseReport {
             phase: self.phase,
             seconds: self.start.elapsed().as_secs_f64(),
             memory: Memory::now(),
-        }));
+        };
+        progress.event(&Event::PhaseFinished(report));
+        report
     }
 }
 

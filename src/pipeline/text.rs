@@ -7,10 +7,10 @@ use super::progress::{Network, Phase, Progress, Stage, load};
 use crate::backend::{Backend, all_finite};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
-use crate::model::umt5::pad_rows;
+use crate::model::umt5::{Umt5, pad_rows};
 use crate::request::Plan;
 use crate::resume::State;
-use crate::text::{TokenIds, clean};
+use crate::text::{TokenIds, Tokenizer, clean};
 
 /// Tokens that the transformer attends to, padding included (`text_len` of the reference).
 pub const TEXT_LEN: usize = 512;
@@ -42,7 +42,11 @@ impl PromptIds {
 /// # Errors
 /// When the tokenizer is missing, broken or does not belong to the text encoder.
 pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, plan: &Plan) -> Result<PromptIds> {
-    let tokenizer = checkpoint.load_tokenizer()?;
+    tokenize_with(&checkpoint.load_tokenizer()?, prompt, plan)
+}
+
+/// As [`tokenize`], with a tokenizer that is there already.
+pub(super) fn tokenize_with(tokenizer: &Tokenizer, prompt: &str, plan: &Plan) -> Result<PromptIds> {
     let encode = |text: &str, flag: &str| {
         tokenizer
             .encode(&clean(text), TEXT_LEN)
@@ -82,6 +86,49 @@ impl EncodedPrompts {
     }
 }
 
+/// The text encoder, loaded.
+#[derive(Debug)]
+pub(super) struct TextEncoder(Umt5);
+
+impl TextEncoder {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// When a weight is damaged, or the run shall stop here.
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        backend: Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let (encoder, _) = load(Network::TextEncoder, progress, || {
+            checkpoint.load_text_encoder(backend)
+        })?;
+        Ok(Self(encoder))
+    }
+
+    /// A prompt's rows, in row-major order, as a run that goes on gets them.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary, the output is not finite, or MLX fails.
+    pub(super) fn encode(&self, ids: &TokenIds) -> Result<Array> {
+        let encoded = self.0.encode(&ids.ids)?;
+        ensure!(
+            all_finite(&encoded)?,
+            "the text encoder's output is not finite; try --dtype f32 or --device cpu and please \
+             report it"
+        );
+        Ok(encoded.contiguous()?)
+    }
+}
+
+/// Writes a prompt's tokens and what became of them; `name` is `cond` or `uncond`.
+pub(super) fn dump_prompt(dump: &Dump, name: &str, ids: &TokenIds, encoded: &Array) -> Result<()> {
+    let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
+    dump.integers(&format!("token_ids_{name}"), &ids)?;
+    let padded = pad_rows(encoded, TEXT_LEN as i32)?;
+    dump.array(&format!("text_encoded_{name}"), &padded)
+}
+
 /// Loads the text encoder, encodes the prompts and lets the encoder go.
 ///
 /// # Errors
@@ -95,25 +142,14 @@ pub fn encode_prompts(
 ) -> Result<EncodedPrompts> {
     let prompts = 1 + usize::from(ids.negative.is_some());
     let mut stage = Stage::start(Phase::Text, prompts, 0, progress);
-    let (encoder, _) = load(Network::TextEncoder, progress, || {
-        checkpoint.load_text_encoder(backend)
-    })?;
+    let encoder = TextEncoder::load(checkpoint, backend, progress)?;
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
-        let encoded = encoder.encode(&ids.ids)?;
-        ensure!(
-            all_finite(&encoded)?,
-            "the text encoder's output is not finite; try --dtype f32 or --device cpu and please \
-             report it"
-        );
+        let encoded = encoder.encode(ids)?;
         if let Some(dump) = dump {
-            let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
-            dump.integers(&format!("token_ids_{name}"), &ids)?;
-            let padded = pad_rows(&encoded, TEXT_LEN as i32)?;
-            dump.array(&format!("text_encoded_{name}"), &padded)?;
+            dump_prompt(dump, name, ids, &encoded)?;
         }
         stage.advance(progress)?;
-        // In row-major order, as a run that goes on gets them.
-        Ok(encoded.contiguous()?)
+        Ok(encoded)
     };
     let encoded = EncodedPrompts {
         prompt: encode(&ids.prompt, "cond")?,

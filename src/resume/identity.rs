@@ -74,6 +74,14 @@ impl Identity {
         found.map(|(_, value)| value)
     }
 
+    /// A hash of everything that `wanted` names.
+    pub fn hash_of(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let items: Vec<_> = self.0.iter().filter(|(what, _)| wanted(what)).collect();
+        blake3::hash(format!("{items:?}").as_bytes())
+            .to_hex()
+            .to_string()
+    }
+
     /// How `now` differs from this one, the run then.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
         let names = now

@@ -16,6 +16,32 @@ pub use lock::Lock;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, bail};
+
+/// Whether the run `identity` can go on from `saved`; one that it cannot may be replaced, if
+/// `may_replace`, when that loses no step.
+///
+/// # Errors
+/// When steps would be lost; says in what the two differ.
+pub fn goes_on(saved: &Saved, identity: &Identity, may_replace: bool) -> Result<bool> {
+    let differences = saved.identity.differences(identity);
+    if differences.is_empty() {
+        return Ok(true);
+    }
+    if may_replace && saved.steps_taken() == 0 {
+        return Ok(false);
+    }
+    let lines: Vec<String> = differences.iter().map(|d| format!("\n  {d}")).collect();
+    bail!(
+        "{} is of a run with other settings, {} steps into it:{}\n\
+         give the same settings to go on, or another --output to keep it, or --resume never to \
+         start anew and replace it",
+        saved.path.display(),
+        saved.steps_taken(),
+        lines.concat()
+    )
+}
+
 /// The end of a state's name.
 pub const EXTENSION: &str = "wan-state";
 

@@ -9,6 +9,7 @@ mod portable;
 #[path = "../support/scratch.rs"]
 mod scratch;
 
+mod batch;
 mod faults;
 mod metadata;
 mod previews;

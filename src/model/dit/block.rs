@@ -162,6 +162,10 @@ impl Block {
         })
     }
 
+    pub(super) fn set_parts(&mut self, backend: Backend) {
+        self.backend = backend;
+    }
+
     /// Keys and values for embedded text `[rows, dim]`, its last row standing for `copies` equal
     /// ones; evaluated.
     pub(super) fn cross_kv(&self, context: &Array, copies: i32) -> MlxResult<CrossKv> {

@@ -235,6 +235,14 @@ impl Dit {
         })
     }
 
+    /// From now on computes in the parts that `backend` asks for: rows and bytes of scores at once.
+    /// The rest of `backend` must be what the weights were loaded for.
+    pub fn set_parts(&mut self, backend: Backend) {
+        for block in &mut self.blocks {
+            block.set_parts(backend);
+        }
+    }
+
     /// The expert's dimensions.
     pub fn config(&self) -> &DitConfig {
         &self.config

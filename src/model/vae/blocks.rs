@@ -166,6 +166,11 @@ impl MidBlock {
         })
     }
 
+    /// Bytes of scores that are computed at once from now on.
+    pub(super) fn set_score_bytes(&mut self, bytes: u64) {
+        self.attention.score_bytes = bytes;
+    }
+
     pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let x = self.first.forward(&x, cache)?;
         let x = self.attention.forward(&x)?;

@@ -95,6 +95,11 @@ impl VaeDecoder {
         })
     }
 
+    /// From now on computes so many bytes of scores at once.
+    pub fn set_score_bytes(&mut self, bytes: u64) {
+        self.mid.set_score_bytes(bytes);
+    }
+
     /// Starts a clip.
     pub fn stream(&self) -> DecoderStream<'_> {
         DecoderStream {

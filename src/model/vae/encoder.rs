@@ -114,6 +114,11 @@ impl VaeEncoder {
         })
     }
 
+    /// From now on computes so many bytes of scores at once.
+    pub fn set_score_bytes(&mut self, bytes: u64) {
+        self.mid.set_score_bytes(bytes);
+    }
+
     /// Starts a clip.
     pub fn stream(&self) -> EncoderStream<'_> {
         EncoderStream {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mlx_rs::Array;
 
-use super::{DenoiseSettings, Denoiser, Loaded, Passes};
+use super::{DenoiseSettings, Denoiser, Passes, Prepared};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Expert};
 use crate::pipeline::cache::StepCache;
@@ -24,13 +24,13 @@ pub(super) struct Restored {
 
 impl Restored {
     /// Gives it to its expert, once that is loaded.
-    pub(super) fn give(self, loaded: &mut Loaded) {
-        if self.expert != loaded.expert {
+    pub(super) fn give(self, prepared: &mut Prepared) {
+        if self.expert != prepared.expert {
             return;
         }
-        loaded.cache = self.cache;
-        loaded.prompt.reusable = self.prompt;
-        if let Some(negative) = &mut loaded.negative {
+        prepared.cache = self.cache;
+        prepared.prompt.reusable = self.prompt;
+        if let Some(negative) = &mut prepared.negative {
             negative.reusable = self.negative;
         }
     }
@@ -47,19 +47,17 @@ impl<'a> Denoiser<'a> {
         state.set_count("passes.computed", self.passes.computed);
         state.set_count("passes.reused", self.passes.reused);
         state.set_count("passes.unguided", self.passes.unguided);
-        let timesteps = &self.sampler.schedule().timesteps;
-        let next = timesteps.get(self.sampler.step_index());
-        let next = next.map(|&timestep| self.checkpoint.expert_for(timestep));
-        if let Some(loaded) = &self.loaded
+        let next = self.next_expert();
+        if let Some(prepared) = &self.prepared
             && self.settings.cache.method != CacheMethod::Off
             // The other expert begins with nothing.
-            && next == Some(loaded.expert)
+            && next == Some(prepared.expert)
         {
-            let is_high = loaded.expert == Expert::HighNoise;
+            let is_high = prepared.expert == Expert::HighNoise;
             state.set_count("cache.is_high", usize::from(is_high));
-            loaded.cache.save(&mut state);
-            state.set_optional("cache.prompt", loaded.prompt.reusable.as_ref());
-            let negative = loaded.negative.as_ref();
+            prepared.cache.save(&mut state);
+            state.set_optional("cache.prompt", prepared.prompt.reusable.as_ref());
+            let negative = prepared.negative.as_ref();
             state.set_optional("cache.negative", negative.and_then(|n| n.reusable.as_ref()));
         }
         state

@@ -1,0 +1,77 @@
+//! What a batch costs, with what its clips share counted once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::{Entry, Room, Standing};
+use crate::forecast::{Operations, Rates};
+use crate::pipeline::Phase;
+
+/// What is to be computed and loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Costs {
+    /// Prompts that are encoded.
+    pub texts: usize,
+    /// Pictures that are encoded.
+    pub pictures: usize,
+    /// Passes over the experts.
+    pub passes: usize,
+    operations: Operations,
+    loaded_bytes: u64,
+}
+
+impl Costs {
+    /// Those of clips that are not there yet. One that goes on is counted without its encodings,
+    /// but with all its steps.
+    pub fn of<'a>(clips: impl Iterator<Item = (&'a Entry, Standing)>, room: Room) -> Self {
+        let mut costs = Self::default();
+        let (mut texts, mut pictures) = (BTreeSet::new(), BTreeSet::new());
+        // Clips and the largest weights of each phase, by model.
+        let mut models: BTreeMap<_, (usize, BTreeMap<String, u64>)> = BTreeMap::new();
+        for (entry, standing) in clips {
+            let (model, backend) = (Rc::as_ptr(entry.job().checkpoint()), entry.backend());
+            let kind = format!("{model:?} {} {}", backend.precision, backend.dense_above);
+            let (count, weights) = models.entry(kind).or_default();
+            *count += 1;
+            let keys = entry.keys();
+            let encodes = standing == Standing::New;
+            let (_, negative) = entry.job().token_ids();
+            let prompts = [Some(keys.prompt), negative.map(|_| keys.negative)];
+            let prompts = prompts.into_iter().flatten();
+            let new_texts = prompts.filter(|key| encodes && texts.insert(key.clone()));
+            // Of a clip's two prompts, both are counted if either is new.
+            let new_text = new_texts.count() > 0;
+            let new_picture = encodes && pictures.insert(keys.condition);
+            let forecast = entry.forecast();
+            for phase in &forecast.phases {
+                let counted = match phase.phase.as_str() {
+                    name if name == Phase::Text.to_string() => new_text,
+                    name if name == Phase::Image.to_string() => new_picture,
+                    _ => true,
+                };
+                if counted {
+                    costs.operations = costs.operations + phase.operations;
+                    let most = weights.entry(phase.phase.clone()).or_default();
+                    *most = (*most).max(phase.weight_bytes);
+                }
+            }
+        }
+        for (count, weights) in models.into_values() {
+            let passes = count.div_ceil(room.at_once);
+            costs.passes += passes;
+            for (phase, bytes) in weights {
+                let expert = phase.starts_with(&Phase::Denoising.to_string());
+                let often = expert || !room.beside && phase == Phase::Decoding.to_string();
+                costs.loaded_bytes += bytes * if often { passes as u64 } else { 1 };
+            }
+        }
+        costs.texts = texts.len();
+        costs.pictures = pictures.len();
+        costs
+    }
+
+    /// Seconds at a machine's rates.
+    pub fn seconds(&self, rates: &Rates) -> Option<f64> {
+        Some(rates.seconds(self.operations, self.loaded_bytes))
+    }
+}

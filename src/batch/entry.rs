@@ -1,0 +1,264 @@
+//! A clip of a batch, checked and known, but not made.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::report::ClipReport;
+use crate::backend::Backend;
+use crate::forecast::{Budget, Forecast, Rates};
+use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
+use crate::pipeline::{Clip, Job, Keys, Stock};
+use crate::record::Record;
+use crate::request::{Plan, Request};
+use crate::resume::{Identity, Lock, Saved, file, goes_on, state_path};
+
+/// What is left to do of a clip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, made from the same.
+    There,
+    /// A saved run of it has taken so many steps.
+    Saved(usize),
+    /// Everything.
+    New,
+}
+
+/// A clip of a batch.
+#[derive(Debug)]
+pub struct Entry {
+    job: Job,
+    backend: Backend,
+    identity: Identity,
+    forecast: Forecast,
+    record: OnceCell<Record>,
+}
+
+impl Entry {
+    /// Checks everything that can be checked before a model is loaded, and that the clip fits into
+    /// `budget`.
+    ///
+    /// # Errors
+    /// As [`Job::prepare`] and [`Job::fit`].
+    pub fn prepare(
+        request: Request,
+        backend: Backend,
+        budget: Budget,
+        rates: Option<&Rates>,
+        stock: &mut Stock,
+    ) -> Result<Self> {
+        let mut job = Job::prepare_from(request, stock)?;
+        let backend = job.fit(backend, budget)?;
+        let identity = job.identity(backend)?;
+        job.forget_pixels(stock);
+        Ok(Self {
+            forecast: job.forecast(backend, rates)?,
+            job,
+            backend,
+            identity,
+            record: OnceCell::new(),
+        })
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// The job, to be looked on at.
+    pub fn job_mut(&mut self) -> &mut Job {
+        &mut self.job
+    }
+
+    /// Its settled settings.
+    pub fn plan(&self) -> &Plan {
+        self.job.plan()
+    }
+
+    /// Where it is computed.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// What it costs.
+    pub fn forecast(&self) -> &Forecast {
+        &self.forecast
+    }
+
+    /// Where it goes.
+    pub fn output(&self) -> &Path {
+        self.job.output()
+    }
+
+    /// What tells whether another clip is made from the same.
+    pub fn digest(&self) -> String {
+        let plan = self.plan();
+        // Not in what parts it is computed, which may differ from run to run.
+        let identity = self
+            .identity
+            .hash_of(|name| !name.ends_with("(--memory-budget)"));
+        // What the pixels do not depend on, but the file does.
+        let file = format!("{}, {}", plan.fps, self.job.keeps_metadata());
+        blake3::hash(format!("{identity} {file}").as_bytes())
+            .to_hex()
+            .to_string()
+    }
+
+    /// What is left to do; `before` is what an earlier report says of the clip.
+    ///
+    /// # Errors
+    /// When a saved run is damaged, or is of another clip and would be lost.
+    pub fn standing(&self, before: Option<&ClipReport>) -> Result<Standing> {
+        if self.is_there(before)? {
+            return Ok(Standing::There);
+        }
+        let state = state_path(self.output());
+        if !state.exists() {
+            return Ok(Standing::New);
+        }
+        let saved = Saved::read(&state)?;
+        Ok(match goes_on(&saved, &self.identity, true)? {
+            true => Standing::Saved(saved.steps_taken()),
+            false => Standing::New,
+        })
+    }
+
+    /// Removes what a killed run has left of a clip that is there.
+    pub fn tidy(&self) {
+        // Whoever is at work on it tidies up.
+        let Ok(_lock) = Lock::take(self.output()) else {
+            return;
+        };
+        remove_stale(self.output());
+        let state = state_path(self.output());
+        if state.exists()
+            && let Ok(saved) = Saved::read(&state)
+            && saved.identity.differences(&self.identity).is_empty()
+        {
+            file::remove(&state);
+        }
+    }
+
+    /// Whether the clip, and its strip, are there and made from the same. The file itself says so,
+    /// or, where it keeps no record, the report.
+    fn is_there(&self, before: Option<&ClipReport>) -> Result<bool> {
+        let output = self.output();
+        if self.job.strip().is_some_and(|strip| !strip.is_file()) || !self.is_whole() {
+            return Ok(false);
+        }
+        let made = Record::read(output).ok();
+        if !self.job.keeps_metadata() {
+            let same = |before: &ClipReport| {
+                before.digest.as_ref() == Some(&self.digest())
+                    && before.bytes == Some(bytes(output))
+            };
+            return Ok(made.is_none() && before.is_some_and(same));
+        }
+        let record = match self.record.get() {
+            Some(record) => record,
+            None => {
+                let record = self.job.record(self.backend)?;
+                self.record.get_or_init(|| record)
+            }
+        };
+        Ok(made.is_some_and(|made| made.is_of_same_clip(record)))
+    }
+
+    /// Whether there is a file, or as many frames as the clip has.
+    fn is_whole(&self) -> bool {
+        let output = self.output();
+        match OutputKind::from_path(output) {
+            Ok(OutputKind::Frames) => frames(output) == self.plan().frames as usize,
+            _ => output.is_file(),
+        }
+    }
+
+    /// What the run needs of it.
+    pub(super) fn into_clip(self, number: usize, ready: bool) -> (Clip, Identity) {
+        let keys = self.keys();
+        let clip = Clip {
+            job: self.job,
+            backend: self.backend,
+            ready,
+            keys,
+            number,
+        };
+        (clip, self.identity)
+    }
+
+    /// By what its parts are told from those of other clips.
+    pub(super) fn keys(&self) -> Keys {
+        // Another version or machine may round otherwise.
+        let here = file::MadeWith::here();
+        let hash = |what: &str, rest: &str| {
+            blake3::hash(format!("{what} {here} {rest}").as_bytes()).to_hex()[..32].to_owned()
+        };
+        let text = self.identity.hash_of(|name| TEXT.contains(&name));
+        let (prompt, negative) = self.job.token_ids();
+        let key = |ids: &[u32]| hash("text", &format!("{text} {ids:?}"));
+        Keys {
+            prompt: key(prompt),
+            negative: key(negative.unwrap_or_default()),
+            condition: hash(
+                "image",
+                &self.identity.hash_of(|name| !NOT_IMAGE.contains(&name)),
+            ),
+        }
+    }
+}
+
+/// What an encoded prompt depends on, besides its tokens.
+const TEXT: [&str; 5] = [
+    "the text encoder",
+    "bits of the text encoder",
+    "--device",
+    "--dtype",
+    "rows of dense products",
+];
+
+/// What an encoded picture does not depend on. Whatever is new to an identity it is taken to depend
+/// on.
+const NOT_IMAGE: [&str; 22] = [
+    "--prompt",
+    "--negative-prompt",
+    "the prompts' tokens",
+    "--steps",
+    "--solver",
+    "--shift",
+    "--guide-scale",
+    "--guide-interval",
+    "--cache",
+    "--seed",
+    "rows of dense products",
+    "the text encoder",
+    "bits of the text encoder",
+    "the high-noise expert",
+    "bits of the high-noise expert",
+    "the low-noise expert",
+    "bits of the low-noise expert",
+    "bits of the VAE",
+    "the boundary between the experts",
+    "joint passes (--memory-budget)",
+    "rows at once (--memory-budget)",
+    "tiles of the VAE's decoder (--memory-budget)",
+];
+
+/// The size of a clip's file; of a folder, of its frames together.
+pub fn bytes(output: &Path) -> u64 {
+    if output.is_dir() {
+        let frames = frame_files(output);
+        return frames.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
+    }
+    fs::metadata(output).map_or(0, |meta| meta.len())
+}
+
+fn frames(folder: &Path) -> usize {
+    frame_files(folder).count()
+}
+
+fn frame_files(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| is_frame_name(&entry.file_name()))
+}

@@ -1,0 +1,175 @@
+//! Makes the clips of a batch.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+
+use super::{Entry, Room};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::media::clip::remove_stale;
+use crate::pipeline::{Clip, Event, Host, Making, Progress, Shelf, Summary};
+use crate::resume::{Identity, Keeper, Lock, Saved, goes_on, state_path};
+
+/// The folder in a batch's own where encoded prompts and pictures wait.
+const SHELF: &str = ".wan-batch";
+
+/// How a batch is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The batch's folder.
+    pub folder: &'a Path,
+    /// What the memory allows.
+    pub room: Room,
+    /// Steps after which a clip's state is saved; `None` saves none.
+    pub every: Option<usize>,
+    /// Whether saved runs are replaced instead of gone on from.
+    pub anew: bool,
+}
+
+/// Makes clips, each under the number that events call it by, and told whether it goes on from a
+/// saved run. Each one's end is an event.
+///
+/// # Errors
+/// When another batch is at work in the folder, MLX fails, or [`Interrupted`](crate::pipeline::Interrupted).
+pub fn run(
+    entries: Vec<(usize, Entry, bool)>,
+    terms: Terms<'_>,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let waiting = terms.folder.join(SHELF);
+    let lock =
+        Lock::take(&waiting).with_context(|| format!("--output-dir {}", terms.folder.display()))?;
+    if !lock.is_held() {
+        warn_of_no_locks(terms.folder, progress);
+    }
+    let mut shelf = Shelf::at(waiting);
+    let mut host = Batch {
+        terms,
+        identities: HashMap::new(),
+        begun: HashMap::new(),
+    };
+    for (model, entries) in by_model(entries) {
+        let mut clips = Vec::new();
+        for (number, entry, saved) in entries {
+            let (clip, identity) = entry.into_clip(number, saved);
+            host.identities.insert(number, identity);
+            clips.push(clip);
+        }
+        drop(model);
+        let making = Making {
+            clips,
+            at_once: terms.room.at_once,
+            beside: terms.room.beside,
+            shelf: &mut shelf,
+            host: &mut host,
+        };
+        making.run(progress)?;
+    }
+    shelf.clear();
+    Ok(())
+}
+
+type Group = ((Rc<Checkpoint>, Backend), Vec<(usize, Entry, bool)>);
+
+/// Clips that share networks, in the order of the first of each.
+fn by_model(entries: Vec<(usize, Entry, bool)>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for entry in entries {
+        let (checkpoint, backend) = (entry.1.job().checkpoint(), entry.1.backend());
+        let same = groups.iter_mut().find(|((other, kind), _)| {
+            Rc::ptr_eq(other, checkpoint)
+                && (kind.device, kind.precision, kind.dense_above)
+                    == (backend.device, backend.precision, backend.dense_above)
+        });
+        match same {
+            Some((_, group)) => group.push(entry),
+            None => groups.push(((Rc::clone(checkpoint), backend), vec![entry])),
+        }
+    }
+    groups
+}
+
+fn warn_of_no_locks(place: &Path, progress: &mut dyn Progress) {
+    let text = format!(
+        "the file system of {} has no locks; see to it that no other run writes there",
+        place.display()
+    );
+    progress.event(&Event::Warning(&text));
+}
+
+/// A clip that has begun.
+struct Begun {
+    keeper: Keeper,
+    _lock: Lock,
+}
+
+struct Batch<'a> {
+    terms: Terms<'a>,
+    identities: HashMap<usize, Identity>,
+    begun: HashMap<usize, Begun>,
+}
+
+impl Host for Batch<'_> {
+    fn begin(&mut self, clip: &Clip, _: &mut dyn Progress) -> Result<Option<Saved>> {
+        let identity = self.identities.get(&clip.number);
+        let identity = identity.context("the clip is not of this batch")?;
+        let output = clip.job.output();
+        let lock = Lock::take(output)?;
+        remove_stale(output);
+        let path = state_path(output);
+        let mut saved = None;
+        if !self.terms.anew && path.exists() {
+            let there = Saved::read(&path)?;
+            saved = goes_on(&there, identity, true)?.then_some(there);
+        }
+        let mut keeper = Keeper::new(path, self.terms.every, identity.clone());
+        if let Some(saved) = &saved {
+            keeper.found(&saved.path, saved.steps_taken());
+        }
+        let begun = Begun {
+            keeper,
+            _lock: lock,
+        };
+        self.begun.insert(clip.number, begun);
+        Ok(saved)
+    }
+
+    fn keeper(&mut self, clip: &Clip) -> Option<&mut Keeper> {
+        let begun = self.begun.get_mut(&clip.number)?;
+        Some(&mut begun.keeper)
+    }
+
+    fn end(&mut self, clip: &Clip, made: Result<Summary>, progress: &mut dyn Progress) {
+        let begun = self.begun.remove(&clip.number);
+        match made {
+            Ok(summary) => {
+                if let Some(begun) = begun {
+                    begun.keeper.finish();
+                }
+                progress.event(&Event::Made {
+                    clip: clip.number,
+                    summary: &summary,
+                });
+            }
+            Err(error) => {
+                let mut text = format!("{error:#}");
+                let usual = state_path(clip.job.output());
+                let kept = begun.as_ref().and_then(|begun| begun.keeper.latest());
+                if let Some((path, step)) = kept.filter(|(path, _)| *path != usual) {
+                    text += &format!(
+                        "; the state after step {step} is in {}: put it back as {} to go on from it",
+                        path.display(),
+                        usual.display()
+                    );
+                }
+                progress.event(&Event::Failed {
+                    clip: clip.number,
+                    error: &text,
+                });
+            }
+        }
+    }
+}

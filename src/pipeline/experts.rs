@@ -1,0 +1,75 @@
+//! The transformers, of which one is in memory at a time.
+
+use anyhow::{Result, bail};
+use mlx_rs::memory;
+
+use super::Interrupted;
+use super::progress::{Network, Progress, load};
+use crate::backend::{Backend, wire};
+use crate::checkpoint::{Checkpoint, Expert};
+use crate::model::dit::Dit;
+
+/// Holds the expert that is in use, for as many clips as take turns with it.
+#[derive(Debug)]
+pub(super) struct Experts<'a> {
+    checkpoint: &'a Checkpoint,
+    loaded: Option<(Expert, Dit)>,
+    /// Why one cannot be loaded; the next clip need not find out again.
+    broken: Option<(Expert, String)>,
+}
+
+impl<'a> Experts<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            loaded: None,
+            broken: None,
+        }
+    }
+
+    /// Makes `expert` the loaded one, which computes in the parts that `backend` asks for; returns
+    /// the seconds that loading took unless it was there already. The other goes first: a Mac holds
+    /// one at a time.
+    ///
+    /// # Errors
+    /// When a weight is damaged, or the run shall stop here.
+    pub(super) fn load(
+        &mut self,
+        expert: Expert,
+        backend: Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<f64>> {
+        if let Some((_, dit)) = self.loaded.as_mut().filter(|(there, _)| *there == expert) {
+            dit.set_parts(backend);
+            return Ok(None);
+        }
+        if let Some((_, error)) = self.broken.as_ref().filter(|(which, _)| *which == expert) {
+            bail!("{error}");
+        }
+        self.loaded = None;
+        memory::clear_cache()?;
+        let loaded = load(Network::Expert(expert), progress, || {
+            self.checkpoint.load_expert(expert, backend)
+        });
+        let (dit, seconds) = loaded.inspect_err(|error| {
+            if !error.is::<Interrupted>() {
+                self.broken = Some((expert, format!("{error:#}")));
+            }
+        })?;
+        wire(memory::active_memory()? as u64);
+        self.loaded = Some((expert, dit));
+        Ok(Some(seconds))
+    }
+
+    /// The loaded one.
+    pub(super) fn loaded(&self) -> Option<(Expert, &Dit)> {
+        self.loaded.as_ref().map(|(expert, dit)| (*expert, dit))
+    }
+
+    /// Lets it go.
+    pub(super) fn release(&mut self) -> Result<()> {
+        self.loaded = None;
+        wire(0);
+        Ok(memory::clear_cache()?)
+    }
+}
