@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod compare;
+pub mod doctor;
 pub mod dump;
 pub mod forecast;
 mod hex;

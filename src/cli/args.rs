@@ -14,6 +14,7 @@ use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request,
 use wan_i2v::schedule::Solver;
 
 use super::compare::CompareArgs;
+use super::doctor::DoctorArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -65,6 +66,7 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     Show(ShowArgs),
     Compare(CompareArgs),
+    Doctor(Box<DoctorArgs>),
 }
 
 /// A clip.

@@ -3,6 +3,7 @@
 mod args;
 mod compare;
 mod display;
+mod doctor;
 mod graphics;
 mod outputs;
 mod plan;
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
         (Some(Command::Plan(args)), _) => plan::run(*args),
         (Some(Command::Compare(args)), _) => args.run(),
+        (Some(Command::Doctor(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }

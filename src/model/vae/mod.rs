@@ -14,7 +14,7 @@ mod encoder;
 mod footprint;
 mod tiling;
 
-pub use conv::{FeatureCache, Slot};
+pub use conv::{FeatureCache, Slot, convolve};
 pub use decoder::{DecoderStream, VaeDecoder};
 pub use encoder::{EncoderStream, VaeEncoder};
 pub use footprint::{
