@@ -11,6 +11,7 @@ pub mod backend;
 pub mod batch;
 pub mod checkpoint;
 pub mod compare;
+pub mod doctor;
 pub mod dump;
 pub mod forecast;
 mod hex;

@@ -266,6 +266,11 @@ impl Checkpoint {
         Part::open(self.location(name)?, name.kind())
     }
 
+    /// What is known of it by header.
+    pub fn inspect(&self) -> inspect::Report {
+        inspect::Report::of(&self.layout)
+    }
+
     /// The bits that linear layers are quantized to while they are loaded.
     pub fn load_bits(&self) -> LoadBits {
         self.bits

@@ -17,6 +17,7 @@ use super::analyze::AnalyzeArgs;
 use super::compare::CompareArgs;
 use super::layers::ConfigArgs;
 use super::batch::BatchArgs;
+use super::doctor::DoctorArgs;
 use super::outputs::OutputArgs;
 use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
@@ -79,6 +80,7 @@ pub enum Command {
     Batch(Box<BatchArgs>),
     Show(ShowArgs),
     Compare(CompareArgs),
+    Doctor(Box<DoctorArgs>),
 }
 
 /// A clip.

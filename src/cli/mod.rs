@@ -6,6 +6,7 @@ mod batch;
 mod compare;
 mod config;
 mod display;
+mod doctor;
 mod graphics;
 mod layers;
 mod nearest;
@@ -95,6 +96,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(),
+        (Some(Command::Doctor(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }

@@ -109,9 +109,16 @@ impl Conv {
             .exact(&format!("{name}.weight"), stored)?
             .reshape(&full)?;
         let bias = loader.exact(&format!("{name}.bias"), &[outputs])?;
-        let taps = kt * kh * kw;
+        Self::new(loader.backend, &weight, bias, stride)
+    }
+
+    /// Of a weight `[outputs, inputs, kt, kh, kw]` and a bias `[outputs]`.
+    fn new(backend: Backend, weight: &Array, bias: Array, stride: [i32; 3]) -> Result<Self> {
+        let (outputs, inputs) = (weight.dim(0), weight.dim(1));
+        let kernel = [2, 3, 4].map(|axis| weight.dim(axis));
+        let taps: i32 = kernel.iter().product();
         let use_taps = taps == 1
-            || (loader.backend.conv == ConvMethod::TapMatmul
+            || (backend.conv == ConvMethod::TapMatmul
                 && stride == [1, 1, 1]
                 && inputs >= MIN_TAP_CHANNELS);
         let weight = if use_taps {
@@ -222,6 +229,22 @@ impl Conv {
         sum.reshape(&[out_t, h, w, outputs])?
             .try_index((.., 0..out_h, 0..out_w))
     }
+}
+
+/// One convolution by itself, for diagnostics: padded `x` `[t, h, w, inputs]`, `weight`
+/// `[outputs, inputs, kt, kh, kw]` and `bias` `[outputs]`, float32, to `[t', h', w', outputs]`.
+///
+/// # Errors
+/// When MLX fails.
+pub fn convolve(
+    backend: Backend,
+    x: &Array,
+    weight: &Array,
+    bias: &Array,
+    stride: [i32; 3],
+) -> Result<Array> {
+    let conv = Conv::new(backend, weight, bias.clone(), stride)?;
+    Ok(conv.forward(x)?)
 }
 
 /// Zero-pads rows and columns by `(before, after)`.

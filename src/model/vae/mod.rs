@@ -15,7 +15,7 @@ mod footprint;
 mod steady;
 mod tiling;
 
-pub use conv::{FeatureCache, Slot};
+pub use conv::{FeatureCache, Slot, convolve};
 pub use decoder::{DecoderStream, VaeDecoder};
 pub use encoder::{Chunk, EncoderStream, VaeEncoder};
 pub use footprint::{

@@ -1,0 +1,22 @@
+//! Makes `src/doctor/golden.json`: what is kept of the clip that `wan-i2v doctor` renders.
+//!
+//! On the CPU in float32, whose clips of the miniature are diffusers' to a level of 255
+//! (`scripts/compare_diffusers.py`).
+//! Usage: cargo run --release --example golden-doctor > src/doctor/golden.json
+
+use anyhow::Result;
+use wan_i2v::backend::{Backend, DeviceKind, Precision};
+use wan_i2v::doctor::golden::{Gist, render};
+
+fn main() -> Result<()> {
+    let backend = Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32))?;
+    let frames = render(backend)?;
+    if let Some(folder) = std::env::args_os().nth(1) {
+        // For looking at.
+        for (i, frame) in frames.iter().enumerate() {
+            frame.save(std::path::Path::new(&folder).join(format!("{i:02}.png")))?;
+        }
+    }
+    println!("{}", serde_json::to_string(&Gist::of(&frames)?)?);
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Norms, activations, rotary embedding, casts, and what tells whether values are finite.
+
+use half::{bf16, f16};
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::ops::clip;
+use mlx_rs::{Array, Dtype, fast};
+
+use super::{Case, PRECISIONS, array, doubles, exact, is_used};
+use crate::backend::{Precision, all_finite};
+use crate::doctor::host::{self, in_bf16, uniform};
+use crate::doctor::{Finding, Group, Round};
+use crate::model::dit::Rope;
+use crate::model::layers::{gelu_tanh, silu};
+
+/// Rows and width: one of 14B's; tokens of a clip of 1280 x 720 x 81, which norms see at once.
+const NORMS: [(i32, i32); 2] = [(33, 5120), (75_600, 48)];
+
+pub fn examine(round: &mut Round<'_>) {
+    for (rows, width) in NORMS {
+        norms(round, rows, width);
+    }
+    for precision in PRECISIONS {
+        activations(round, precision);
+    }
+    rotation(round);
+    casts(round);
+    finiteness(round);
+}
+
+fn norms(round: &mut Round<'_>, rows: i32, width: i32) {
+    // Off the middle, which a mean in too few bits loses.
+    let mut x = uniform(10, (rows * width) as usize, 1.0);
+    x.iter_mut().for_each(|v| *v += 3.0);
+    let (weight, bias) = (
+        uniform(11, width as usize, 2.0),
+        uniform(12, width as usize, 1.0),
+    );
+    let (shape, size) = ([rows, width], format!("{rows} x {width}"));
+    let expected = host::layer_norm(&x, &weight, &bias, 1e-6);
+    let case = Case::new(
+        format!("layer norm, {size}"),
+        5e-5,
+        width as usize,
+        &expected,
+    );
+    round.kernel(&case, &|| {
+        let (weight, bias) = (exact(&weight, &[width]), exact(&bias, &[width]));
+        fast::layer_norm(exact(&x, &shape), &weight, &bias, 1e-6)
+    });
+    // The second is the VAE's.
+    for eps in [1e-6_f32, 1e-24] {
+        let expected = host::rms_norm(&x, &weight, f64::from(eps));
+        let name = format!("RMS norm, eps {eps:e}, {size}");
+        round.kernel(&Case::new(name, 1e-5, width as usize, &expected), &|| {
+            fast::rms_norm(exact(&x, &shape), Some(&exact(&weight, &[width])), eps)
+        });
+    }
+}
+
+fn activations(round: &mut Round<'_>, precision: Precision) {
+    let (rows, width) = (40_000_i32, 16_i32);
+    let mut x = uniform(13, (rows * width) as usize, 10.0);
+    // Ends where an exponential overflows.
+    x[..4].copy_from_slice(&[-200.0, -90.0, 0.0, -1e4]);
+    if precision == Precision::Bf16 {
+        x = in_bf16(&x);
+    }
+    // Written out in steps, each of which rounds.
+    let tolerance = match precision {
+        Precision::F32 => 1e-5,
+        Precision::Bf16 => 0.5_f64.powi(6),
+    };
+    let used = is_used(round.settings.backend, precision);
+    type Layer = fn(&Array) -> Result<Array>;
+    let layers: [(&str, fn(f64) -> f64, Layer); 2] = [
+        ("SiLU", host::silu, silu),
+        ("GELU (tanh)", host::gelu, gelu_tanh),
+    ];
+    for (name, meant, layer) in layers {
+        let expected: Vec<f64> = x.iter().map(|&v| meant(f64::from(v))).collect();
+        let name = format!("{name}, {precision}, {rows} x {width}");
+        let case = Case::new(name, tolerance, width as usize, &expected);
+        round.kernel(&case.only_noted_if(!used), &|| {
+            layer(&array(&x, &[rows, width], precision)?)
+        });
+    }
+}
+
+fn rotation(round: &mut Round<'_>) {
+    // Tokens beyond 32,767, and the 14B's channels.
+    let (grid, dim) = ([21, 45, 36], 128_i32);
+    let tokens: i32 = grid.iter().product();
+    let rope = Rope::new(grid, dim);
+    let x = uniform(14, (tokens * dim) as usize, 1.0);
+    let spatial = 2 * (dim / 6);
+    let expected: Vec<f64> = (0..tokens)
+        .flat_map(|token| {
+            let place = [
+                token / (grid[1] * grid[2]),
+                token / grid[2] % grid[1],
+                token % grid[2],
+            ];
+            let widths = [dim - 2 * spatial, spatial, spatial];
+            let angles = place.into_iter().zip(widths).flat_map(|(at, width)| {
+                (0..width / 2).map(move |i| {
+                    f64::from(at) * 10_000_f64.powf(-f64::from(2 * i) / f64::from(width))
+                })
+            });
+            let row = &x[(token * dim) as usize..][..dim as usize];
+            let pairs = row.chunks(2).zip(angles).flat_map(|(pair, angle)| {
+                let (sin, cos) = angle.sin_cos();
+                let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
+                [a * cos - b * sin, a * sin + b * cos]
+            });
+            pairs.collect::<Vec<f64>>()
+        })
+        .collect();
+    let name = format!("rotary embedding, {tokens} x {dim}");
+    round.kernel(&Case::new(name, 1e-6, dim as usize, &expected), &|| {
+        rope.rotate(&exact(&x, &[tokens, 1, dim]))
+    });
+}
+
+fn casts(round: &mut Round<'_>) {
+    let (rows, width) = (40_000_i32, 16_i32);
+    let x = uniform(15, (rows * width) as usize, 100.0);
+    let bf: Vec<f64> = x.iter().map(|&v| bf16::from_f32(v).to_f64()).collect();
+    let half: Vec<f64> = x.iter().map(|&v| f16::from_f32(v).to_f64()).collect();
+    for (dtype, name, expected) in [
+        (Dtype::Bfloat16, "bf16", &bf),
+        (Dtype::Float16, "f16", &half),
+    ] {
+        let name = format!("cast to {name} and back, {rows} x {width}");
+        round.kernel(&Case::exact(&name, width as usize, expected), &|| {
+            exact(&x, &[rows, width])
+                .as_dtype(dtype)?
+                .as_dtype(Dtype::Float32)
+        });
+    }
+    let clipped: Vec<f32> = x.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+    let expected = doubles(&clipped);
+    let name = format!("clip, {rows} x {width}");
+    round.kernel(&Case::exact(&name, width as usize, &expected), &|| {
+        clip(exact(&x, &[rows, width]), (-1.0, 1.0))
+    });
+}
+
+/// The check on which every other one of a run rests.
+fn finiteness(round: &mut Round<'_>) {
+    let (rows, width) = (40_000_i32, 16_i32);
+    let sound = uniform(16, (rows * width) as usize, 1e30);
+    let name = format!("NaN and infinity are seen, {rows} x {width}");
+    round.check(Group::Kernel, &name.clone(), false, |_| {
+        let is_finite = |values: &[f32]| -> anyhow::Result<bool> {
+            Ok(all_finite(&exact(values, &[rows, width])).map_err(Exception::from)?)
+        };
+        let mut missed = Vec::new();
+        if !is_finite(&sound)? {
+            missed.push("sound values are taken for infinite".to_owned());
+        }
+        let places = [0, 32_767 * width as usize + 1, sound.len() - 1];
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in places {
+                let mut values = sound.clone();
+                values[place] = bad;
+                if is_finite(&values)? {
+                    missed.push(format!("{bad} in row {} is missed", place / width as usize));
+                }
+            }
+        }
+        Ok(Finding {
+            name,
+            sound: missed.is_empty(),
+            measured: None,
+            bound: None,
+            detail: missed.join("; "),
+        })
+    });
+}
