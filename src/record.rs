@@ -33,6 +33,9 @@ pub struct Record {
     pub negative_prompt: String,
     /// The picture that it starts with.
     pub image: FileIdentity,
+    /// The picture that it ends with, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<FileIdentity>,
     /// The model.
     pub model: ModelIdentity,
     /// Pixels per row.
@@ -91,14 +94,15 @@ pub struct ModelIdentity {
 }
 
 impl Record {
-    /// The record of a clip that is to be made. Reads a little of each of the model's tensors.
+    /// The record of a clip that is to be made from the first and the last picture. Reads a little of
+    /// each of the model's tensors.
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
     pub fn new(
         request: &Request,
         plan: &Plan,
-        picture: &Picture,
+        [picture, last]: [Option<&Picture>; 2],
         checkpoint: &Checkpoint,
         backend: Backend,
     ) -> Result<Self> {
@@ -111,10 +115,11 @@ impl Record {
                 true => plan.negative_prompt.clone(),
                 false => String::new(),
             },
-            image: FileIdentity {
-                name: name_of(&request.image),
-                sha256: picture.sha256().unwrap_or_default().to_owned(),
-            },
+            image: FileIdentity::new(&request.image, picture),
+            last_image: request
+                .last_image
+                .as_deref()
+                .map(|path| FileIdentity::new(path, last)),
             model: ModelIdentity::new(request, checkpoint)?,
             width: plan.width,
             height: plan.height,
@@ -181,6 +186,15 @@ impl Record {
                 path.display()
             )
         })
+    }
+}
+
+impl FileIdentity {
+    fn new(path: &Path, picture: Option<&Picture>) -> Self {
+        Self {
+            name: name_of(path),
+            sha256: picture.and_then(Picture::sha256).unwrap_or_default().into(),
+        }
     }
 }
 

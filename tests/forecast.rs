@@ -285,6 +285,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         model: Model::Tiny,
         bits: LoadBits::default(),
         image: "start.png".into(),
+        last_image: None,
         prompt: "the red circle moves up".into(),
         negative_prompt: None,
         output: "clip.mp4".into(),

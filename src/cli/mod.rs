@@ -5,13 +5,14 @@ mod config;
 mod display;
 mod graphics;
 mod layers;
-mod nearest;
 mod outputs;
 mod plan;
 mod preview;
+mod prompt;
 mod report;
 mod resume;
 mod settings;
+mod shell;
 mod show;
 mod signals;
 mod source;
@@ -90,6 +91,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Pull(args)), _) => print_path(args.run()?),
         (Some(Command::Plan(args)), _) => plan::run(*args),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }
 }

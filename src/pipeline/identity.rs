@@ -7,6 +7,7 @@ use super::Job;
 use crate::backend::Backend;
 use crate::checkpoint::PartName;
 use crate::hex::to_hex;
+use crate::media::picture::Picture;
 use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
 use crate::resume::Identity;
 use crate::text::clean;
@@ -22,20 +23,16 @@ impl Job {
             request,
             checkpoint,
             picture,
+            last,
             prompts,
             plan,
             ..
         } = self;
-        let mut pixels = Sha256::new();
-        pixels.update(picture.width().to_le_bytes());
-        let values = picture.pixels();
-        let values = values.as_slice().unwrap_or_default();
-        pixels.update(bytemuck::cast_slice(values));
         let guided = plan.guide_scale.needs_negative();
         let negative = if guided { &plan.negative_prompt } else { "" };
         let tokens = format!("{:?}", [Some(&prompts.prompt), prompts.negative.as_ref()]);
         let mut identity = Identity::from([
-            ("the picture", to_hex(&pixels.finalize())),
+            ("the picture", hash(picture)),
             ("--prompt", clean(&request.prompt)),
             ("--negative-prompt", clean(negative)),
             ("the prompts' tokens", to_hex(&Sha256::digest(tokens))),
@@ -59,6 +56,9 @@ impl Job {
             ("rows of dense products", backend.dense_above.to_string()),
         ]);
         identity.set_seed(plan.seed);
+        if let Some(last) = last {
+            identity.add("the last picture", hash(last));
+        }
         for name in PartName::ALL {
             let part = checkpoint.part_fingerprint(name)?;
             identity.add(format!("the {name}"), part.to_owned());
@@ -85,4 +85,12 @@ impl Job {
         }
         Ok(identity)
     }
+}
+
+fn hash(picture: &Picture) -> String {
+    let mut hash = Sha256::new();
+    hash.update(picture.width().to_le_bytes());
+    let values = picture.pixels();
+    hash.update(bytemuck::cast_slice(values.as_slice().unwrap_or_default()));
+    to_hex(&hash.finalize())
 }

@@ -12,7 +12,7 @@ mod identity;
 mod progress;
 mod text;
 
-pub use condition::{Condition, encode_condition, first_frame_mask};
+pub use condition::{Condition, Ends, encode_condition, frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
 pub use progress::{
@@ -47,6 +47,7 @@ pub struct Job {
     request: Request,
     checkpoint: Checkpoint,
     picture: Picture,
+    last: Option<Picture>,
     prompts: PromptIds,
     plan: Plan,
     observer: Option<Box<dyn Observer>>,
@@ -61,8 +62,10 @@ impl Job {
     pub fn prepare(request: Request) -> Result<Self> {
         request.check()?;
         let picture = Picture::open(&request.image).context("--image")?;
+        let last = request.last_image.as_deref().map(Picture::open);
+        let last = last.transpose().context("--last-image")?;
         check_writable(&request.output).context("--output")?;
-        request.check_output_spares_image()?;
+        request.check_output_spares_images()?;
         if let Some(strip) = &request.strip {
             strip::check(strip).context("--strip")?;
             request.check_spares_others("--strip", strip)?;
@@ -81,6 +84,7 @@ impl Job {
             request,
             checkpoint,
             picture,
+            last,
             prompts,
             plan,
             observer: None,
@@ -113,6 +117,20 @@ impl Job {
         let mut warnings = self.prompts.warnings();
         if self.request.negative_prompt.is_some() && !self.plan.guide_scale.needs_negative() {
             warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
+        }
+        if let Some(last) = &self.last {
+            let aspect = |picture: &Picture| picture.width() as f64 / picture.height() as f64;
+            // A pixel more or less of a small picture is no stretch that anybody sees.
+            if (aspect(last) / aspect(&self.picture)).ln().abs() > 0.05 {
+                warnings.push(format!(
+                    "--last-image is {} x {} pixels, --image {} x {}: it is stretched to the same \
+                     shape",
+                    last.width(),
+                    last.height(),
+                    self.picture.width(),
+                    self.picture.height()
+                ));
+            }
         }
         warnings
     }
@@ -173,6 +191,7 @@ impl Job {
             request,
             checkpoint,
             picture,
+            last,
             prompts,
             plan,
             mut observer,
@@ -181,7 +200,15 @@ impl Job {
         let dump = dump.as_ref();
         let record = request
             .metadata
-            .then(|| Record::new(&request, &plan, &picture, &checkpoint, backend))
+            .then(|| {
+                Record::new(
+                    &request,
+                    &plan,
+                    [Some(&picture), last.as_ref()],
+                    &checkpoint,
+                    backend,
+                )
+            })
             .transpose()?;
         let tags = record.map(|record| record.tags()).transpose()?;
 
@@ -198,10 +225,13 @@ impl Job {
         } else {
             let encoded = encode_prompts(&checkpoint, backend, &prompts, dump, progress)?;
             let (width, height) = (plan.width as usize, plan.height as usize);
-            let pixels = picture.resized(width, height, request.resize)?;
-            drop(picture);
-            let condition =
-                encode_condition(&checkpoint, backend, pixels.view(), &plan, dump, progress)?;
+            let resized = |picture: Picture| picture.resized(width, height, request.resize);
+            let (first, last) = (resized(picture)?, last.map(resized).transpose()?);
+            let ends = Ends {
+                first: first.view(),
+                last: last.as_ref().map(|last| last.view()),
+            };
+            let condition = encode_condition(&checkpoint, backend, ends, &plan, dump, progress)?;
             let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
             if let Some(dump) = dump {
                 dump.array("noise", &noise)?;

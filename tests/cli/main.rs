@@ -9,10 +9,13 @@ mod portable;
 #[path = "../support/scratch.rs"]
 mod scratch;
 
+mod ends;
 mod faults;
+mod help;
 mod metadata;
 mod previews;
 mod progress;
+mod prompts;
 mod refusals;
 mod resume;
 mod running;
