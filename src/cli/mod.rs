@@ -1,6 +1,7 @@
 //! Arguments in, progress and results out. Everything else is the library's.
 
 mod args;
+mod bus;
 mod config;
 mod display;
 mod graphics;
@@ -82,6 +83,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    bus::explain().context("cannot listen for signals")?;
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => Ok(match args.run()? {
             true => ExitCode::SUCCESS,

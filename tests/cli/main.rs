@@ -12,6 +12,7 @@ mod scratch;
 mod ends;
 mod faults;
 mod help;
+mod hostile;
 mod metadata;
 mod previews;
 mod progress;
