@@ -91,7 +91,7 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
         });
     };
     let (name, matches) = matches.subcommand().unwrap_or((GENERATE, &matches));
-    let Some(command) = command_of(&root, name).filter(|command| is_set_by_files(command)) else {
+    let Some(command) = command_of(&root, name).filter(is_set_by_files) else {
         return Ok(Layered {
             arguments,
             ..Layered::default()

@@ -454,24 +454,7 @@ fn a_read_only_folder_is_refused_before_anything_is_computed() {
     ] {
         let output = if flag == "--output" { path } else { "clip.mp4" };
         let clip = bench.clip(output, &[]);
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--user",
-                "--map-root-user",
-                "--mount",
-                "sh",
-                "-c",
-                script,
-                "sh",
-            ])
-            .arg(clip.get_program())
-            .args(clip.get_args())
-            .envs(
-                clip.get_envs()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            )
-            .current_dir(bench.work.path());
+        let mut command = bench.unshared(script, &clip);
         if flag != "--output" {
             command.args([flag, path]);
         }
