@@ -198,6 +198,7 @@ impl Studio {
             guide_interval: GuideInterval::default(),
             cache: CacheSettings::default(),
             seed: scene.seed,
+            last_image: false,
             negative_prompt: settings.negative_prompt.clone(),
         };
         let ids = tokenize(&self.checkpoint, &scene.prompt, &plan)?;

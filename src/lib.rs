@@ -19,6 +19,7 @@ pub mod hub;
 mod limits;
 pub mod media;
 pub mod model;
+pub mod nearest;
 pub mod noise;
 pub mod pipeline;
 pub mod preview;

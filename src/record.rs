@@ -32,6 +32,9 @@ pub struct Record {
     pub negative_prompt: String,
     /// The picture that it starts with.
     pub image: FileIdentity,
+    /// The picture that it ends with, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<FileIdentity>,
     /// The model.
     pub model: ModelIdentity,
     /// Pixels per row.
@@ -90,14 +93,15 @@ pub struct ModelIdentity {
 }
 
 impl Record {
-    /// The record of a clip that is to be made; `picture` is the hash of its picture's file. Reads a little of each of the model's tensors.
+    /// The record of a clip that is to be made; `picture` and `last` are the hashes of its pictures'
+    /// files. Reads a little of each of the model's tensors.
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
     pub fn new(
         request: &Request,
         plan: &Plan,
-        picture: &str,
+        [picture, last]: [Option<&str>; 2],
         checkpoint: &Checkpoint,
         backend: Backend,
     ) -> Result<Self> {
@@ -110,10 +114,11 @@ impl Record {
                 true => plan.negative_prompt.clone(),
                 false => String::new(),
             },
-            image: FileIdentity {
-                name: name_of(&request.image),
-                sha256: picture.to_owned(),
-            },
+            image: FileIdentity::new(&request.image, picture),
+            last_image: request
+                .last_image
+                .as_deref()
+                .map(|path| FileIdentity::new(path, last)),
             model: ModelIdentity::new(request, checkpoint)?,
             width: plan.width,
             height: plan.height,
@@ -192,6 +197,15 @@ impl Record {
                 path.display()
             )
         })
+    }
+}
+
+impl FileIdentity {
+    fn new(path: &Path, hash: Option<&str>) -> Self {
+        Self {
+            name: name_of(path),
+            sha256: hash.unwrap_or_default().into(),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::vae::choose_decode_tiling;
 use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::pipeline::{
-    DenoiseSettings, Denoiser, Silent, decode_clip, encode_condition, encode_prompts,
+    DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
     initial_noise, tokenize,
 };
 use wan_i2v::request::{
@@ -44,7 +44,15 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
         },
         cache: CacheSettings::default(),
         seed: 1,
+        last_image: false,
         negative_prompt: String::new(),
+    }
+}
+
+fn with_last_image(plan: Plan) -> Plan {
+    Plan {
+        last_image: true,
+        ..plan
     }
 }
 
@@ -73,7 +81,11 @@ fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<M
     });
     let pixels = Array3::zeros((plan.height as usize, plan.width as usize, 3));
     let condition = phase(&mut phases, || {
-        encode_condition(checkpoint, backend, pixels.view(), plan, None, &mut Silent).unwrap()
+        let ends = Ends {
+            first: pixels.view(),
+            last: plan.last_image.then(|| pixels.view()),
+        };
+        encode_condition(checkpoint, backend, ends, plan, None, &mut Silent).unwrap()
     });
     let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
@@ -155,6 +167,7 @@ fn operations_are_exact() {
         (plan(48, 5, half, (0.0, 1.0)), apart),
         (plan(48, 9, guided, (0.25, 0.75)), whole),
         (plan(128, 9, guided, (0.0, 1.0)), in_parts),
+        (with_last_image(plan(16, 61, half, (0.0, 1.0))), whole),
     ] {
         let (tokens, measured) = run(&checkpoint, backend, &plan);
         let forecast = forecast(&checkpoint, &plan, tokens, backend, None).unwrap();
@@ -285,6 +298,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         model: Model::Tiny,
         bits: LoadBits::default(),
         image: "start.png".into(),
+        last_image: None,
         prompt: "the red circle moves up".into(),
         negative_prompt: None,
         output: "clip.mp4".into(),

@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from PIL import Image
 from safetensors.numpy import save_file
@@ -113,6 +114,17 @@ def condition(case: Case, net: models.Models, out: dict) -> torch.Tensor:
     y = torch.cat([mask, _encode(net.vae, video)[1]], dim=1)
     out["condition/y"] = y[0]
     return y
+
+
+def condition_of_both(case: Case, net: models.Models) -> torch.Tensor:
+    """As `condition`, of the start picture and, as the last one, the same upside down; diffusers' own."""
+    pixels = torch.from_numpy(portable.picture(case.name, case.height, case.width))
+    first = (pixels.permute(2, 0, 1).float() / 127.5 - 1)[None]
+    pipeline = WanImageToVideoPipeline(None, None, net.vae, UniPCMultistepScheduler(), boundary_ratio=BOUNDARY / 1000)
+    return pipeline.prepare_latents(
+        first, 1, 16, case.height, case.width, case.frames, torch.float32, torch.device("cpu"),
+        latents=torch.zeros(1, *case.latent_shape), last_image=first.flip(2),
+    )[1]  # fmt: skip
 
 
 def rope(case: Case, net: models.Models, out: dict) -> None:
@@ -227,6 +239,8 @@ def make_case(case: Case, folder: Path) -> None:
     if shards:
         _write_json(folder / "shards.json", shards)
     _write_tensors(folder / "golden.safetensors", out)
+    if case.frames > 1:
+        _write_tensors(folder / "both_ends.safetensors", {"condition/y": condition_of_both(case, net)[0]})
 
 
 def make_common(folder: Path) -> None:

@@ -11,6 +11,7 @@ use super::files::Files;
 use super::names::Kind;
 use super::part;
 use super::store::{Location, TensorStore};
+use crate::nearest::did_you_mean_path;
 
 /// One of the parts of a model that have weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -358,7 +359,12 @@ impl Layout {
                 )
             });
         }
-        ensure!(path.is_file(), "{}: no such file or folder", path.display());
+        ensure!(
+            path.is_file(),
+            "{}: no such file or folder{}",
+            path.display(),
+            did_you_mean_path(path)
+        );
         let (files, name) = Files::holding(path);
         Ok(TokenizerAt::File(files, name))
     }

@@ -11,6 +11,7 @@ use super::encoding::Encoding;
 use super::files::{Bytes, Files};
 use super::header::Header;
 use super::{gguf, pth, safetensors};
+use crate::nearest::did_you_mean_path;
 
 /// How a file holds its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,12 @@ impl Location {
         if path.is_dir() {
             return Self::in_folder(Files::from(path));
         }
-        ensure!(path.is_file(), "{}: no such file or folder", path.display());
+        ensure!(
+            path.is_file(),
+            "{}: no such file or folder{}",
+            path.display(),
+            did_you_mean_path(path)
+        );
         let (files, name) = Files::holding(path);
         if name.ends_with(INDEX) {
             return Self::of_index(files, &name);

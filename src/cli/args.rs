@@ -19,7 +19,9 @@ use super::layers::ConfigArgs;
 use super::batch::BatchArgs;
 use super::doctor::DoctorArgs;
 use super::outputs::OutputArgs;
+use super::prompt;
 use super::resume::{Open, ResumeArgs};
+use super::shell::{CompletionsArgs, ManArgs};
 use super::show::ShowArgs;
 use super::source;
 use super::stderr::Style;
@@ -39,16 +41,45 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Makes a video clip from a picture and a prompt with Wan2.2 I2V.
+/// What `--help` ends with.
+const MORE: &str = "\
+Examples:
+  The built-in miniature, in seconds:
+    wan-i2v -i start.png -p 'the red circle moves up'
+  Wan2.2 on a Mac, fetched and quantized once:
+    wan-i2v pull Wan-AI/Wan2.2-I2V-A14B --bits 4 --output wan2.2
+    wan-i2v -m wan2.2 -i cat.jpg -p 'The cat jumps off the table' -o cat.mp4
+  A prompt from a file, at 480p, with a seed:
+    wan-i2v -m wan2.2 -i cat.jpg -p @cat.txt --area 480p -s 7 -o cat.mp4
+  From one picture to another:
+    wan-i2v -i start.png --last-image end.png -p 'the red circle moves up'
+  In a script, the clip's path and nothing else:
+    clip=$(wan-i2v -i start.png -p 'the red circle moves up' --quiet) && open \"$clip\"
+
+Settings: flags come first, then WAN_I2V_* variables (WAN_I2V_STEPS for --steps), then the file
+  of settings, then what the model recommends, then what is built in.
+
+Streams: progress goes to stderr, results and nothing else to stdout.
+
+Exit codes:
+    0  done
+    1  failed: the last line on stderr says why
+    2  wrong usage: of the command line, a variable or the file of settings
+  101  a mistake in the program
+  130  stopped by Ctrl-C; the same command goes on
+  143  stopped by SIGTERM; the same command goes on";
+
+/// Makes a video clip from a picture and a prompt with Wan2.2 I2V
 ///
-/// Progress goes to stderr, the clip's path and nothing else to stdout. Exit codes: 0 done,
-/// 1 failed, 2 wrong usage, 101 a mistake in the program, 130 stopped by Ctrl-C, 143 by SIGTERM.
-/// A run that ended early goes on with the same command.
+/// Progress goes to stderr, the clip's path and nothing else to stdout. A run that ended early goes
+/// on with the same command.
 #[derive(Debug, Parser)]
 #[command(
     name = "wan-i2v",
     version = env!("CARGO_PKG_VERSION"),
     long_version = VERSION.as_str(),
+    after_help = "All flags, examples and exit codes: wan-i2v --help",
+    after_long_help = MORE,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
 )]
@@ -81,17 +112,29 @@ pub enum Command {
     Show(ShowArgs),
     Compare(CompareArgs),
     Doctor(Box<DoctorArgs>),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// A clip.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// The picture the clip starts with: PNG, JPEG or WebP
-    #[arg(long, value_name = "PATH", required = true, help_heading = "Input")]
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        required = true,
+        help_heading = "Input"
+    )]
     image: Option<PathBuf>,
 
-    /// What happens in the clip
+    /// What happens in the clip; - reads it from standard input, @PATH from a file
+    ///
+    /// Beyond 512 tokens it is cut, with a warning. A prompt that begins with @ itself is written
+    /// with two of them.
     #[arg(
+        short,
         long,
         value_name = "TEXT",
         required = true,
@@ -104,8 +147,8 @@ pub struct GenerateArgs {
     model: ModelArgs,
 
     /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
-    /// [default: the picture's name and the seed, in the current folder]
-    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    /// [default: the picture's name and the seed, .mp4, in the current folder]
+    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     output: Option<PathBuf>,
 
     #[command(flatten)]
@@ -114,9 +157,11 @@ pub struct GenerateArgs {
     #[command(flatten)]
     clip: ClipArgs,
 
-    /// Seed of the noise, meaning the same as in PyTorch on the CPU; its low 32 bits count
-    /// [default: random, printed]
+    /// Seed of the noise, an integer from 0 [default: random, printed]
+    ///
+    /// It means the same as in PyTorch, diffusers and ComfyUI on the CPU; its low 32 bits count.
     #[arg(
+        short,
         long,
         value_name = "N",
         allow_negative_numbers = true,
@@ -125,7 +170,7 @@ pub struct GenerateArgs {
     seed: Option<u64>,
 
     /// How the picture is resized; bicubic equals the reference's
-    #[arg(long, value_enum, default_value_t = ResizeArg::Lanczos, help_heading = "Sampling")]
+    #[arg(long, value_enum, default_value_t = ResizeArg::Lanczos, help_heading = "Sampling", hide_short_help = true)]
     resize: ResizeArg,
 
     #[command(flatten)]
@@ -141,7 +186,12 @@ pub struct GenerateArgs {
     config: ConfigArgs,
 
     /// Write every intermediate tensor into this folder as .npy
-    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Machine",
+        hide_short_help = true
+    )]
     dump: Option<PathBuf>,
 }
 
@@ -151,27 +201,27 @@ pub struct GenerateArgs {
 pub struct ModelArgs {
     /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
     /// [default: tiny]
-    #[arg(long, value_name = "DIR|ID|tiny")]
+    #[arg(short, long, value_name = "DIR|ID|tiny")]
     model: Option<PathBuf>,
 
     /// The high-noise expert: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     high: Option<PathBuf>,
 
     /// The low-noise expert: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     low: Option<PathBuf>,
 
     /// The VAE: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     vae: Option<PathBuf>,
 
     /// The text encoder: a file or folder, instead of the model's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     text_encoder: Option<PathBuf>,
 
     /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     tokenizer: Option<PathBuf>,
 
     #[command(flatten)]
@@ -181,8 +231,16 @@ pub struct ModelArgs {
 /// What the clip is like and how it is sampled.
 #[derive(Debug, Args)]
 pub struct ClipArgs {
-    /// What to steer away from [default: the model's]
+    /// The picture the clip ends with: PNG, JPEG or WebP
+    ///
+    /// It is brought to the clip's size as the first one is, and given to the model through the same
+    /// mask. The clip needs more than one frame.
+    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    last_image: Option<PathBuf>,
+
+    /// What to steer away from; - and @PATH as for --prompt [default: the model's]
     #[arg(
+        short,
         long,
         value_name = "TEXT",
         help_heading = "Input",
@@ -195,12 +253,13 @@ pub struct ClipArgs {
     size: Option<Size>,
 
     /// Pixels per frame, in the picture's aspect ratio; 480p is 832*480, 720p is 1280*720
-    /// [default: the model's]
+    /// [default: the model's; Wan2.2 has 720p]
     #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, allow_hyphen_values = true, help_heading = "Output")]
     area: Option<Size>,
 
-    /// Frames of the clip, 4n+1 [default: the model's]
+    /// Frames of the clip, 4n+1 [default: the model's; Wan2.2 has 81]
     #[arg(
+        short,
         long,
         value_name = "N",
         allow_negative_numbers = true,
@@ -208,7 +267,7 @@ pub struct ClipArgs {
     )]
     frames: Option<u32>,
 
-    /// Frames per second [default: the model's]
+    /// Frames per second [default: the model's; Wan2.2 has 16]
     #[arg(
         long,
         value_name = "FPS",
@@ -217,7 +276,7 @@ pub struct ClipArgs {
     )]
     fps: Option<f64>,
 
-    /// Denoising steps [default: the model's]
+    /// Denoising steps [default: the model's; Wan2.2 has 40]
     #[arg(
         long,
         value_name = "N",
@@ -230,9 +289,11 @@ pub struct ClipArgs {
     #[arg(long, value_enum, default_value_t = SolverArg::Unipc, help_heading = "Sampling")]
     solver: SolverArg,
 
-    /// Shift of the noise schedule; more spends more steps on motion [default: the model's]
+    /// Shift of the noise schedule, a number above 0; more spends more steps on motion
+    /// [default: the model's; Wan2.2 has 5]
     #[arg(
         long,
+        hide_short_help = true,
         value_name = "X",
         allow_negative_numbers = true,
         help_heading = "Sampling"
@@ -240,17 +301,18 @@ pub struct ClipArgs {
     shift: Option<f64>,
 
     /// Guidance for both experts, or for the low-noise and the high-noise one; 1 turns it off
-    /// and halves the time [default: the model's]
+    /// and halves the time [default: the model's; Wan2.2 has 3.5]
     #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true, help_heading = "Sampling")]
     guide_scale: Option<GuideScale>,
 
-    /// Guide only the steps between these shares of the schedule; the others take half the time
-    #[arg(long, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true, help_heading = "Sampling")]
+    /// Guide only the steps between these shares of all, from 0 to 1; the others take half the time
+    /// [default: 0,1]
+    #[arg(long, hide_short_help = true, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true, help_heading = "Sampling")]
     guide_interval: Option<GuideInterval>,
 
     /// Skip steps whose prediction changes little: teacache or easycache, then ,threshold=X
-    /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate
-    #[arg(long, value_name = "METHOD", value_parser = parse_cache, help_heading = "Sampling")]
+    /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate [default: off]
+    #[arg(long, hide_short_help = true, value_name = "METHOD", value_parser = parse_cache, help_heading = "Sampling")]
     cache: Option<CacheSettings>,
 }
 
@@ -263,7 +325,7 @@ pub struct MachineArgs {
     device: Option<DeviceArg>,
 
     /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, hide_short_help = true)]
     dtype: Option<DtypeArg>,
 
     /// Memory that arrays may take, in GB (1e9 bytes); more work is done where less does not fit
@@ -273,7 +335,7 @@ pub struct MachineArgs {
 
     /// Rows from which a product unpacks quantized weights once instead of for each row
     /// [default: 768 on the gpu, 2 on the cpu]
-    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
     dense_above: Option<i32>,
 }
 
@@ -292,7 +354,7 @@ pub struct ReportingArgs {
     progress: Option<ProgressArg>,
 
     /// Show warnings and errors only
-    #[arg(long, conflicts_with = "progress")]
+    #[arg(short, long, conflicts_with = "progress")]
     quiet: bool,
 }
 
@@ -412,6 +474,7 @@ struct Blank {
     bits: LoadBits,
     image: PathBuf,
     prompt: String,
+    negative_prompt: Option<String>,
     output: PathBuf,
     seed: u64,
 }
@@ -422,8 +485,9 @@ impl ClipArgs {
             model: blank.model,
             bits: blank.bits,
             image: blank.image,
+            last_image: self.last_image,
             prompt: blank.prompt,
-            negative_prompt: self.negative_prompt,
+            negative_prompt: blank.negative_prompt,
             output: blank.output,
             strip: None,
             metadata: true,
@@ -484,10 +548,12 @@ impl GenerateArgs {
     ///
     /// # Errors
     /// When a model cannot be had.
-    pub fn into_request(self) -> Result<Generate> {
+    pub fn into_request(mut self) -> Result<Generate> {
         // Both are there: only a subcommand does without.
         let image = self.image.context("--image is missing")?;
         let prompt = self.prompt.context("--prompt is missing")?;
+        let (prompt, negative_prompt) =
+            prompt::read_both(prompt, self.clip.negative_prompt.take())?;
         let seed = self.seed.unwrap_or_else(random_seed);
         let stem = PathBuf::from(image.file_stem().unwrap_or_default());
         let open = Open {
@@ -502,6 +568,7 @@ impl GenerateArgs {
             bits,
             image,
             prompt,
+            negative_prompt,
             output,
             seed,
         });
@@ -528,11 +595,12 @@ impl GenerateArgs {
 #[derive(Debug, Args)]
 pub struct PlanArgs {
     /// The picture, for its aspect ratio [default: 832 x 480]
-    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    #[arg(short, long, value_name = "PATH", help_heading = "Input")]
     image: Option<PathBuf>,
 
-    /// What happens in the clip, for its length [default: 64 tokens]
+    /// What happens in the clip, for its length; - and @PATH as for a clip [default: 64 tokens]
     #[arg(
+        short,
         long,
         value_name = "TEXT",
         help_heading = "Input",
@@ -566,13 +634,17 @@ impl PlanArgs {
     ///
     /// # Errors
     /// When a model cannot be had.
-    pub fn into_request(self) -> Result<(Request, MachineArgs)> {
+    pub fn into_request(mut self) -> Result<(Request, MachineArgs)> {
+        let prompt = self.prompt.unwrap_or_default();
+        let (prompt, negative_prompt) =
+            prompt::read_both(prompt, self.clip.negative_prompt.take())?;
         let (model, bits) = self.model.into_model()?;
         let request = self.clip.into_request(Blank {
             model,
             bits,
             image: self.image.unwrap_or_default(),
-            prompt: self.prompt.unwrap_or_default(),
+            prompt,
+            negative_prompt,
             output: PathBuf::new(),
             seed: 0,
         });

@@ -69,6 +69,13 @@ pub fn columns(rows: &[Vec<String>], right: impl Fn(usize) -> bool) -> String {
     text
 }
 
+/// Whether a character moves the cursor, changes colours or turns the line's direction, so that
+/// it could make a terminal show something else than what is there.
+pub fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
 /// Writes to stdout.
 ///
 /// # Errors

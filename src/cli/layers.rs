@@ -6,11 +6,11 @@ use std::ffi::{OsStr, OsString};
 
 use anyhow::{Result, bail};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, ValueHint};
+use wan_i2v::nearest::did_you_mean;
 
 use super::args::Cli;
 use super::config::Config;
-use super::nearest::did_you_mean;
 use super::settings::{Setting, settings};
 use super::stderr::{say, warning};
 
@@ -29,11 +29,11 @@ const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
 pub struct ConfigArgs {
     /// Read settings from this TOML file; flags and WAN_I2V_* variables come first
     /// [default: ~/.config/wan-i2v/config.toml, if it is there]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, hide_short_help = true)]
     config: Option<OsString>,
 
     /// Read no file of settings
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long, conflicts_with = "config", hide_short_help = true)]
     no_config: bool,
 }
 
@@ -69,7 +69,7 @@ impl Layered {
             warning(text);
         }
         if !self.used.is_empty() {
-            say!("set by {}", self.used.join(", "));
+            say!("set by {}", self.used.join("; "));
         }
     }
 }
@@ -91,7 +91,7 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
         });
     };
     let (name, matches) = matches.subcommand().unwrap_or((GENERATE, &matches));
-    let Some(command) = command_of(&root, name).filter(|command| is_set_by_files(command)) else {
+    let Some(command) = command_of(&root, name).filter(is_set_by_files) else {
         return Ok(Layered {
             arguments,
             ..Layered::default()
@@ -126,9 +126,8 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
     }
     // Before the others: these may end in words that are no flags.
     let rest = arguments.get(start.len()..).unwrap_or_default().to_vec();
-    let used = added.iter().filter(|setting| setting.argument.is_some());
     Ok(Layered {
-        used: used.map(|setting| setting.from.clone()).collect(),
+        used: used(&added),
         unknown,
         arguments: start
             .into_iter()
@@ -136,6 +135,27 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
             .chain(rest)
             .collect(),
     })
+}
+
+/// What sets something: each place once, with its keys.
+fn used(settings: &[Setting]) -> Vec<String> {
+    let mut used: Vec<(Option<&str>, Vec<&str>)> = Vec::new();
+    for setting in settings.iter().filter(|s| s.argument.is_some()) {
+        let (place, key) = match setting.from.rsplit_once(": ") {
+            Some((place, key)) => (Some(place), key),
+            None => (None, setting.from.as_str()),
+        };
+        match used.last_mut() {
+            Some((last, keys)) if *last == place => keys.push(key),
+            _ => used.push((place, vec![key])),
+        }
+    }
+    used.into_iter()
+        .map(|(place, keys)| match place {
+            Some(place) => format!("{place}: {}", keys.join(", ")),
+            None => keys.join(", "),
+        })
+        .collect()
 }
 
 /// A command as settings see it: what says where they are is none of them.

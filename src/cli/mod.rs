@@ -4,18 +4,20 @@ mod analyze;
 mod args;
 mod batch;
 mod compare;
+mod bus;
 mod config;
 mod display;
 mod doctor;
 mod graphics;
 mod layers;
-mod nearest;
 mod outputs;
 mod plan;
 mod preview;
+mod prompt;
 mod report;
 mod resume;
 mod settings;
+mod shell;
 mod show;
 mod signals;
 mod source;
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    bus::explain().context("cannot listen for signals")?;
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => Ok(match args.run()? {
             true => ExitCode::SUCCESS,
@@ -98,6 +101,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Batch(args)), _) => args.run(),
         (Some(Command::Doctor(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (None, args) => generate(*args),
     }
 }

@@ -16,7 +16,7 @@ pub struct OutputArgs {
     strip: Option<PathBuf>,
 
     /// Do not keep in the clip's file how it was made (see `wan-i2v show`)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     no_metadata: bool,
 
     #[command(flatten)]

@@ -42,6 +42,9 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
         true => PICTURE,
         false => size_of(&request.image)?,
     };
+    if let Some(last) = &request.last_image {
+        Picture::open(last).context("--last-image")?;
+    }
     let patch = checkpoint.high.patch_size[1];
     let plan = request.plan(&checkpoint.settings, picture, patch)?;
     let tokens = tokens(&checkpoint, &request, &plan)?;

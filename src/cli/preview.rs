@@ -27,7 +27,7 @@ pub struct PreviewArgs {
     preview: Option<PathBuf>,
 
     /// Steps from one preview to the next
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     preview_every: u32,
 }
 

@@ -124,7 +124,8 @@ struct Bars {
 impl Bars {
     fn start(&mut self, phase: Phase, units: usize, done: usize) {
         let template = match phase {
-            Phase::Denoising => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}{left}  {wide_msg}",
+            // As long as what is told leaves room for it.
+            Phase::Denoising => "{prefix:>9} [{wide_bar}] {pos}/{len}  {elapsed}{left}  {msg}",
             _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {wide_msg}",
         };
         self.set_due(None);
@@ -180,7 +181,7 @@ impl Progress for Bars {
             Event::Step(step) => {
                 self.set_due(step.left);
                 self.message(&format!(
-                    "{} expert, {} a step{}, {}",
+                    "{}, {} a step{}, {}",
                     step.expert,
                     seconds(step.seconds),
                     reused(step.passes),

@@ -21,15 +21,15 @@ pub struct ResumeArgs {
 
     /// Where the run's state is kept until the clip is complete
     /// [default: the output's name and .wan-state, beside it]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     checkpoint: Option<PathBuf>,
 
     /// Save the state after every so many steps
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true)]
     checkpoint_every: NonZeroUsize,
 
     /// Save no state
-    #[arg(long, conflicts_with_all = ["checkpoint", "checkpoint_every"])]
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["checkpoint", "checkpoint_every"])]
     no_checkpoint: bool,
 }
 

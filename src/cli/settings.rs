@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::{Arg, Command, value_parser};
 use serde_json::Value;
-
-use super::nearest::did_you_mean;
+use wan_i2v::nearest::did_you_mean;
 
 /// What a flag is set to by something else than the command line.
 #[derive(Debug)]
@@ -63,7 +62,6 @@ pub fn settings(
 ///
 /// # Errors
 /// As [`settings`].
-#[expect(dead_code, reason = "jobs of a batch are read with it")]
 pub fn arguments(
     command: &Command,
     table: impl IntoIterator<Item = (String, Value)>,
@@ -100,11 +98,16 @@ fn argument(flag: &Arg, name: &str, value: &Value) -> Result<Option<OsString>, &
     };
     let text = text.ok_or("a text, a number or an array of them")?;
     let mut argument = OsString::from(format!("--{name}="));
-    match text.strip_prefix("~/").zip(env::home_dir()) {
-        Some((rest, home)) if is_path(flag) => argument.push(home.join(rest)),
-        _ => argument.push(text),
+    match at_home(&text).filter(|_| is_path(flag)) {
+        Some(path) => argument.push(path),
+        None => argument.push(text),
     }
     Ok(Some(argument))
+}
+
+/// The path that `~/` begins, where no shell has seen it.
+pub fn at_home(path: &str) -> Option<PathBuf> {
+    Some(env::home_dir()?.join(path.strip_prefix("~/")?))
 }
 
 fn is_path(flag: &Arg) -> bool {

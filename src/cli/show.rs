@@ -9,7 +9,8 @@ use serde::Serialize;
 use wan_i2v::checkpoint::PartName;
 use wan_i2v::record::Record;
 
-use super::display::print;
+use super::display::{is_unseen, print};
+use super::prompt;
 
 /// Says what a clip was made from and with, and the command that renders it again.
 #[derive(Debug, Args)]
@@ -57,8 +58,12 @@ fn table(record: &Record, command: &[String]) -> String {
         ("negative", record.negative_prompt.clone()),
         ("picture", record.image.name.clone()),
         ("", format!("SHA-256 {}", record.image.sha256)),
-        ("model", model.name.clone()),
     ];
+    if let Some(last) = &record.last_image {
+        rows.push(("last", last.name.clone()));
+        rows.push(("", format!("SHA-256 {}", last.sha256)));
+    }
+    rows.push(("model", model.name.clone()));
     for (flag, name) in &model.parts {
         rows.push(("", format!("{flag} {name}")));
     }
@@ -115,9 +120,15 @@ fn command(record: &Record, output: &str) -> Vec<String> {
         flag(name, bits.to_string());
     }
     flag("--image", record.image.name.clone());
-    flag("--prompt", record.prompt.clone());
+    if let Some(last) = &record.last_image {
+        flag("--last-image", last.name.clone());
+    }
+    flag("--prompt", prompt::escaped(&record.prompt));
     if !record.negative_prompt.is_empty() {
-        flag("--negative-prompt", record.negative_prompt.clone());
+        flag(
+            "--negative-prompt",
+            prompt::escaped(&record.negative_prompt),
+        );
     }
     flag("--size", format!("{}x{}", record.width, record.height));
     flag("--frames", record.frames.to_string());
@@ -153,13 +164,6 @@ fn again(file: &Path) -> String {
         _ if stem.is_empty() => "again/".into(),
         _ => format!("{stem}-again/"),
     }
-}
-
-/// Whether a character moves the cursor, changes colours or turns the line's direction, so that
-/// it could make a terminal show something else than what is there.
-fn is_unseen(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The text with what is unseen escaped, but for line breaks, which are indented.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use wan_i2v::hub::{Hub, RepoId};
+use wan_i2v::nearest::did_you_mean_path;
 use wan_i2v::pull::{self, Progress};
 
 use super::display::{Transfer, human_bytes};
@@ -37,7 +38,11 @@ pub fn find(source: &Path, what: &str) -> Result<Place> {
 
 /// What is said first of a model that is not on the disk.
 pub fn nowhere(source: &Path, what: &str) -> String {
-    format!("{what} {}: no such file or folder", source.display())
+    format!(
+        "{what} {}: no such file or folder{}",
+        source.display(),
+        did_you_mean_path(source)
+    )
 }
 
 /// The path of a model: itself when it is there, or the folder in the hub's cache, fetched first

@@ -8,6 +8,8 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::display::is_unseen;
+
 /// The version of the events' schema (`docs/progress.md`). A new one means that something was
 /// removed or changed its meaning; what is added leaves it as it is.
 const SCHEMA: u32 = 1;
@@ -51,7 +53,8 @@ pub fn set_style(style: Style) {
 /// The style; by default what suits stderr.
 pub fn style() -> Style {
     *STYLE.get_or_init(|| {
-        if std::io::stderr().is_terminal() {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        if std::io::stderr().is_terminal() && !is_dumb {
             Style::Bar
         } else {
             Style::Plain
@@ -64,8 +67,24 @@ pub fn line(text: &str) {
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
+/// The text as a terminal cannot be commanded by it: names of files hold anything.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            c if c != '\n' && is_unseen(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// Writes an event with its fields.
 pub fn event(name: &str, fields: Value) {
+    line(&event_text(name, fields));
+}
+
+fn event_text(name: &str, fields: Value) -> String {
     let event = Event {
         schema: SCHEMA,
         event: name,
@@ -73,9 +92,7 @@ pub fn event(name: &str, fields: Value) {
         fields,
     };
     // Text keys and numbers always become JSON.
-    if let Ok(json) = serde_json::to_string(&event) {
-        line(&json);
-    }
+    serde_json::to_string(&event).unwrap_or_default()
 }
 
 /// Something worth knowing.
@@ -83,7 +100,7 @@ pub fn note(text: &str) {
     match style() {
         Style::Quiet => {}
         Style::Json => event("note", serde_json::json!({ "message": text })),
-        _ => line(text),
+        _ => line(&visible(text)),
     }
 }
 
@@ -91,18 +108,23 @@ pub fn note(text: &str) {
 pub fn warning(text: &str) {
     match style() {
         Style::Json => event("warning", serde_json::json!({ "message": text })),
-        _ => line(&format!("warning: {text}")),
+        _ => line(&format!("warning: {}", visible(text))),
     }
 }
 
 /// Why the run ends with `exit_code`.
 pub fn error(text: &str, exit_code: u8) {
+    line(&error_text(text, exit_code));
+}
+
+/// The line that [`error`] writes.
+pub fn error_text(text: &str, exit_code: u8) -> String {
     match style() {
-        Style::Json => event(
+        Style::Json => event_text(
             "error",
             serde_json::json!({ "message": text, "exit_code": exit_code }),
         ),
-        _ => line(&format!("error: {text}")),
+        _ => format!("error: {}", visible(text)),
     }
 }
 

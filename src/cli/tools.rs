@@ -78,15 +78,33 @@ pub struct BitsArgs {
     bits: Option<BitsArg>,
 
     /// Bits of the high-noise expert [default: --bits]
-    #[arg(long, value_enum, value_name = "4|8|16", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
     high_bits: Option<BitsArg>,
 
     /// Bits of the low-noise expert [default: --bits]
-    #[arg(long, value_enum, value_name = "4|8|16", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
     low_bits: Option<BitsArg>,
 
     /// Bits of the text encoder [default: --bits]
-    #[arg(long, value_enum, value_name = "4|8|16", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
     text_bits: Option<BitsArg>,
 }
 
@@ -328,7 +346,7 @@ pub struct PullArgs {
     files: Vec<String>,
 
     /// Convert into this folder while pulling
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 
     #[command(flatten)]

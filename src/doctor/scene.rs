@@ -32,6 +32,7 @@ pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Plan {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: SEED,
+        last_image: false,
         negative_prompt: settings.negative_prompt.clone(),
     }
 }

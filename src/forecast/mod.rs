@@ -105,9 +105,13 @@ pub fn forecast(
     let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
     let encode_tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
+    let pictures: &[i32] = match plan.last_image {
+        true => &[0, grid[0] - 1],
+        false => &[0],
+    };
     add(
         Phase::Image.to_string(),
-        operations::encode(&checkpoint.vae, grid, encode_tiling, &[0]),
+        operations::encode(&checkpoint.vae, grid, encode_tiling, pictures),
         encoder,
         encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
     );

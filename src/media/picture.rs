@@ -1,6 +1,5 @@
 //! Reading the start picture.
 
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::resize::{self, Resize};
 use super::truncation::is_truncated;
 use crate::hex::to_hex;
+use crate::nearest;
 
 /// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
 /// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
@@ -20,6 +20,9 @@ const MAX_PIXELS: u64 = 1 << 27;
 
 /// The largest file that is read, in bytes: more than [`MAX_PIXELS`] need in any format.
 const MAX_FILE: u64 = 2 << 30;
+
+/// Bytes at a file's beginning that tell its format.
+const MAGIC: u64 = 32;
 
 /// What the decoder may allocate beside its output, in bytes.
 const MAX_ALLOC: u64 = 2 << 30;
@@ -52,13 +55,21 @@ impl Picture {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path)?;
+        let file = nearest::open(path)?;
         ensure!(
             !file.metadata()?.is_dir(),
             "it is a folder; give a picture file"
         );
         let mut content = Vec::new();
-        file.take(MAX_FILE).read_to_end(&mut content)?;
+        let mut file = file.take(MAX_FILE);
+        (&mut file).take(MAGIC).read_to_end(&mut content)?;
+        // Of what is no picture no more is read: it may have no end.
+        if matches!(
+            image::guess_format(&content),
+            Ok(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)
+        ) {
+            file.read_to_end(&mut content)?;
+        }
         let mut reader = ImageReader::new(Cursor::new(&content)).with_guessed_format()?;
         let format = match reader.format() {
             Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,

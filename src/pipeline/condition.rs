@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
 
 use super::progress::{Network, Phase, Progress, Stage, load};
-use crate::backend::{Backend, all_finite};
+use crate::backend::{Backend, all_finite, rows};
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
 use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
@@ -17,17 +17,33 @@ use crate::request::Plan;
 #[derive(Clone, Debug)]
 pub struct Condition(pub Array);
 
-/// Loads the VAE's encoder, encodes the conditioning video (the picture, then zeros), in tiles if
-/// the backend's budget asks for them, and lets the encoder go.
+/// The pictures that a clip is made from, each `[height, width, 3]` in [-1, 1], of the clip's size.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    /// What it starts with.
+    pub first: ArrayView3<'a, f32>,
+    /// What it ends with, if that is given.
+    pub last: Option<ArrayView3<'a, f32>>,
+}
+
+impl<'a> From<ArrayView3<'a, f32>> for Ends<'a> {
+    fn from(first: ArrayView3<'a, f32>) -> Self {
+        Self { first, last: None }
+    }
+}
+
+/// Loads the VAE's encoder, encodes the conditioning video (the first picture, then zeros, and in
+/// the very last pixel frame the last picture if there is one), in tiles if the backend's budget
+/// asks for them, and lets the encoder go.
 ///
-/// `pixels`: `[height, width, 3]` in [-1, 1], of the clip's size.
+/// Source: `WanImageToVideoPipeline.prepare_latents` of diffusers, with and without `last_image`.
 ///
 /// # Errors
 /// When a weight is damaged or MLX fails.
-pub fn encode_condition(
+pub fn encode_condition<'a>(
     checkpoint: &Checkpoint,
     backend: Backend,
-    pixels: ArrayView3<'_, f32>,
+    ends: impl Into<Ends<'a>>,
     plan: &Plan,
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
@@ -35,9 +51,9 @@ pub fn encode_condition(
     let units = image_units(checkpoint, backend, plan);
     let mut stage = Stage::start(Phase::Image, units, 0, progress);
     let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
-    let condition = encoder.encode(backend, pixels, plan, &mut stage, progress)?;
+    let condition = encoder.encode(backend, ends.into(), plan, &mut stage, progress)?;
     if let Some(dump) = dump {
-        condition.dump(dump, plan)?;
+        condition.dump(dump)?;
     }
     drop(encoder);
     memory::clear_cache()?;
@@ -84,7 +100,7 @@ impl<'a> ImageEncoder<'a> {
     pub(super) fn encode(
         &mut self,
         backend: Backend,
-        pixels: ArrayView3<'_, f32>,
+        ends: Ends<'_>,
         plan: &Plan,
         stage: &mut Stage,
         progress: &mut dyn Progress,
@@ -94,7 +110,7 @@ impl<'a> ImageEncoder<'a> {
             self.checkpoint,
             &self.encoder,
             backend,
-            pixels,
+            ends,
             plan,
             &mut || stage.advance(progress),
         )
@@ -103,8 +119,8 @@ impl<'a> ImageEncoder<'a> {
 
 impl Condition {
     /// Writes it, and its mask by itself.
-    pub(super) fn dump(&self, dump: &Dump, plan: &Plan) -> Result<()> {
-        dump.array("mask", &first_frame_mask(plan.latent_grid())?)?;
+    pub(super) fn dump(&self, dump: &Dump) -> Result<()> {
+        dump.array("mask", &rows(&self.0, 0, TEMPORAL_STRIDE)?)?;
         dump.array("condition", &self.0)
     }
 }
@@ -113,30 +129,48 @@ fn encode(
     checkpoint: &Checkpoint,
     encoder: &VaeEncoder,
     backend: Backend,
-    pixels: ArrayView3<'_, f32>,
+    ends: Ends<'_>,
     plan: &Plan,
     advance: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Condition> {
     let grid = plan.latent_grid();
     let frames = grid[0];
     let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
-    let (rows, columns) = (plan.height as i32, plan.width as i32);
+    let Ends { first, last } = ends;
+    let (height, width) = (plan.height as i32, plan.width as i32);
+    let frame = |pixels: ArrayView3<'_, f32>| {
+        ensure!(
+            pixels.dim() == (height as usize, width as usize, 3),
+            "the picture was resized to {:?}; expected {height} x {width} RGB",
+            pixels.dim()
+        );
+        let pixels: Vec<f32> = pixels.iter().copied().collect();
+        Ok(Array::from_slice(&pixels, &[1, height, width, 3]))
+    };
     ensure!(
-        pixels.dim() == (rows as usize, columns as usize, 3),
-        "the picture was resized to {:?}; expected {rows} x {columns} RGB",
-        pixels.dim()
+        last.is_none() || frames > 1,
+        "a clip of one frame has no last picture beside the first"
     );
-    let picture: Vec<f32> = pixels.iter().copied().collect();
-    let picture = Array::from_slice(&picture, &[1, rows, columns, 3]);
-    let chunk = |frame| {
-        Ok(match frame {
-            0 => Chunk::Pixels(picture.clone()),
-            _ => Chunk::Blank,
-        })
+    let ending = match last {
+        Some(last) => {
+            let blanks = [TEMPORAL_STRIDE - 1, height, width, 3];
+            let blanks = zeros_dtype(&blanks, Dtype::Float32)?;
+            Chunk::Pixels(concatenate(&[blanks, frame(last)?], 0)?)
+        }
+        None => Chunk::Blank,
+    };
+    let picture = Chunk::Pixels(frame(first)?);
+    let chunk = |index| {
+        Ok(match index {
+            0 => &picture,
+            index if index == frames - 1 => &ending,
+            _ => &Chunk::Blank,
+        }
+        .clone())
     };
     let latents = encoder.encode(frames, &chunk, tiling, advance)?;
     let latents = checkpoint.vae.normalize(&latents)?;
-    let mask = first_frame_mask(grid)?;
+    let mask = frame_mask(grid, last.is_some())?;
     let condition = concatenate(&[mask, latents], 0)?.contiguous()?;
     condition.eval()?;
     ensure!(
@@ -147,14 +181,25 @@ fn encode(
     Ok(Condition(condition))
 }
 
-/// The mask `[4, frames, height, width]`: ones in latent frame 0, zeros after. Its channels are
-/// the four pixel frames of a latent frame; the first latent frame holds one picture four times.
-pub fn first_frame_mask(grid: [i32; 3]) -> Result<Array> {
+/// The mask `[4, frames, height, width]` of the pixel frames that are given: its channels are the
+/// four pixel frames of a latent frame. Ones in latent frame 0, which holds one picture four times,
+/// and, when the last picture is given, in the last channel of the last latent frame.
+pub fn frame_mask(grid: [i32; 3], last: bool) -> Result<Array> {
     let [frames, height, width] = grid;
-    let first = mlx_rs::ops::ones_dtype(&[TEMPORAL_STRIDE, 1, height, width], Dtype::Float32)?;
-    let rest = zeros_dtype(
-        &[TEMPORAL_STRIDE, frames - 1, height, width],
-        Dtype::Float32,
-    )?;
-    Ok(concatenate(&[first, rest], 1)?)
+    let plane = (height * width) as usize;
+    let is_given = |channel, frame| {
+        let ends = last && frame == frames - 1 && channel == TEMPORAL_STRIDE - 1;
+        frame == 0 || ends
+    };
+    let mask: Vec<f32> = (0..TEMPORAL_STRIDE)
+        .flat_map(|channel| (0..frames).map(move |frame| (channel, frame)))
+        .flat_map(|(channel, frame)| {
+            let value = if is_given(channel, frame) { 1.0 } else { 0.0 };
+            std::iter::repeat_n(value, plane)
+        })
+        .collect();
+    Ok(Array::from_slice(
+        &mask,
+        &[TEMPORAL_STRIDE, frames, height, width],
+    ))
 }

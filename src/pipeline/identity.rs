@@ -22,6 +22,7 @@ impl Job {
             request,
             checkpoint,
             picture,
+            last,
             prompts,
             plan,
             ..
@@ -54,6 +55,9 @@ impl Job {
             ("rows of dense products", backend.dense_above.to_string()),
         ]);
         identity.set_seed(plan.seed);
+        if let Some(last) = last {
+            identity.add("the last picture", last.pixel_hash().to_owned());
+        }
         for name in PartName::ALL {
             let part = checkpoint.part_fingerprint(name)?;
             identity.add(format!("the {name}"), part.to_owned());

@@ -9,12 +9,13 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 use mlx_rs::{Array, memory};
 
-use super::condition::{Condition, ImageEncoder, image_units};
+use super::condition::{Condition, Ends, ImageEncoder, image_units};
 use super::decode::ClipDecoder;
 use super::denoise::{DenoiseSettings, Denoiser};
 use super::experts::Experts;
 use super::progress::{Event, Memory, Phase, PhaseReport, Progress, Stage};
 use super::shelf::Shelf;
+use super::still::Still;
 use super::text::{EncodedPrompts, TextEncoder, dump_prompt};
 use super::{Interrupted, Job, Passes, Summary, initial_noise};
 use crate::backend::Backend;
@@ -241,7 +242,7 @@ impl Making<'_> {
                 let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
                 for clip in self.clips.iter().filter(same) {
                     if let Some(dump) = clip.dump()? {
-                        condition.dump(&dump, &clip.job.plan)?;
+                        condition.dump(&dump)?;
                     }
                 }
                 Ok(condition)
@@ -533,14 +534,20 @@ impl Clip {
         let Job {
             request,
             picture,
+            last,
             plan,
             ..
         } = &mut self.job;
-        let picture = picture.take().context("--image")?;
         let (width, height) = (plan.width as usize, plan.height as usize);
-        let pixels = picture.resized(width, height, request.resize)?;
-        drop(picture);
-        encoder.encode(self.backend, pixels.view(), plan, stage, progress)
+        let resized = |still: &mut Still| still.take()?.resized(width, height, request.resize);
+        let first = resized(picture).context("--image")?;
+        let last = last.as_mut().map(resized).transpose();
+        let last = last.context("--last-image")?;
+        let ends = Ends {
+            first: first.view(),
+            last: last.as_ref().map(|last| last.view()),
+        };
+        encoder.encode(self.backend, ends, plan, stage, progress)
     }
 }
 

@@ -18,7 +18,7 @@ mod still;
 mod stock;
 mod text;
 
-pub use condition::{Condition, encode_condition, first_frame_mask};
+pub use condition::{Condition, Ends, encode_condition, frame_mask};
 pub use decode::decode_clip;
 pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
 pub use progress::{
@@ -56,6 +56,7 @@ pub struct Job {
     request: Request,
     checkpoint: Rc<Checkpoint>,
     picture: Still,
+    last: Option<Still>,
     prompts: PromptIds,
     plan: Plan,
     observer: Option<Box<dyn Observer>>,
@@ -78,8 +79,11 @@ impl Job {
     pub fn prepare_from(request: Request, stock: &mut Stock) -> Result<Self> {
         request.check()?;
         let picture = stock.picture(&request.image).context("--image")?;
+        let last = request.last_image.as_deref();
+        let last = last.map(|path| stock.picture(path)).transpose();
+        let last = last.context("--last-image")?;
         check_writable(&request.output).context("--output")?;
-        request.check_output_spares_image()?;
+        request.check_output_spares_images()?;
         if let Some(strip) = &request.strip {
             strip::check(strip).context("--strip")?;
             request.check_spares_others("--strip", strip)?;
@@ -98,6 +102,7 @@ impl Job {
             request,
             checkpoint,
             picture,
+            last,
             prompts,
             plan,
             observer: None,
@@ -108,6 +113,10 @@ impl Job {
     pub(crate) fn forget_pixels(&mut self, stock: &mut Stock) {
         self.picture.forget();
         stock.keep_picture(&self.request.image, &self.picture);
+        if let (Some(path), Some(last)) = (&self.request.last_image, &mut self.last) {
+            last.forget();
+            stock.keep_picture(path, last);
+        }
     }
 
     /// Where the clip goes.
@@ -176,6 +185,18 @@ impl Job {
         let mut warnings = self.prompts.warnings();
         if self.request.negative_prompt.is_some() && !self.plan.guide_scale.needs_negative() {
             warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
+        }
+        if let Some(last) = &self.last {
+            let (last, first) = (last.size(), self.picture.size());
+            let aspect = |(width, height): (usize, usize)| width as f64 / height as f64;
+            // A pixel more or less of a small picture is no stretch that anybody sees.
+            if (aspect(last) / aspect(first)).ln().abs() > 0.05 {
+                warnings.push(format!(
+                    "--last-image is {} x {} pixels, --image {} x {}: it is stretched to the same \
+                     shape",
+                    last.0, last.1, first.0, first.1
+                ));
+            }
         }
         warnings
     }
@@ -273,10 +294,13 @@ impl Job {
             request,
             plan,
             picture,
+            last,
             checkpoint,
             ..
         } = self;
-        Record::new(request, plan, picture.file_hash(), checkpoint, backend)
+        let pictures = [Some(picture), last.as_ref()];
+        let hashes = pictures.map(|picture| Some(picture?.file_hash()));
+        Record::new(request, plan, hashes, checkpoint, backend)
     }
 }
 

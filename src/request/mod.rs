@@ -63,6 +63,8 @@ pub struct Request {
     pub bits: LoadBits,
     /// The start picture.
     pub image: PathBuf,
+    /// The picture that the clip is to end with.
+    pub last_image: Option<PathBuf>,
     /// What happens in the clip.
     pub prompt: String,
     /// What is steered away from; an empty one means the model's default too.
@@ -124,6 +126,8 @@ pub struct Plan {
     pub cache: CacheSettings,
     /// Seed of the initial noise.
     pub seed: u64,
+    /// Whether the clip's last picture is given as well.
+    pub last_image: bool,
     /// The negative prompt.
     pub negative_prompt: String,
 }
@@ -165,23 +169,32 @@ impl Request {
         Ok(())
     }
 
-    /// Refuses a folder of frames that the picture itself is one of: it would be replaced, or
-    /// removed as a surplus frame of an older clip.
+    /// Refuses an output that would replace a picture, and a folder of frames that a picture itself
+    /// is one of: it would be replaced, or removed as a surplus frame of an older clip.
     ///
     /// # Errors
     /// Names both paths.
-    pub fn check_output_spares_image(&self) -> Result<()> {
+    pub fn check_output_spares_images(&self) -> Result<()> {
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let is_frame = self.image.file_name().is_some_and(is_frame_name);
-        ensure!(
-            !(same(&self.image, &self.output)
-                || is_frame && same(folder_of(&self.image), &self.output)),
-            "--output {}: the clip would replace the start picture {}; choose another folder or \
-             name",
-            self.output.display(),
-            self.image.display()
-        );
+        for (what, image) in self.images() {
+            let is_frame = image.file_name().is_some_and(is_frame_name);
+            ensure!(
+                !(same(image, &self.output) || is_frame && same(folder_of(image), &self.output)),
+                "--output {}: the clip would replace {what} {}; choose another folder or name",
+                self.output.display(),
+                image.display()
+            );
+        }
         Ok(())
+    }
+
+    /// The pictures that are given.
+    fn images(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let last = self
+            .last_image
+            .iter()
+            .map(|image| ("the last picture", image));
+        std::iter::once(("the start picture", &self.image)).chain(last)
     }
 
     /// Refuses a further output that would replace the picture, the clip, one of its frames or
@@ -201,13 +214,11 @@ impl Request {
         let is_frame = path.file_name().is_some_and(is_frame_name)
             && matches!((folder_of(path).canonicalize(), self.output.canonicalize()), (Ok(a), Ok(b)) if a == b);
         let strip = self.strip.as_ref().filter(|_| flag != "--strip");
-        let others = [
-            ("the start picture", Some(&self.image)),
-            ("the clip", Some(&self.output)),
-            ("the film strip", strip),
-        ];
-        for (what, other) in others {
-            let Some(other) = other else { continue };
+        let others = [("the clip", Some(&self.output)), ("the film strip", strip)];
+        let others = others
+            .into_iter()
+            .filter_map(|(what, path)| Some((what, path?)));
+        for (what, other) in self.images().chain(others) {
             ensure!(
                 here.is_none() || here != place(other),
                 "{flag} {}: would replace {what}; choose another name",
@@ -258,11 +269,16 @@ impl Request {
                 (width, height)
             }
         };
+        let frames = self.frames.unwrap_or(settings.frames);
+        ensure!(
+            self.last_image.is_none() || frames > 1,
+            "--last-image needs more --frames than 1"
+        );
         let negative = self.negative_prompt.as_deref().unwrap_or_default();
         Ok(Plan {
             width,
             height,
-            frames: self.frames.unwrap_or(settings.frames),
+            frames,
             fps: self.fps.unwrap_or(settings.fps),
             steps: self.steps.unwrap_or(settings.steps),
             solver: self.solver,
@@ -274,6 +290,7 @@ impl Request {
             guide_interval: self.guide_interval,
             cache: self.cache.clone().for_model(&settings.teacache)?,
             seed: self.seed,
+            last_image: self.last_image.is_some(),
             // As given: cleaning twice resolves one level of escaping too many.
             negative_prompt: if crate::text::clean(negative).is_empty() {
                 settings.negative_prompt.clone()

@@ -93,6 +93,7 @@ fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: 0,
+        last_image: false,
         negative_prompt: String::new(),
     };
     let checkpoint = open(scratch.root()).unwrap();

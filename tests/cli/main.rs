@@ -10,10 +10,14 @@ mod portable;
 mod scratch;
 
 mod batch;
+mod ends;
 mod faults;
+mod help;
+mod hostile;
 mod metadata;
 mod previews;
 mod progress;
+mod prompts;
 mod refusals;
 mod resume;
 mod running;

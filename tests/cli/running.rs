@@ -93,6 +93,24 @@ impl Bench {
         command
     }
 
+    /// A shell script run as root of a process of its own, whose mounts nobody else sees; its
+    /// arguments are a command's.
+    pub fn unshared(&self, script: &str, inner: &Command) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+            .args([script, "sh"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .current_dir(self.work.path());
+        for (name, value) in inner.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
     pub fn state(&self, output: &str) -> PathBuf {
         self.path(&format!("{}.wan-state", output.trim_end_matches('/')))
     }

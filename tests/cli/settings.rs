@@ -85,7 +85,7 @@ fn a_file_may_set_everything_that_a_clip_needs() {
         ran.stderr
     );
     // It says what it did not read from the command line.
-    let said = format!("set by WAN_I2V_SEED, {}: frames", config.display());
+    let said = format!("set by WAN_I2V_SEED; {}: frames, ", config.display());
     assert!(ran.stderr.contains(&said), "{}", ran.stderr);
     let shown = run(program().arg("show").arg(bench.path("set.mp4")));
     assert_eq!(shown.code, Some(1), "no-metadata");

@@ -249,24 +249,9 @@ fn a_full_disk_loses_no_step() {
          cp small/* . ; exit $code"
     );
     let clip = bench.clip("small/clip.mp4", &[]);
-    let ran = run(Command::new("unshare")
-        .args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ])
-        .arg(clip.get_program())
-        .args(clip.get_args())
+    let mut command = bench.unshared(&script, &clip);
+    let ran = run(command
         .args(["--progress", "json"])
-        .current_dir(bench.work.path())
-        .envs(
-            clip.get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
         .env("TMPDIR", bench.path("tmp")));
     if ran.code == Some(77) || ran.stderr.starts_with("unshare") {
         eprintln!("skipped: this system lets no small file system be mounted");

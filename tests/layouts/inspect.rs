@@ -1,7 +1,6 @@
 //! `wan-i2v inspect` on every layout.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 use wan_i2v::checkpoint::PartName;

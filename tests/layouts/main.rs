@@ -103,6 +103,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: 11,
+        last_image: false,
         negative_prompt: String::new(),
     };
     let ids = |ids: &[u32]| TokenIds {

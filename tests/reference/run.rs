@@ -6,20 +6,21 @@ use std::path::Path;
 use image::RgbImage;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
+use ndarray::Axis;
 use wan_i2v::backend::{Backend, Precision, to_host};
 use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 use wan_i2v::dump::Dump;
 use wan_i2v::media::Resize;
 use wan_i2v::media::picture::Picture;
 use wan_i2v::pipeline::{
-    Condition, Denoiser, EncodedPrompts, PromptIds, Silent, decode_clip, encode_condition,
-    encode_prompts, first_frame_mask, guide, initial_noise,
+    Condition, Denoiser, EncodedPrompts, Ends, PromptIds, Silent, decode_clip, encode_condition,
+    encode_prompts, frame_mask, guide, initial_noise,
 };
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::schedule::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 
-use crate::support::{Case, F32, golden_dir, relative_error};
+use crate::support::{Case, F32, Golden, golden_dir, relative_error};
 
 pub fn plan(case: &Case) -> Plan {
     let settings = &case.settings;
@@ -38,6 +39,7 @@ pub fn plan(case: &Case) -> Plan {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: settings.seed,
+        last_image: false,
         negative_prompt: String::new(),
     }
 }
@@ -195,7 +197,7 @@ fn guidance_formula_and_solver_on_the_references_predictions() {
 fn mask() {
     for name in Case::ALL {
         let case = Case::load(name);
-        let mask = first_frame_mask(case.grid()).unwrap();
+        let mask = frame_mask(case.grid(), false).unwrap();
         let expected = case.golden.array("condition/y").try_index(0..4).unwrap();
         assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
     }
@@ -236,4 +238,32 @@ fn bf16_stays_within_two_percent_of_f32() {
 fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();
     npyz::NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
+}
+
+/// What diffusers' pipeline makes of a first and a last picture.
+#[test]
+fn both_ends_condition_as_in_diffusers() {
+    for name in ["a", "b", "c"] {
+        let case = Case::load(name);
+        let folder = case.checkpoint();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let golden = Golden::read(&golden_dir(name).join("both_ends.safetensors"));
+        let plan = plan(&case);
+        let picture = Picture::open(&golden_dir(name).join("start.png")).unwrap();
+        let first = picture
+            .resized(plan.width as usize, plan.height as usize, Resize::Lanczos)
+            .unwrap();
+        let mut last = first.view();
+        last.invert_axis(Axis(0));
+        let ends = Ends {
+            first: first.view(),
+            last: Some(last),
+        };
+        let condition = encode_condition(&checkpoint, F32, ends, &plan, None, &mut Silent).unwrap();
+        golden.check(name, "condition/y", &condition.0, 2e-4);
+        let mask = frame_mask(case.grid(), true).unwrap();
+        let expected = golden.array("condition/y").try_index(0..4).unwrap();
+        assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
+    }
 }

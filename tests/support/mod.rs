@@ -51,7 +51,12 @@ enum Values {
 impl Golden {
     /// Reads `tests/golden/{folder}/golden.safetensors`.
     pub fn load(folder: &str) -> Self {
-        let bytes = fs::read(golden_dir(folder).join("golden.safetensors")).unwrap();
+        Self::read(&golden_dir(folder).join("golden.safetensors"))
+    }
+
+    /// Reads a file of golden tensors.
+    pub fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let convert = |(name, view): (String, safetensors::tensor::TensorView)| {
             let shape = view.shape().iter().map(|&d| d as i32).collect();

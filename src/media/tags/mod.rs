@@ -14,13 +14,13 @@ pub(super) use gif::write as write_gif;
 pub(super) use mp4::user_data;
 pub(super) use png::write as write_png;
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::clip::frame_index;
+use crate::nearest;
 
 /// The longest comment that is read, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
@@ -46,8 +46,7 @@ pub fn read_comment(path: &Path) -> Result<Option<String>> {
         true => first_frame(path)?,
         false => path.to_owned(),
     };
-    File::open(&path)
-        .map_err(Into::into)
+    nearest::open(&path)
         .and_then(|file| comment_of(BufReader::new(file)))
         .with_context(|| format!("cannot read {}", path.display()))
 }

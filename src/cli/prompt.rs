@@ -1,0 +1,105 @@
+//! Prompts from the command line, standard input or a file.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use wan_i2v::nearest;
+
+use super::settings::at_home;
+use super::stderr::say;
+
+/// The most that is read, in bytes. A prompt counts to 512 tokens.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The prompt that the value of `flag` means: `-` is standard input, `@PATH` a file's content,
+/// `@@` a leading `@`, everything else itself. Line breaks at the end are no part of it.
+///
+/// # Errors
+/// When it cannot be read, is too long or not UTF-8: names the flag and the file.
+pub fn read(flag: &str, value: String) -> Result<String> {
+    if value == "-" {
+        let input = std::io::stdin();
+        if input.is_terminal() {
+            say!("{flag}: type it, and end it with Ctrl-D on a line of its own");
+        }
+        return text(input.lock()).with_context(|| format!("{flag} -: standard input"));
+    }
+    match value.strip_prefix('@') {
+        None => Ok(value),
+        Some(rest) if rest.starts_with('@') => Ok(rest.to_owned()),
+        Some(path) => {
+            file(&at_home(path).unwrap_or(path.into())).with_context(|| format!("{flag} @{path}"))
+        }
+    }
+}
+
+/// [`read`] for both prompts.
+///
+/// # Errors
+/// As there, and when both are to come from standard input.
+pub fn read_both(prompt: String, negative: Option<String>) -> Result<(String, Option<String>)> {
+    ensure!(
+        prompt != "-" || negative.as_deref() != Some("-"),
+        "--prompt - and --negative-prompt -: standard input can only be one of them; give a file, \
+         such as --negative-prompt @negative.txt"
+    );
+    let negative = negative.map(|negative| read("--negative-prompt", negative));
+    Ok((read("--prompt", prompt)?, negative.transpose()?))
+}
+
+/// The value of a flag that means this prompt.
+pub fn escaped(prompt: &str) -> String {
+    match prompt {
+        // White space at the ends does not count.
+        "-" => " -".to_owned(),
+        prompt if prompt.starts_with('@') => format!("@{prompt}"),
+        prompt => prompt.to_owned(),
+    }
+}
+
+fn file(path: &Path) -> Result<String> {
+    let file = nearest::open(path)?;
+    ensure!(!file.metadata()?.is_dir(), "it is a folder; give a file");
+    text(file)
+}
+
+fn text(input: impl Read) -> Result<String> {
+    let mut bytes = Vec::new();
+    input.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    ensure!(
+        bytes.len() as u64 <= MAX_BYTES,
+        "it is longer than 1 MiB; a prompt counts to 512 tokens, some 2000 characters"
+    );
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        anyhow!("it is not UTF-8 text, from byte {at} on; save it as UTF-8")
+    })?;
+    // Some editors on Windows begin a file with a mark.
+    let text = text.trim_start_matches('\u{feff}');
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_escaped_is_read_as_it_was() {
+        for prompt in ["a cat", "@cat", "@@cat", "", "a@b", "@", "-x", " - "] {
+            assert_eq!(read("--prompt", escaped(prompt)).unwrap(), prompt);
+        }
+        assert_eq!(read("--prompt", escaped("-")).unwrap().trim(), "-");
+    }
+
+    #[test]
+    fn text_is_taken_as_it_is_but_for_its_end() {
+        let read = |bytes: &[u8]| text(bytes).unwrap();
+        assert_eq!(read("\u{feff}a\r\nb é\r\n\n".as_bytes()), "a\r\nb é");
+        assert_eq!(read(b" a "), " a ");
+        assert_eq!(read(b""), "");
+        let refused = text(&b"abc\xff"[..]).unwrap_err().to_string();
+        assert!(refused.contains("from byte 3 on"), "{refused}");
+        assert!(text(std::io::repeat(b'a')).is_err());
+    }
+}

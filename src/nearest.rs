@@ -1,0 +1,96 @@
+//! What the user may have meant.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Error, Result, anyhow};
+
+/// The most names of a folder that are looked at.
+const MAX_NAMES: usize = 10_000;
+
+/// `; did you mean NAME?` with the known name that is most like `name`, or nothing when none is
+/// much like it.
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    match nearest(name, known) {
+        Some(known) => format!("; did you mean {known}?"),
+        None => String::new(),
+    }
+}
+
+/// As [`did_you_mean`], of a path that leads to nothing: the name most like it in its folder, or
+/// that the folder is missing.
+pub fn did_you_mean_path(path: &Path) -> String {
+    let Some(name) = path.file_name() else {
+        return String::new();
+    };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let here = folder.as_os_str().is_empty();
+    let Ok(entries) = fs::read_dir(if here { Path::new(".") } else { folder }) else {
+        return match folder.exists() {
+            true => String::new(),
+            false => format!("; there is no folder {}", folder.display()),
+        };
+    };
+    let names = entries.flatten().take(MAX_NAMES);
+    let names: Vec<String> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    let known = names.iter().map(String::as_str);
+    match nearest(&name.to_string_lossy(), known) {
+        Some(known) => format!("; did you mean {}?", folder.join(known).display()),
+        None => String::new(),
+    }
+}
+
+/// Opens a file.
+///
+/// # Errors
+/// When it cannot be opened; where there is none, with the name that may be meant.
+pub fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow!("{error}{}", did_you_mean_path(path)),
+        _ => Error::new(error),
+    })
+}
+
+/// The known name that is most like `name`, by clap's own measure and limit.
+fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let known = known.into_iter();
+    known
+        .map(|known| (strsim::jaro(name, known), known))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_alike_is_meant() {
+        let flags = ["steps", "strip", "shift", "size"];
+        assert_eq!(did_you_mean("stepps", flags), "; did you mean steps?");
+        assert_eq!(did_you_mean("shfit", flags), "; did you mean shift?");
+        assert_eq!(did_you_mean("xyz", flags), "");
+        assert_eq!(did_you_mean("", flags), "");
+        assert_eq!(did_you_mean("steps", []), "");
+    }
+
+    #[test]
+    fn a_path_is_meant_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("start.png"), "").unwrap();
+        fs::write(path(".strat.png"), "").unwrap();
+        let meant = format!("; did you mean {}?", path("start.png").display());
+        assert_eq!(did_you_mean_path(&path("strat.png")), meant);
+        assert_eq!(did_you_mean_path(&path("start.jpg")), meant);
+        assert_eq!(did_you_mean_path(&path("x")), "");
+        assert_eq!(did_you_mean_path(Path::new("/")), "");
+        let nowhere = format!("; there is no folder {}", path("a").display());
+        assert_eq!(did_you_mean_path(&path("a/start.png")), nowhere);
+    }
+}
