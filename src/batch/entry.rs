@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::Result;
 
@@ -85,6 +86,15 @@ impl Entry {
     /// What it costs.
     pub fn forecast(&self) -> &Forecast {
         &self.forecast
+    }
+
+    /// Whether it is made with the same networks, loaded in the same way.
+    pub(super) fn shares(&self, other: &Self) -> bool {
+        let way = |entry: &Self| {
+            let backend = entry.backend;
+            (backend.device, backend.precision, backend.dense_above)
+        };
+        Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint()) && way(self) == way(other)
     }
 
     /// Where it goes.

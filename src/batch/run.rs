@@ -2,13 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::rc::Rc;
 
 use anyhow::{Context, Result};
 
 use super::{Entry, Room};
-use crate::backend::Backend;
-use crate::checkpoint::Checkpoint;
 use crate::media::clip::remove_stale;
 use crate::pipeline::{Clip, Event, Host, Making, Progress, Shelf, Summary};
 use crate::resume::{Identity, Keeper, Lock, Saved, goes_on, state_path};
@@ -51,14 +48,13 @@ pub fn run(
         identities: HashMap::new(),
         begun: HashMap::new(),
     };
-    for (model, entries) in by_model(entries) {
+    for entries in by_model(entries) {
         let mut clips = Vec::new();
         for (number, entry, saved) in entries {
             let (clip, identity) = entry.into_clip(number, saved);
             host.identities.insert(number, identity);
             clips.push(clip);
         }
-        drop(model);
         let making = Making {
             clips,
             at_once: terms.room.at_once,
@@ -72,21 +68,15 @@ pub fn run(
     Ok(())
 }
 
-type Group = ((Rc<Checkpoint>, Backend), Vec<(usize, Entry, bool)>);
-
 /// Clips that share networks, in the order of the first of each.
-fn by_model(entries: Vec<(usize, Entry, bool)>) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
+fn by_model(entries: Vec<(usize, Entry, bool)>) -> Vec<Vec<(usize, Entry, bool)>> {
+    let mut groups: Vec<Vec<(usize, Entry, bool)>> = Vec::new();
     for entry in entries {
-        let (checkpoint, backend) = (entry.1.job().checkpoint(), entry.1.backend());
-        let same = groups.iter_mut().find(|((other, kind), _)| {
-            Rc::ptr_eq(other, checkpoint)
-                && (kind.device, kind.precision, kind.dense_above)
-                    == (backend.device, backend.precision, backend.dense_above)
-        });
+        let mut same = groups.iter_mut();
+        let same = same.find(|group| group.iter().take(1).all(|(_, e, _)| e.shares(&entry.1)));
         match same {
-            Some((_, group)) => group.push(entry),
-            None => groups.push(((Rc::clone(checkpoint), backend), vec![entry])),
+            Some(group) => group.push(entry),
+            None => groups.push(vec![entry]),
         }
     }
     groups
@@ -113,7 +103,7 @@ struct Batch<'a> {
 }
 
 impl Host for Batch<'_> {
-    fn begin(&mut self, clip: &Clip, _: &mut dyn Progress) -> Result<Option<Saved>> {
+    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<Saved>> {
         let identity = self.identities.get(&clip.number);
         let identity = identity.context("the clip is not of this batch")?;
         let output = clip.job.output();
@@ -128,6 +118,9 @@ impl Host for Batch<'_> {
         let mut keeper = Keeper::new(path, self.terms.every, identity.clone());
         if let Some(saved) = &saved {
             keeper.found(&saved.path, saved.steps_taken());
+            if let Some(warning) = saved.foreign() {
+                progress.event(&Event::Warning(&warning));
+            }
         }
         let begun = Begun {
             keeper,

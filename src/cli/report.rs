@@ -158,7 +158,8 @@ impl Bars {
 
     fn message(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}{text}", self.clips.label()));
+            let text = format!("{}{text}", self.clips.label());
+            bar.set_message(text.trim_end_matches(": ").to_owned());
         }
     }
 }

@@ -228,14 +228,8 @@ impl Start {
                 saved.path.display()
             );
         }
-        let here = file::MadeWith::here();
-        if saved.made_with != here {
-            stderr::warning(&format!(
-                "{} was made by {}, this is {here}: the clip may differ in its last bits from one \
-                 made in one go",
-                saved.path.display(),
-                saved.made_with
-            ));
+        if let Some(warning) = saved.foreign() {
+            stderr::warning(&warning);
         }
         if dumps {
             stderr::warning(

@@ -188,6 +188,19 @@ impl Saved {
         })
     }
 
+    /// What to say if another program, MLX or machine computed it.
+    pub fn foreign(&self) -> Option<String> {
+        let here = MadeWith::here();
+        (self.made_with != here).then(|| {
+            format!(
+                "{} was made by {}, this is {here}: the clip may differ in its last bits from one \
+                 made in one go",
+                self.path.display(),
+                self.made_with
+            )
+        })
+    }
+
     /// Steps that were taken.
     pub fn steps_taken(&self) -> usize {
         self.state.count("step").unwrap_or_default()

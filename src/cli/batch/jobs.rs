@@ -21,7 +21,9 @@ const OUTPUT: &str = "{name}_{seed}.mp4";
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 8] = [
+const OF_ALL: [&str; 10] = [
+    "config",
+    "no-config",
     "progress",
     "quiet",
     "resume",
@@ -248,7 +250,7 @@ impl Common<'_> {
             let is_path = flag.get_value_parser().type_id() == TypeId::of::<PathBuf>();
             if is_path
                 && !TEMPLATES.contains(&name.as_str())
-                && let Some(path) = value.as_str()
+                && let Some(path) = value.as_str().filter(|path| !path.starts_with("~/"))
             {
                 let there = self.file.parent().unwrap_or(Path::new("")).join(path);
                 // A model may be the hub's, or the built-in one.

@@ -16,13 +16,15 @@ use wan_i2v::batch::report::Report;
 use wan_i2v::batch::{self, Entry, Room, Standing, Terms, room, table};
 use wan_i2v::forecast::{Budget, Rates};
 use wan_i2v::pipeline::{Interrupted, Stock};
+use wan_i2v::request::Model;
+use wan_i2v::tiny;
 
 use self::jobs::{Common, Layer, Wanted};
 use self::outcome::Outcome;
 use super::args::{Generate, GenerateArgs};
 use super::preview::{PreviewArgs, Screen};
 use super::signals::{Listener, Stoppable};
-use super::stderr;
+use super::stderr::{self, say};
 
 /// Makes the clips of a file of jobs (docs/batch.md).
 ///
@@ -108,6 +110,7 @@ pub(super) struct Ready {
     entry: Entry,
     standing: Standing,
     preview: Option<(PreviewArgs, Screen)>,
+    is_tiny: bool,
 }
 
 impl BatchArgs {
@@ -147,28 +150,24 @@ impl BatchArgs {
         let numbers: Vec<usize> = wanted.iter().map(|clip| outcome.add(clip)).collect();
         for (number, clip) in numbers.into_iter().zip(wanted) {
             let prepared = prepare(clip, budget, rates.as_ref(), &mut stock, &mut folders);
-            let stands = prepared.and_then(|(entry, preview)| {
+            let stands = prepared.and_then(|mut clip| {
+                let entry = &clip.entry;
                 let output = entry
                     .output()
                     .strip_prefix(folder)
                     .unwrap_or(entry.output());
-                outcome.describe(number, output, &entry);
+                outcome.describe(number, output, entry);
                 let known = before.as_ref().and_then(|report| report.clip(output));
-                let standing = match anew {
-                    true => Standing::New,
-                    false => entry.standing(known)?,
-                };
-                if standing == Standing::There {
+                if !anew {
+                    clip.standing = entry.standing(known)?;
+                }
+                if clip.standing == Standing::There {
                     if !self.dry_run {
                         entry.tidy();
                     }
                     outcome.there(number, known);
                 }
-                Ok(Ready {
-                    entry,
-                    standing,
-                    preview,
-                })
+                Ok(clip)
             });
             match stands {
                 Ok(clip) => ready.push((number, clip)),
@@ -196,6 +195,9 @@ impl BatchArgs {
         room: Room,
     ) -> Result<ExitCode> {
         outcome.begin(room.at_once);
+        if ready.iter().any(|(_, clip)| clip.is_tiny) {
+            say!("{}", tiny::NOTICE);
+        }
         let mut clips = Vec::new();
         for (number, mut clip) in ready {
             let saved = match clip.standing {
@@ -206,8 +208,11 @@ impl BatchArgs {
             for warning in clip.entry.job().warnings() {
                 stderr::warning(&format!("{}{warning}", outcome.label(number)));
             }
-            if let Some((preview, screen)) = clip.preview {
-                preview.attach(clip.entry.job_mut(), screen, outcome.console())?;
+            if let Some((preview, screen)) = clip.preview
+                && let Err(error) = preview.attach(clip.entry.job_mut(), screen, outcome.console())
+            {
+                outcome.fail(number, &format!("{error:#}"));
+                continue;
             }
             clips.push((number, clip.entry, saved));
         }
@@ -249,7 +254,7 @@ fn prepare(
     rates: Option<&Rates>,
     stock: &mut Stock,
     folders: &mut Folders,
-) -> Result<(Entry, Option<(PreviewArgs, Screen)>)> {
+) -> Result<Ready> {
     let place = clip.place;
     let make = || -> Result<_> {
         let args = clip.args?;
@@ -261,8 +266,12 @@ fn prepare(
             request, machine, ..
         } = args.into_request()?;
         let screen = preview.screen(&request)?;
-        let entry = Entry::prepare(request, machine.backend()?, budget, rates, stock)?;
-        Ok((entry, screen.map(|screen| (preview, screen))))
+        Ok(Ready {
+            is_tiny: request.model == Model::Tiny,
+            entry: Entry::prepare(request, machine.backend()?, budget, rates, stock)?,
+            standing: Standing::New,
+            preview: screen.map(|screen| (preview, screen)),
+        })
     };
     make().map_err(|error| match error.to_string().starts_with(&place) {
         true => error,

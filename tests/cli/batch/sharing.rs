@@ -1,10 +1,11 @@
 //! What clips share is loaded and encoded once, and changes none of them.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 
-use super::{assert_same_file, count, paths, told};
+use super::{SMALL, assert_same_file, count, paths, told};
 use crate::running::succeed;
 use crate::{Bench, names};
 
@@ -152,4 +153,26 @@ fn many_clips_take_no_more_memory_than_few() {
     assert!(late < early + 1e5);
     assert!(late_peak < early_peak + 1.5e7);
     assert_eq!(loads(&events), [1, 1, 25, 0, 1]);
+}
+
+#[test]
+fn where_memory_is_short_clips_are_decoded_when_the_expert_is_gone() {
+    let bench = Bench::new("a");
+    let jobs = jobs(&bench);
+    succeed(&mut bench.batch("jobs.jsonl", &jobs, &[]));
+    let clips = bench.clips();
+    fs::remove_dir_all(bench.path("out")).unwrap();
+    // What the largest clip takes by itself, and a little for those that wait.
+    let mut plan = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    plan.args(["plan", "--json", "--prompt", "a cat"])
+        .args(SMALL);
+    plan.arg("--model").arg(bench.checkpoint.root());
+    let plan: Value = serde_json::from_slice(&succeed(&mut plan).stdout).unwrap();
+    let peak = plan["forecast"]["peak_bytes"].as_f64().unwrap();
+    let budget = ((1e8 + peak + 6e4) / 1e9).to_string();
+    let flags = ["--memory-budget", &budget, "--jobs-at-once", "3"];
+    let (code, events) = told(&mut bench.batch("jobs.jsonl", &jobs, &flags));
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(loads(&events), [1, 1, 2, 2, 2]);
+    assert!(bench.clips() == clips);
 }

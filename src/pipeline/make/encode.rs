@@ -1,0 +1,158 @@
+//! What clips begin with: their texts and pictures, each encoded once.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use mlx_rs::memory;
+
+use super::{Clip, Making};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::pipeline::Interrupted;
+use crate::pipeline::condition::{ImageEncoder, image_units};
+use crate::pipeline::progress::{Event, Phase, Progress, Stage};
+use crate::pipeline::text::TextEncoder;
+use crate::text::TokenIds;
+
+impl Making<'_> {
+    /// [`Self::fail`] for every clip that `wants` what failed; they are no longer made.
+    fn fail_all(
+        &mut self,
+        error: anyhow::Error,
+        wants: impl Fn(&Clip) -> bool,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        let text = format!("{error:#}");
+        let mut error = Some(error);
+        let (failed, left) = std::mem::take(&mut self.clips)
+            .into_iter()
+            .partition(|clip| !clip.ready && wants(clip));
+        self.clips = left;
+        let failed: Vec<Clip> = failed;
+        for clip in &failed {
+            // The first one has its causes too.
+            let error = error.take().unwrap_or_else(|| anyhow::anyhow!("{text}"));
+            self.fail(clip, error, progress)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn encode_texts(
+        &mut self,
+        checkpoint: &Checkpoint,
+        backend: Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let mut todo: Vec<(String, TokenIds)> = Vec::new();
+        for clip in self.clips.iter().filter(|clip| !clip.ready) {
+            for (key, _, ids) in clip.prompts() {
+                if !todo.iter().any(|(other, _)| other == key) && !self.shelf.has(key) {
+                    todo.push((key.to_owned(), ids.clone()));
+                }
+            }
+        }
+        if todo.is_empty() {
+            return Ok(());
+        }
+        progress.event(&Event::Turn(None));
+        let mut stage = Stage::start(Phase::Text, todo.len(), 0, progress);
+        let encoder = match TextEncoder::load(checkpoint, backend, progress) {
+            Ok(encoder) => encoder,
+            Err(error) => {
+                let wants = |clip: &Clip| clip.prompts().any(|(key, ..)| is_in(&todo, key));
+                return self.fail_all(error, wants, progress);
+            }
+        };
+        for (key, ids) in &todo {
+            let encoded = encoder.encode(ids).and_then(|encoded| {
+                for clip in self.clips.iter().filter(|clip| !clip.ready) {
+                    clip.dump_prompts(key, &encoded)?;
+                }
+                Ok(encoded)
+            });
+            match encoded {
+                Ok(encoded) => self.shelf.put(key, &encoded, progress),
+                Err(error) => {
+                    let wants = |clip: &Clip| clip.prompts().any(|(other, ..)| other == key);
+                    self.fail_all(error, wants, progress)?;
+                }
+            }
+            stage.advance(progress)?;
+        }
+        drop(encoder);
+        memory::clear_cache()?;
+        stage.finish(progress);
+        Ok(())
+    }
+
+    pub(super) fn encode_pictures(
+        &mut self,
+        checkpoint: &Checkpoint,
+        backend: Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let mut todo: BTreeMap<String, usize> = BTreeMap::new();
+        for clip in self.clips.iter().filter(|clip| !clip.ready) {
+            let key = &clip.keys.condition;
+            if !todo.contains_key(key) && !self.shelf.has(key) {
+                let units = image_units(checkpoint, clip.backend, &clip.job.plan);
+                todo.insert(key.clone(), units);
+            }
+        }
+        if todo.is_empty() {
+            return Ok(());
+        }
+        progress.event(&Event::Turn(None));
+        let mut stage = Stage::start(Phase::Image, todo.values().sum(), 0, progress);
+        let mut encoder = match ImageEncoder::load(checkpoint, backend, progress) {
+            Ok(encoder) => encoder,
+            Err(error) => {
+                let wants = |clip: &Clip| todo.contains_key(&clip.keys.condition);
+                return self.fail_all(error, wants, progress);
+            }
+        };
+        let mut done = 0;
+        // In the clips' order.
+        let mut next = 0;
+        while let Some(clip) = self.clips.get_mut(next) {
+            next += 1;
+            let wanted = if clip.ready {
+                None
+            } else {
+                todo.remove_entry(&clip.keys.condition)
+            };
+            let Some((key, units)) = wanted else { continue };
+            done += units;
+            let made = clip.encode_picture(&mut encoder, &mut stage, progress);
+            let made = made.and_then(|condition| {
+                let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
+                for clip in self.clips.iter().filter(same) {
+                    if let Some(dump) = clip.dump()? {
+                        condition.dump(&dump)?;
+                    }
+                }
+                Ok(condition)
+            });
+            match made {
+                Ok(condition) => self.shelf.put(&key, &condition.0, progress),
+                Err(error) => {
+                    self.fail_all(error, |clip| clip.keys.condition == key, progress)?;
+                    stage.pass_over(done);
+                    // The clip itself is gone from its place, too.
+                    next = 0;
+                }
+            }
+        }
+        drop(encoder);
+        memory::clear_cache()?;
+        stage.finish(progress);
+        Ok(())
+    }
+}
+
+fn is_in(todo: &[(String, TokenIds)], key: &str) -> bool {
+    todo.iter().any(|(other, _)| other == key)
+}

@@ -1,0 +1,126 @@
+//! A clip in flight: from its first step to its file.
+
+use anyhow::{Context, Result};
+use mlx_rs::Array;
+
+use super::Clip;
+use crate::checkpoint::Expert;
+use crate::dump::Dump;
+use crate::media::clip::ClipWriter;
+use crate::media::strip::FilmStrip;
+use crate::media::tags::Tags;
+use crate::pipeline::decode::ClipDecoder;
+use crate::pipeline::denoise::Denoiser;
+use crate::pipeline::progress::{Memory, PhaseReport, Progress};
+use crate::pipeline::{Job, Passes, Summary};
+
+/// What a clip begins with.
+pub(super) struct Begun<'c> {
+    pub(super) denoiser: Denoiser<'c>,
+    pub(super) dump: Option<Dump>,
+    pub(super) tags: Option<Tags>,
+}
+
+impl<'c> Begun<'c> {
+    pub(super) fn flight(self, clip: Clip) -> Flight<'c> {
+        Flight {
+            clip,
+            work: Work::Denoising(Box::new(self.denoiser)),
+            dump: self.dump,
+            tags: self.tags,
+            phases: Vec::new(),
+        }
+    }
+}
+
+/// A clip in flight.
+pub(super) struct Flight<'c> {
+    pub(super) clip: Clip,
+    pub(super) work: Work<'c>,
+    pub(super) dump: Option<Dump>,
+    pub(super) tags: Option<Tags>,
+    pub(super) phases: Vec<PhaseReport>,
+}
+
+/// How far it is.
+pub(super) enum Work<'c> {
+    Denoising(Box<Denoiser<'c>>),
+    Denoised {
+        latents: Array,
+        passes: Passes,
+    },
+    /// It is there, or cannot be made.
+    Ended,
+}
+
+impl Flight<'_> {
+    pub(super) fn next_expert(&self) -> Option<Expert> {
+        match &self.work {
+            Work::Denoising(denoiser) => denoiser.next_expert(),
+            _ => None,
+        }
+    }
+
+    /// The last step is taken: keeps the latents alone.
+    pub(super) fn denoised(&mut self) {
+        if let Work::Denoising(denoiser) = &self.work {
+            self.work = Work::Denoised {
+                latents: denoiser.latents().clone(),
+                passes: denoiser.passes(),
+            };
+        }
+    }
+
+    /// Phases of one kind count as one.
+    pub(super) fn add(&mut self, report: PhaseReport) {
+        match self.phases.iter_mut().find(|p| p.phase == report.phase) {
+            Some(phase) => {
+                phase.seconds += report.seconds;
+                phase.memory = Memory {
+                    peak: phase.memory.peak.max(report.memory.peak),
+                    ..report.memory
+                };
+            }
+            None => self.phases.push(report),
+        }
+    }
+
+    pub(super) fn decode(
+        &mut self,
+        latents: &Array,
+        passes: Passes,
+        decoder: &mut ClipDecoder<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<Summary> {
+        let Job { request, plan, .. } = &self.clip.job;
+        let tags = self.tags.take();
+        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec(), tags.as_ref())
+            .with_context(|| format!("--output {}", request.output.display()))?;
+        let strip = request.strip.as_deref();
+        let mut strip = strip
+            .map(|path| FilmStrip::new(path, plan.frames, tags))
+            .transpose()
+            .context("--strip")?;
+        let (backend, dump) = (self.clip.backend, self.dump.as_ref());
+        let report = decoder.decode(backend, latents, dump, progress, &mut |frame| {
+            if let Some(strip) = &mut strip {
+                strip.push(frame);
+            }
+            writer.push(frame)
+        })?;
+        writer
+            .finish()
+            .with_context(|| format!("--output {}", request.output.display()))?;
+        if let Some(strip) = strip {
+            strip.finish().context("--strip; the clip is complete")?;
+        }
+        self.phases.push(report);
+        Ok(Summary {
+            seconds: self.phases.iter().map(|phase| phase.seconds).sum(),
+            passes,
+            phases: self.phases.clone(),
+            memory: Memory::now(),
+            plan: self.clip.job.plan.clone(),
+        })
+    }
+}

@@ -1,0 +1,327 @@
+//! Makes clips, one or many of one model: all text is encoded first, then all pictures; then the
+//! clips take turns with each expert, and each is decoded when its last step is done.
+//!
+//! Every network is loaded once for all clips, an expert once for as many as are in flight.
+
+mod clip;
+mod encode;
+mod flight;
+
+pub(crate) use clip::{Clip, Keys};
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use mlx_rs::Array;
+
+use self::flight::{Begun, Flight, Work};
+use super::condition::Condition;
+use super::decode::ClipDecoder;
+use super::denoise::{DenoiseSettings, Denoiser};
+use super::experts::Experts;
+use super::progress::{Event, Progress, Stage};
+use super::shelf::Shelf;
+use super::text::EncodedPrompts;
+use super::{Interrupted, Summary, initial_noise};
+use crate::checkpoint::{Checkpoint, Expert};
+use crate::resume::{Keeper, Saved};
+use crate::schedule::{Sampler, Schedule};
+
+/// Who has the clips made.
+pub(crate) trait Host {
+    /// A clip is about to be denoised; returns the saved run that it goes on from.
+    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<Saved>>;
+
+    /// What keeps a clip's state, since it has begun.
+    fn keeper(&mut self, clip: &Clip) -> Option<&mut Keeper>;
+
+    /// A clip is there, or cannot be made.
+    fn end(&mut self, clip: &Clip, made: Result<Summary>, progress: &mut dyn Progress);
+}
+
+/// How clips are made.
+pub(crate) struct Making<'a> {
+    /// The clips, all of one model and one device.
+    pub(crate) clips: Vec<Clip>,
+    /// How many of them are in flight at once.
+    pub(crate) at_once: usize,
+    /// Whether there is room for the VAE's decoder at work beside an expert.
+    pub(crate) beside: bool,
+    pub(crate) shelf: &'a mut Shelf,
+    pub(crate) host: &'a mut dyn Host,
+}
+
+impl Making<'_> {
+    /// Makes the clips; each one's end is told to the host.
+    ///
+    /// # Errors
+    /// [`Interrupted`], or MLX fails where it is no clip's.
+    pub(crate) fn run(mut self, progress: &mut dyn Progress) -> Result<()> {
+        for clip in std::mem::take(&mut self.clips) {
+            match clip.dump() {
+                Ok(_) => self.clips.push(clip),
+                Err(error) => self.fail(&clip, error, progress)?,
+            }
+        }
+        let Some(first) = self.clips.first() else {
+            return Ok(());
+        };
+        let checkpoint = Rc::clone(&first.job.checkpoint);
+        let backend = first.backend;
+        for clip in self.clips.iter().filter(|clip| !clip.ready) {
+            clip.wants().for_each(|key| self.shelf.reserve(key));
+        }
+        self.encode_texts(&checkpoint, backend, progress)?;
+        self.encode_pictures(&checkpoint, backend, progress)?;
+        let mut experts = Experts::new(&checkpoint);
+        let mut decoder = ClipDecoder::new(&checkpoint);
+        while !self.clips.is_empty() {
+            let many = self.at_once.clamp(1, self.clips.len());
+            let clips = self.clips.drain(..many).collect();
+            let flights = self.begin_all(&checkpoint, clips, &mut decoder, progress)?;
+            self.pass(flights, &mut experts, &mut decoder, progress)?;
+        }
+        Ok(())
+    }
+
+    /// A clip cannot be made, unless it is the user who ends everything.
+    fn fail(
+        &mut self,
+        clip: &Clip,
+        error: anyhow::Error,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        if !clip.ready {
+            clip.wants().for_each(|key| self.shelf.release(key));
+        }
+        self.host.end(clip, Err(error), progress);
+        Ok(())
+    }
+
+    /// Begins clips that are to be in flight together. One whose saved run has taken every step is
+    /// decoded at once.
+    fn begin_all<'c>(
+        &mut self,
+        checkpoint: &'c Checkpoint,
+        clips: Vec<Clip>,
+        decoder: &mut ClipDecoder<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Flight<'c>>> {
+        let mut flights: Vec<Flight<'c>> = Vec::new();
+        for mut clip in clips {
+            match self.begin(checkpoint, &mut clip, progress) {
+                Ok(begun) => flights.push(begun.flight(clip)),
+                Err(error) => self.fail(&clip, error, progress)?,
+            }
+        }
+        let mut open = None;
+        for index in 0..flights.len() {
+            if flights[index].next_expert().is_none() {
+                self.open(index, &mut flights, &mut open, progress);
+                self.close(&mut open, &mut flights, progress);
+                flights[index].denoised();
+                self.decode(&mut flights[index], decoder, progress)?;
+            }
+        }
+        if !self.beside {
+            decoder.release()?;
+        }
+        Ok(flights)
+    }
+
+    /// Denoises and decodes clips that are in flight together.
+    fn pass(
+        &mut self,
+        mut flights: Vec<Flight<'_>>,
+        experts: &mut Experts<'_>,
+        decoder: &mut ClipDecoder<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let mut open = None;
+        while let Some(expert) = next_expert(&flights) {
+            for index in 0..flights.len() {
+                if flights[index].next_expert() != Some(expert) {
+                    continue;
+                }
+                if let Err(error) = self.turn(index, &mut flights, &mut open, experts, progress) {
+                    open = None;
+                    flights[index].work = Work::Ended;
+                    self.fail(&flights[index].clip, error, progress)?;
+                    continue;
+                }
+                if flights[index].next_expert().is_some() {
+                    continue;
+                }
+                let last = next_expert(&flights).is_none();
+                if last {
+                    experts.release()?;
+                }
+                self.close(&mut open, &mut flights, progress);
+                flights[index].denoised();
+                if self.beside && !last {
+                    self.decode(&mut flights[index], decoder, progress)?;
+                }
+            }
+        }
+        experts.release()?;
+        for flight in &mut flights {
+            self.decode(flight, decoder, progress)?;
+        }
+        if !self.beside {
+            decoder.release()?;
+        }
+        Ok(())
+    }
+
+    /// The clip's noise, prompts and condition, or where its saved run was.
+    fn begin<'c>(
+        &mut self,
+        checkpoint: &'c Checkpoint,
+        clip: &mut Clip,
+        progress: &mut dyn Progress,
+    ) -> Result<Begun<'c>> {
+        progress.event(&Event::Turn(Some(clip.number)));
+        let saved = self.host.begin(clip, progress)?;
+        let dump = clip.dump()?;
+        let tags = clip.job.tags(clip.backend)?;
+        let plan = &clip.job.plan;
+        let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+        let sampler = Sampler::new(plan.solver, schedule.clone());
+        let settings = DenoiseSettings {
+            guide_scale: plan.guide_scale,
+            guide_interval: plan.guide_interval,
+            cache: plan.cache.clone(),
+        };
+        let denoiser = if let Some(saved) = saved {
+            Denoiser::resume(checkpoint, clip.backend, &saved.state, sampler, settings)
+                .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
+        } else {
+            let mut encoded = Vec::new();
+            for (key, ..) in clip.prompts() {
+                encoded.push(self.shelf.get(key)?);
+            }
+            let negative = (encoded.len() > 1).then(|| encoded.remove(1));
+            let prompt = encoded.remove(0);
+            let condition = Condition(self.shelf.get(&clip.keys.condition)?);
+            let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+            if let Some(dump) = &dump {
+                dump.array("noise", &noise)?;
+                dump.integers("timesteps", &schedule.timesteps)?;
+                let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
+                let sigmas = Array::from_slice(&sigmas, &[sigmas.len() as i32]);
+                dump.array("sigmas", &sigmas)?;
+            }
+            Denoiser::new(
+                checkpoint,
+                clip.backend,
+                EncodedPrompts { prompt, negative },
+                condition,
+                noise,
+                sampler,
+                settings,
+            )
+        };
+        Ok(Begun {
+            denoiser: denoiser.observed_by(clip.job.observer.take()),
+            dump,
+            tags,
+        })
+    }
+
+    /// A clip's steps with its next expert.
+    fn turn(
+        &mut self,
+        index: usize,
+        flights: &mut [Flight<'_>],
+        open: &mut Option<(usize, Stage)>,
+        experts: &mut Experts<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        self.open(index, flights, open, progress);
+        let Flight {
+            clip, work, dump, ..
+        } = &mut flights[index];
+        let Work::Denoising(denoiser) = work else {
+            return Ok(());
+        };
+        denoiser.turn(experts, dump.as_ref(), self.host.keeper(clip), progress)
+    }
+
+    /// Begins a clip's phase; one that keeps its turn goes on in the same.
+    fn open(
+        &mut self,
+        index: usize,
+        flights: &mut [Flight<'_>],
+        open: &mut Option<(usize, Stage)>,
+        progress: &mut dyn Progress,
+    ) {
+        if open.as_ref().is_some_and(|(other, _)| *other == index) {
+            return;
+        }
+        self.close(open, flights, progress);
+        let Flight { clip, work, .. } = &mut flights[index];
+        let Work::Denoising(denoiser) = work else {
+            return;
+        };
+        progress.event(&Event::Turn(Some(clip.number)));
+        *open = Some((index, denoiser.begin(self.host.keeper(clip), progress)));
+        if !clip.ready {
+            // Its own state has it now.
+            clip.wants().for_each(|key| self.shelf.release(key));
+            clip.ready = true;
+        }
+    }
+
+    /// Ends the phase that is under way. A clip whose steps are not all taken is saved: others may
+    /// be at work for long now.
+    fn close(
+        &mut self,
+        open: &mut Option<(usize, Stage)>,
+        flights: &mut [Flight<'_>],
+        progress: &mut dyn Progress,
+    ) {
+        let Some((index, stage)) = open.take() else {
+            return;
+        };
+        let flight = &mut flights[index];
+        if flight.next_expert().is_some()
+            && let Work::Denoising(denoiser) = &flight.work
+            && let Some(keeper) = self.host.keeper(&flight.clip)
+        {
+            denoiser.keep(keeper, progress);
+        }
+        flight.add(stage.finish(progress));
+    }
+
+    /// Decodes and writes a clip, and tells of its end.
+    fn decode(
+        &mut self,
+        flight: &mut Flight<'_>,
+        decoder: &mut ClipDecoder<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let Work::Denoised { latents, passes } = std::mem::replace(&mut flight.work, Work::Ended)
+        else {
+            return Ok(());
+        };
+        progress.event(&Event::Turn(Some(flight.clip.number)));
+        match flight.decode(&latents, passes, decoder, progress) {
+            Ok(summary) => {
+                self.host.end(&flight.clip, Ok(summary), progress);
+                Ok(())
+            }
+            Err(error) => self.fail(&flight.clip, error, progress),
+        }
+    }
+}
+
+/// Whose turn it is: the high-noise expert's while any clip wants it.
+fn next_expert(flights: &[Flight<'_>]) -> Option<Expert> {
+    let wanted = || flights.iter().filter_map(Flight::next_expert);
+    wanted()
+        .find(|expert| *expert == Expert::HighNoise)
+        .or_else(|| wanted().next())
+}
