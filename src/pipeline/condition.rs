@@ -1,6 +1,7 @@
 //! From the start picture to what the transformer sees of it.
 
 use anyhow::{Result, ensure};
+use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
@@ -37,7 +38,7 @@ pub fn encode_condition(
     let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
     let condition = encoder.encode(backend, pixels, plan, &mut stage, progress)?;
     if let Some(dump) = dump {
-        condition.dump(dump, plan)?;
+        condition.dump(dump)?;
     }
     drop(encoder);
     memory::clear_cache()?;
@@ -103,8 +104,8 @@ impl<'a> ImageEncoder<'a> {
 
 impl Condition {
     /// Writes it, and its mask by itself.
-    pub(super) fn dump(&self, dump: &Dump, plan: &Plan) -> Result<()> {
-        dump.array("mask", &first_frame_mask(plan.latent_grid())?)?;
+    pub(super) fn dump(&self, dump: &Dump) -> Result<()> {
+        dump.array("mask", &self.0.try_index(..TEMPORAL_STRIDE)?)?;
         dump.array("condition", &self.0)
     }
 }

@@ -131,7 +131,7 @@ impl Making<'_> {
                 let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
                 for clip in self.clips.iter().filter(same) {
                     if let Some(dump) = clip.dump()? {
-                        condition.dump(&dump, &clip.job.plan)?;
+                        condition.dump(&dump)?;
                     }
                 }
                 Ok(condition)
