@@ -45,8 +45,8 @@ pub fn room<'a>(
     let at_once = match asked {
         Some(asked) if asked > fit => bail!(
             "--jobs-at-once {asked}: {budget}, in which {fit} of these clips can be in flight at \
-             once; each holds up to {:.3} GB; or allow more with --memory-budget",
-            most.held as f64 / 1e9
+             once; each holds up to {:.1} MB; or allow more with --memory-budget",
+            most.held as f64 / 1e6
         ),
         Some(asked) => asked.max(1),
         None => fit.min(USUAL),

@@ -179,11 +179,12 @@ impl BatchArgs {
         let todo = ready
             .iter()
             .filter(|(_, clip)| clip.standing != Standing::There);
-        let room = room(todo.map(|(_, clip)| &clip.entry), asked, budget)?;
+        let room = room(todo.map(|(_, clip)| &clip.entry), asked, budget);
         if let Some(rates) = &rates {
             folders.remove();
-            return plan::show(&ready, &outcome, room, budget, rates);
+            return plan::show(&ready, &outcome, room?, budget, rates);
         }
+        let room = room?;
         backend::limit_memory(budget.bytes)?;
         self.make(ready, outcome, room)
     }

@@ -169,7 +169,7 @@ fn where_memory_is_short_clips_are_decoded_when_the_expert_is_gone() {
     plan.arg("--model").arg(bench.checkpoint.root());
     let plan: Value = serde_json::from_slice(&succeed(&mut plan).stdout).unwrap();
     let peak = plan["forecast"]["peak_bytes"].as_f64().unwrap();
-    let budget = ((1e8 + peak + 6e4) / 1e9).to_string();
+    let budget = ((1e8 + peak + 3e5) / 1e9).to_string();
     let flags = ["--memory-budget", &budget, "--jobs-at-once", "3"];
     let (code, events) = told(&mut bench.batch("jobs.jsonl", &jobs, &flags));
     assert_eq!(code, Some(0), "{events:#?}");
