@@ -334,7 +334,7 @@ pub struct MachineArgs {
     memory_budget: Option<u64>,
 
     /// Rows from which a product unpacks quantized weights once instead of for each row
-    /// [default: 768 on the gpu, 2 on the cpu]
+    /// [default: 768 on the gpu, 2 on the cpu, none there in bf16]
     #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
     dense_above: Option<i32>,
 }

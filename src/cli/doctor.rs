@@ -136,8 +136,9 @@ fn measured(check: &Check) -> Option<String> {
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        size if (0.1..1e4).contains(&size) => {
-            let text = format!("{value:.2}");
+        size if (0.01..1e4).contains(&size) => {
+            let digits = if size < 1.0 { 3 } else { 2 };
+            let text = format!("{value:.digits$}");
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         }
         _ => format!("{value:.1e}"),

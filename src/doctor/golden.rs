@@ -9,7 +9,7 @@ use super::{Bound, Finding, scene};
 use crate::backend::Backend;
 use crate::checkpoint::LoadBits;
 use crate::pipeline::{
-    Denoiser, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
+    Denoiser, Silent, encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use crate::request::Model;
 use crate::schedule::{Sampler, Schedule};
@@ -94,7 +94,9 @@ impl Gist {
         });
         let distances: Vec<f64> = distances.collect();
         let worst_frame = distances.iter().copied().fold(0.0, larger);
-        let departs = distances.iter().position(|&distance| !(distance <= MOST));
+        let departs = distances
+            .iter()
+            .position(|&distance| !Bound::AtMost(MOST).holds(distance));
         let mut detail = format!(
             "squares of the last frame {worst_square:.1}, means and deviations of frames \
              {worst_frame:.1}"
@@ -144,19 +146,7 @@ pub fn render(backend: Backend) -> Result<Vec<RgbImage>> {
         plan.guide_scale,
     );
     let latents = denoiser.run(None, &mut Silent)?;
-    let mut frames = Vec::new();
-    decode_clip(
-        &checkpoint,
-        backend,
-        &latents,
-        None,
-        &mut Silent,
-        &mut |frame| {
-            frames.push(frame.clone());
-            Ok(())
-        },
-    )?;
-    Ok(frames)
+    scene::decoded(&checkpoint, backend, &latents)
 }
 
 pub(super) fn examine(backend: Backend) -> Result<Finding> {

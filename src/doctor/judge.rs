@@ -47,8 +47,7 @@ pub fn judge(found: &[f32], expected: &[f64], columns: usize, tolerance: f64) ->
                 _ => f64::INFINITY,
             };
             judgement.error = judgement.error.max(relative);
-            // Not the other way round, which NaN would pass.
-            is_wrong |= !(difference <= most);
+            is_wrong |= difference.is_nan() || difference > most;
             is_finite &= found.is_finite();
         }
         if is_wrong {

@@ -1,8 +1,8 @@
 //! What works on this machine and what does not: kernels, the model's VAE, its guidance, and a
 //! clip of the built-in miniature whose result is known.
 //!
-//! [`kernels`] are held to computations in float64 on the host ([`host`]), and on a GPU to MLX's CPU
-//! backend too; [`judge`] says where a result is wrong. [`vae`] and [`guidance`] are the isolation
+//! [`kernels`] are held to computations in float64 on the host ([`host`]), and those that fail on a
+//! GPU are computed by MLX's CPU backend too; [`judge`] says where a result is wrong. [`vae`] and [`guidance`] are the isolation
 //! tests of the report that this project grew from.
 
 pub mod golden;

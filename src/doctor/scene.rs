@@ -1,8 +1,13 @@
 //! What is looked at: a drawn picture, a prompt about it, and a small clip's settings.
 
+use anyhow::Result;
+use image::RgbImage;
+use mlx_rs::Array;
 use ndarray::Array3;
 
+use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
+use crate::pipeline::{Silent, decode_clip};
 use crate::request::{CacheSettings, GuideInterval, GuideScale, Plan};
 use crate::schedule::Solver;
 
@@ -52,4 +57,22 @@ pub fn picture(width: u32, height: u32) -> Array3<f32> {
         let level = BACKGROUND[channel] + cover * (CIRCLE[channel] - BACKGROUND[channel]);
         (level.round() / 127.5 - 1.0) as f32
     })
+}
+
+/// Every frame of latents `[z_dim, frames, height, width]`.
+///
+/// # Errors
+/// As [`decode_clip`].
+pub fn decoded(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    latents: &Array,
+) -> Result<Vec<RgbImage>> {
+    let mut frames = Vec::new();
+    let mut keep = |frame: &RgbImage| {
+        frames.push(frame.clone());
+        Ok(())
+    };
+    decode_clip(checkpoint, backend, latents, None, &mut Silent, &mut keep)?;
+    Ok(frames)
 }

@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::pipeline::{Silent, decode_clip, encode_condition};
+use crate::pipeline::{Silent, encode_condition};
 
 /// Three latent frames: the first, one that follows it, and one in the middle.
 const FRAMES: u32 = 9;
@@ -46,21 +46,9 @@ pub fn round_trip(checkpoint: &Checkpoint, backend: Backend) -> Result<RoundTrip
         let values = to_host(&latents.try_index((.., frame))?)?;
         statistics.push(mean_and_deviation(values.iter().map(|&v| f64::from(v))));
     }
-    let mut frames = Vec::new();
-    decode_clip(
-        checkpoint,
-        backend,
-        &latents,
-        None,
-        &mut Silent,
-        &mut |frame| {
-            frames.push(frame.clone());
-            Ok(())
-        },
-    )?;
     Ok(RoundTrip {
         picture: to_rgb8(pixels.view())?,
-        frames,
+        frames: scene::decoded(checkpoint, backend, &latents)?,
         latents: statistics,
     })
 }

@@ -8,10 +8,11 @@ use crate::doctor::Round;
 use crate::doctor::host::{self, uniform};
 use crate::model::vae::convolve;
 
-/// Padded input `[t, h, w, inputs]`, outputs, kernel, stride: the usual one; the picture's three
-/// channels; halving rows and columns; halving time; channels alone, of more rows than an int16
-/// counts.
-const CASES: [([i32; 4], i32, [i32; 3], [i32; 3]); 5] = [
+/// Padded input `[t, h, w, inputs]`, outputs, kernel, stride.
+type Sizes = ([i32; 4], i32, [i32; 3], [i32; 3]);
+/// The usual one; the picture's three channels; halving rows and columns; halving time; channels
+/// alone, of more rows than an int16 counts.
+const CASES: [Sizes; 5] = [
     ([3, 18, 22, 24], 16, [3, 3, 3], [1, 1, 1]),
     ([3, 18, 22, 3], 16, [3, 3, 3], [1, 1, 1]),
     ([2, 19, 23, 16], 16, [1, 3, 3], [1, 2, 2]),

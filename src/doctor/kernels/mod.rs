@@ -68,7 +68,8 @@ impl<'a> Case<'a> {
 }
 
 impl Round<'_> {
-    /// Runs a kernel on the chosen device and judges what it gives; on a GPU also by MLX's CPU.
+    /// Runs a kernel on the chosen device and judges what it gives; where that is wrong on a GPU, so
+    /// is what MLX's CPU backend gives.
     pub(super) fn kernel(&mut self, case: &Case<'_>, run: &dyn Fn() -> MlxResult<Array>) {
         let device = self.settings.backend.device;
         self.check(Group::Kernel, &case.name, case.only_noted, |_| {

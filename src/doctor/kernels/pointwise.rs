@@ -1,7 +1,7 @@
 //! Norms, activations, rotary embedding, casts, and what tells whether values are finite.
 
 use half::{bf16, f16};
-use mlx_rs::error::{Exception, Result};
+use mlx_rs::error::Result;
 use mlx_rs::ops::clip;
 use mlx_rs::{Array, Dtype, fast};
 
@@ -71,8 +71,8 @@ fn activations(round: &mut Round<'_>, precision: Precision) {
         Precision::Bf16 => 0.5_f64.powi(6),
     };
     let used = is_used(round.settings.backend, precision);
-    type Layer = fn(&Array) -> Result<Array>;
-    let layers: [(&str, fn(f64) -> f64, Layer); 2] = [
+    type Layer = (&'static str, fn(f64) -> f64, fn(&Array) -> Result<Array>);
+    let layers: [Layer; 2] = [
         ("SiLU", host::silu, silu),
         ("GELU (tanh)", host::gelu, gelu_tanh),
     ];
@@ -152,7 +152,7 @@ fn finiteness(round: &mut Round<'_>) {
     let name = format!("NaN and infinity are seen, {rows} x {width}");
     round.check(Group::Kernel, &name.clone(), false, |_| {
         let is_finite = |values: &[f32]| -> anyhow::Result<bool> {
-            Ok(all_finite(&exact(values, &[rows, width])).map_err(Exception::from)?)
+            Ok(all_finite(&exact(values, &[rows, width]))?)
         };
         let mut missed = Vec::new();
         if !is_finite(&sound)? {
