@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use serde::de::DeserializeOwned;
+
+use super::mapped::Mapped;
 
 /// A file that is part of the program.
 #[derive(Clone, Copy)]
@@ -44,7 +46,7 @@ pub enum Files {
 #[derive(Debug)]
 pub enum Bytes {
     /// Mapped from disk.
-    Mapped(Mmap),
+    Mapped(Mapped),
     /// In the program.
     Static(&'static [u8]),
 }
@@ -59,11 +61,7 @@ impl Bytes {
         if let Bytes::Mapped(map) = self
             && start < end
         {
-            // A kernel that refuses costs memory, no correctness.
-            // SAFETY: the pages are never written, so dropping them loses nothing.
-            let _ = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
-            };
+            map.release(start..end);
         }
         #[cfg(not(unix))]
         let _ = (start, end);
@@ -253,9 +251,9 @@ impl Files {
             file.metadata()?.len() > 8,
             "{name}: the file is empty or cut off; download it again"
         );
-        // SAFETY: the map is only read. A file that another program truncates meanwhile would
-        // raise SIGBUS; checkpoints are not written while they are in use.
+        // SAFETY: the map is only read. A file that another program truncates meanwhile raises
+        // SIGBUS, which ends the program with a message; see `mapped_at`.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {name}"))?;
-        Ok(Bytes::Mapped(map))
+        Ok(Bytes::Mapped(Mapped::new(map, &name)))
     }
 }

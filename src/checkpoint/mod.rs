@@ -14,6 +14,7 @@ pub mod gguf;
 pub mod header;
 pub mod inspect;
 pub mod layout;
+mod mapped;
 pub mod names;
 pub mod part;
 pub mod pth;
@@ -24,6 +25,7 @@ pub mod store;
 
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
+pub use mapped::mapped_at;
 pub use quantize::Bits;
 pub use settings::Settings;
 

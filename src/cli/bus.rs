@@ -7,13 +7,15 @@ use std::io;
 use std::os::fd::AsFd;
 
 use signal_hook::consts::SIGBUS;
-use signal_hook::low_level;
+use signal_hook::low_level::exit;
+use wan_i2v::checkpoint::mapped_at;
 
 use super::stderr::{self, Style};
 
-const MESSAGE: &str = "a file of the model became shorter, or its disk failed, while it was read; \
-                       see to it that the model is whole (wan-i2v inspect), then give the same \
-                       command again";
+/// What stands for the file's name in the message.
+const NAME: &str = "{file}";
+const MESSAGE: &str = "{file}: it became shorter, or its disk failed, while it was read; see to it \
+                       that the model is whole (wan-i2v inspect), then give the same command again";
 const EXIT_CODE: u8 = 1;
 
 /// Has the program say what has happened, and end with exit code 1.
@@ -28,24 +30,45 @@ pub fn explain() -> io::Result<()> {
         Style::Bar => format!("\n{text}\n"),
         _ => text + "\n",
     };
-    let say_and_end = move || {
-        let error = io::stderr();
-        let _ = rustix::io::write(error.as_fd(), line.as_bytes());
-        low_level::exit(EXIT_CODE.into())
+    let (before, after) = line.split_once(NAME).unwrap_or((&line, ""));
+    let (before, after) = (before.to_owned(), after.to_owned());
+    let say_and_end = move |address: usize| {
+        let mut name = [0; 1024];
+        let length = plain(mapped_at(address).unwrap_or("a file"), &mut name);
+        for part in [before.as_bytes(), &name[..length], after.as_bytes()] {
+            let _ = rustix::io::write(io::stderr().as_fd(), part);
+        }
+        exit(EXIT_CODE.into())
     };
-    // SAFETY: write and _exit are all that the handler calls, which POSIX allows it; it takes no
-    // lock and allocates nothing.
-    unsafe { low_level::register(SIGBUS, say_and_end) }?;
+    // SAFETY: write and _exit are all that the handler calls of the system, which POSIX allows it;
+    // it takes no lock and allocates nothing. SIGBUS comes with an address.
+    unsafe {
+        signal_hook_registry::register_sigaction(SIGBUS, move |info| {
+            say_and_end(info.si_addr() as usize);
+        })
+    }?;
     Ok(())
+}
+
+/// Copies a name as far as there is room, with a question mark for what would have to be escaped
+/// in JSON or commands a terminal.
+fn plain(name: &str, into: &mut [u8]) -> usize {
+    let bytes = name.bytes().map(|byte| match byte {
+        b'"' | b'\\' | 0..=0x1f | 0x7f => b'?',
+        byte => byte,
+    });
+    into.iter_mut()
+        .zip(bytes)
+        .map(|(place, byte)| *place = byte)
+        .count()
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::{env, hint};
+    use std::{env, fs, hint};
 
-    use memmap2::Mmap;
-    use tempfile::tempfile;
+    use wan_i2v::checkpoint::Files;
 
     use super::*;
 
@@ -53,13 +76,13 @@ mod tests {
     #[test]
     #[ignore = "ends the process; the test below runs it"]
     fn a_mapped_file_is_truncated_and_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.bin");
+        fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let bytes = Files::from(folder.path()).map("model.bin").unwrap();
+        fs::write(&path, "").unwrap();
         explain().unwrap();
-        let file = tempfile().unwrap();
-        file.set_len(1 << 20).unwrap();
-        // SAFETY: that the file is truncated meanwhile is what is tested.
-        let map = unsafe { Mmap::map(&file) }.unwrap();
-        file.set_len(0).unwrap();
-        hint::black_box(map[1 << 19]);
+        hint::black_box(bytes[1 << 19]);
     }
 
     #[test]
@@ -69,6 +92,19 @@ mod tests {
         let ended = test.arg("--nocapture").output().unwrap();
         let said = String::from_utf8(ended.stderr).unwrap();
         assert_eq!(ended.status.code(), Some(i32::from(EXIT_CODE)), "{said}");
-        assert!(said.contains(&format!("error: {MESSAGE}\n")), "{said}");
+        let line = said
+            .lines()
+            .find(|line| line.starts_with("error: "))
+            .unwrap();
+        assert!(line.ends_with(MESSAGE.trim_start_matches(NAME)), "{said}");
+        assert!(line.contains("model.bin: it became shorter"), "{said}");
+    }
+
+    #[test]
+    fn names_are_plain_and_not_too_long() {
+        let mut room = [0; 8];
+        assert_eq!(plain("a\"\\\n\u{1b}é/b/c", &mut room), 8);
+        assert_eq!(room, *b"a????\xc3\xa9/");
+        assert_eq!(plain("ab", &mut room), 2);
     }
 }

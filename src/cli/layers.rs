@@ -158,7 +158,7 @@ fn used(settings: &[Setting]) -> Vec<String> {
         .collect()
 }
 
-/// A command as settings see it: what says where they are is none of them.
+/// The command that settings call by this name.
 fn command_of(root: &Command, name: &str) -> Option<Command> {
     let command = match name {
         GENERATE => root,

@@ -27,7 +27,7 @@ pub fn find(source: &Path, what: &str) -> Result<Place> {
         return Ok(Place::Here(source.to_owned()));
     }
     let Some(repo) = repository(source) else {
-        bail!("{}", nowhere(source, what));
+        bail!("{}{}", nowhere(source, what), did_you_mean_path(source));
     };
     let hub = Hub::from_env()?;
     Ok(match hub.cached(&repo) {
@@ -38,11 +38,7 @@ pub fn find(source: &Path, what: &str) -> Result<Place> {
 
 /// What is said first of a model that is not on the disk.
 pub fn nowhere(source: &Path, what: &str) -> String {
-    format!(
-        "{what} {}: no such file or folder{}",
-        source.display(),
-        did_you_mean_path(source)
-    )
+    format!("{what} {}: no such file or folder", source.display())
 }
 
 /// The path of a model: itself when it is there, or the folder in the hub's cache, fetched first

@@ -217,7 +217,7 @@ fn pictures_that_are_none_are_refused() {
     symlink(at("loop-a"), at("loop-b")).unwrap();
     symlink(at("gone.png"), at("dangling.png")).unwrap();
     fs::write(at("unreadable.png"), &png).unwrap();
-    fs::set_permissions(at("unreadable.png"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(at("unreadable.png"), fs::Permissions::from_mode(0o000)).unwrap();
     let mut places = vec![
         (at("loop-a"), "loop-a"),
         (at("dangling.png"), "No such file"),
