@@ -7,6 +7,7 @@ mod portable;
 #[path = "../support/scratch.rs"]
 mod scratch;
 
+mod analyze;
 mod faults;
 mod metadata;
 mod previews;
