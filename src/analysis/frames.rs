@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::checkerboard::{PERIODS, amplitude};
 use super::plane::Plane;
-use super::report::{Report, SCHEMA, Size};
+use super::report::{Report, Size};
 use super::spectrum::Spectrum;
 use super::symptoms;
 use crate::media::metrics;
@@ -167,20 +167,18 @@ impl Analyzer {
     /// # Errors
     /// When there was none.
     pub fn finish(self) -> Result<Report> {
-        let Some(last) = self.first else {
+        let Some(first) = self.first else {
             anyhow::bail!("the clip has no frames");
+        };
+        let size = Size {
+            width: first.width() as usize,
+            height: first.height() as usize,
         };
         let verdicts = symptoms::verdicts(&self.frames, self.met.as_ref());
         Ok(Report {
-            schema: SCHEMA,
-            size: Size {
-                width: last.width() as usize,
-                height: last.height() as usize,
-            },
             frames: self.frames,
-            latents: Vec::new(),
             first_frame: self.met,
-            verdicts,
+            ..Report::new(size, verdicts)
         })
     }
 }

@@ -5,7 +5,7 @@ use ndarray::{ArrayView3, ArrayView4, Axis, Zip};
 use serde::Serialize;
 
 use super::causes;
-use super::report::{Report, SCHEMA, Size};
+use super::report::{Report, Size};
 use super::symptoms::non_finite;
 use super::verdict::{Run, Symptom, Verdict};
 
@@ -60,13 +60,10 @@ pub fn analyze(latents: ArrayView4<'_, f32>) -> Result<Report> {
         let before = index.checked_sub(1).map(|i| latents.index_axis(Axis(1), i));
         stats.push(LatentStats::of(frame, before, index));
     }
+    let verdicts = verdicts(&stats);
     Ok(Report {
-        schema: SCHEMA,
-        size: Size { width, height },
-        frames: Vec::new(),
-        verdicts: verdicts(&stats),
         latents: stats,
-        first_frame: None,
+        ..Report::new(Size { width, height }, verdicts)
     })
 }
 
@@ -75,7 +72,7 @@ pub fn analyze(latents: ArrayView4<'_, f32>) -> Result<Report> {
 const COLLAPSED: f64 = 0.1;
 const COLLAPSED_SHARE: f64 = 0.2;
 /// Latents are noise below this correlation of neighbours.
-const NOISE_CORRELATION: f64 = 0.15;
+const NOISE_CORRELATION: f64 = 0.1;
 
 fn verdicts(frames: &[LatentStats]) -> Vec<Verdict> {
     let limit = (COLLAPSED_SHARE * frames[0].contrast).max(COLLAPSED);

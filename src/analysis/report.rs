@@ -16,6 +16,8 @@ pub const SCHEMA: u32 = 1;
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
+    /// Whether any symptom is an alarm.
+    pub alarm: bool,
     /// Of a frame, or of a latent frame.
     pub size: Size,
     /// Of every frame; empty for latents.
@@ -38,9 +40,16 @@ pub struct Size {
 }
 
 impl Report {
-    /// Whether any symptom is an alarm.
-    pub fn alarm(&self) -> bool {
-        self.verdicts.iter().any(|v| v.status == Status::Alarm)
+    pub(super) fn new(size: Size, verdicts: Vec<Verdict>) -> Self {
+        Self {
+            schema: SCHEMA,
+            alarm: verdicts.iter().any(|v| v.status == Status::Alarm),
+            size,
+            frames: Vec::new(),
+            latents: Vec::new(),
+            first_frame: None,
+            verdicts,
+        }
     }
 
     /// What was found: alarms, and what is worth knowing.

@@ -24,9 +24,9 @@ const FROZEN_FRAMES: usize = 8;
 /// Nothing moves where no frame differs more from the first one than this, in levels.
 const STILL: f64 = 1.5;
 /// A checkerboard shows from this amplitude beyond the picture's own, in levels, by period.
-const CHECKERBOARD: [f64; 3] = [2.0, 1.0, 1.5];
+const CHECKERBOARD: [f64; 3] = [1.0, 1.0, 1.5];
 /// The first frame meets the picture from this PSNR in dB and this SSIM.
-const FIRST_PSNR: f64 = 22.0;
+const FIRST_PSNR: f64 = 23.0;
 const FIRST_SSIM: f64 = 0.7;
 /// The first frame that no longer belongs to the first two latent frames.
 const LATER: usize = 6;
@@ -234,8 +234,10 @@ impl Clip<'_> {
         let worst = worst.unwrap_or_default();
         let (period, _) = self.frames[0].checkerboard.by_period()[worst];
         let text = format!(
-            "amplitude of at most {:.2} levels at {period} pixels",
-            self.most(|f| f.checkerboard.by_period()[worst].1)
+            "amplitude of at most {:.2} levels at {period} pixels; power at 8 pixels at most {:.1} \
+             times its neighbours'",
+            self.most(|f| f.checkerboard.by_period()[worst].1),
+            self.most(|f| f.grid_power.unwrap_or(1.0))
         );
         let causes = [
             causes::CHECKERBOARD_2,

@@ -67,7 +67,7 @@ impl AnalyzeArgs {
             false => self.table(&report),
         };
         print(&text)?;
-        Ok(match report.alarm() {
+        Ok(match report.alarm {
             false => ExitCode::SUCCESS,
             true => ExitCode::FAILURE,
         })

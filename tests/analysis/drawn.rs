@@ -34,7 +34,7 @@ pub fn flat(colour: [u8; 3]) -> RgbImage {
 pub fn with_checkerboard(frame: &RgbImage, period: u32, amplitude: i32) -> RgbImage {
     let mut frame = frame.clone();
     for (x, y, pixel) in frame.enumerate_pixels_mut() {
-        let sign = if (x / (period / 2) + y / (period / 2)) % 2 == 0 {
+        let sign = if (x / (period / 2) + y / (period / 2)).is_multiple_of(2) {
             1
         } else {
             -1

@@ -17,7 +17,7 @@ fn check(frames: Vec<RgbImage>, expected: &[(Symptom, usize)]) {
         .map(|v| (v.symptom, v.first.unwrap()))
         .collect();
     assert_eq!(found, expected, "{:#?}", report.verdicts);
-    assert_eq!(report.alarm(), !expected.is_empty());
+    assert_eq!(report.alarm, !expected.is_empty());
     for verdict in report.findings() {
         assert_eq!(verdict.status, Status::Alarm);
         assert!(!verdict.causes.is_empty());
@@ -88,7 +88,7 @@ fn black_frames() {
     assert_eq!((verdict.first, verdict.to_end), (Some(0), true));
     // From a black picture a black clip is right.
     let report = analyze(vec![flat([0; 3]); 9], Some(flat([0; 3]))).unwrap();
-    assert!(!report.alarm(), "{:#?}", report.verdicts);
+    assert!(!report.alarm, "{:#?}", report.verdicts);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn frozen_tails() {
 fn still_clips() {
     let report = analyze(vec![picture(0.0); 17], Some(picture(0.0))).unwrap();
     assert_eq!(symptoms(&report), [(Symptom::Frozen, Status::Note)]);
-    assert!(!report.alarm());
+    assert!(!report.alarm);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn checkerboards() {
             .map(|f| with_checkerboard(f, period, amplitude))
             .collect::<Vec<_>>();
         let report = analyze(frames, Some(own)).unwrap();
-        assert!(!report.alarm(), "{:#?}", report.verdicts);
+        assert!(!report.alarm, "{:#?}", report.verdicts);
     }
 }
 

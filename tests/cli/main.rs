@@ -11,6 +11,7 @@ mod scratch;
 
 mod batch;
 mod ends;
+mod analyze;
 mod faults;
 mod help;
 mod hostile;
