@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod dump;
 pub mod forecast;
 mod hex;
+mod host;
 pub mod hub;
 mod limits;
 pub mod media;
