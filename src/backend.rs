@@ -13,7 +13,7 @@ use mlx_rs::error::{Exception, Result};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Device, Dtype, fast, memory};
+use mlx_rs::{Array, Device, Dtype, Stream, fast, memory, with_stream};
 
 /// The most rows one kernel call is given.
 ///
@@ -267,6 +267,47 @@ fn in_chunks(
         .map(f)
         .collect::<Result<Vec<_>>>()?;
     concatenate(&outputs, axis)
+}
+
+/// Rows of a block of products of `[rows, inner]` and `[inner, columns]` that one core is to sum up.
+///
+/// On the CPU only. The sums, with what they are made of, stay in a core's cache, of 1 MiB at least
+/// where there are vector units to keep busy; and a product is small enough that no BLAS would give
+/// it to several threads (`scripts/linux/mlx_shim.c` has its limit at 2^26 multiplications).
+pub fn block_rows(inner: i32, columns: i32) -> i32 {
+    let [inner, columns] = [inner, columns].map(|side| i64::from(side.max(1)));
+    let rows = (BLOCK_PRODUCTS / (inner * columns)).min(BLOCK_VALUES / columns);
+    rows.max(64) as i32
+}
+
+const BLOCK_PRODUCTS: i64 = 1 << 25;
+const BLOCK_VALUES: i64 = 1 << 18;
+
+thread_local! {
+    /// A stream of MLX's CPU backend per core: each has a thread of its own.
+    static STREAMS: Vec<Stream> = {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..cores).map(|_| Stream::new_with_device(&Device::cpu())).collect()
+    };
+}
+
+/// What `f` makes of blocks of at most `block` of `rows` rows, start and end, which it is asked for
+/// in turn and MLX's CPU backend will compute side by side.
+pub fn in_parallel(
+    rows: i32,
+    block: i32,
+    f: impl Fn(i32, i32) -> Result<Array>,
+) -> Result<Vec<Array>> {
+    if rows <= block {
+        return Ok(vec![f(0, rows)?]);
+    }
+    STREAMS.with(|streams| {
+        (0..rows)
+            .step_by(block.max(1) as usize)
+            .zip(streams.iter().cycle())
+            .map(|(start, stream)| with_stream(stream, || f(start, rows.min(start + block))))
+            .collect()
+    })
 }
 
 /// True when every element of `x` is finite. Evaluates `x`.

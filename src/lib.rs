@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod dump;
 pub mod forecast;
 mod hex;
+mod host;
 pub mod hub;
 mod limits;
 pub mod media;

@@ -7,7 +7,8 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
 use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
-use crate::backend::{attention, rows};
+use crate::backend::{DeviceKind, attention, rows};
+use crate::host::norm_silu;
 use crate::model::layers::silu;
 
 /// The reference L2-normalises channels and multiplies by sqrt(channels), which is an RMS norm;
@@ -18,6 +19,7 @@ const NORM_EPS: f32 = 1e-24;
 #[derive(Debug)]
 pub(super) struct Norm {
     gamma: Array,
+    device: DeviceKind,
 }
 
 impl Norm {
@@ -33,6 +35,7 @@ impl Norm {
         let gamma = loader.exact(&format!("{name}.gamma"), stored)?;
         Ok(Self {
             gamma: gamma.reshape(&[channels])?,
+            device: loader.backend.device,
         })
     }
 
@@ -42,9 +45,14 @@ impl Norm {
 
     /// The norm and then SiLU, evaluated.
     pub(super) fn activate(&self, x: &Array) -> MlxResult<Array> {
-        let h = silu(&self.forward(x)?)?;
-        h.eval()?;
-        Ok(h)
+        match self.device {
+            DeviceKind::Cpu => norm_silu(x, &self.gamma, NORM_EPS),
+            DeviceKind::Gpu => {
+                let h = silu(&self.forward(x)?)?;
+                h.eval()?;
+                Ok(h)
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::steady::Steady;
-use crate::backend::{Backend, ConvMethod, count_product, rows};
+use crate::backend::{Backend, ConvMethod, block_rows, count_product, in_parallel, rows};
 use crate::model::{Role, TensorSource};
 
 /// Below this many input channels one unfolded product beats a product per tap.
@@ -129,6 +129,8 @@ impl Conv {
             let matrices = (0..taps)
                 .map(|tap| stacked.try_index(tap))
                 .collect::<MlxResult<Vec<_>>>()?;
+            // The first chunk uses some taps only; the others would keep `stacked` beside them.
+            eval(&matrices)?;
             Weight::Taps(matrices)
         } else {
             Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?)
@@ -201,7 +203,8 @@ impl Conv {
     ///
     /// A tap at (t, h, w) reads the input shifted by a constant number of rows, so each product
     /// reads a contiguous slice with no copy. Outputs are computed at the input's pitch; the
-    /// few rows that straddle an edge are cut off at the end.
+    /// few rows that straddle an edge are cut off at the end. Blocks of rows go to all cores, each
+    /// through all of its taps, while its sums stay in a core's cache.
     fn sum_of_taps(&self, x: &Array, taps: &[Array], kt: i32) -> MlxResult<Array> {
         let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
         let [_, kh, kw] = self.kernel;
@@ -210,22 +213,28 @@ impl Conv {
         let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
         // Up to the last row that holds a valid output.
         let needed = ((out_t - 1) * h + out_h - 1) * w + out_w;
-        let mut sum: Option<Array> = None;
-        for (tap, weight) in taps.iter().enumerate() {
-            let tap = tap as i32;
-            let offset = ((tap / (kh * kw)) * h + (tap / kw) % kh) * w + tap % kw;
-            let shifted = rows(&flat, offset, offset + needed)?;
-            let so_far = sum.as_ref().unwrap_or(&self.bias);
-            sum = Some(addmm(so_far, shifted, weight, None, None)?);
-        }
-        let sum = sum.unwrap_or_else(|| self.bias.clone());
+        let sum_of_block = |start: i32, end: i32| {
+            let mut sum = self.bias.clone();
+            for (tap, weight) in (0..).zip(taps) {
+                let offset = ((tap / (kh * kw)) * h + (tap / kw) % kh) * w + tap % kw;
+                let shifted = rows(&flat, start + offset, end + offset)?;
+                sum = addmm(&sum, shifted, weight, None, None)?;
+            }
+            Ok(sum)
+        };
+        let block = match taps {
+            [_] => needed,
+            _ => block_rows(c, outputs),
+        };
+        let mut blocks = in_parallel(needed, block, sum_of_block)?;
         let full = out_t * h * w;
-        let sum = ops::pad(
-            &sum,
-            PadWidth::Widths(&[(0, full - needed), (0, 0)]),
-            None,
-            None,
-        )?;
+        if full > needed {
+            blocks.push(zeros_dtype(&[full - needed, outputs], x.dtype())?);
+        }
+        let sum = match blocks.as_slice() {
+            [whole] => whole.clone(),
+            _ => concatenate(&blocks, 0)?,
+        };
         sum.reshape(&[out_t, h, w, outputs])?
             .try_index((.., 0..out_h, 0..out_w))
     }

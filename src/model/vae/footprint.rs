@@ -371,7 +371,12 @@ impl Meter {
     /// Norm and SiLU of `x` beside `others`.
     fn activate(&mut self, x: Held, others: u64) -> Held {
         self.weights += values(&[x.channels]);
-        self.see(others + x.buffer + self.norm_buffers(x) + x.volume());
+        let work = match self.backend.device {
+            // One pass on the host.
+            DeviceKind::Cpu => x.volume(),
+            DeviceKind::Gpu => 2 * x.volume(),
+        };
+        self.see(others + x.buffer + work);
         Held::new(x.size, x.channels)
     }
 
