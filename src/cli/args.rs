@@ -19,6 +19,7 @@ use super::resume::{Open, ResumeArgs};
 use super::show::ShowArgs;
 use super::source;
 use super::stderr::Style;
+use super::sweep::SweepArgs;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -65,6 +66,7 @@ pub enum Command {
     Pull(PullArgs),
     Plan(Box<PlanArgs>),
     Show(ShowArgs),
+    Sweep(Box<SweepArgs>),
 }
 
 /// A clip.
@@ -311,6 +313,21 @@ enum DtypeArg {
     Bf16,
 }
 
+impl ReportingArgs {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
+        if self.quiet {
+            return Some(Style::Quiet);
+        }
+        self.progress.map(|progress| match progress {
+            ProgressArg::Bar => Style::Bar,
+            ProgressArg::Plain => Style::Plain,
+            ProgressArg::Json => Style::Json,
+            ProgressArg::None => Style::None,
+        })
+    }
+}
+
 impl MachineArgs {
     /// The backend to compute on.
     ///
@@ -429,15 +446,7 @@ pub struct Generate {
 impl GenerateArgs {
     /// The style that progress is shown in; `None` for what suits stderr.
     pub fn style(&self) -> Option<Style> {
-        if self.reporting.quiet {
-            return Some(Style::Quiet);
-        }
-        self.reporting.progress.map(|progress| match progress {
-            ProgressArg::Bar => Style::Bar,
-            ProgressArg::Plain => Style::Plain,
-            ProgressArg::Json => Style::Json,
-            ProgressArg::None => Style::None,
-        })
+        self.reporting.style()
     }
 
     /// What it says, with a model from the hub fetched.

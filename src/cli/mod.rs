@@ -15,6 +15,7 @@ mod show;
 mod signals;
 mod source;
 mod stderr;
+mod sweep;
 mod tools;
 
 use std::io::Write;
@@ -75,6 +76,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Plan(args)), _) => plan::run(*args),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Sweep(args)), _) => {
+            if let Some(style) = args.style() {
+                stderr::set_style(style);
+            }
+            args.run()
+        }
         (None, args) => generate(*args),
     }
 }

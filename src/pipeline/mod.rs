@@ -30,7 +30,7 @@ use self::progress::Recorder;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::dump::Dump;
-use crate::forecast::{Budget, Clip, Tokens, fit};
+use crate::forecast::{Budget, Clip, Rates, Settled, Tokens, fit, settle};
 use crate::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 use crate::media::picture::Picture;
 use crate::media::strip::{self, FilmStrip};
@@ -122,7 +122,24 @@ impl Job {
     /// # Errors
     /// As [`fit`].
     pub fn fit(&self, backend: Backend, budget: Budget) -> Result<Backend> {
-        let clip = Clip {
+        fit(self.clip(), backend, budget)
+    }
+
+    /// How the clip is computed within `budget`, and what it costs; see [`settle`].
+    ///
+    /// # Errors
+    /// As [`settle`].
+    pub fn settle(
+        &self,
+        backend: Backend,
+        budget: Budget,
+        rates: Option<&Rates>,
+    ) -> Result<Settled> {
+        settle(self.clip(), backend, budget, rates)
+    }
+
+    fn clip(&self) -> Clip<'_> {
+        Clip {
             request: &self.request,
             checkpoint: &self.checkpoint,
             picture: (self.picture.width(), self.picture.height()),
@@ -131,8 +148,7 @@ impl Job {
                 prompt: self.prompts.prompt.ids.len(),
                 negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
             },
-        };
-        fit(clip, backend, budget)
+        }
     }
 
     /// Takes another seed, and another place for the clip.

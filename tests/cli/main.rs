@@ -18,6 +18,7 @@ mod running;
 mod runs;
 mod stopping;
 mod strips;
+mod sweep;
 mod tiny;
 
 use std::collections::BTreeSet;
