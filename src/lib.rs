@@ -29,5 +29,6 @@ pub mod record;
 pub mod request;
 pub mod resume;
 pub mod schedule;
+pub mod sweep;
 pub mod text;
 pub mod tiny;

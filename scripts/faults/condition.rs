@@ -5,9 +5,9 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_like, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
 use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::model::vae::{EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
+use wan_i2v::model::vae::{Chunk, EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
 use wan_i2v::noise::randn;
-use wan_i2v::pipeline::first_frame_mask;
+use wan_i2v::pipeline::frame_mask;
 
 use super::{Case, Fault, weights};
 use crate::scenes::{Scene, Stage, Studio};
@@ -15,7 +15,7 @@ use crate::scenes::{Scene, Stage, Studio};
 /// The condition `[4 + z_dim, frames, height, width]` of a case.
 pub fn condition(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Result<Array> {
     let sound = &stage.condition.0;
-    let mask = first_frame_mask(stage.plan.latent_grid())?;
+    let mask = frame_mask(stage.plan.latent_grid(), false)?;
     let latents = match encoded(studio, scene, sound.dim(1), case)? {
         Some(latents) if case.has(Fault::NotNormalised) => latents,
         Some(latents) => studio.checkpoint.vae.normalize(&latents)?,
@@ -117,7 +117,7 @@ fn in_chunks(
     level: f32,
     forgetting: bool,
 ) -> Result<Array> {
-    let [picture, blank] = chunks(scene, level);
+    let [picture, blank] = chunks(scene, level).map(Chunk::Pixels);
     let mut stream = encoder.stream();
     let mut latents = vec![stream.push(&picture)?];
     for _ in 1..frames {
@@ -137,24 +137,20 @@ fn in_chunks(
 fn at_once(encoder: &VaeEncoder, scene: &Scene, frames: i32) -> Result<Array> {
     let [picture, blank] = chunks(scene, 0.0);
     let mut stream = encoder.stream();
-    prime(encoder, &mut stream, &picture, &blank)?;
+    prime(encoder, &mut stream, [&picture, &blank])?;
     let mut video = vec![picture];
     video.extend((1..frames).map(|_| blank.clone()));
-    Ok(stream.push(&concatenate(&video, 0)?)?)
+    Ok(stream.push(&Chunk::Pixels(concatenate(&video, 0)?))?)
 }
 
 /// Fills the slots of `stream`'s temporal downsamplers with zeros: empty ones let a chunk pass.
 ///
 /// After two chunks they are those that keep one frame, where other convolutions keep two.
-fn prime(
-    encoder: &VaeEncoder,
-    stream: &mut EncoderStream<'_>,
-    picture: &Array,
-    blank: &Array,
-) -> Result<()> {
+fn prime(encoder: &VaeEncoder, stream: &mut EncoderStream<'_>, chunks: [&Array; 2]) -> Result<()> {
     let mut probe = encoder.stream();
-    probe.push(picture)?;
-    probe.push(blank)?;
+    for chunk in chunks {
+        probe.push(&Chunk::Pixels(chunk.clone()))?;
+    }
     let mut primed = 0;
     let slots = stream.cache_mut().slots_mut();
     for (slot, seen) in slots.iter_mut().zip(probe.cache_mut().slots_mut()) {

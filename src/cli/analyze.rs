@@ -127,7 +127,7 @@ impl AnalyzeArgs {
 }
 
 /// Rows of right-aligned cells.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let cells = rows.first().map_or(0, Vec::len);
     let width = |cell: usize| rows.iter().map(|row| row[cell].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..cells).map(width).collect();

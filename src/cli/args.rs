@@ -14,10 +14,10 @@ use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request,
 use wan_i2v::schedule::Solver;
 
 use super::analyze::AnalyzeArgs;
-use super::compare::CompareArgs;
-use super::layers::ConfigArgs;
 use super::batch::BatchArgs;
+use super::compare::CompareArgs;
 use super::doctor::DoctorArgs;
+use super::layers::ConfigArgs;
 use super::outputs::OutputArgs;
 use super::prompt;
 use super::resume::{Open, ResumeArgs};
@@ -25,6 +25,7 @@ use super::shell::{CompletionsArgs, ManArgs};
 use super::show::ShowArgs;
 use super::source;
 use super::stderr::Style;
+use super::sweep::SweepArgs;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -114,6 +115,7 @@ pub enum Command {
     Doctor(Box<DoctorArgs>),
     Completions(CompletionsArgs),
     Man(ManArgs),
+    Sweep(Box<SweepArgs>),
 }
 
 /// A clip.
@@ -393,7 +395,8 @@ enum DtypeArg {
 }
 
 impl ReportingArgs {
-    fn style(&self) -> Option<Style> {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
         if self.quiet {
             return Some(Style::Quiet);
         }

@@ -19,7 +19,7 @@ const PREFIX: &str = "WAN_I2V_";
 /// The section of the command without a name.
 const GENERATE: &str = "generate";
 /// Commands that make or plan clips, and so take the settings of clips.
-const OF_CLIPS: [&str; 2] = [GENERATE, "plan"];
+const OF_CLIPS: [&str; 4] = [GENERATE, "plan", "batch", "sweep"];
 /// Flags that go with a model: who names another one means it whole.
 const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
 

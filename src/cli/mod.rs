@@ -3,8 +3,8 @@
 mod analyze;
 mod args;
 mod batch;
-mod compare;
 mod bus;
+mod compare;
 mod config;
 mod display;
 mod doctor;
@@ -22,6 +22,7 @@ mod show;
 mod signals;
 mod source;
 mod stderr;
+mod sweep;
 mod tools;
 
 use std::io::Write;
@@ -103,6 +104,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Sweep(args)), _) => {
+            if let Some(style) = args.style() {
+                stderr::set_style(style);
+            }
+            args.run()
+        }
         (None, args) => generate(*args),
     }
 }

@@ -41,7 +41,7 @@ use self::progress::Recorder;
 use self::still::Still;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
-use crate::forecast::{self, Budget, Forecast, Rates, Tokens, fit};
+use crate::forecast::{self, Budget, Forecast, Rates, Settled, Tokens, fit, settle};
 use crate::media::clip::{ClipSpec, OutputKind, check_writable};
 use crate::media::strip;
 use crate::noise;
@@ -216,6 +216,19 @@ impl Job {
     pub fn forecast(&self, backend: Backend, rates: Option<&Rates>) -> Result<Forecast> {
         let clip = self.clip();
         forecast::forecast(clip.checkpoint, clip.plan, clip.tokens, backend, rates)
+    }
+
+    /// How the clip is computed within `budget`, and what it costs; see [`settle`].
+    ///
+    /// # Errors
+    /// As [`settle`].
+    pub fn settle(
+        &self,
+        backend: Backend,
+        budget: Budget,
+        rates: Option<&Rates>,
+    ) -> Result<Settled> {
+        settle(self.clip(), backend, budget, rates)
     }
 
     fn clip(&self) -> forecast::Clip<'_> {

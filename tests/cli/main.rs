@@ -9,9 +9,9 @@ mod portable;
 #[path = "../support/scratch.rs"]
 mod scratch;
 
+mod analyze;
 mod batch;
 mod ends;
-mod analyze;
 mod faults;
 mod help;
 mod hostile;
@@ -26,6 +26,7 @@ mod runs;
 mod settings;
 mod stopping;
 mod strips;
+mod sweep;
 mod tiny;
 
 use std::collections::BTreeSet;

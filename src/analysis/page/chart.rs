@@ -12,10 +12,13 @@ use plotters::style::{FontStyle, register_font};
 pub const SIZE: (u32, u32) = (396, 210);
 
 /// Of the lines of a chart: readable on light and on dark paper.
-const COLOURS: [RGBColor; 3] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(38, 120, 200),
     RGBColor(214, 106, 24),
     RGBColor(38, 150, 90),
+    RGBColor(150, 90, 190),
+    RGBColor(190, 80, 130),
+    RGBColor(130, 120, 60),
 ];
 const MARK: RGBColor = RGBColor(205, 60, 60);
 
@@ -27,6 +30,8 @@ pub struct Chart {
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
     /// Where vertical lines are drawn.
     pub marks: Vec<f64>,
+    /// Whether the lines' names are below, for lines that are high.
+    pub names_below: bool,
 }
 
 impl Chart {
@@ -105,7 +110,10 @@ impl Chart {
         if self.lines.len() > 1 {
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
+                .position(match self.names_below {
+                    true => SeriesLabelPosition::LowerRight,
+                    false => SeriesLabelPosition::UpperRight,
+                })
                 .label_font(text(11))
                 .legend_area_size(16)
                 .margin(4)

@@ -14,6 +14,7 @@ mod html;
 mod pictures;
 mod sheet;
 
+pub(crate) use chart::{Chart, SIZE as CHART_SIZE, failed, font};
 pub use html::page as html;
 pub use pictures::Pictures;
 pub use sheet::page as sheet;
@@ -37,14 +38,14 @@ pub fn check(path: &Path) -> Result<()> {
     temporary_file(path).map(drop)
 }
 
-/// Writes a page; it appears under its name when it is complete.
+/// Writes a page or another text; it appears under its name when it is complete.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write(path: &Path, html: &str) -> Result<()> {
+pub fn write(path: &Path, text: &str) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     let mut file = temporary_file(path)?;
-    file.write_all(html.as_bytes()).with_context(cannot)?;
+    file.write_all(text.as_bytes()).with_context(cannot)?;
     file.persist(path).with_context(cannot)?;
     Ok(())
 }

@@ -18,6 +18,8 @@ use crate::cli::settings::arguments;
 
 /// What a clip is called where nobody says otherwise.
 const OUTPUT: &str = "{name}_{seed}.mp4";
+/// Settings that are prompts, or say where one is.
+const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
@@ -245,6 +247,19 @@ impl Common<'_> {
                     Some("true" | "yes" | "1") => *value = true.into(),
                     Some("false" | "no" | "0") => *value = false.into(),
                     _ => {}
+                }
+            }
+            if PROMPTS.contains(&name.as_str())
+                && let Some(text) = value.as_str()
+            {
+                ensure!(
+                    text != "-",
+                    "{place}: {key} is \"-\"; jobs have no standard input: give the text, or @FILE"
+                );
+                let file = text.strip_prefix('@');
+                if let Some(file) = file.filter(|file| !file.starts_with(['@', '~'])) {
+                    let there = self.file.parent().unwrap_or(Path::new("")).join(file);
+                    *value = format!("@{}", there.display()).into();
                 }
             }
             let is_path = flag.get_value_parser().type_id() == TypeId::of::<PathBuf>();

@@ -1,0 +1,128 @@
+//! A sweep's results as a table for people and as CSV.
+
+use super::{Axis, Done, Outcome};
+
+/// A column of figures: its heading, and its text for an outcome.
+type Column = (&'static str, fn(&Outcome) -> String);
+
+/// What the table for people shows beside the settings.
+const SHORT: [Column; 9] = [
+    ("size", |o| format!("{}x{}", o.width, o.height)),
+    ("frames", |o| o.frames.to_string()),
+    ("passes", |o| o.passes.0.to_string()),
+    ("time, s", |o| format!("{:.2}", o.seconds)),
+    ("memory, MB", |o| {
+        format!("{:.1}", o.peak_bytes as f64 / 1e6)
+    }),
+    ("first frame, dB", |o| decibels(o, 1)),
+    ("contrast", |o| {
+        format!("{:.0}%", o.metrics.contrast_kept * 100.0)
+    }),
+    ("motion", |o| format!("{:.2}", o.metrics.motion)),
+    ("sharpness", |o| {
+        format!("{:.0}%", o.metrics.sharpness * 100.0)
+    }),
+];
+
+/// What the CSV has beside the settings.
+const LONG: [Column; 17] = [
+    ("clip", |o| o.clip.clone()),
+    ("width", |o| o.width.to_string()),
+    ("height", |o| o.height.to_string()),
+    ("frames", |o| o.frames.to_string()),
+    ("fps", |o| o.fps.to_string()),
+    ("passes", |o| o.passes.0.to_string()),
+    ("reused_passes", |o| o.passes.1.to_string()),
+    ("seconds", |o| format!("{:.3}", o.seconds)),
+    ("peak_bytes", |o| o.peak_bytes.to_string()),
+    ("first_frame_psnr", |o| decibels(o, 3)),
+    ("first_frame_ssim", |o| {
+        o.metrics
+            .first_ssim
+            .map_or(String::new(), |s| format!("{s:.5}"))
+    }),
+    ("contrast_kept", |o| {
+        format!("{:.4}", o.metrics.contrast_kept)
+    }),
+    ("motion", |o| format!("{:.4}", o.metrics.motion)),
+    ("sharpness", |o| format!("{:.4}", o.metrics.sharpness)),
+    ("noise", |o| format!("{:.4}", o.metrics.noise)),
+    ("checkerboard", |o| format!("{:.4}", o.metrics.checkerboard)),
+    ("alarms", |o| o.metrics.alarms.join("; ")),
+];
+
+fn decibels(outcome: &Outcome, places: usize) -> String {
+    let psnr = outcome.metrics.first_psnr;
+    psnr.map_or("inf".into(), |psnr| format!("{psnr:.places$}"))
+}
+
+/// A heading and a row for each run; failed ones have their settings alone.
+pub fn rows(axes: &[Axis], done: &[Done]) -> Vec<Vec<String>> {
+    let flags = axes.iter().map(|axis| axis.flag.clone());
+    let figures = SHORT.iter().map(|(heading, _)| (*heading).to_owned());
+    let mut rows: Vec<Vec<String>> = vec![flags.chain(figures).collect()];
+    for Done { run, result } in done {
+        let settings = run.settings.iter().map(|(_, value)| shortened(value));
+        let figures = SHORT.iter().map(|(_, figure)| match result {
+            Ok(outcome) => figure(outcome),
+            Err(_) => String::new(),
+        });
+        rows.push(settings.chain(figures).collect());
+    }
+    rows
+}
+
+/// A value that leaves room for others.
+pub(super) fn shortened(value: &str) -> String {
+    const SHOWN: usize = 28;
+    match value.char_indices().nth(SHOWN) {
+        None => value.to_owned(),
+        Some((end, _)) => format!("{}…", &value[..end]),
+    }
+}
+
+/// Comma-separated values (RFC 4180) with a header; all runs, the last column says why one failed.
+pub fn csv(axes: &[Axis], done: &[Done]) -> String {
+    let flags = axes.iter().map(|axis| axis.flag.as_str());
+    let figures = LONG.iter().map(|(heading, _)| *heading);
+    let mut lines = vec![line(flags.chain(figures).chain(["error"]))];
+    for Done { run, result } in done {
+        let settings = run.settings.iter().map(|(_, value)| value.clone());
+        let (figures, error) = match result {
+            Ok(outcome) => {
+                let figures = LONG.iter().map(|(_, figure)| figure(outcome)).collect();
+                (figures, String::new())
+            }
+            Err(error) => (vec![String::new(); LONG.len()], error.clone()),
+        };
+        let cells: Vec<String> = settings.chain(figures).chain([error]).collect();
+        lines.push(line(cells.iter().map(String::as_str)));
+    }
+    lines.concat()
+}
+
+fn line<'a>(cells: impl Iterator<Item = &'a str>) -> String {
+    let quoted = cells.map(|cell| match cell.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell.to_owned(),
+    });
+    quoted.collect::<Vec<_>>().join(",") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_with_commas_quotes_and_lines_are_quoted() {
+        let cells = ["plain", "a, b", "say \"x\"", "two\nlines", ""];
+        let expected = "plain,\"a, b\",\"say \"\"x\"\"\",\"two\nlines\",\n";
+        assert_eq!(line(cells.into_iter()), expected);
+    }
+
+    #[test]
+    fn long_values_are_shortened_at_characters() {
+        assert_eq!(shortened("steps"), "steps");
+        assert_eq!(shortened(&"ä".repeat(40)), "ä".repeat(28) + "…");
+    }
+}
