@@ -21,8 +21,8 @@ const COHERENCE: f64 = 0.3;
 const REPEATED: f64 = 0.02;
 /// A tail is frozen from so many frames: two latent frames.
 const FROZEN_FRAMES: usize = 8;
-/// Nothing moves where no frame differs more from the first one than this, in levels.
-const STILL: f64 = 2.3;
+/// Nothing moves where no frame differs more from the first one than by this share of its contrast.
+const STILL: f64 = 0.1;
 /// A checkerboard shows from this amplitude beyond the picture's own, in levels, by period.
 const CHECKERBOARD: [f64; 3] = [1.0, 1.0, 1.5];
 /// Smooth noise has some of a checkerboard by chance: among frames that have nothing to do with each
@@ -212,7 +212,7 @@ impl Clip<'_> {
             last: count - 1,
             count,
         };
-        if count > 1 && from_first < STILL {
+        if count > 1 && from_first < STILL * self.frames[0].contrast {
             let text = format!(
                 "nothing moves (at most {from_first:.2} levels from the first frame); right if the \
                  prompt says so"
