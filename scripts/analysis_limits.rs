@@ -1,180 +1,204 @@
-//! What the limits of `wan-i2v analyze` rest on: the extremes of every figure over sound clips of the
-//! built-in miniature, and over the same clips with faults put in.
+//! What the limits of `wan-i2v analyze` rest on (`docs/analyze.md`): the range of every figure that is
+//! held to a limit, over sound clips of the built-in miniature and over broken ones.
 //!
 //! `cargo run --release --example analysis-limits -- CLIPS`
 
 #[path = "scenes.rs"]
 mod scenes;
 
-use anyhow::Result;
-use image::{Rgb, RgbImage};
+use anyhow::{Context, Result};
+use image::RgbImage;
 use mlx_rs::Array;
 use ndarray::ArrayView4;
 use scenes::{Recipe, Studio, scene};
-use wan_i2v::analysis::{self, FrameStats, Report, Status, latents};
+use wan_i2v::analysis::{FrameStats, LatentStats, Report, analyze, latents};
+use wan_i2v::backend::to_host;
+use wan_i2v::media::clip::{ClipSpec, ClipWriter};
+use wan_i2v::media::read;
+use wan_i2v::pipeline::initial_noise;
 use wan_i2v::request::{CacheSettings, GuideInterval};
 
-fn show(name: &str, report: &Report) {
-    let f = &report.frames;
-    let max = |v: &dyn Fn(&FrameStats) -> f64| f.iter().map(v).fold(f64::MIN, f64::max);
-    let min = |v: &dyn Fn(&FrameStats) -> f64| f.iter().map(v).fold(f64::MAX, f64::min);
-    let first = report.first_frame.as_ref();
-    println!(
-        "{name:28} contrast {:5.1} least {:4.2} | noise {:4.2} most {:5.2} x{:4.1} | diff {:4.2}..{:5.2} | cb2 {:4.2} cb8 {:4.2} cb16 {:4.2} | grid {:5.2} | sharp {:6.1} {:4.2} ({:4.2}) | first {:5.2} coh {:5.2} | {:.1} dB {:.3} | {}",
-        f[0].contrast,
-        min(&|f| f.contrast) / f[0].contrast,
-        f[0].noise,
-        max(&|f| f.noise),
-        max(&|f| f.noise) / f[0].noise,
-        f.iter()
-            .filter_map(|f| f.difference)
-            .fold(f64::MAX, f64::min),
-        f.iter().filter_map(|f| f.difference).fold(0.0, f64::max),
-        max(&|f| f.checkerboard.px2),
-        max(&|f| f.checkerboard.px8),
-        max(&|f| f.checkerboard.px16),
-        max(&|f| f.grid_power.unwrap_or(0.0)),
-        f[0].sharpness,
-        min(&|f| f.sharpness) / f[0].sharpness,
-        {
-            let mut g: Vec<f64> = f.iter().filter_map(|f| f.grid_power).collect();
-            g.sort_by(f64::total_cmp);
-            g[g.len() / 2]
-        },
-        f.iter().filter_map(|f| f.from_first).fold(0.0, f64::max),
-        f.iter().filter_map(|f| f.coherence).fold(1.0, f64::min),
-        first.and_then(|f| f.psnr).unwrap_or(99.0),
-        first.and_then(|f| f.ssim).unwrap_or(1.0),
-        report
-            .findings()
-            .map(|v| format!(
-                "{:?}{}",
-                v.symptom,
-                if v.status == Status::Alarm { "!" } else { "" }
-            ))
-            .collect::<Vec<_>>()
-            .join(" "),
-    );
+/// The names of the figures of [`of_frames`].
+const FRAMES: [&str; 12] = [
+    "least contrast",
+    "its share",
+    "noise",
+    "coherence",
+    "difference",
+    "from first",
+    "2 px",
+    "8 px",
+    "16 px",
+    "power",
+    "PSNR",
+    "SSIM",
+];
+/// The names of the figures of [`of_latents`].
+const LATENTS: [&str; 3] = ["least contrast", "its share", "correlation"];
+
+/// The lowest and the highest value of each figure.
+struct Ranges {
+    name: String,
+    ranges: Vec<(f64, f64)>,
+    clips: usize,
+    alarms: usize,
 }
 
-fn lat(name: &str, array: &Array) -> Result<()> {
-    let values = wan_i2v::backend::to_host(array)?;
-    let s = array.shape();
-    let view = ArrayView4::from_shape(
-        (s[0] as usize, s[1] as usize, s[2] as usize, s[3] as usize),
-        &values,
-    )?;
-    let report = latents::analyze(view)?;
-    let l = &report.latents;
-    let all: Vec<String> = l
-        .iter()
-        .map(|f| {
-            format!(
-                "{:.2}/{:.2}/{:.2}/{:.2}",
-                f.std,
-                f.contrast,
-                f.correlation.unwrap_or(0.0),
-                f.difference.unwrap_or(0.0)
-            )
-        })
-        .collect();
-    println!("{name:28} {}", all.join(" "));
-    Ok(())
+impl Ranges {
+    fn add(all: &mut Vec<Self>, name: &str, report: &Report) {
+        let figures = match report.frames.is_empty() {
+            false => of_frames(report).to_vec(),
+            true => of_latents(&report.latents).to_vec(),
+        };
+        let place = all.iter().position(|ranges| ranges.name == name);
+        let place = place.unwrap_or_else(|| {
+            all.push(Self {
+                name: name.into(),
+                ranges: vec![(f64::MAX, f64::MIN); figures.len()],
+                clips: 0,
+                alarms: 0,
+            });
+            all.len() - 1
+        });
+        let ranges = &mut all[place];
+        for ((low, high), figure) in ranges.ranges.iter_mut().zip(figures) {
+            (*low, *high) = (low.min(figure), high.max(figure));
+        }
+        ranges.clips += 1;
+        ranges.alarms += usize::from(report.alarm);
+    }
+}
+
+fn of_frames(report: &Report) -> [f64; 12] {
+    let most = |value: &dyn Fn(&FrameStats) -> Option<f64>| {
+        report
+            .frames
+            .iter()
+            .filter_map(value)
+            .fold(f64::MIN, f64::max)
+    };
+    let least = |value: &dyn Fn(&FrameStats) -> Option<f64>| -most(&|f| value(f).map(|v| -v));
+    let contrast = least(&|f| Some(f.contrast));
+    let first = report.first_frame.as_ref();
+    [
+        contrast,
+        contrast / first.map_or(f64::NAN, |first| first.picture.contrast),
+        most(&|f| Some(f.noise)),
+        least(&|f| f.coherence),
+        least(&|f| f.difference),
+        most(&|f| f.from_first),
+        most(&|f| Some(f.checkerboard.px2)),
+        most(&|f| Some(f.checkerboard.px8)),
+        most(&|f| Some(f.checkerboard.px16)),
+        most(&|f| f.grid_power),
+        first.and_then(|first| first.psnr).unwrap_or(f64::INFINITY),
+        first.and_then(|first| first.ssim).unwrap_or(1.0),
+    ]
+}
+
+fn of_latents(frames: &[LatentStats]) -> [f64; 3] {
+    let least =
+        |value: &dyn Fn(&LatentStats) -> f64| frames.iter().map(value).fold(f64::MAX, f64::min);
+    [
+        least(&|f| f.contrast),
+        least(&|f| f.contrast / frames[0].contrast),
+        least(&|f| f.correlation.unwrap_or(f64::NAN)),
+    ]
+}
+
+fn report_of(latents: &Array) -> Result<Report> {
+    let values = to_host(latents)?;
+    let &[channels, frames, height, width] = latents.shape() else {
+        anyhow::bail!("latents have four axes");
+    };
+    let shape = [channels, frames, height, width].map(|side| side as usize);
+    latents::analyze(ArrayView4::from_shape(shape, &values)?)
+}
+
+/// The frames as a file of this kind holds them.
+fn through(name: &str, frames: &[RgbImage]) -> Result<Vec<RgbImage>> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join(name);
+    let (width, height) = frames.first().context("no frames")?.dimensions();
+    let fps = 16.0;
+    let mut writer = ClipWriter::create(&path, &ClipSpec { width, height, fps }, None)?;
+    for frame in frames {
+        writer.push(frame)?;
+    }
+    writer.finish()?;
+    let mut found = Vec::new();
+    read::frames(&path, &mut |frame| {
+        found.push(frame.pixels);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn main() -> Result<()> {
-    let clips: u64 = std::env::args()
+    let clips = std::env::args()
         .nth(1)
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(16);
+        .map_or(Ok(24), |clips| clips.parse())?;
     let studio = Studio::open()?;
+    let (mut frames, mut latents) = (Vec::new(), Vec::new());
     for number in 0..clips {
         let scene = scene(number);
         let stage = studio.stage(&scene)?;
-        let recipe = |steps, guide_scale| Recipe {
-            steps,
-            guide_scale,
+        let recipe = Recipe {
+            steps: stage.plan.steps,
+            guide_scale: stage.plan.guide_scale.low,
             guide_interval: GuideInterval::default(),
             cache: CacheSettings::default(),
         };
-        let (array, _) = studio.denoise(&stage, &recipe(12, 2.0), None)?;
-        let frames = studio.decode(&array)?;
-        println!("{}", scene.prompt);
-        show(
-            "sound",
-            &analysis::analyze(frames.clone(), Some(scene.picture.clone()))?,
-        );
-        lat("  latents", &array)?;
-        if number < 6 {
-            for steps in [2, 4, 6] {
-                let (array, _) = studio.denoise(&stage, &recipe(steps, 2.0), None)?;
-                show(
-                    &format!("{steps} steps"),
-                    &analysis::analyze(studio.decode(&array)?, Some(scene.picture.clone()))?,
-                );
+        let (sound, _) = studio.denoise(&stage, &recipe, None)?;
+        let noise = initial_noise(number, sound.dim(0), stage.plan.latent_grid());
+        let share = |of: &Array, share: f32| of.multiply(Array::from_f32(share));
+        let mixed =
+            |level| Ok::<_, anyhow::Error>(share(&sound, 1.0 - level)?.add(share(&noise, level)?)?);
+        let first: Vec<f32> = (0..sound.dim(1))
+            .map(|i| f32::from(u8::from(i == 0)))
+            .collect();
+        let first = Array::from_slice(&first, &[1, sound.dim(1), 1, 1]);
+        let nothing = sound.multiply(&first)?;
+        let rest = Array::from_f32(1.0).subtract(&first)?;
+        let picture = || Some(scene.picture.clone());
+        for (name, array) in [
+            ("sound", &sound),
+            ("all noise", &noise),
+            ("3 tenths noise", &mixed(0.3)?),
+            ("6 tenths noise", &mixed(0.6)?),
+            ("all zero", &share(&sound, 0.0)?),
+            ("zero after the first", &nothing),
+            (
+                "noise after the first",
+                &nothing.add(noise.multiply(rest)?)?,
+            ),
+        ] {
+            Ranges::add(&mut latents, name, &report_of(array)?);
+            let clip = studio.decode(array)?;
+            Ranges::add(&mut frames, name, &analyze(clip.clone(), picture())?);
+            if name == "sound" {
+                for file in ["sound.mp4", "sound.gif"] {
+                    let read = through(file, &clip)?;
+                    Ranges::add(&mut frames, file, &analyze(read, picture())?);
+                }
+                let other = scenes::scene(number + 1).picture;
+                Ranges::add(&mut frames, "another picture", &analyze(clip, Some(other))?);
             }
-            let noise = wan_i2v::pipeline::initial_noise(number, 16, stage.plan.latent_grid());
-            show(
-                "noise latents",
-                &analysis::analyze(studio.decode(&noise)?, Some(scene.picture.clone()))?,
-            );
-            lat("  noise", &noise)?;
-            for level in [0.3, 0.6] {
-                let half = array
-                    .multiply(Array::from_f32(1.0 - level))?
-                    .add(noise.multiply(Array::from_f32(level))?)?;
-                show(
-                    &format!("noise {level}"),
-                    &analysis::analyze(studio.decode(&half)?, Some(scene.picture.clone()))?,
-                );
-                lat("  ", &half)?;
-            }
-            let zero = Array::zeros::<f32>(array.shape())?;
-            show(
-                "zero latents",
-                &analysis::analyze(studio.decode(&zero)?, Some(scene.picture.clone()))?,
-            );
-            // Content in the first latent frame only.
-            let t = array.dim(1);
-            let mask: Vec<f32> = (0..t).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
-            let kept = array.multiply(Array::from_slice(&mask, &[1, t, 1, 1]))?;
-            show(
-                "first latent only",
-                &analysis::analyze(studio.decode(&kept)?, Some(scene.picture.clone()))?,
-            );
-            let still = RgbImage::from_fn(64, 64, |x, y| {
-                let p = scene.picture.get_pixel(x, y).0;
-                Rgb(p)
-            });
-            show(
-                "other picture",
-                &analysis::analyze(frames.clone(), Some(scenes::scene(number + 1).picture))?,
-            );
-            let _ = still;
-        }
-        let dir = tempfile::tempdir()?;
-        for ext in ["mp4", "gif"] {
-            let path = dir.path().join(format!("x.{ext}"));
-            let mut w = wan_i2v::media::clip::ClipWriter::create(
-                &path,
-                &wan_i2v::media::clip::ClipSpec {
-                    width: 64,
-                    height: 64,
-                    fps: 16.0,
-                },
-                None,
-            )?;
-            for f in &frames {
-                w.push(f)?;
-            }
-            w.finish()?;
-            let mut read = Vec::new();
-            wan_i2v::media::read::frames(&path, &mut |f| {
-                read.push(f.pixels);
-                Ok(())
-            })?;
-            show(ext, &analysis::analyze(read, Some(scene.picture.clone()))?);
         }
     }
+    show(&FRAMES, &frames);
+    show(&LATENTS, &latents);
     Ok(())
+}
+
+fn show(figures: &[&str], all: &[Ranges]) {
+    for ranges in all {
+        println!(
+            "{}: {} clips, {} with alarms",
+            ranges.name, ranges.clips, ranges.alarms
+        );
+        for (figure, (low, high)) in figures.iter().zip(&ranges.ranges) {
+            println!("  {figure:<15} {low:8.3} to {high:8.3}");
+        }
+    }
 }

@@ -76,7 +76,7 @@ const NOISE_CORRELATION: f64 = 0.1;
 
 fn verdicts(frames: &[LatentStats]) -> Vec<Verdict> {
     let limit = (COLLAPSED_SHARE * frames[0].contrast).max(COLLAPSED);
-    let collapsed = Run::last_of(frames.len(), |i| frames[i].contrast < limit);
+    let collapsed = Run::last_of(frames.len(), 0, |i| frames[i].contrast < limit);
     let least = frames.iter().map(|f| f.contrast).fold(f64::MAX, f64::min);
     let text = format!(
         "contrast of at least {least:.3}, {:.3} in the first",
@@ -106,7 +106,7 @@ fn noise(frames: &[LatentStats]) -> Verdict {
     let correlation = |f: &LatentStats| f.correlation.unwrap_or(1.0);
     let least = frames.iter().map(correlation).fold(f64::MAX, f64::min);
     let text = format!("correlation of neighbours of at least {least:.2}");
-    match Run::last_of(frames.len(), |i| {
+    match Run::last_of(frames.len(), 0, |i| {
         correlation(&frames[i]) < NOISE_CORRELATION
     }) {
         Some(run) => Verdict::alarm(Symptom::Noise, run, text, causes::NOISE),

@@ -21,10 +21,16 @@ const COHERENCE: f64 = 0.3;
 const REPEATED: f64 = 0.02;
 /// A tail is frozen from so many frames: two latent frames.
 const FROZEN_FRAMES: usize = 8;
-/// Nothing moves where no frame differs more from the first one than this, in levels.
-const STILL: f64 = 1.5;
+/// Nothing moves where no frame differs more from the first one than by this share of its contrast.
+const STILL: f64 = 0.1;
 /// A checkerboard shows from this amplitude beyond the picture's own, in levels, by period.
 const CHECKERBOARD: [f64; 3] = [1.0, 1.0, 1.5];
+/// Smooth noise has some of a checkerboard by chance: among frames that have nothing to do with each
+/// other it takes this share of the contrast.
+const CHECKERBOARD_SHARE: f64 = 0.2;
+/// What a checkerboard of 2 pixels adds to a frame's noise, by its amplitude: Immerkær's mask answers
+/// it with 16 times the amplitude, sqrt(pi / 2) / 6 of which is the deviation.
+const CHECKERBOARD_NOISE: f64 = 3.342;
 /// The first frame meets the picture from this PSNR in dB and this SSIM.
 const FIRST_PSNR: f64 = 23.0;
 const FIRST_SSIM: f64 = 0.7;
@@ -98,7 +104,7 @@ impl Clip<'_> {
     }
 
     fn last_run(&self, holds: impl Fn(&FrameStats) -> bool) -> Option<Run> {
-        Run::last_of(self.frames.len(), |i| holds(&self.frames[i]))
+        Run::last_of(self.frames.len(), 0, |i| holds(&self.frames[i]))
     }
 
     fn most(&self, value: impl Fn(&FrameStats) -> f64) -> f64 {
@@ -108,6 +114,12 @@ impl Clip<'_> {
     fn is_grey(&self, frame: &FrameStats) -> bool {
         let limit = (GREY_SHARE * self.start().contrast).max(GREY_CONTRAST);
         frame.contrast < limit && !is_black(frame)
+    }
+
+    /// Whether it has nothing to do with the frames before.
+    fn is_unlike(&self, frame: &FrameStats) -> bool {
+        let coherence = frame.coherence.unwrap_or(1.0);
+        coherence < COHERENCE && !self.is_grey(frame)
     }
 
     fn black(&self) -> Verdict {
@@ -173,9 +185,9 @@ impl Clip<'_> {
         let symptom = Symptom::Noise;
         let own = self.start().noise;
         let limit = NOISE_LEVEL.max(NOISE_SHARE * own);
-        let is_noise = |f: &FrameStats| {
-            let unlike = f.coherence.is_some_and(|coherence| coherence < COHERENCE);
-            f.noise >= limit || unlike && !self.is_grey(f)
+        let is_noise = |i: usize| {
+            let f = &self.frames[i];
+            f.noise - CHECKERBOARD_NOISE * f.checkerboard.px2 >= limit || self.is_unlike(f)
         };
         let noise = self.most(|f| f.noise);
         let coherence = -self.most(|f| -f.coherence.unwrap_or(1.0));
@@ -183,9 +195,9 @@ impl Clip<'_> {
             "noise of at most {noise:.1} levels, {own:.1} at the start; coherence of at least \
              {coherence:.2}"
         );
-        // After a cut as many frames as a latent frame has are unlike those before.
-        let run = self.last_run(is_noise);
-        match run.filter(|run| run.is_tail() || run.last - run.first >= STEP) {
+        // After a cut, as many frames as a latent frame has are unlike those before.
+        let run = Run::last_of(self.frames.len(), STEP, is_noise);
+        match run.filter(|run| run.len() > STEP || run.len() == STEP && run.is_tail()) {
             Some(run) => Verdict::alarm(symptom, run, text, causes::NOISE),
             None => Verdict::ok(symptom, text),
         }
@@ -200,7 +212,7 @@ impl Clip<'_> {
             last: count - 1,
             count,
         };
-        if count > 1 && from_first < STILL {
+        if count > 1 && from_first < STILL * self.frames[0].contrast {
             let text = format!(
                 "nothing moves (at most {from_first:.2} levels from the first frame); right if the \
                  prompt says so"
@@ -209,7 +221,7 @@ impl Clip<'_> {
         }
         let repeats = |f: &FrameStats| f.difference.is_some_and(|d| d < REPEATED);
         match self.last_run(repeats) {
-            Some(run) if run.is_tail() && run.last - run.first + 1 >= FROZEN_FRAMES => {
+            Some(run) if run.is_tail() && run.len() >= FROZEN_FRAMES => {
                 let text = "every frame is the one before, and there was motion";
                 Verdict::alarm(symptom, run, text, causes::FROZEN)
             }
@@ -227,8 +239,13 @@ impl Clip<'_> {
         let symptom = Symptom::Checkerboard;
         let own = self.picture.map(|p| p.checkerboard).unwrap_or_default();
         let own = own.by_period().map(|(_, amplitude)| amplitude);
-        let excess =
-            |f: &FrameStats, place: usize| f.checkerboard.by_period()[place].1 - own[place];
+        let excess = |f: &FrameStats, place: usize| {
+            let chance = match self.is_unlike(f) {
+                true => CHECKERBOARD_SHARE * f.contrast,
+                false => 0.0,
+            };
+            f.checkerboard.by_period()[place].1 - own[place].max(chance)
+        };
         let share = |place: &usize| self.most(|f| excess(f, *place)) / CHECKERBOARD[*place];
         let worst = (0..CHECKERBOARD.len()).max_by(|a, b| share(a).total_cmp(&share(b)));
         let worst = worst.unwrap_or_default();

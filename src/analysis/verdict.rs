@@ -85,10 +85,14 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// The last run of frames, out of `count`, for which something holds.
-    pub fn last_of(count: usize, holds: impl Fn(usize) -> bool) -> Option<Self> {
+    /// The last run of frames, out of `count`, for which something holds, but for gaps of at most
+    /// `gap` frames.
+    pub fn last_of(count: usize, gap: usize, holds: impl Fn(usize) -> bool) -> Option<Self> {
         let last = (0..count).rev().find(|&i| holds(i))?;
-        let first = (0..=last).rev().take_while(|&i| holds(i)).last()?;
+        let mut first = last;
+        while let Some(before) = (first.saturating_sub(gap + 1)..first).find(|&i| holds(i)) {
+            first = before;
+        }
         Some(Self { first, last, count })
     }
 
@@ -97,6 +101,11 @@ impl Run {
         let first = (0..count).find(|&i| holds(i))?;
         let last = (0..count).rev().find(|&i| holds(i))?;
         Some(Self { first, last, count })
+    }
+
+    /// Its number of frames.
+    pub fn len(self) -> usize {
+        self.last - self.first + 1
     }
 
     /// Whether it reaches the end.

@@ -46,7 +46,7 @@ fn white_noise_has_its_deviation() {
         assert!(error < 0.05, "{deviation}: {}", stats.noise);
     }
     let slope = RgbImage::from_fn(64, 64, |x, y| Rgb([(x + 2 * y) as u8; 3]));
-    assert!(of(slope).noise < 1e-6);
+    assert!(of(slope).noise < 1e-3);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn texture_is_no_checkerboard() {
 #[test]
 fn what_repeats_every_eight_pixels_has_power_there() {
     let plain = of(Noise(5).on(&picture(0.0), 3.0)).grid_power.unwrap();
-    assert!((0.4..2.0).contains(&plain), "{plain}");
+    assert!((0.3..4.0).contains(&plain), "{plain}");
     // In either direction, and wherever it begins.
     for (name, stripes) in [
         (

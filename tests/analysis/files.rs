@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use image::RgbImage;
+use image::{DynamicImage, RgbImage};
 use npyz::{WriteOptions, WriterBuilder};
 use tempfile::TempDir;
 use wan_i2v::analysis::{self, Symptom, analyze};
@@ -59,7 +59,7 @@ fn clips_come_back_as_they_were_written() {
     let clip = moving(35);
     let source = analyze(clip.clone(), None).unwrap();
     for (name, least, most_off) in [
-        ("c.mp4", 36.0, 0.5),
+        ("c.mp4", 40.0, 0.5),
         ("c.gif", 28.0, 3.0),
         ("c/", f64::INFINITY, 0.0),
     ] {
@@ -67,8 +67,11 @@ fn clips_come_back_as_they_were_written() {
         write(&path, &clip);
         let read = frames_of(&path).unwrap();
         assert_eq!(read.len(), clip.len(), "{name}");
+        // In luma: an MP4 has a quarter of the colours' pixels.
         for (index, (a, b)) in read.iter().zip(&clip).enumerate() {
-            let psnr = psnr(a, b).unwrap();
+            let [a, b] = [a, b].map(|frame| DynamicImage::from(frame.clone()).into_luma8());
+            let [a, b] = [a, b].map(|luma| DynamicImage::from(luma).into_rgb8());
+            let psnr = psnr(&a, &b).unwrap();
             assert!(psnr >= least, "{name}, frame {index}: {psnr} dB");
         }
         let report = analysis::file(&path, None).unwrap();
@@ -216,7 +219,7 @@ fn arrays_that_are_neither_are_refused() {
     write_npy(&path, &[1, 2, 2, 3], &[1_i64; 12]);
     refused("expected float16, float32, float64 or uint8");
     write_npy(&path, &[1, 2, 2, 2], &[1_u8; 8]);
-    refused("of the type |u1; expected float16, float32 or float64");
+    refused("of the type '|u1'; expected float16, float32 or float64");
     write_npy(&path, &[1, 2, 2, 2], &[1_f32; 8]);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 3]).unwrap();

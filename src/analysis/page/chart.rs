@@ -53,7 +53,7 @@ impl Chart {
         font()?;
         let mut svg = String::new();
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        self.draw(&area, BLACK)?;
+        self.draw(&area, WHITE, BLACK)?;
         drop(area);
         Ok(svg)
     }
@@ -65,12 +65,17 @@ impl Chart {
         let mut levels = vec![0; (3 * width * height) as usize];
         let area = BitMapBackend::with_buffer(&mut levels, SIZE).into_drawing_area();
         area.fill(&paper).map_err(failed)?;
-        self.draw(&area, ink)?;
+        self.draw(&area, paper, ink)?;
         drop(area);
         RgbImage::from_raw(width, height, levels).context("a chart has a size of its own")
     }
 
-    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, ink: RGBColor) -> Result<()> {
+    fn draw<B: DrawingBackend>(
+        &self,
+        area: &DrawingArea<B, Shift>,
+        paper: RGBColor,
+        ink: RGBColor,
+    ) -> Result<()> {
         let text = |size: u32| ("sans-serif", size).into_font().color(&ink);
         let (x, y) = self.ranges();
         let mut builder = ChartBuilder::on(area);
@@ -115,6 +120,7 @@ impl Chart {
                     false => SeriesLabelPosition::UpperRight,
                 })
                 .label_font(text(11))
+                .background_style(paper.mix(0.75))
                 .legend_area_size(16)
                 .margin(4)
                 .draw()

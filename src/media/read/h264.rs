@@ -126,7 +126,9 @@ fn to_rgb(picture: &DecodedYUV<'_>, colours: Colours) -> Result<RgbImage> {
         height,
     };
     let mut rgb = RgbImage::new(width, height);
-    yuv::yuv420_to_rgb_bilinear(&planes, &mut rgb, width * 3, colours.range, colours.matrix)
+    // Each colour sample for the four pixels that it is the mean of. The crate's bilinear kind moves
+    // colours by a pixel.
+    yuv::yuv420_to_rgb(&planes, &mut rgb, width * 3, colours.range, colours.matrix)
         .context("cannot convert a frame to RGB")?;
     Ok(rgb)
 }
