@@ -225,7 +225,7 @@ const TEXT: [&str; 5] = [
     "bits of the text encoder",
     "--device",
     "--dtype",
-    "rows of dense products",
+    "--dense-above",
 ];
 
 /// What an encoded picture does not depend on. Whatever is new to an identity it is taken to depend
@@ -241,7 +241,7 @@ const NOT_IMAGE: [&str; 22] = [
     "--guide-interval",
     "--cache",
     "--seed",
-    "rows of dense products",
+    "--dense-above",
     "the text encoder",
     "bits of the text encoder",
     "the high-noise expert",

@@ -95,9 +95,12 @@ pub struct Cli {
 impl Cli {
     /// The style that progress is shown in; `None` for what suits stderr.
     pub fn style(&self) -> Option<Style> {
-        self.command
-            .is_none()
-            .then(|| self.generate.reporting.style())?
+        match &self.command {
+            None => self.generate.style(),
+            Some(Command::Batch(args)) => args.style(),
+            Some(Command::Sweep(args)) => args.style(),
+            Some(_) => None,
+        }
     }
 }
 

@@ -104,12 +104,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
-        (Some(Command::Sweep(args)), _) => {
-            if let Some(style) = args.style() {
-                stderr::set_style(style);
-            }
-            args.run()
-        }
+        (Some(Command::Sweep(args)), _) => args.run(),
         (None, args) => generate(*args),
     }
 }

@@ -52,9 +52,13 @@ impl Job {
             ("--resize", format!("{:?}", request.resize)),
             ("--device", backend.device.to_string()),
             ("--dtype", backend.precision.to_string()),
-            ("rows of dense products", backend.dense_above.to_string()),
         ]);
         identity.set_seed(plan.seed);
+        // What a device takes by itself goes with the dtype.
+        let usual = Backend::new(backend.device, Some(backend.precision)).dense_above;
+        if backend.dense_above != usual {
+            identity.add("--dense-above", backend.dense_above.to_string());
+        }
         if let Some(last) = last {
             identity.add("the last picture", last.pixel_hash().to_owned());
         }

@@ -24,7 +24,7 @@ use self::outcome::Outcome;
 use super::args::{Generate, GenerateArgs};
 use super::preview::{PreviewArgs, Screen};
 use super::signals::{Listener, Stoppable};
-use super::stderr::{self, say};
+use super::stderr::{self, Style, say};
 
 /// Makes the clips of a file of jobs (docs/batch.md).
 ///
@@ -114,14 +114,16 @@ pub(super) struct Ready {
 }
 
 impl BatchArgs {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub fn style(&self) -> Option<Style> {
+        self.defaults.args.style()
+    }
+
     /// Makes the clips, or says what they will cost.
     ///
     /// # Errors
     /// When what is said of all jobs is wrong; what is wrong with one is reported.
     pub fn run(self) -> Result<ExitCode> {
-        if let Some(style) = self.defaults.args.style() {
-            stderr::set_style(style);
-        }
         self.defaults.args.resume.check_for_many()?;
         let folder = &self.output_dir;
         let written = table::read(&self.jobs)?;
