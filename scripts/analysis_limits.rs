@@ -62,6 +62,9 @@ impl Ranges {
         });
         let ranges = &mut all[place];
         for ((low, high), figure) in ranges.ranges.iter_mut().zip(figures) {
+            if !figure.is_finite() {
+                continue;
+            }
             (*low, *high) = (low.min(figure), high.max(figure));
         }
         ranges.clips += 1;
@@ -97,8 +100,9 @@ fn of_frames(report: &Report) -> [f64; 12] {
 }
 
 fn of_latents(frames: &[LatentStats]) -> [f64; 3] {
-    let least =
-        |value: &dyn Fn(&LatentStats) -> f64| frames.iter().map(value).fold(f64::MAX, f64::min);
+    let least = |value: &dyn Fn(&LatentStats) -> f64| {
+        frames.iter().map(value).fold(f64::INFINITY, f64::min)
+    };
     [
         least(&|f| f.contrast),
         least(&|f| f.contrast / frames[0].contrast),
@@ -198,7 +202,11 @@ fn show(figures: &[&str], all: &[Ranges]) {
             ranges.name, ranges.clips, ranges.alarms
         );
         for (figure, (low, high)) in figures.iter().zip(&ranges.ranges) {
-            println!("  {figure:<15} {low:8.3} to {high:8.3}");
+            // What is of one colour has no correlation.
+            match low <= high {
+                true => println!("  {figure:<15} {low:8.3} to {high:8.3}"),
+                false => println!("  {figure:<15}        -"),
+            }
         }
     }
 }

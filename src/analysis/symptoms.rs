@@ -21,8 +21,10 @@ const COHERENCE: f64 = 0.3;
 const REPEATED: f64 = 0.02;
 /// A tail is frozen from so many frames: two latent frames.
 const FROZEN_FRAMES: usize = 8;
-/// Nothing moves where no frame differs more from the first one than by this share of its contrast.
+/// Nothing moves where no frame differs more from the first one than by this share of its contrast, or
+/// than half a level.
 const STILL: f64 = 0.1;
+const STILL_LEVEL: f64 = 0.5;
 /// A checkerboard shows from this amplitude beyond the picture's own, in levels, by period.
 const CHECKERBOARD: [f64; 3] = [1.0, 1.0, 1.5];
 /// Smooth noise has some of a checkerboard by chance: among frames that have nothing to do with each
@@ -174,10 +176,7 @@ impl Clip<'_> {
                 let text = "the first latent frame has content, the rest has none";
                 Verdict::alarm(symptom, run, text, causes::CONTENT_LOST)
             }
-            _ => Verdict::ok(
-                symptom,
-                "what the first latent frame shows does not go at once",
-            ),
+            _ => Verdict::ok(symptom, "the frames after the first have content"),
         }
     }
 
@@ -212,7 +211,7 @@ impl Clip<'_> {
             last: count - 1,
             count,
         };
-        if count > 1 && from_first < STILL * self.frames[0].contrast {
+        if count > 1 && from_first < (STILL * self.frames[0].contrast).max(STILL_LEVEL) {
             let text = format!(
                 "nothing moves (at most {from_first:.2} levels from the first frame); right if the \
                  prompt says so"

@@ -241,8 +241,6 @@ fn arrays_that_are_neither_are_refused() {
     bytes.extend(huge.bytes());
     fs::write(&path, &bytes).unwrap();
     refused("expected 1 to");
-    let columns = String::from_utf8(bytes).unwrap_or_default();
-    assert!(columns.is_empty(), "the magic number is no text");
     let options = WriteOptions::<f32>::new()
         .default_dtype()
         .shape(&[1, 2, 2, 3]);

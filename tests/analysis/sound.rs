@@ -76,7 +76,9 @@ fn sound_clips_raise_no_alarm_and_broken_ones_do() -> Result<()> {
             [],
             "{said}, picture unknown"
         );
-        for name in ["clip.mp4", "clip.gif"] {
+        // A GIF takes as long as all else together.
+        let files = ["clip.mp4", "clip.gif"];
+        for name in &files[..1 + usize::from(number % 4 == 3)] {
             let report = analyze(through(name, &frames)?, picture())?;
             assert_eq!(
                 alarms(&report),

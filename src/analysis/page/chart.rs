@@ -50,7 +50,7 @@ impl Chart {
 
     /// As an SVG element without paper, in ink for light paper.
     pub fn svg(&self) -> Result<String> {
-        font()?;
+        font();
         let mut svg = String::new();
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         self.draw(&area, WHITE, BLACK)?;
@@ -60,7 +60,7 @@ impl Chart {
 
     /// On paper.
     pub fn pixels(&self, paper: RGBColor, ink: RGBColor) -> Result<RgbImage> {
-        font()?;
+        font();
         let (width, height) = SIZE;
         let mut levels = vec![0; (3 * width * height) as usize];
         let area = BitMapBackend::with_buffer(&mut levels, SIZE).into_drawing_area();
@@ -164,7 +164,7 @@ fn number(value: f64) -> String {
 
 /// Makes the font known that text is measured with, and drawn with in pixels: Hack, which is part of
 /// the program, so that no machine's fonts matter.
-pub fn font() -> Result<()> {
+pub fn font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // It is a font: a test draws with it.
@@ -174,7 +174,6 @@ pub fn font() -> Result<()> {
             epaint_default_fonts::HACK_REGULAR,
         );
     });
-    Ok(())
 }
 
 pub fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {

@@ -22,48 +22,49 @@ pub fn of(report: &Report, pictures: &Pictures) -> Vec<Chart> {
 }
 
 fn of_frames(frames: &[FrameStats]) -> Vec<Chart> {
-    let line = |value: &dyn Fn(&FrameStats) -> Option<f64>| -> Vec<(f64, f64)> {
-        let points = frames.iter().map(|f| Some((f.frame as f64, value(f)?)));
-        points.flatten().collect()
-    };
+    let line = |value: fn(&FrameStats) -> Option<f64>| line(frames, value);
     vec![
         Chart::by_frame("levels")
-            .line("mean", line(&|f| Some(f.mean)))
-            .line("min", line(&|f| Some(f.min.into())))
-            .line("max", line(&|f| Some(f.max.into()))),
+            .line("mean", line(|f| Some(f.mean)))
+            .line("min", line(|f| Some(f.min.into())))
+            .line("max", line(|f| Some(f.max.into()))),
         Chart::by_frame("contrast")
-            .line("contrast", line(&|f| Some(f.contrast)))
-            .line("std", line(&|f| Some(f.std))),
+            .line("contrast", line(|f| Some(f.contrast)))
+            .line("std", line(|f| Some(f.std))),
         Chart::by_frame("difference")
-            .line("from before", line(&|f| f.difference))
-            .line("from first", line(&|f| f.from_first)),
-        Chart::by_frame("coherence").line("with 4 before", line(&|f| f.coherence)),
-        Chart::by_frame("sharpness").line("Laplacian", line(&|f| Some(f.sharpness))),
-        Chart::by_frame("noise").line("sigma", line(&|f| Some(f.noise))),
+            .line("from before", line(|f| f.difference))
+            .line("from first", line(|f| f.from_first)),
+        Chart::by_frame("coherence").line("with 4 before", line(|f| f.coherence)),
+        Chart::by_frame("sharpness").line("Laplacian", line(|f| Some(f.sharpness))),
+        Chart::by_frame("noise").line("sigma", line(|f| Some(f.noise))),
         Chart::by_frame("checkerboard")
-            .line("2 px", line(&|f| Some(f.checkerboard.px2)))
-            .line("8 px", line(&|f| Some(f.checkerboard.px8)))
-            .line("16 px", line(&|f| Some(f.checkerboard.px16))),
-        Chart::by_frame("power at 8 px").line("over neighbours", line(&|f| f.grid_power)),
+            .line("2 px", line(|f| Some(f.checkerboard.px2)))
+            .line("8 px", line(|f| Some(f.checkerboard.px8)))
+            .line("16 px", line(|f| Some(f.checkerboard.px16))),
+        Chart::by_frame("power at 8 px").line("over neighbours", line(|f| f.grid_power)),
     ]
 }
 
 fn of_latents(frames: &[LatentStats]) -> Vec<Chart> {
-    let line = |value: &dyn Fn(&LatentStats) -> Option<f64>| -> Vec<(f64, f64)> {
-        let points = frames.iter().map(|f| Some((f.frame as f64, value(f)?)));
-        points.flatten().collect()
-    };
+    let line = |value: fn(&LatentStats) -> Option<f64>| line(frames, value);
     vec![
         Chart::by_frame("values")
-            .line("mean", line(&|f| Some(f.mean)))
-            .line("min", line(&|f| Some(f.min.into())))
-            .line("max", line(&|f| Some(f.max.into()))),
+            .line("mean", line(|f| Some(f.mean)))
+            .line("min", line(|f| Some(f.min.into())))
+            .line("max", line(|f| Some(f.max.into()))),
         Chart::by_frame("contrast")
-            .line("contrast", line(&|f| Some(f.contrast)))
-            .line("std", line(&|f| Some(f.std))),
-        Chart::by_frame("difference").line("from before", line(&|f| f.difference)),
-        Chart::by_frame("correlation").line("of neighbours", line(&|f| f.correlation)),
+            .line("contrast", line(|f| Some(f.contrast)))
+            .line("std", line(|f| Some(f.std))),
+        Chart::by_frame("difference").line("from before", line(|f| f.difference)),
+        Chart::by_frame("correlation").line("of neighbours", line(|f| f.correlation)),
     ]
+}
+
+/// The values that there are, by (latent) frame.
+fn line<T>(frames: &[T], value: fn(&T) -> Option<f64>) -> Vec<(f64, f64)> {
+    let points = frames.iter().enumerate();
+    let points = points.map(|(frame, stats)| Some((frame as f64, value(stats)?)));
+    points.flatten().collect()
 }
 
 /// Power in decibels by cycles per pixel.

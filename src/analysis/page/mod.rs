@@ -1,12 +1,11 @@
 //! A report with pictures: one HTML page ([`html`]) or one sheet ([`sheet`]).
 
-use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::media::clip::temporary_file;
+use crate::media::clip::{check_file, temporary_file};
 
 mod chart;
 mod charts;
@@ -24,18 +23,7 @@ pub use sheet::page as sheet;
 /// # Errors
 /// When its name does not end in `.html`, or nothing can be created there.
 pub fn check(path: &Path) -> Result<()> {
-    let extension = path.extension().and_then(OsStr::to_str);
-    ensure!(
-        extension.is_some_and(|e| e.eq_ignore_ascii_case("html")),
-        "{}: a page is written there; end its name in .html",
-        path.display()
-    );
-    ensure!(
-        !path.is_dir(),
-        "{}: is a folder; name a file in it",
-        path.display()
-    );
-    temporary_file(path).map(drop)
+    check_file(path, "a page", "html")
 }
 
 /// Writes a page or another text; it appears under its name when it is complete.

@@ -78,7 +78,7 @@ fn fitted(strip: &RgbImage) -> RgbImage {
 
 /// Heading and verdicts.
 fn text(name: &str, report: &Report) -> Result<RgbImage> {
-    chart::font()?;
+    chart::font();
     let height = (report.verdicts.len() as u32 + 1) * LINE + 3 * GAP;
     let mut levels = vec![0; (3 * WIDTH * height) as usize];
     let area = BitMapBackend::with_buffer(&mut levels, (WIDTH, height)).into_drawing_area();

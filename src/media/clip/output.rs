@@ -1,5 +1,6 @@
 //! Where a clip goes: the kind of a path, and temporary names beside it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf, is_separator};
 
@@ -52,6 +53,23 @@ pub fn check_writable(path: &Path) -> Result<()> {
         OutputKind::Mp4 | OutputKind::Gif => temporary_file(path).map(drop),
         OutputKind::Frames => temporary_folder(path).map(drop),
     }
+}
+
+/// Checks that a file whose name ends in `.extension` can be put at `path`, without leaving a trace.
+/// `what` it is, the error says.
+pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()> {
+    let found = path.extension().and_then(OsStr::to_str);
+    ensure!(
+        found.is_some_and(|found| found.eq_ignore_ascii_case(extension)),
+        "{}: {what} is written there; end its name in .{extension}",
+        path.display()
+    );
+    ensure!(
+        !path.is_dir(),
+        "{}: is a folder; name a file in it",
+        path.display()
+    );
+    temporary_file(path).map(drop)
 }
 
 /// A temporary file beside `path`, to be renamed to it; removed when dropped.

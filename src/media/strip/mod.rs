@@ -2,7 +2,6 @@
 
 mod digits;
 
-use std::ffi::OsStr;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
-use super::clip::temporary_file;
+use super::clip::{check_file, temporary_file};
 use super::tags::{self, Tags};
 
 /// The most frames at even distances; the clip's last one may come on top.
@@ -100,18 +99,7 @@ pub(crate) fn shows(index: u32, count: u32, most: u32) -> bool {
 /// # Errors
 /// When its name does not end in `.png`, or nothing can be created there.
 pub fn check(path: &Path) -> Result<()> {
-    let extension = path.extension().and_then(OsStr::to_str);
-    ensure!(
-        extension.is_some_and(|e| e.eq_ignore_ascii_case("png")),
-        "{}: a PNG is written there; end its name in .png",
-        path.display()
-    );
-    ensure!(
-        !path.is_dir(),
-        "{}: is a folder; name a file in it",
-        path.display()
-    );
-    temporary_file(path).map(drop)
+    check_file(path, "a PNG", "png")
 }
 
 /// Writes a picture as PNG; it appears under its name when it is complete.
