@@ -148,6 +148,15 @@ impl Backend {
         Ok(Self::new(device, precision))
     }
 
+    /// Rows that one kernel call may see: [`MAX_KERNEL_ROWS`], but on the CPU, whose kernels count
+    /// further.
+    pub fn most_rows(&self) -> i32 {
+        match self.device {
+            DeviceKind::Gpu => MAX_KERNEL_ROWS,
+            DeviceKind::Cpu => i32::MAX,
+        }
+    }
+
     /// Whether the two passes of a guided clip of `tokens` run as one.
     pub fn joins(&self, tokens: i32) -> bool {
         tokens <= self.joint_tokens
@@ -249,7 +258,8 @@ pub fn in_row_chunks(
     in_chunks(x, axis, MAX_KERNEL_ROWS, f)
 }
 
-fn in_chunks(
+/// As [`in_row_chunks`] with at most `most` rows each.
+pub fn in_chunks(
     x: &Array,
     axis: i32,
     most: i32,

@@ -1,5 +1,5 @@
 //! What usually lies behind a symptom. Each was seen in a port of this model or in MLX's issue
-//! tracker; `docs/analyze.md` has the checks that tell them apart.
+//! tracker, or put into the miniature on purpose (`docs/verification.md`).
 
 pub(super) const NON_FINITE: &[&str] = &[
     "an overflow in a kernel or in float16 sums: run with --device cpu or --dtype f32 to compare",
@@ -19,23 +19,24 @@ pub(super) const FIRST_FRAME: &[&str] = &[
 ];
 
 pub(super) const CONTENT_LOST: &[&str] = &[
-    "guidance without effect: the predictions for both prompts are nearly equal (compare step_NNN_cond \
-     with step_NNN_uncond of a --dump), as when both get the same text",
-    "a condition that was encoded at once instead of frame by frame with the encoder's caches",
-    "the mask of the condition: ones in the first latent frame only",
+    "wrong rotary tables: each axis has its own frequencies, over the whole range; one table cut in \
+     three loses the picture after the first latent frame",
+    "the mask of the condition: ones in the first latent frame only, and before the latents",
+    "latents of the condition that are not normalised",
+    "q and k norms without their weights",
 ];
 
 pub(super) const GREY: &[&str] = &[
-    "a condition that was encoded at once instead of frame by frame with the encoder's caches",
-    "guidance without effect, as when both prompts get the same text",
+    "the mask of the condition: if it calls all frames given, the others become the grey of the \
+     conditioning video",
+    "latents of the condition that are not normalised, or of a VAE encoder without its weights",
+    "wrong rotary tables: each axis has its own frequencies, over the whole range",
     "too few steps, or a schedule whose last noise level is not 0",
 ];
 
 pub(super) const NOISE: &[&str] = &[
-    "text embeddings of one expert given to both: each has an embedding of its own",
-    "wrong rotary tables: each axis has its own frequencies",
-    "swapped experts, or a boundary at the wrong timestep",
     "a run that ended before its last step, or noise levels that are not the model's",
+    "latents or predictions that a broken kernel left as they were",
 ];
 
 pub(super) const FROZEN: &[&str] = &[

@@ -112,8 +112,9 @@ impl Linear {
             Matrix::Quantized(q) => {
                 let x = x.as_dtype(q.scales.dtype())?;
                 let (scales, biases) = (&q.scales, Some(&q.biases));
-                let y =
-                    quantized_matmul(&x, &q.packed, scales, biases, true, q.group_size, q.bits)?;
+                let y = in_row_chunks(&x, 0, |x| {
+                    quantized_matmul(x, &q.packed, scales, biases, true, q.group_size, q.bits)
+                })?;
                 match &self.bias {
                     Some(bias) => y.add(bias),
                     None => Ok(y),

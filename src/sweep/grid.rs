@@ -264,7 +264,7 @@ fn cell(
 
 /// Writes a line of text with its upper left corner at `(x, y)`; what has no room is left out.
 fn write(page: &mut RgbImage, text: &str, (x, y): (u32, u32), colour: RGBColor) -> Result<()> {
-    font()?;
+    font();
     let size = page.dimensions();
     let area = BitMapBackend::with_buffer(page.as_mut(), size).into_drawing_area();
     let style = ("sans-serif", LETTER).into_font().color(&colour);

@@ -8,7 +8,9 @@ use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::steady::Steady;
-use crate::backend::{Backend, ConvMethod, block_rows, count_product, in_parallel, rows};
+use crate::backend::{
+    Backend, ConvMethod, block_rows, count_product, in_chunks, in_parallel, rows,
+};
 use crate::model::{Role, TensorSource};
 
 /// Below this many input channels one unfolded product beats a product per tap.
@@ -77,6 +79,8 @@ pub(super) struct Conv {
     bias: Array,
     kernel: [i32; 3],
     stride: [i32; 3],
+    /// Rows that one product may have.
+    most_rows: i32,
 }
 
 #[derive(Debug)]
@@ -140,6 +144,7 @@ impl Conv {
             bias,
             kernel,
             stride,
+            most_rows: backend.most_rows(),
         })
     }
 
@@ -210,6 +215,10 @@ impl Conv {
         let [_, kh, kw] = self.kernel;
         let flat = x.reshape(&[t * h * w, c])?;
         let outputs = self.bias.dim(0);
+        if let [weight] = taps {
+            let product = |x: &Array| addmm(&self.bias, x, weight, None, None);
+            return in_chunks(&flat, 0, self.most_rows, product)?.reshape(&[t, h, w, outputs]);
+        }
         let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
         // Up to the last row that holds a valid output.
         let needed = ((out_t - 1) * h + out_h - 1) * w + out_w;
@@ -222,11 +231,7 @@ impl Conv {
             }
             Ok(sum)
         };
-        let block = match taps {
-            [_] => needed,
-            _ => block_rows(c, outputs),
-        };
-        let mut blocks = in_parallel(needed, block, sum_of_block)?;
+        let mut blocks = in_parallel(needed, block_rows(c, outputs), sum_of_block)?;
         let full = out_t * h * w;
         if full > needed {
             blocks.push(zeros_dtype(&[full - needed, outputs], x.dtype())?);
@@ -358,4 +363,34 @@ fn last_frames(before: Option<&Array>, x: &Array, count: i32) -> MlxResult<Array
     };
     // A view would keep all of `x` alive until the next chunk.
     last.contiguous()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{DeviceKind, Precision, to_host};
+
+    /// On the GPU no kernel call may see more than 32,767 rows.
+    #[test]
+    fn many_rows_in_parts_are_the_same() {
+        let filled = |shape: &[i32]| {
+            let count: i32 = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|i| (i % 97) as f32 - 48.0).collect();
+            Array::from_slice(&values, shape)
+        };
+        let (x, weight, bias) = (
+            filled(&[2, 150, 150, 4]),
+            filled(&[3, 4, 1, 1, 1]),
+            filled(&[3]),
+        );
+        let [whole, parts] = [DeviceKind::Cpu, DeviceKind::Gpu].map(|device| {
+            let backend = Backend::new(device, Some(Precision::F32));
+            assert_eq!(
+                2 * 150 * 150 > backend.most_rows(),
+                device == DeviceKind::Gpu
+            );
+            to_host(&convolve(backend, &x, &weight, &bias, [1, 1, 1]).unwrap()).unwrap()
+        });
+        assert_eq!(whole, parts);
+    }
 }

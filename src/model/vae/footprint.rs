@@ -439,9 +439,12 @@ impl Meter {
             0
         };
         let work = if tapped {
-            // Sums at the input's pitch, and once more to make up the last rows.
-            out.buffer = Size::new(size.t, h, w).volume(outputs);
-            if kernel[1] * kernel[2] > 1 {
+            // Sums at the input's pitch, and once more to make up the last rows, or to join products
+            // of some rows each.
+            let at_pitch = Size::new(size.t, h, w);
+            out.buffer = at_pitch.volume(outputs);
+            let in_parts = at_pitch.volume(1) > values(&[self.backend.most_rows()]);
+            if kernel[1] * kernel[2] > 1 || in_parts {
                 2 * out.buffer
             } else {
                 out.buffer
