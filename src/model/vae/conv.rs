@@ -133,8 +133,6 @@ impl Conv {
             let matrices = (0..taps)
                 .map(|tap| stacked.try_index(tap))
                 .collect::<MlxResult<Vec<_>>>()?;
-            // The first chunk uses some taps only; the others would keep `stacked` beside them.
-            eval(&matrices)?;
             Weight::Taps(matrices)
         } else {
             Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?)
@@ -166,6 +164,13 @@ impl Conv {
     /// As [`Self::forward`] with `missing` frames of zeros in front of `x`, which are not
     /// multiplied: taps that would see them are left out.
     fn forward_behind_zeros(&self, x: &Array, missing: i32) -> MlxResult<Array> {
+        if missing == 0 {
+            return self.forward(x);
+        }
+        if let Weight::Taps(taps) = &self.weight {
+            // Some are not used here; unevaluated they would keep the whole weight beside the others.
+            eval(taps)?;
+        }
         let kt = self.kernel[0];
         let frames = missing + x.dim(0) - kt + 1;
         let mut parts = Vec::new();
