@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -248,10 +248,16 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
 
     let temporary = temporary(path);
     let put = || -> Result<u64> {
-        safetensors::serialize_to_file(stored, Some(metadata), &temporary)?;
-        let file = File::open(&temporary)?;
+        // The folder that it is in is not made again: who has removed it wants nothing there.
+        match fs::create_dir(&temporary) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
+        }
+        let whole = temporary.join(KEY);
+        safetensors::serialize_to_file(stored, Some(metadata), &whole)?;
+        let file = File::open(&whole)?;
         file.sync_data()?;
-        fs::rename(&temporary, path)?;
+        fs::rename(&whole, path)?;
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -260,10 +266,10 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         Ok(file.metadata()?.len())
     };
-    put().inspect_err(|_| {
-        // Half a state is of no use, and takes room.
-        let _ = fs::remove_file(&temporary);
-    })
+    let put = put();
+    // Half a state is of no use, and takes room.
+    let _ = fs::remove_dir_all(&temporary);
+    put
 }
 
 /// Whether `path` may be replaced by a state: nothing is there, or what began as one.
@@ -281,14 +287,14 @@ pub fn may_replace(path: &Path) -> bool {
 
 /// Removes a state, and what a run that was killed left of one.
 pub fn remove(path: &Path) {
-    for file in [path, &temporary(path)] {
-        // What is not there need not be removed.
-        let _ = fs::remove_file(file);
-    }
+    // What is not there need not be removed.
+    let _ = fs::remove_file(path);
+    let _ = fs::remove_dir_all(temporary(path));
 }
 
-/// The name of a state while it is written. The lock on the state makes it this run's own; one that
-/// was killed leaves it, and the next run replaces it.
+/// The folder of a state while it is written: safetensors writes to a file of another name first, which
+/// is to be found again. The lock on the state makes it this run's own; one that was killed leaves it,
+/// and the next run replaces it.
 fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
