@@ -13,7 +13,9 @@ use mlx_rs::error::{Exception, Result};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Device, Dtype, Stream, fast, memory, with_stream};
+use mlx_rs::{Array, Device, DeviceType, Dtype, fast, memory};
+
+use crate::host;
 
 /// The most rows one kernel call is given.
 ///
@@ -162,6 +164,17 @@ impl Backend {
         tokens <= self.joint_tokens
     }
 
+    /// Bytes of scores that [`attention`] in `dtype` has at once: of `queries` to `keys` in `heads`
+    /// of `width`.
+    pub fn scores_at_once(&self, dtype: Dtype, [heads, queries, keys, width]: [i32; 4]) -> u64 {
+        if self.device == DeviceKind::Cpu && dtype == Dtype::Float32 {
+            return host::scores_at_once(heads, queries, keys, width, self.score_bytes);
+        }
+        let size = |value: i32| value.max(0) as u64;
+        let row = 4 * size(heads) * size(keys);
+        (row * size(queries)).min(self.score_bytes.max(row))
+    }
+
     /// The settings for `device`, without touching MLX's state.
     pub const fn new(device: DeviceKind, precision: Option<Precision>) -> Self {
         let (default_precision, conv, dense_above) = match device {
@@ -233,6 +246,21 @@ pub fn attention(
     for _head in 0..q.dim(1) {
         count_product(2 * q.dim(2), q.dim(3), k.dim(2));
     }
+    if computes_on() == DeviceKind::Cpu && q.dtype() == Dtype::Float32 {
+        return host::attention(q, k, v, scale, weights, score_bytes);
+    }
+    fused_attention(q, k, v, scale, weights, score_bytes)
+}
+
+/// [`attention`] by MLX's kernel.
+fn fused_attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    scale: f32,
+    weights: Option<&Array>,
+    score_bytes: u64,
+) -> Result<Array> {
     // The mask has to be of the operands' dtype.
     let weights = weights.map(|w| w.as_dtype(q.dtype())).transpose()?;
     let weights = weights.as_ref();
@@ -279,45 +307,12 @@ pub fn in_chunks(
     concatenate(&outputs, axis)
 }
 
-/// Rows of a block of products of `[rows, inner]` and `[inner, columns]` that one core is to sum up.
-///
-/// On the CPU only. The sums, with what they are made of, stay in a core's cache, of 1 MiB at least
-/// where there are vector units to keep busy; and a product is small enough that no BLAS would give
-/// it to several threads (`scripts/linux/mlx_shim.c` has its limit at 2^26 multiplications).
-pub fn block_rows(inner: i32, columns: i32) -> i32 {
-    let [inner, columns] = [inner, columns].map(|side| i64::from(side.max(1)));
-    let rows = (BLOCK_PRODUCTS / (inner * columns)).min(BLOCK_VALUES / columns);
-    rows.max(64) as i32
-}
-
-const BLOCK_PRODUCTS: i64 = 1 << 25;
-const BLOCK_VALUES: i64 = 1 << 18;
-
-thread_local! {
-    /// A stream of MLX's CPU backend per core: each has a thread of its own.
-    static STREAMS: Vec<Stream> = {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        (0..cores).map(|_| Stream::new_with_device(&Device::cpu())).collect()
-    };
-}
-
-/// What `f` makes of blocks of at most `block` of `rows` rows, start and end, which it is asked for
-/// in turn and MLX's CPU backend will compute side by side.
-pub fn in_parallel(
-    rows: i32,
-    block: i32,
-    f: impl Fn(i32, i32) -> Result<Array>,
-) -> Result<Vec<Array>> {
-    if rows <= block {
-        return Ok(vec![f(0, rows)?]);
+/// Where MLX computes now, whatever a [`Backend`] has been made for.
+pub fn computes_on() -> DeviceKind {
+    match Device::try_default().and_then(|device| device.get_type()) {
+        Ok(DeviceType::Gpu) => DeviceKind::Gpu,
+        _ => DeviceKind::Cpu,
     }
-    STREAMS.with(|streams| {
-        (0..rows)
-            .step_by(block.max(1) as usize)
-            .zip(streams.iter().cycle())
-            .map(|(start, stream)| with_stream(stream, || f(start, rows.min(start + block))))
-            .collect()
-    })
 }
 
 /// True when every element of `x` is finite. Evaluates `x`.
@@ -478,5 +473,39 @@ fn mlx_string(fill: impl FnOnce(*mut mlx_sys::mlx_string) -> i32) -> Option<Stri
             .then(|| CStr::from_ptr(data).to_string_lossy().into_owned());
         mlx_sys::mlx_string_free(handle);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way that the CPU takes in bfloat16 only, and the GPU always.
+    #[test]
+    fn scores_in_parts_are_the_same_attention() {
+        Device::set_default(&Device::cpu());
+        let values = |shape: [i32; 4], seed: i32| {
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|i| ((i * 37 + seed) % 1009) as f32 / 300.0 - 1.7)
+                .collect();
+            Array::from_slice(&values, &shape)
+        };
+        let [q, k, v] = [3, 17, 5].map(|seed| values([1, 3, 40, 16], seed));
+        let weights = values([1, 1, 1, 40], 11);
+        for weights in [None, Some(&weights)] {
+            let with = |score_bytes| {
+                let all = fused_attention(&q, &k, &v, 0.25, weights, score_bytes);
+                to_host(&all.unwrap()).unwrap()
+            };
+            // Seven rows of scores at once.
+            let parts = with(7 * 4 * 3 * 40);
+            let host = host::attention(&q, &k, &v, 0.25, weights, SCORE_BYTES).unwrap();
+            let all = with(SCORE_BYTES);
+            for other in [parts, to_host(&host).unwrap()] {
+                for (a, b) in all.iter().zip(&other) {
+                    assert!((a - b).abs() < 1e-5, "{a} {b}");
+                }
+            }
+        }
     }
 }

@@ -287,7 +287,8 @@ fn every_way_of_computing_gives_the_same_latents() {
         let worst = differences.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
         println!("measured {way}: {:.1e}", worst / most);
         assert!(worst / most < 1e-5, "{way}: {worst} of {most}");
-        assert!(worst > 0.0 || way == "one batch", "{way} changed nothing");
+        let may_agree = ["one batch", "scores in parts"].contains(&way);
+        assert!(worst > 0.0 || may_agree, "{way} changed nothing");
     }
 }
 
@@ -367,8 +368,10 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         assert!(sum >= operations, "less memory never means less work");
         operations = sum;
     }
-    let tight = settled(160);
-    assert!(tight.backend.chunk_rows < 2304 && tiles(&tight) > 1);
+    assert!(tiles(&settled(160)) > 1);
+    // Where the VAE does not fit, nothing is left untried.
+    let hopeless = settled(100);
+    assert!(!hopeless.fits && hopeless.backend.chunk_rows == 1024);
 
     let error = fit(clip, backend(), budget(120)).unwrap_err().to_string();
     for part in [

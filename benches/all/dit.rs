@@ -43,12 +43,18 @@ fn a14b_4_bits(bencher: Bencher, (tokens, passes): (i32, Passes)) {
     );
 }
 
-#[divan::bench(args = CASES)]
+/// Beside the others, the tokens of 9 frames of 320 x 192.
+const SMALL_CASES: [(i32, Passes); 5] = {
+    let [a, b, c, d] = CASES;
+    [a, b, c, d, (720, Passes::Separate)]
+};
+
+#[divan::bench(args = SMALL_CASES)]
 fn width_1536_dense(bencher: Bencher, (tokens, passes): (i32, Passes)) {
     guided(bencher, &config(12, 8960), Storage::Dense, tokens, passes);
 }
 
-#[divan::bench(args = CASES)]
+#[divan::bench(args = SMALL_CASES)]
 fn width_1536_4_bits(bencher: Bencher, (tokens, passes): (i32, Passes)) {
     guided(
         bencher,

@@ -3,7 +3,7 @@
 //! Counted from what the code keeps alive between two evaluations; a test compares the sums with
 //! what MLX measures.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceKind};
 use crate::model::dit::{DitConfig, SETTLED_BYTES};
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::{Footprint, Tiling, VaeConfig, decode_phases, encode_phases};
@@ -60,31 +60,55 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
     // Residual stream, condition and the shared start stay.
     let kept = kv + tables + latents + cached + 3 * stream * F32;
     let chunk = tokens.min(number(backend.chunk_rows));
-    let heads = number(config.num_attention_heads);
-    let row = heads * tokens * F32;
-    let scores = (row * chunk).min(backend.score_bytes.max(row));
+    let scores = backend.scores_at_once(
+        backend.precision.matmul_dtype(),
+        [
+            config.num_attention_heads,
+            i32::try_from(chunk).unwrap_or(i32::MAX),
+            i32::try_from(tokens).unwrap_or(i32::MAX),
+            config.attention_head_dim,
+        ],
+    );
     let hidden = |rows: u64| 2 * rows * number(config.ffn_dim) * size;
-    // How many buffers of a row's width a graph holds was measured, on shapes that
-    // `tests/forecast.rs` keeps.
-    if chunk < tokens {
-        let rows = chunk * width * F32;
-        let finished = stream * F32;
-        let attention = 2 * stream * size + finished + 10 * rows + scores;
-        let feed_forward = finished + 4 * rows + hidden(chunk);
-        return kept + attention.max(feed_forward);
-    }
     let copies = match clip.guided && tokens <= number(backend.joint_tokens) {
         true => 2,
         false => 1,
     };
     let rows = copies * stream * F32;
-    let scores = copies * scores;
-    let hidden = hidden(copies * tokens);
-    kept + (copies - 1) * stream * F32
-        + match rows > SETTLED_BYTES as u64 {
-            true => (9 * rows + scores).max(4 * rows + hidden),
-            false => 15 * rows + scores + hidden,
+    let both = (copies - 1) * stream * F32;
+    let work = match (backend.device, chunk < tokens) {
+        // Chains of operations are one pass, so that buffers can be told from the code: keys,
+        // values and queries; what they weigh, of one copy; projections and the same with heads
+        // first, one after the other.
+        (DeviceKind::Cpu, false) => {
+            let attention = (3 * rows + stream * F32 + scores).max(5 * rows);
+            both + attention.max(3 * rows + hidden(copies * tokens))
         }
+        (DeviceKind::Cpu, true) => {
+            let rows = chunk * width * F32;
+            let finished = stream * F32 - rows;
+            // Keys and values, while their chunks are joined and afterwards.
+            let joining = 4 * stream * size;
+            let attention = joining.max(2 * stream * size + finished + 4 * rows + scores);
+            attention.max(finished + 3 * rows + hidden(chunk))
+        }
+        // How many buffers of a row's width a graph of MLX's operations holds was measured.
+        (DeviceKind::Gpu, false) => {
+            let hidden = hidden(copies * tokens);
+            let scores = copies * scores;
+            both + match rows > SETTLED_BYTES as u64 {
+                true => (9 * rows + scores).max(4 * rows + hidden),
+                false => 15 * rows + scores + hidden,
+            }
+        }
+        (DeviceKind::Gpu, true) => {
+            let rows = chunk * width * F32;
+            let finished = stream * F32;
+            let attention = 2 * stream * size + finished + 10 * rows + scores;
+            attention.max(finished + 4 * rows + hidden(chunk))
+        }
+    };
+    kept + work
 }
 
 /// Decoding a clip of `[frames, rows, columns]` latents: one latent frame's activations, or one

@@ -2,11 +2,12 @@
 
 use anyhow::Result as AnyResult;
 use mlx_rs::error::Result;
-use mlx_rs::ops::{addmm, dequantize, quantized_matmul, sigmoid, tanh};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::ops::{addmm, dequantize, quantized_matmul};
+use mlx_rs::{Array, Dtype, fast};
 
-use super::{Role, TensorSource};
-use crate::backend::{count_product, in_row_chunks};
+use super::{Role, TensorSource, chains, compiled};
+use crate::backend::{DeviceKind, computes_on, count_product, in_row_chunks};
+use crate::host;
 
 /// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
 /// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
@@ -133,26 +134,70 @@ impl Linear {
 }
 
 /// `x * sigmoid(x)`, in `x`'s dtype.
-///
-/// Written out instead of mlx-rs's compiled version: MLX's CPU backend compiles by calling
-/// the machine's C++ compiler at run time, which a user need not have.
 pub fn silu(x: &Array) -> Result<Array> {
-    x.multiply(sigmoid(x)?)
+    match computes_on() {
+        DeviceKind::Gpu => compiled::silu(x),
+        DeviceKind::Cpu => chains::silu(x),
+    }
 }
 
-/// The tanh approximation of GELU (Hendrycks and Gimpel, arXiv:1606.08415), in `x`'s dtype.
+/// The tanh approximation of GELU (Hendrycks and Gimpel, arXiv:1606.08415), of `[rows, columns]` in
+/// `x`'s dtype.
 pub fn gelu_tanh(x: &Array) -> Result<Array> {
-    let scalar = |v: f32| Array::from_f32(v).as_dtype(x.dtype());
-    let cubic = x
-        .square()?
-        .multiply(scalar(0.044_715)?)?
-        .add(scalar(1.0)?)?
-        .multiply(x)?
-        .multiply(scalar((2.0 / std::f64::consts::PI).sqrt() as f32)?)?;
-    tanh(&cubic)?
-        .add(scalar(1.0)?)?
-        .multiply(x)?
-        .multiply(scalar(0.5)?)
+    match computes_on() {
+        DeviceKind::Gpu => compiled::gelu_tanh(x),
+        DeviceKind::Cpu if x.dtype() == Dtype::Float32 => host::gelu_tanh(x),
+        DeviceKind::Cpu => chains::gelu_tanh(x),
+    }
+}
+
+/// LayerNorm of `x` `[rows, width]` over the width, times `weight` plus `bias`, `[width]` each; all
+/// of it float32.
+pub fn layer_norm(x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array> {
+    match computes_on() {
+        DeviceKind::Gpu => fast::layer_norm(x, weight, bias, eps),
+        DeviceKind::Cpu => host::layer_norm(x, weight, bias, eps),
+    }
+}
+
+/// `x + h * gate`, float32: `x` `[rows, width]`, `h` of any float dtype, `gate` `[width]`.
+pub fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
+    match computes_on() {
+        DeviceKind::Gpu => compiled::add_gated(x, h, gate),
+        DeviceKind::Cpu => chains::add_gated(x, h, gate),
+    }
+}
+
+/// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]` by `cos` and `sin`
+/// `[tokens, 1, head_dim / 2]`; float32.
+pub fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
+    match computes_on() {
+        DeviceKind::Gpu => compiled::rotate(x, cos, sin),
+        DeviceKind::Cpu => chains::rotate(x, cos, sin),
+    }
+}
+
+/// Projections `[rows, heads * head_dim]` of any float dtype as attention wants them, `[1, heads,
+/// rows, head_dim]`, float32: RMS norm over the whole width with the weights and epsilon of `norm`,
+/// and then adjacent pairs rotated by the cosines and sines of `places`, `[rows, 1, head_dim / 2]`.
+pub fn to_heads(
+    x: &Array,
+    heads: i32,
+    norm: Option<(&Array, f32)>,
+    places: Option<[&Array; 2]>,
+) -> Result<Array> {
+    let mut x = f32(x)?;
+    if computes_on() == DeviceKind::Cpu {
+        return host::to_heads(&x, heads, norm, places);
+    }
+    if let Some((weight, eps)) = norm {
+        x = fast::rms_norm(&x, Some(weight), eps)?;
+    }
+    x = x.reshape(&[x.dim(0), heads, x.dim(1) / heads])?;
+    if let Some([cos, sin]) = places {
+        x = rotate(&x, cos, sin)?;
+    }
+    x.transpose_axes(&[1, 0, 2])?.expand_dims(0)
 }
 
 /// `x` in float32.

@@ -3,6 +3,8 @@
 //! Model code knows tensors' names and shapes, nothing of files or terminals. It asks a
 //! [`TensorSource`] for each tensor once, at construction.
 
+mod chains;
+mod compiled;
 pub mod dit;
 pub mod layers;
 pub mod umt5;

@@ -1,15 +1,15 @@
 //! One transformer block: self-attention, cross-attention, feed-forward.
 
 use anyhow::Result;
+use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
-use mlx_rs::{Array, fast};
 
 use super::{DitConfig, Rope};
 use crate::backend::{Backend, attention, rows};
-use crate::model::layers::{Linear, f32, gelu_tanh};
+use crate::model::layers::{Linear, add_gated, f32, gelu_tanh, layer_norm, to_heads};
 use crate::model::{Role, TensorSource};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
@@ -65,31 +65,31 @@ impl Attention {
         })
     }
 
-    /// Projected and normalised queries, `[n, heads, head_dim]`, float32.
-    fn queries(&self, x: &Array) -> MlxResult<Array> {
-        self.split(&fast::rms_norm(
-            f32(&self.to_q.forward(x)?)?,
-            Some(&self.norm_q),
-            self.eps,
-        )?)
+    /// Projections of queries, normalised, and rotated if they have places: `[n, dim]` to `[1,
+    /// heads, n, head_dim]` in the same dtype.
+    fn queries(&self, projected: &Array, rope: Option<&Rope>) -> MlxResult<Array> {
+        self.heads(projected, Some(&self.norm_q), rope)
     }
 
-    /// Projected and normalised keys, `[n, heads, head_dim]`, float32.
-    fn keys(&self, x: &Array) -> MlxResult<Array> {
-        self.split(&fast::rms_norm(
-            f32(&self.to_k.forward(x)?)?,
-            Some(&self.norm_k),
-            self.eps,
-        )?)
+    /// As [`Self::queries`], of keys.
+    fn keys(&self, projected: &Array, rope: Option<&Rope>) -> MlxResult<Array> {
+        self.heads(projected, Some(&self.norm_k), rope)
     }
 
-    /// Projected values, `[n, heads, head_dim]`, in the matmul dtype.
-    fn values(&self, x: &Array) -> MlxResult<Array> {
-        self.split(&self.to_v.forward(x)?)
+    /// Projections of values, `[n, dim]`, to `[1, heads, n, head_dim]`.
+    fn values(&self, projected: &Array) -> MlxResult<Array> {
+        self.heads(projected, None, None)
     }
 
-    fn split(&self, x: &Array) -> MlxResult<Array> {
-        x.reshape(&[x.dim(0), self.heads, self.head_dim])
+    fn heads(
+        &self,
+        projected: &Array,
+        norm: Option<&Array>,
+        rope: Option<&Rope>,
+    ) -> MlxResult<Array> {
+        let norm = norm.map(|weight| (weight, self.eps));
+        let places = rope.map(|rope| [rope.cos(), rope.sin()]);
+        to_heads(projected, self.heads, norm, places)?.as_dtype(projected.dtype())
     }
 
     /// Attention of `[1, heads, n, head_dim]` queries, before the output projection: `[n, dim]`.
@@ -102,11 +102,6 @@ impl Attention {
         out.transpose_axes(&[0, 2, 1, 3])?
             .reshape(&[tokens, self.heads * self.head_dim])
     }
-}
-
-/// `[n, heads, head_dim]` to `[1, heads, n, head_dim]`.
-fn heads_first(x: &Array) -> MlxResult<Array> {
-    x.transpose_axes(&[1, 0, 2])?.expand_dims(0)
 }
 
 /// One transformer block with its weights.
@@ -169,8 +164,9 @@ impl Block {
     /// Keys and values for embedded text `[rows, dim]`, its last row standing for `copies` equal
     /// ones; evaluated.
     pub(super) fn cross_kv(&self, context: &Array, copies: i32) -> MlxResult<CrossKv> {
-        let values = heads_first(&self.cross_attention.values(context)?)?;
-        let keys = heads_first(&self.cross_attention.keys(context)?)?.as_dtype(values.dtype())?;
+        let attention = &self.cross_attention;
+        let values = attention.values(&attention.to_v.forward(context)?)?;
+        let keys = attention.keys(&attention.to_k.forward(context)?, None)?;
         eval([&keys, &values])?;
         // Equal keys share one softmax term: n e^s = e^(s + ln n).
         let weights = (copies > 1).then(|| {
@@ -199,18 +195,19 @@ impl Block {
         let h = self.modulated(x, &modulation, 0)?;
         let attention = &self.self_attention;
         let copies = x.dim(0) / tokens.max(1);
-        let values = attention.values(&h)?;
-        settle(x, &[&h, &values])?;
-        let keys = of_copies(&attention.keys(&h)?, copies, |keys| {
-            heads_first(&rope.rotate(keys)?)?.as_dtype(values.dtype())
+        let values = of_copies(&attention.to_v.forward(&h)?, copies, |values| {
+            attention.values(values)
         })?;
-        settle(x, &keys.iter().collect::<Vec<_>>())?;
-        let queries = of_copies(&attention.queries(&h)?, copies, |queries| {
-            heads_first(&rope.rotate(queries)?)?.as_dtype(values.dtype())
+        settle_all(x, &values)?;
+        let keys = of_copies(&attention.to_k.forward(&h)?, copies, |keys| {
+            attention.keys(keys, Some(rope))
+        })?;
+        settle_all(x, &keys)?;
+        let queries = of_copies(&attention.to_q.forward(&h)?, copies, |queries| {
+            attention.queries(queries, Some(rope))
         })?;
         drop(h);
-        settle(x, &queries.iter().collect::<Vec<_>>())?;
-        let values = of_copies(&values, copies, heads_first)?;
+        settle_all(x, &queries)?;
         let weighed = queries
             .into_iter()
             .zip(keys.into_iter().zip(values))
@@ -227,7 +224,7 @@ impl Block {
         settle(x, &[&weighed])?;
         let h = attention.to_out.forward(&weighed)?;
         drop(weighed);
-        let out = x.add(f32(&h)?.multiply(modulation.row(2)?)?)?;
+        let out = add_gated(x, &h, &modulation.row(2)?)?;
         drop(h);
         settle(x, &[&out])?;
         Ok(out)
@@ -245,9 +242,9 @@ impl Block {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
             let h = self.modulated(&rows(x, start, end)?, modulation, 0)?;
-            let value = heads_first(&attention.values(&h)?)?;
-            let key = rope.part(start, end)?.rotate(&attention.keys(&h)?)?;
-            let key = heads_first(&key)?.as_dtype(value.dtype())?;
+            let value = attention.values(&attention.to_v.forward(&h)?)?;
+            let part = rope.part(start, end)?;
+            let key = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
             eval([&key, &value])?;
             keys.push(key);
             values.push(value);
@@ -263,11 +260,11 @@ impl Block {
         for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
             let x = rows(x, start, end)?;
             let h = self.modulated(&x, modulation, 0)?;
-            let queries = rope.part(start, end)?.rotate(&attention.queries(&h)?)?;
-            let score_bytes = self.backend.score_bytes;
-            let weighed = attention.weigh(&heads_first(&queries)?, &kv, score_bytes)?;
+            let part = rope.part(start, end)?;
+            let queries = attention.queries(&attention.to_q.forward(&h)?, Some(&part))?;
+            let weighed = attention.weigh(&queries, &kv, self.backend.score_bytes)?;
             let h = attention.to_out.forward(&weighed)?;
-            let x = x.add(f32(&h)?.multiply(modulation.row(2)?)?)?;
+            let x = add_gated(&x, &h, &modulation.row(2)?)?;
             x.eval()?;
             out.push(x);
         }
@@ -308,23 +305,24 @@ impl Block {
         prompts: &[&CrossKv],
     ) -> MlxResult<Array> {
         let h = match &self.cross_norm {
-            Some((weight, bias)) => fast::layer_norm(x, weight, bias, self.eps)?,
+            Some((weight, bias)) => layer_norm(x, weight, bias, self.eps)?,
             None => x.clone(),
         };
-        let queries = self.cross_attention.queries(&h)?;
+        let attention = &self.cross_attention;
+        let projected = attention.to_q.forward(&h)?;
         drop(h);
-        settle(x, &[&queries])?;
-        let queries = of_copies(&queries, prompts.len() as i32, heads_first)?;
+        let queries = of_copies(&projected, prompts.len() as i32, |queries| {
+            attention.queries(queries, None)
+        })?;
+        drop(projected);
+        settle_all(x, &queries)?;
         let weighed = queries
             .into_iter()
             .zip(prompts)
-            .map(|(queries, prompt)| {
-                let score_bytes = self.backend.score_bytes;
-                self.cross_attention.weigh(&queries, prompt, score_bytes)
-            })
+            .map(|(queries, prompt)| attention.weigh(&queries, prompt, self.backend.score_bytes))
             .collect::<MlxResult<Vec<_>>>()?;
         let weighed = joined(&weighed)?;
-        let x = x.add(f32(&self.cross_attention.to_out.forward(&weighed)?)?)?;
+        let x = x.add(f32(&attention.to_out.forward(&weighed)?)?)?;
         drop(weighed);
         settle(&x, &[&x])?;
 
@@ -332,14 +330,14 @@ impl Block {
         let h = self
             .ffn_out
             .forward(&gelu_tanh(&self.ffn_in.forward(&h)?)?)?;
-        x.add(f32(&h)?.multiply(modulation.row(5)?)?)
+        add_gated(&x, &h, &modulation.row(5)?)
     }
 
     /// LayerNorm, shifted by modulation vector `shift` and scaled by the one after it.
     fn modulated(&self, x: &Array, modulation: &Modulation, shift: i32) -> MlxResult<Array> {
         // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
         let scale = modulation.one_plus(shift + 1)?;
-        fast::layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
+        layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
     }
 }
 
@@ -351,6 +349,10 @@ fn settle(x: &Array, arrays: &[&Array]) -> MlxResult<()> {
         eval(arrays.iter().copied())?;
     }
     Ok(())
+}
+
+fn settle_all(x: &Array, arrays: &[Array]) -> MlxResult<()> {
+    settle(x, &arrays.iter().collect::<Vec<_>>())
 }
 
 /// `f` of each of the `copies` that follow each other in the rows of `all`.

@@ -17,10 +17,10 @@ use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Dtype, fast};
+use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 
-use super::layers::{Linear, Weight, f32, gelu_tanh, silu};
+use super::layers::{Linear, Weight, f32, gelu_tanh, layer_norm, silu};
 use super::umt5::pad_rows;
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
 use crate::backend::{Backend, rows};
@@ -423,7 +423,7 @@ impl Dit {
         let modulation = self.scale_shift_table.add(&time.embedding)?;
         let shift = modulation.try_index(0)?;
         let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
-        let x = fast::layer_norm(x, &scale, &shift, self.config.eps)?;
+        let x = layer_norm(x, &scale, &shift, self.config.eps)?;
         let x = self.proj_out.forward(&x)?;
         unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }

@@ -1,9 +1,10 @@
 //! Rotary position embedding over frames, rows and columns.
 
+use mlx_rs::Array;
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::ops::stack;
-use mlx_rs::{Array, ops};
+
+use crate::model::layers;
 
 /// Base of the frequencies (`rope_params` of Wan-Video/Wan2.2 `wan/modules/model.py`).
 const THETA: f64 = 10_000.0;
@@ -86,16 +87,6 @@ impl Rope {
 
     /// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]`, float32.
     pub fn rotate(&self, x: &Array) -> Result<Array> {
-        let shape = x.shape().to_vec();
-        let pairs = ops::unflatten(x, -1, &[shape[2] / 2, 2])?;
-        let real = pairs.try_index((.., .., .., 0))?;
-        let imaginary = pairs.try_index((.., .., .., 1))?;
-        let rotated_real = real
-            .multiply(&self.cos)?
-            .subtract(imaginary.multiply(&self.sin)?)?;
-        let rotated_imaginary = real
-            .multiply(&self.sin)?
-            .add(imaginary.multiply(&self.cos)?)?;
-        stack(&[rotated_real, rotated_imaginary], -1)?.reshape(&shape)
+        layers::rotate(x, &self.cos, &self.sin)
     }
 }

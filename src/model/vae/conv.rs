@@ -8,9 +8,8 @@ use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::steady::Steady;
-use crate::backend::{
-    Backend, ConvMethod, block_rows, count_product, in_chunks, in_parallel, rows,
-};
+use crate::backend::{Backend, ConvMethod, count_product, in_chunks, rows};
+use crate::host::{block_rows, in_parallel};
 use crate::model::{Role, TensorSource};
 
 /// Below this many input channels one unfolded product beats a product per tap.

@@ -4,6 +4,8 @@
 //! added up. A step's buffers are counted as alive together: MLX allocates for a whole graph
 //! before the first kernel has run.
 
+use mlx_rs::Dtype;
+
 use super::conv::MIN_TAP_CHANNELS;
 use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
 use crate::backend::{Backend, ConvMethod, DeviceKind};
@@ -481,9 +483,9 @@ impl Meter {
     fn attention(&mut self, x: Held) {
         let c = x.channels;
         self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
-        let tokens = values(&[x.size.h, x.size.w]);
-        let rows = (self.backend.score_bytes / (VALUE * tokens.max(1))).clamp(1, tokens.max(1));
-        let scores = rows * tokens;
+        let tokens = x.size.h * x.size.w;
+        let shape = [1, tokens, tokens, c];
+        let scores = self.backend.scores_at_once(Dtype::Float32, shape) / VALUE;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
         self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
     }
