@@ -3,12 +3,15 @@
 use mlx_rs::ops::{full, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::Array3;
-use wan_i2v::backend::{Backend, DeviceKind, Precision, operations, to_host};
-use wan_i2v::checkpoint::{Checkpoint, LoadBits};
+use wan_i2v::backend::{Backend, DeviceKind, Precision, operations, to_host, unpacked};
+use wan_i2v::checkpoint::{Bits, Checkpoint, LoadBits};
 use wan_i2v::forecast::memory::Denoising;
-use wan_i2v::forecast::{self, Budget, Clip, Forecast, Settled, Tokens, fit, forecast, settle};
+use wan_i2v::forecast::{
+    self, Budget, Clip, Forecast, Operations, Settled, Tokens, fit, forecast, settle,
+};
 use wan_i2v::media::Resize;
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
+use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::vae::choose_decode_tiling;
 use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::pipeline::{
@@ -25,6 +28,7 @@ use wan_i2v::tiny;
 #[derive(Debug)]
 struct Measured {
     operations: u64,
+    unpacked: u64,
     peak: u64,
 }
 
@@ -59,10 +63,11 @@ fn with_last_image(plan: Plan) -> Plan {
 fn phase<T>(phases: &mut Vec<Measured>, run: impl FnOnce() -> T) -> T {
     memory::clear_cache().unwrap();
     memory::reset_peak_memory().unwrap();
-    let before = operations();
+    let (before, packed) = (operations(), unpacked());
     let result = run();
     phases.push(Measured {
         operations: operations() - before,
+        unpacked: unpacked() - packed,
         peak: memory::peak_memory().unwrap() as u64,
     });
     result
@@ -117,8 +122,8 @@ fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<M
 }
 
 /// The forecast of the same four phases: both experts together.
-fn forecast_of(forecast: &Forecast) -> Vec<(u64, u64)> {
-    let mut phases = vec![(0, 0); 4];
+fn forecast_of(forecast: &Forecast) -> Vec<(Operations, u64)> {
+    let mut phases = vec![(Operations::default(), 0); 4];
     let count = forecast.phases.len();
     for (i, phase) in forecast.phases.iter().enumerate() {
         let place = match i {
@@ -127,7 +132,7 @@ fn forecast_of(forecast: &Forecast) -> Vec<(u64, u64)> {
             _ => 2,
         };
         let (operations, peak) = &mut phases[place];
-        *operations += phase.operations.total();
+        *operations = *operations + phase.operations;
         *peak = phase.peak_bytes.max(*peak);
     }
     phases
@@ -141,7 +146,9 @@ fn backend() -> Backend {
 
 #[test]
 fn operations_are_exact() {
-    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let embedded = |bits| Checkpoint::embedded(tiny::FILES, bits).unwrap();
+    let dense = embedded(LoadBits::default());
+    let packed = embedded(LoadBits::all(Bits::Four));
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
@@ -161,21 +168,25 @@ fn operations_are_exact() {
         vae_budget: Some(1),
         ..apart
     };
-    for (plan, backend) in [
-        (plan(64, 17, guided, (0.0, 1.0)), whole),
-        (plan(32, 1, guided, (0.0, 1.0)), whole),
-        (plan(48, 5, half, (0.0, 1.0)), apart),
-        (plan(48, 9, guided, (0.25, 0.75)), whole),
-        (plan(128, 9, guided, (0.0, 1.0)), in_parts),
-        (with_last_image(plan(16, 61, half, (0.0, 1.0))), whole),
+    let last_image = with_last_image(plan(16, 61, half, (0.0, 1.0)));
+    for (checkpoint, plan, backend) in [
+        (&dense, plan(64, 17, guided, (0.0, 1.0)), whole),
+        (&packed, plan(32, 1, guided, (0.0, 1.0)), whole),
+        (&packed, plan(48, 5, half, (0.0, 1.0)), apart),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), whole),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), apart),
+        (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts),
+        (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts),
+        (&dense, last_image, whole),
     ] {
-        let (tokens, measured) = run(&checkpoint, backend, &plan);
-        let forecast = forecast(&checkpoint, &plan, tokens, backend, None).unwrap();
+        let (tokens, measured) = run(checkpoint, backend, &plan);
+        let forecast = forecast(checkpoint, &plan, tokens, backend, None).unwrap();
         for ((expected, _), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
         {
-            assert_eq!(measured.operations, expected, "{name} of {plan:?}");
+            assert_eq!(measured.operations, expected.total(), "{name} of {plan:?}");
+            assert_eq!(measured.unpacked, expected.unpacked, "{name} of {plan:?}");
         }
     }
 }
@@ -406,8 +417,11 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     fit(clip, backend(), budget(120)).unwrap();
 }
 
-/// Every tensor 0.01.
-struct Constant;
+/// Every tensor 0.01, and linear layers of 4 bits where they are to be.
+struct Constant {
+    backend: Backend,
+    packed: bool,
+}
 
 impl TensorSource for Constant {
     fn tensor(&mut self, _: &str, shape: &[i32], _: Role) -> anyhow::Result<Array> {
@@ -415,11 +429,29 @@ impl TensorSource for Constant {
         array.eval()?;
         Ok(array)
     }
+
+    fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> anyhow::Result<Weight> {
+        let [outputs, inputs] = shape;
+        if !self.packed || role != Role::Matmul {
+            return self.tensor(name, &shape, role).map(Weight::Dense);
+        }
+        let words = Array::from_slice(&[0x7654_3210_u32], &[1]);
+        let packed = full::<u32>(&[outputs, inputs / 8], words)?;
+        packed.eval()?;
+        Ok(Weight::Quantized(Quantized {
+            packed,
+            scales: self.tensor(name, &[outputs, inputs / 64], role)?,
+            biases: self.tensor(name, &[outputs, inputs / 64], role)?,
+            group_size: 64,
+            bits: 4,
+            dense_above: self.backend.dense_above,
+        }))
+    }
 }
 
 /// One guided step of an expert, measured and forecast, without its weights.
-fn step_memory(config: &DitConfig, grid: [i32; 3], backend: Backend) -> (u64, u64) {
-    let dit = Dit::load(config, &mut Constant, backend).unwrap();
+fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backend) -> (u64, u64) {
+    let dit = Dit::load(config, &mut Constant { backend, packed }, backend).unwrap();
     let [frames, height, width] = grid;
     let tokens = frames * height / 2 * width / 2;
     let latents = |channels| {
@@ -456,6 +488,7 @@ fn step_memory(config: &DitConfig, grid: [i32; 3], backend: Backend) -> (u64, u6
         Denoising {
             tokens: tokens as u64,
             text_rows: 50,
+            quantized: packed,
             guided: true,
             cells: grid.map(|side| side as u64),
             cache: CacheMethod::Off,
@@ -488,28 +521,47 @@ fn memory_of_wide_experts_is_within_15_percent() {
         score_bytes,
         ..apart
     };
-    for (config, grid, backend) in [
-        (config(4, 128, 1382), [5, 32, 48], apart),
-        (config(4, 128, 1382), [3, 32, 48], whole),
-        (config(4, 128, 512), [3, 48, 48], apart),
+    for (config, packed, grid, backend) in [
+        (config(4, 128, 1382), false, [5, 32, 48], apart),
+        (config(4, 128, 1382), false, [3, 32, 48], whole),
+        (config(4, 128, 512), false, [3, 48, 48], apart),
         (
             config(4, 128, 4096),
+            false,
             [3, 48, 48],
             in_parts(i32::MAX, 1 << 20),
         ),
-        (config(8, 64, 2048), [3, 48, 48], apart),
-        (config(8, 128, 2764), [1, 32, 64], whole),
-        (config(8, 128, 2764), [1, 32, 64], apart),
-        (config(4, 32, 256), [1, 48, 48], whole),
-        (config(8, 128, 2764), [3, 32, 64], in_parts(1024, 4 << 20)),
-        (config(8, 128, 2764), [3, 32, 64], in_parts(256, 1 << 20)),
+        (config(8, 64, 2048), false, [3, 48, 48], apart),
+        (config(8, 128, 2764), false, [1, 32, 64], whole),
+        (config(8, 128, 2764), false, [1, 32, 64], apart),
+        (config(4, 32, 256), false, [1, 48, 48], whole),
+        (
+            config(8, 128, 2764),
+            false,
+            [3, 32, 64],
+            in_parts(1024, 4 << 20),
+        ),
+        (
+            config(8, 128, 2764),
+            false,
+            [3, 32, 64],
+            in_parts(256, 1 << 20),
+        ),
+        (config(8, 128, 2752), true, [1, 32, 64], whole),
+        (config(8, 128, 2752), true, [1, 32, 64], apart),
+        (
+            config(8, 128, 2752),
+            true,
+            [3, 32, 64],
+            in_parts(256, 1 << 20),
+        ),
     ] {
-        let (measured, expected) = step_memory(&config, grid, backend);
+        let (measured, expected) = step_memory(&config, packed, grid, backend);
         let stream = (grid.iter().product::<i32>() / 4 * config.dim() * 4) as f64;
         let ratio = expected as f64 / measured as f64;
         println!(
-            "measured {} x {}, ffn {}, {grid:?}, chunks of {}: {measured} bytes, {:.2} streams, \
-             forecast {ratio:.3} of it",
+            "measured {} x {}, ffn {}, packed {packed}, {grid:?}, chunks of {}: {measured} bytes, \
+             {:.2} streams, forecast {ratio:.3} of it",
             config.num_attention_heads,
             config.attention_head_dim,
             config.ffn_dim,

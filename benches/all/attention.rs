@@ -22,6 +22,12 @@ fn text(bencher: Bencher, tokens: i32) {
     run(bencher, tokens, 25, true);
 }
 
+/// To a prompt of 24 tokens and every one of its 488 rows of padding, as the reference does.
+#[divan::bench(args = [256, 1024, 2048])]
+fn padded_text(bencher: Bencher, tokens: i32) {
+    run(bencher, tokens, 512, false);
+}
+
 fn run(bencher: Bencher, queries: i32, keys: i32, weighted: bool) {
     let backend = backend();
     let dtype = backend.precision.matmul_dtype();

@@ -38,7 +38,7 @@ use serde::Deserialize;
 use self::config::PartConfig;
 use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
 use self::names::Kind;
-use self::part::{Loader, Part};
+use self::part::{Held, Loader, Part};
 use self::store::Location;
 use crate::backend::Backend;
 use crate::model::Recorder;
@@ -283,6 +283,14 @@ impl Checkpoint {
     /// # Errors
     /// When its files cannot be read any more.
     pub fn weight_bytes(&self, name: PartName, backend: Backend) -> Result<u64> {
+        Ok(self.weights_held(name, backend)?.bytes)
+    }
+
+    /// What a part's weights take in memory.
+    ///
+    /// # Errors
+    /// As [`Self::weight_bytes`].
+    pub fn weights_held(&self, name: PartName, backend: Backend) -> Result<Held> {
         let config = match name {
             PartName::HighNoise => PartConfig::Expert(self.high.clone()),
             PartName::LowNoise => PartConfig::Expert(self.low.clone()),
@@ -290,7 +298,7 @@ impl Checkpoint {
             PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
         };
         let part = self.part(name)?;
-        self.loader(&part, name, backend).bytes(&config.specs()?)
+        self.loader(&part, name, backend).held(&config.specs()?)
     }
 
     /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
@@ -303,7 +311,10 @@ impl Checkpoint {
         let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
         VaeEncoder::load(&self.vae, &mut encoder, Recorder::BACKEND)?;
         VaeDecoder::load(&self.vae, &mut decoder, Recorder::BACKEND)?;
-        Ok((loader.bytes(&encoder.specs)?, loader.bytes(&decoder.specs)?))
+        Ok((
+            loader.held(&encoder.specs)?.bytes,
+            loader.held(&decoder.specs)?.bytes,
+        ))
     }
 
     /// Loads the text encoder.

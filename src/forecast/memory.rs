@@ -16,11 +16,21 @@ fn number(value: i32) -> u64 {
     value.max(0) as u64
 }
 
-/// The text encoder on `tokens` tokens: residual stream, one layer's activations, its scores.
-pub fn text_encoder(config: &Umt5Config, tokens: u64) -> u64 {
+/// The text encoder on `tokens` tokens, with `quantized` values: residual stream, one layer's
+/// activations, its scores, unpacked weights.
+pub fn text_encoder(config: &Umt5Config, backend: Backend, tokens: u64, quantized: u64) -> u64 {
     let inner = number(config.num_heads) * number(config.d_kv);
     let scores = 3 * number(config.num_heads) * tokens * tokens;
-    F32 * (tokens * (4 * number(config.d_model) + 4 * inner + 3 * number(config.d_ff)) + scores)
+    let width = number(config.d_model);
+    let unpacked = match backend.device {
+        _ if quantized == 0 || tokens <= number(backend.dense_above) => 0,
+        // One after the other.
+        DeviceKind::Cpu => width * inner.max(number(config.d_ff)),
+        // Those of a layer.
+        DeviceKind::Gpu => quantized / number(config.num_layers).max(1),
+    };
+    F32 * (tokens * (4 * width + 4 * inner + 3 * number(config.d_ff)) + scores)
+        + unpacked * backend.precision.matmul_dtype_size() as u64
 }
 
 /// What denoising with one expert is about.
@@ -30,6 +40,8 @@ pub struct Denoising {
     pub tokens: u64,
     /// Keys that the prompts leave, of both together.
     pub text_rows: u64,
+    /// Whether weights are quantized.
+    pub quantized: bool,
     /// Whether a step has two passes.
     pub guided: bool,
     /// The clip's latents: frames, rows, columns.
@@ -69,33 +81,41 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
             config.attention_head_dim,
         ],
     );
-    let hidden = |rows: u64| 2 * rows * number(config.ffn_dim) * size;
+    let hidden = |rows: u64| rows * number(config.ffn_dim) * size;
     let copies = match clip.guided && tokens <= number(backend.joint_tokens) {
         true => 2,
         false => 1,
     };
     let rows = copies * stream * F32;
     let both = (copies - 1) * stream * F32;
+    let unpacks = clip.quantized && chunk > number(backend.dense_above);
+    // A weight of attention, and one of the feed-forward network.
+    let [square, wide] =
+        [width, number(config.ffn_dim)].map(|side| u64::from(unpacks) * width * side * size);
     let work = match (backend.device, chunk < tokens) {
-        // Chains of operations are one pass, so that buffers can be told from the code: keys,
-        // values and queries; what they weigh, of one copy; projections and the same with heads
-        // first, one after the other.
+        // Chains of operations are one pass, and unpacked weights come one by one, so that buffers
+        // can be told from the code: keys, values and queries; what they weigh, of one copy;
+        // projections and the same with heads first, one after the other.
         (DeviceKind::Cpu, false) => {
-            let attention = (3 * rows + stream * F32 + scores).max(5 * rows);
-            both + attention.max(3 * rows + hidden(copies * tokens))
+            let attention = (3 * rows + stream * F32 + scores).max(5 * rows + square);
+            let hidden = hidden(copies * tokens);
+            both + attention.max(2 * rows + hidden + hidden.max(rows + wide))
         }
         (DeviceKind::Cpu, true) => {
             let rows = chunk * width * F32;
             let finished = stream * F32 - rows;
             // Keys and values, while their chunks are joined and afterwards.
             let joining = 4 * stream * size;
-            let attention = joining.max(2 * stream * size + finished + 4 * rows + scores);
-            attention.max(finished + 3 * rows + hidden(chunk))
+            let weighing = 2 * stream * size + finished + 4 * rows + scores.max(square);
+            let hidden = hidden(chunk);
+            let feed_forward = finished + 2 * rows + hidden + hidden.max(rows + wide);
+            joining.max(weighing).max(feed_forward)
         }
-        // How many buffers of a row's width a graph of MLX's operations holds was measured.
+        // How many buffers of a row's width a graph of MLX's operations holds was measured, without
+        // unpacked weights, all of which exist at once.
         (DeviceKind::Gpu, false) => {
-            let hidden = hidden(copies * tokens);
-            let scores = copies * scores;
+            let hidden = 2 * (hidden(copies * tokens) + wide);
+            let scores = copies * scores + 4 * square;
             both + match rows > SETTLED_BYTES as u64 {
                 true => (9 * rows + scores).max(4 * rows + hidden),
                 false => 15 * rows + scores + hidden,
@@ -104,8 +124,8 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
         (DeviceKind::Gpu, true) => {
             let rows = chunk * width * F32;
             let finished = stream * F32;
-            let attention = 2 * stream * size + finished + 10 * rows + scores;
-            attention.max(finished + 4 * rows + hidden(chunk))
+            let attention = 2 * stream * size + finished + 10 * rows + scores + 4 * square;
+            attention.max(finished + 4 * rows + 2 * (hidden(chunk) + wide))
         }
     };
     kept + work

@@ -93,13 +93,17 @@ pub fn forecast(
     let text = &checkpoint.text_encoder;
     let prompts = [Some(tokens.prompt), tokens.negative];
     let counts = || prompts.iter().flatten().map(|&n| n as u64);
-    let weights = checkpoint.weight_bytes(PartName::TextEncoder, backend)?;
+    let held = checkpoint.weights_held(PartName::TextEncoder, backend)?;
     let longest = counts().max().unwrap_or(0);
+    let encode = |n| {
+        operations::text_encoder(text, n)
+            + operations::unpack_text_encoder(backend, held.quantized, n)
+    };
     add(
         Phase::Text.to_string(),
-        counts().map(|n| operations::text_encoder(text, n)).sum(),
-        weights,
-        weights + memory::text_encoder(text, longest),
+        counts().map(encode).sum(),
+        held.bytes,
+        held.bytes + memory::text_encoder(text, backend, longest, held.quantized),
     );
 
     let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
@@ -133,8 +137,12 @@ pub fn forecast(
         let negative = tokens
             .negative
             .filter(|_| plan.guide_scale.of(expert) != 1.0);
-        let weights = checkpoint.weight_bytes(expert.into(), backend)?;
-        let keys = rows(tokens.prompt) + negative.map_or(0, rows);
+        let held = checkpoint.weights_held(expert.into(), backend)?;
+        let keys: Vec<u64> = [Some(tokens.prompt), negative]
+            .into_iter()
+            .flatten()
+            .map(rows)
+            .collect();
         add(
             format!("{} ({expert})", Phase::Denoising),
             denoising(
@@ -143,15 +151,23 @@ pub fn forecast(
                 rows(tokens.prompt),
                 negative.map(rows),
                 steps,
+            ) + operations::unpack_expert(
+                config,
+                backend,
+                held.quantized,
+                &keys,
+                sequence,
+                [steps.all, steps.guided],
             ),
-            weights,
-            weights
+            held.bytes,
+            held.bytes
                 + memory::denoising(
                     config,
                     backend,
                     Denoising {
                         tokens: sequence,
-                        text_rows: keys,
+                        text_rows: keys.iter().sum(),
+                        quantized: held.quantized > 0,
                         guided: steps.guided > 0,
                         cells,
                         cache: plan.cache.method,

@@ -2,7 +2,10 @@
 //! attention or convolution. Everything else is small beside them.
 //!
 //! [`crate::backend::operations`] counts what is really asked for; a test holds the two equal.
+//!
+//! Beside them, the quantized weights that have to be unpacked for products of many rows.
 
+use crate::backend::Backend;
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::{Tiling, VaeConfig, settling_chunks};
@@ -14,20 +17,29 @@ pub struct Operations {
     pub products: u64,
     /// Attention: scores and weighted values.
     pub attention: u64,
+    /// Values of quantized weights that are unpacked; no part of [`Self::total`].
+    pub unpacked: u64,
 }
 
 impl Operations {
     fn products(count: u64) -> Self {
         Self {
             products: count,
-            attention: 0,
+            ..Self::default()
         }
     }
 
     fn attention(queries: u64, keys: u64, width: u64) -> Self {
         Self {
-            products: 0,
             attention: 4 * queries * keys * width,
+            ..Self::default()
+        }
+    }
+
+    fn unpacking(values: u64) -> Self {
+        Self {
+            unpacked: values,
+            ..Self::default()
         }
     }
 
@@ -35,10 +47,11 @@ impl Operations {
         Self {
             products: self.products * factor,
             attention: self.attention * factor,
+            unpacked: self.unpacked * factor,
         }
     }
 
-    /// All of them.
+    /// All floating-point operations.
     pub fn total(self) -> u64 {
         self.products + self.attention
     }
@@ -51,6 +64,7 @@ impl std::ops::Add for Operations {
         Self {
             products: self.products + other.products,
             attention: self.attention + other.attention,
+            unpacked: self.unpacked + other.unpacked,
         }
     }
 }
@@ -77,6 +91,50 @@ pub fn text_encoder(config: &Umt5Config, tokens: u64) -> Operations {
         + linear(tokens, width, number(config.d_ff)).times(3)
         + Operations::attention(tokens, tokens, inner);
     layer.times(number(config.num_layers))
+}
+
+/// What has to be unpacked for a text encoder with `quantized` values to encode a prompt of `tokens`.
+pub fn unpack_text_encoder(backend: Backend, quantized: u64, tokens: u64) -> Operations {
+    match tokens > number(backend.dense_above) {
+        true => Operations::unpacking(quantized),
+        false => Operations::default(),
+    }
+}
+
+/// What has to be unpacked for an expert with `quantized` values: for prompts of `rows` keys each,
+/// `steps` steps on `tokens`, of which `guided` with two passes.
+///
+/// All of a block's products are taken to be quantized alike; those outside the blocks are few.
+pub fn unpack_expert(
+    config: &DitConfig,
+    backend: Backend,
+    quantized: u64,
+    rows: &[u64],
+    tokens: u64,
+    [steps, guided]: [u64; 2],
+) -> Operations {
+    let (width, layers) = (number(config.dim()), number(config.num_layers));
+    let square = width * width;
+    let feed_forward = 2 * width * number(config.ffn_dim);
+    let all = layers * (8 * square + feed_forward);
+    let least = number(backend.dense_above);
+    let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
+    // Every chunk of tokens unpacks anew.
+    let chunk = tokens.min(number(backend.chunk_rows)).max(1);
+    let chunks = match chunk > least {
+        true => tokens.div_ceil(chunk),
+        false => 0,
+    };
+    let passes = match i32::try_from(tokens).is_ok_and(|tokens| backend.joins(tokens)) {
+        true => steps,
+        false => steps + guided,
+    };
+    let start = steps * 4 * square;
+    let pass = layers * (2 * square + feed_forward) + layers.saturating_sub(1) * 4 * square;
+    let unpacked = prompts * layers * 2 * square + chunks * (start + passes * pass);
+    // As large a part of it as of the weights.
+    let share = u128::from(unpacked) * u128::from(quantized) / u128::from(all.max(1));
+    Operations::unpacking(u64::try_from(share).unwrap_or(u64::MAX))
 }
 
 /// What an expert computes once per clip for one prompt: text embedding and the keys and values

@@ -5,17 +5,22 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use mlx_rs::{Array, random};
+use mlx_rs::transforms::eval;
+use mlx_rs::{Array, ops, random};
 use serde::{Deserialize, Serialize};
 
 use super::Operations;
 use crate::backend::{self, Backend, attention};
+use crate::checkpoint::quantize::GROUP_SIZE;
+use crate::model::layers::Quantized;
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
 const TOKENS: i32 = 1024;
 const HEADS: i32 = 8;
 const HEAD_DIM: i32 = 128;
+/// Bits of the unpacked weights, of which the size in memory depends little: they are written dense.
+const BITS: i32 = 4;
 /// Every kernel is measured for at least this long.
 const SECONDS: f64 = 0.3;
 
@@ -30,6 +35,8 @@ pub struct Rates {
     pub attention: f64,
     /// Bytes per second that are copied.
     pub copies: f64,
+    /// Values of quantized weights per second that are unpacked.
+    pub unpacking: f64,
 }
 
 impl Rates {
@@ -37,6 +44,7 @@ impl Rates {
     pub fn seconds(&self, operations: Operations, bytes: u64) -> f64 {
         operations.products as f64 / self.products
             + operations.attention as f64 / self.attention
+            + operations.unpacked as f64 / self.unpacking
             + bytes as f64 / self.copies
     }
 
@@ -84,16 +92,28 @@ impl Rates {
         let attention = per_second(work, || {
             Ok(attention(&heads, &heads, &heads, 0.1, None, backend.score_bytes)?.eval()?)
         })?;
+        let (packed, scales, biases) = ops::quantize(&square, GROUP_SIZE as i32, BITS)?;
+        eval([&packed, &scales, &biases])?;
+        let quantized = Quantized {
+            packed,
+            scales,
+            biases,
+            group_size: GROUP_SIZE as i32,
+            bits: BITS,
+            dense_above: backend.dense_above,
+        };
         let source = vec![1_f32; (SIDE * SIDE) as usize];
         let copies = per_second(4.0 * side * side, || {
             let copied = Array::from_slice(&source, &[SIDE, SIDE]).as_dtype(dtype)?;
             Ok(copied.eval()?)
         })?;
+        let unpacking = per_second(side * side, || Ok(quantized.dequantize()?.eval()?))?;
         Ok(Self {
             machine,
             products,
             attention,
             copies,
+            unpacking,
         })
     }
 }

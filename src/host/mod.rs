@@ -47,11 +47,13 @@ mod attention;
 mod cores;
 mod math;
 mod norm;
+mod unpack;
 
 pub use attention::{attention, scores_at_once};
 pub use cores::{block_rows, in_parallel};
 pub use math::gelu_tanh;
 pub use norm::{layer_norm, norm_silu, to_heads};
+pub use unpack::{dequantize, unpacks};
 
 /// Sums that are kept apart, so that they fit a vector.
 const LANES: usize = 16;

@@ -6,7 +6,7 @@ use mlx_rs::ops::{addmm, dequantize, quantized_matmul};
 use mlx_rs::{Array, Dtype, fast};
 
 use super::{Role, TensorSource, chains, compiled};
-use crate::backend::{DeviceKind, computes_on, count_product, in_row_chunks};
+use crate::backend::{DeviceKind, computes_on, count_product, count_unpacked, in_row_chunks};
 use crate::host;
 
 /// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
@@ -34,6 +34,11 @@ impl Quantized {
     /// # Errors
     /// When MLX fails.
     pub fn dequantize(&self) -> Result<Array> {
+        let exact = self.scales.dtype() == Dtype::Float32;
+        if computes_on() == DeviceKind::Cpu && exact && host::unpacks(self.bits, self.group_size) {
+            let sides = [&self.scales, &self.biases];
+            return host::dequantize(&self.packed, sides, self.group_size, self.bits);
+        }
         let (scales, biases) = (&self.scales, Some(&self.biases));
         dequantize(&self.packed, scales, biases, self.group_size, self.bits)
     }
@@ -108,7 +113,15 @@ impl Linear {
         match &self.matrix {
             Matrix::Transposed(weight) => self.dense(x, weight),
             Matrix::Quantized(q) if x.dim(0) > q.dense_above => {
-                self.dense(x, &q.dequantize()?.transpose()?)
+                let weight = q.dequantize()?.transpose()?;
+                count_unpacked(weight.size());
+                let y = self.dense(x, &weight)?;
+                drop(weight);
+                if computes_on() == DeviceKind::Cpu {
+                    // The unpacked weight goes before the next one comes.
+                    y.eval()?;
+                }
+                Ok(y)
             }
             Matrix::Quantized(q) => {
                 let x = x.as_dtype(q.scales.dtype())?;

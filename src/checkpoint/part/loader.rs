@@ -25,40 +25,59 @@ pub struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Bytes that tensors take in memory, by header.
+    /// What tensors take in memory, by header.
     ///
     /// # Errors
     /// When one is missing.
-    pub fn bytes(&self, specs: &[TensorSpec]) -> Result<u64> {
-        let matmul = self.backend.precision.matmul_dtype_size() as u64;
-        let mut sum = 0;
+    pub fn held(&self, specs: &[TensorSpec]) -> Result<Held> {
+        let mut sum = Held::default();
         for spec in specs {
-            let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
-            let elements: u64 = found.shape.iter().map(|&d| d as u64).product();
-            let kind = self.part.names.kind;
-            let bits = self
-                .bits
-                .filter(|_| may_quantize(kind, &spec.name, &found.shape));
-            let dense = match spec.role {
-                Role::Matmul => matmul,
-                Role::Exact => 4,
-                Role::Table if table_dtype(&found.values) == Dtype::Float32 => 4,
-                Role::Table => 2,
-            };
-            sum += match (found.values, bits) {
-                (Values::Affine { packed, scales, .. }, _) if spec.role == Role::Matmul => {
-                    let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
-                    packed.byte_len() as u64 + 2 * matmul * groups
-                }
-                (_, Some(bits)) if spec.role == Role::Matmul => {
-                    let groups = elements / GROUP_SIZE as u64;
-                    bits.packed_bytes(elements as usize) as u64 + 2 * matmul * groups
-                }
-                _ => dense * elements,
-            };
+            let held = self.one_held(spec)?;
+            sum.bytes += held.bytes;
+            sum.quantized += held.quantized;
         }
         Ok(sum)
     }
+
+    fn one_held(&self, spec: &TensorSpec) -> Result<Held> {
+        let matmul = self.backend.precision.matmul_dtype_size() as u64;
+        let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
+        let values: u64 = found.shape.iter().map(|&d| d as u64).product();
+        let kind = self.part.names.kind;
+        let bits = self
+            .bits
+            .filter(|_| may_quantize(kind, &spec.name, &found.shape));
+        let dense = match spec.role {
+            Role::Matmul => matmul,
+            Role::Exact => 4,
+            Role::Table if table_dtype(&found.values) == Dtype::Float32 => 4,
+            Role::Table => 2,
+        };
+        let packed = match (found.values, bits) {
+            (Values::Affine { packed, scales, .. }, _) if spec.role == Role::Matmul => {
+                let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
+                Some(packed.byte_len() as u64 + 2 * matmul * groups)
+            }
+            (_, Some(bits)) if spec.role == Role::Matmul => {
+                let groups = values / GROUP_SIZE as u64;
+                Some(bits.packed_bytes(values as usize) as u64 + 2 * matmul * groups)
+            }
+            _ => None,
+        };
+        Ok(Held {
+            bytes: packed.unwrap_or(dense * values),
+            quantized: packed.map_or(0, |_| values),
+        })
+    }
+}
+
+/// What weights take in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes.
+    pub bytes: u64,
+    /// Values of those that are kept quantized.
+    pub quantized: u64,
 }
 
 impl TensorSource for Loader<'_> {

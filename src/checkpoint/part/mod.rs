@@ -4,7 +4,7 @@
 mod loader;
 mod values;
 
-pub use loader::Loader;
+pub use loader::{Held, Loader};
 pub use values::quantize_parallel;
 
 use std::collections::BTreeSet;

@@ -327,9 +327,12 @@ impl Block {
         settle(&x, &[&x])?;
 
         let h = self.modulated(&x, modulation, 3)?;
-        let h = self
-            .ffn_out
-            .forward(&gelu_tanh(&self.ffn_in.forward(&h)?)?)?;
+        let projected = self.ffn_in.forward(&h)?;
+        drop(h);
+        let hidden = gelu_tanh(&projected)?;
+        drop(projected);
+        let h = self.ffn_out.forward(&hidden)?;
+        drop(hidden);
         add_gated(&x, &h, &modulation.row(5)?)
     }
 
