@@ -1,5 +1,6 @@
 //! What a path to be compared is.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,11 @@ use crate::checkpoint::names::Kind;
 use crate::checkpoint::part;
 use crate::checkpoint::store::{Location, TensorStore};
 use crate::checkpoint::{Files, PartName};
+use crate::media::clip::is_frame_name;
 use crate::tiny;
+
+/// Bytes that tell what a file is.
+const START: u64 = 12;
 
 /// What is compared with another.
 #[derive(Debug)]
@@ -66,12 +71,15 @@ impl Input {
         if !path.is_dir() {
             let mut start = Vec::new();
             fs::File::open(path)
-                .and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut start))
+                .and_then(|file| file.take(START).read_to_end(&mut start))
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            if start == MAGIC {
+            if start.starts_with(MAGIC) {
                 return Ok(Self::Npy(Npy::open(path)?));
             }
-            return Self::of_location(Location::at(path)?);
+            return Self::of_location(Location::at(path)?).or_else(|error| {
+                ensure!(!shows_pictures(&start), no_tensors(path));
+                Err(error)
+            });
         }
         let files = Files::from(path);
         let mut names = files.names()?;
@@ -95,11 +103,16 @@ impl Input {
         {
             return Ok(input);
         }
-        let layout = Layout::of_folder(&files).with_context(|| {
-            format!(
+        let layout = Layout::of_folder(&files).or_else(|error| {
+            let mut names = files.names()?.into_iter();
+            ensure!(
+                !names.any(|name| is_frame_name(OsStr::new(&name))),
+                no_tensors(path)
+            );
+            Err(error.context(format!(
                 "{}: neither a folder of --dump, which holds .npy files, nor a model's",
                 path.display()
-            )
+            )))
         })?;
         Ok(Self::Model(Box::new(layout)))
     }
@@ -144,4 +157,20 @@ impl Input {
                 .filter(|name| matches!(name, PartName::HighNoise | PartName::LowNoise)),
         }
     }
+}
+
+/// Whether a file that begins like this is an MP4, a GIF or a picture.
+fn shows_pictures(start: &[u8]) -> bool {
+    use image::ImageFormat::{Gif, Jpeg, Png, WebP};
+    let is_mp4 = start.get(4..8) == Some(b"ftyp");
+    is_mp4 || matches!(image::guess_format(start), Ok(Gif | Jpeg | Png | WebP))
+}
+
+fn no_tensors(path: &Path) -> String {
+    format!(
+        "{}: a clip or a picture; expected a folder of --dump, a .npy file, a file of tensors or a \
+         model. Two clips are compared by what --dump DIR writes of their runs; `wan-i2v analyze` \
+         says what is wrong with one",
+        path.display()
+    )
 }

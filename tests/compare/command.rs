@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 
 use crate::{floats, npy};
 
@@ -89,6 +90,44 @@ fn the_exit_code_says_whether_they_agree() {
         assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}");
         assert!(stderr.contains(part), "{args:?}: {stderr}");
     }
+}
+
+#[test]
+fn clips_are_sent_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([90, 120, 30]));
+    for name in ["picture.png", "picture.jpg", "clip.gif"] {
+        picture.save(folder.path().join(name)).unwrap();
+    }
+    for name in ["clip.mp4", "frames/"] {
+        let spec = ClipSpec {
+            width: 16,
+            height: 16,
+            fps: 16.0,
+        };
+        let mut clip = ClipWriter::create(&folder.path().join(name), &spec, None).unwrap();
+        clip.push(&picture).unwrap();
+        clip.finish().unwrap();
+    }
+    for name in [
+        "clip.mp4",
+        "clip.gif",
+        "frames",
+        "picture.png",
+        "picture.jpg",
+    ] {
+        let (code, stdout, stderr) = run(folder.path(), &["tiny", name]);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{name}");
+        let said = format!("B: {name}: a clip or a picture; expected a folder of --dump");
+        assert!(stderr.contains(&said), "{stderr}");
+        assert!(stderr.contains("`wan-i2v analyze`"), "{stderr}");
+    }
+    // What is neither is told of as what it is named for.
+    std::fs::write(folder.path().join("cut.safetensors"), b"no tensors at all").unwrap();
+    let (code, _, stderr) = run(folder.path(), &["cut.safetensors", "tiny"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("cut.safetensors"), "{stderr}");
+    assert!(!stderr.contains("analyze"), "{stderr}");
 }
 
 /// As the report that this project grew from compares weights.
