@@ -374,11 +374,7 @@ impl PullArgs {
             );
             return source::pull(&hub, &repo, &self.files);
         };
-        ensure!(
-            !target.exists(),
-            "--output {}: is there already; remove it or choose another name",
-            target.display()
-        );
+        convert::check_target(&target).context("--output")?;
         let (listing, selection) = pull::select(&hub, &repo, &self.files)?;
         for missing in &selection.missing {
             say!("note: {repo} has no {missing}");

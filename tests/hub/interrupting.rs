@@ -179,6 +179,54 @@ fn two_at_once() {
 }
 
 #[test]
+fn killed_between_the_last_name_and_tidying_up() {
+    let (bench, model) = (Bench::serving(&experts()), experts());
+    let target = bench.target();
+    bench.run(&pull(&target)).path();
+    let expected = reference(&model, &options(), bench.folder.path());
+    let inspect = || {
+        let ran = bench.run(&["inspect", target.to_str().unwrap(), "--json"]);
+        serde_json::from_str::<serde_json::Value>(&ran.stdout).unwrap()
+    };
+    let tidy = inspect();
+    let (state, lock) = (target.join("conversion-state.json"), target.join(".lock"));
+    fs::write(&state, "{}").unwrap();
+    fs::write(&lock, "").unwrap();
+    let left = || (state.exists(), lock.exists());
+
+    // It is as good as any.
+    assert_eq!(inspect(), tidy);
+    let compare = [
+        "compare",
+        target.to_str().unwrap(),
+        expected.to_str().unwrap(),
+    ];
+    assert!(bench.run(&compare).stdout.contains("the same: "));
+
+    // While it is held, another run is about to tidy up.
+    let held = fs::File::open(&lock).unwrap();
+    held.lock().unwrap();
+    let again = || {
+        bench
+            .run(&pull(&target))
+            .assert_fails(&["is there already"])
+    };
+    again();
+    assert_eq!(left(), (true, true));
+    drop(held);
+    again();
+    assert_eq!(left(), (false, false));
+    assert_same(&target, &expected);
+
+    // Nothing else's lock.
+    let other = bench.folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join(".lock"), "").unwrap();
+    bench.run(&pull(&other)).assert_fails(&["is there already"]);
+    assert!(other.join(".lock").exists());
+}
+
+#[test]
 fn other_options_or_another_model_do_not_mix() {
     let model = Model::miniature().only(&["transformer", "transformer_2"]);
     let bench = Bench::serving(&model);

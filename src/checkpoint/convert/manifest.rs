@@ -17,7 +17,7 @@ use crate::checkpoint::{PartName, settings};
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 
 /// The report's file.
-const REPORT: &str = "conversion.json";
+pub const REPORT: &str = "conversion.json";
 
 /// Gives the files their names and writes what belongs beside them.
 pub fn write(feed: &dyn Feed, options: &Options, work: &Unfinished) -> Result<Converted> {

@@ -149,6 +149,23 @@ pub struct Converted {
     pub parts: Vec<(PartName, f64)>,
 }
 
+/// Refuses a target that is there already.
+///
+/// # Errors
+/// When it is.
+pub fn check_target(target: &Path) -> Result<()> {
+    // A finished one keeps nothing of a run that did not come to tidy up.
+    if target.join(manifest::REPORT).is_file() {
+        state::tidy_left(target);
+    }
+    ensure!(
+        !target.exists(),
+        "{}: is there already; remove it or choose another name",
+        target.display()
+    );
+    Ok(())
+}
+
 /// Converts what `feed` brings into the folder `target`.
 ///
 /// # Errors
@@ -165,6 +182,7 @@ pub fn convert(
         "options": options,
         "version": env!("CARGO_PKG_VERSION"),
     });
+    check_target(target)?;
     let mut work = Unfinished::open(target, &identity)?;
     if work.resumed {
         on_event(Event::Resumed);

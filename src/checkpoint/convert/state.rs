@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use crate::checkpoint::config::PartConfig;
 
 /// The state's file in the unfinished folder.
 const FILE: &str = "conversion-state.json";
+/// The file that is locked while a run fills the folder.
+const LOCK: &str = ".lock";
 /// The folder inside the unfinished one where files of the source may lie.
 const SOURCE: &str = "source";
 /// How the names of files begin that are being written; a run that was killed leaves them.
@@ -84,14 +86,8 @@ impl Unfinished {
     /// Creates or reopens the folder beside `target` that becomes `target` at the end.
     ///
     /// # Errors
-    /// When `target` is there already, another run is filling the folder, or it was begun for
-    /// something else.
+    /// When another run is filling the folder, or it was begun for something else.
     pub fn open(target: &Path, identity: &Value) -> Result<Self> {
-        ensure!(
-            !target.exists(),
-            "{}: is there already; remove it or choose another name",
-            target.display()
-        );
         ensure!(
             target.file_name().is_some(),
             "{}: is no name for a folder",
@@ -100,7 +96,7 @@ impl Unfinished {
         let folder = unfinished_folder(target);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        let lock = File::create(folder.join(".lock"))
+        let lock = File::create(folder.join(LOCK))
             .with_context(|| format!("cannot write in {}", folder.display()))?;
         ensure!(
             lock.try_lock().is_ok(),
@@ -176,12 +172,31 @@ impl Unfinished {
         fs::rename(&self.folder, target)
             .with_context(|| format!("cannot create {}", target.display()))?;
         // Only now: without its state a folder that was not renamed would be converted anew.
-        for name in [FILE, ".lock"] {
-            fs::remove_file(target.join(name))
-                .with_context(|| format!("cannot tidy {}", target.display()))?;
-        }
-        Ok(())
+        tidy(target).with_context(|| format!("cannot tidy {}", target.display()))
     }
+}
+
+/// Removes from a finished folder what a run has left that was killed at its very end.
+pub fn tidy_left(target: &Path) {
+    // Not while a run is about to do so itself.
+    if let Ok(lock) = File::open(target.join(LOCK))
+        && lock.try_lock().is_ok()
+    {
+        // What cannot be removed does no harm.
+        let _ = tidy(target);
+    }
+}
+
+/// Removes from a finished folder what is of its conversion only; the lock goes last, so that it is
+/// there as long as anything is.
+fn tidy(target: &Path) -> std::io::Result<()> {
+    for name in [FILE, LOCK] {
+        match fs::remove_file(target.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// The revision of the hub that an unfinished conversion is of: a branch may have moved on.
