@@ -13,7 +13,8 @@ fn show(bench: &Bench, args: &[&str]) -> Ran {
     run(command.args(args))
 }
 
-fn shown(bench: &Bench, file: &str) -> Value {
+/// What `show --json` says of a clip.
+pub fn shown(bench: &Bench, file: &str) -> Value {
     let ran = show(bench, &[file, "--json"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     serde_json::from_slice(&ran.stdout).unwrap()

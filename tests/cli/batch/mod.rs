@@ -3,6 +3,7 @@
 mod faults;
 mod jobs;
 mod kills;
+mod settings;
 mod sharing;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::running::{Running, bytes};
-use crate::{Bench, Ran, names};
+use crate::{Bench, Ran, names, program};
 
 /// Settings of every clip that says nothing else.
 const SMALL: [&str; 8] = [
@@ -23,7 +24,7 @@ impl Bench {
     /// A batch of `jobs`, written to the file `name`, into the folder `out`.
     fn batch(&self, name: &str, jobs: &str, more: &[&str]) -> Command {
         fs::write(self.path(name), jobs).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(self.work.path());
         command.args(["batch", name, "--output-dir", "out"]);
         command.arg("--model").arg(self.checkpoint.root());
