@@ -3,19 +3,20 @@
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use ndarray::Array3;
 use wan_i2v::backend::Backend;
 use wan_i2v::checkpoint::{Checkpoint, LoadBits};
+use wan_i2v::doctor;
 use wan_i2v::dump::Dump;
 use wan_i2v::pipeline::{
-    Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent, decode_clip,
+    Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent,
     encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Plan};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::schedule::{Sampler, Schedule};
 
 const SIDE: u32 = 64;
 const COLOURS: [(&str, [u8; 3]); 8] = [
@@ -183,32 +184,19 @@ impl Studio {
     }
 
     pub fn stage(&self, scene: &Scene) -> Result<Stage> {
-        let settings = &self.checkpoint.settings;
-        let (low, high) = settings.guide_scale;
-        let (width, height) = settings.size.context("the miniature has one size")?;
+        let checkpoint = &self.checkpoint;
         let plan = Plan {
-            width,
-            height,
-            frames: settings.frames,
-            fps: settings.fps,
-            steps: settings.steps,
-            solver: Solver::UniPc,
-            shift: settings.shift,
-            guide_scale: GuideScale { low, high },
-            guide_interval: GuideInterval::default(),
-            cache: CacheSettings::default(),
             seed: scene.seed,
-            last_image: false,
-            negative_prompt: settings.negative_prompt.clone(),
+            ..doctor::scene::plan(checkpoint, checkpoint.settings.frames)
         };
-        let ids = tokenize(&self.checkpoint, &scene.prompt, &plan)?;
-        let prompts = encode_prompts(&self.checkpoint, self.backend, &ids, None, &mut Silent)?;
-        let shape = (height as usize, width as usize, 3);
+        let ids = tokenize(checkpoint, &scene.prompt, &plan)?;
+        let prompts = encode_prompts(checkpoint, self.backend, &ids, None, &mut Silent)?;
+        let shape = (plan.height as usize, plan.width as usize, 3);
         let pixels = Array3::from_shape_fn(shape, |(y, x, channel)| {
             f32::from(scene.picture.get_pixel(x as u32, y as u32)[channel]) / 127.5 - 1.0
         });
         let condition = encode_condition(
-            &self.checkpoint,
+            checkpoint,
             self.backend,
             pixels.view(),
             &plan,
@@ -271,18 +259,6 @@ impl Studio {
 
     /// The frames of latents.
     pub fn decode(&self, latents: &Array) -> Result<Vec<RgbImage>> {
-        let mut frames = Vec::new();
-        decode_clip(
-            &self.checkpoint,
-            self.backend,
-            latents,
-            None,
-            &mut Silent,
-            &mut |frame| {
-                frames.push(frame.clone());
-                Ok(())
-            },
-        )?;
-        Ok(frames)
+        doctor::scene::decoded(&self.checkpoint, self.backend, latents)
     }
 }
