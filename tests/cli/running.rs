@@ -104,9 +104,10 @@ impl Bench {
             .args(inner.get_args())
             .current_dir(self.work.path());
         for (name, value) in inner.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
         }
         command
     }

@@ -1,7 +1,6 @@
 //! Batches that are told to stop, get in each other's way, or lose their disk.
 
 use std::fs;
-use std::process::Command;
 
 use super::{count, told};
 use crate::running::{Running, succeed};
@@ -165,29 +164,12 @@ fn a_full_disk_loses_no_clip() {
         fs::create_dir(bench.path(name)).unwrap();
     }
     let mut batch = bench.batch("jobs.jsonl", JOBS, &[]);
-    let mount = |size: usize| {
-        let script = format!(
-            "mount -t tmpfs -o size={size}k none out || exit 77; \"$@\"; code=$?; \
-             mkdir -p kept; cp out/* kept; exit $code"
-        );
-        let mut command = Command::new("unshare");
-        command.args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ]);
-        command
-    };
     // Room for the clips and the report, but for no state.
-    let ran = run(mount(44)
-        .arg(batch.get_program())
-        .args(batch.get_args())
+    let script = "mount -t tmpfs -o size=44k none out || exit 77; \"$@\"; code=$?; \
+                  mkdir -p kept; cp out/* kept; exit $code";
+    let ran = run(bench
+        .unshared(script, &batch)
         .args(["--progress", "json"])
-        .current_dir(bench.work.path())
         .env("TMPDIR", bench.path("tmp")));
     if ran.code == Some(77) || ran.stderr.starts_with("unshare") {
         eprintln!("skipped: this system lets no small file system be mounted");
