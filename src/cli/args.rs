@@ -27,6 +27,9 @@ use super::source;
 use super::stderr::Style;
 use super::sweep::SweepArgs;
 use super::tools::{BitsArgs, ConvertArgs, InspectArgs, PullArgs};
+use super::values::{
+    parse_area, parse_cache, parse_gigabytes, parse_guide_scale, parse_interval, parse_size,
+};
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -661,54 +664,4 @@ impl PlanArgs {
 /// 32 bits, since PyTorch's generator uses no more; from the standard library's random hasher.
 fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
-}
-
-fn parse_size(text: &str) -> std::result::Result<Size, String> {
-    let sides = text.split_once(['x', 'X', '*']);
-    let parsed = sides.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
-    match parsed {
-        Some((width, height)) => Ok(Size::Exact { width, height }),
-        None => Err("expected WIDTHxHEIGHT in pixels, such as 832x480".into()),
-    }
-}
-
-fn parse_gigabytes(text: &str) -> std::result::Result<u64, String> {
-    let number = text.trim().trim_end_matches("GB").trim().parse::<f64>();
-    match number {
-        Ok(number) if (0.01..=1e6).contains(&number) => Ok((number * 1e9) as u64),
-        _ => Err("expected gigabytes, such as 24 or 0.5".into()),
-    }
-}
-
-fn parse_area(text: &str) -> std::result::Result<Size, String> {
-    match text {
-        "480p" => Ok(Size::Area(832 * 480)),
-        "720p" => Ok(Size::Area(1280 * 720)),
-        _ => text
-            .parse()
-            .map(Size::Area)
-            .map_err(|_| "expected a number of pixels, 480p or 720p".into()),
-    }
-}
-
-fn parse_guide_scale(text: &str) -> std::result::Result<GuideScale, String> {
-    let (low, high) = text.split_once(',').unwrap_or((text, text));
-    match (low.trim().parse(), high.trim().parse()) {
-        (Ok(low), Ok(high)) => Ok(GuideScale { low, high }),
-        _ => Err("expected one number, or two as LOW,HIGH, such as 3.5 or 3.0,4.0".into()),
-    }
-}
-
-fn parse_interval(text: &str) -> std::result::Result<GuideInterval, String> {
-    let parsed = text
-        .split_once(',')
-        .and_then(|(start, end)| Some((start.trim().parse().ok()?, end.trim().parse().ok()?)));
-    match parsed {
-        Some((start, end)) => Ok(GuideInterval { start, end }),
-        None => Err("expected two shares of the steps as START,END, such as 0,0.5".into()),
-    }
-}
-
-fn parse_cache(text: &str) -> std::result::Result<CacheSettings, String> {
-    text.parse().map_err(|error| format!("{error:#}"))
 }

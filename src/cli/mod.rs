@@ -24,6 +24,7 @@ mod source;
 mod stderr;
 mod sweep;
 mod tools;
+mod values;
 
 use std::io::Write;
 use std::panic::{self, PanicHookInfo};
