@@ -55,7 +55,7 @@ impl Entry {
         let identity = job.identity(backend)?;
         job.forget_pixels(stock);
         Ok(Self {
-            forecast: job.forecast(backend, rates)?,
+            forecast: job.settle(backend, budget, rates)?.forecast,
             job,
             backend,
             identity,

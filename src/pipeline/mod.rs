@@ -41,7 +41,7 @@ use self::progress::Recorder;
 use self::still::Still;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
-use crate::forecast::{self, Budget, Forecast, Rates, Settled, Tokens, fit, settle};
+use crate::forecast::{self, Budget, Rates, Settled, Tokens, fit, settle};
 use crate::media::clip::{ClipSpec, OutputKind, check_writable};
 use crate::media::strip;
 use crate::noise;
@@ -207,15 +207,6 @@ impl Job {
     /// As [`fit`].
     pub fn fit(&self, backend: Backend, budget: Budget) -> Result<Backend> {
         fit(self.clip(), backend, budget)
-    }
-
-    /// What it costs, computed in the parts that `backend` asks for.
-    ///
-    /// # Errors
-    /// When a file of the model cannot be read any more.
-    pub fn forecast(&self, backend: Backend, rates: Option<&Rates>) -> Result<Forecast> {
-        let clip = self.clip();
-        forecast::forecast(clip.checkpoint, clip.plan, clip.tokens, backend, rates)
     }
 
     /// How the clip is computed within `budget`, and what it costs; see [`settle`].
