@@ -421,7 +421,7 @@ fn choose(files: &Files, tokenizers: Vec<(String, TokenizerAt)>) -> Result<Optio
 }
 
 /// Which expert a path names; the last of its words that does decides.
-fn expert_of(path: &str) -> Option<PartName> {
+pub(crate) fn expert_of(path: &str) -> Option<PartName> {
     for component in path.rsplit('/') {
         match (says(component, "high"), says(component, "low")) {
             (true, false) => return Some(PartName::HighNoise),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::npy::{MAGIC, Npy};
 use super::tensor::Tensor;
-use crate::checkpoint::layout::Layout;
+use crate::checkpoint::layout::{Layout, expert_of};
 use crate::checkpoint::names::Kind;
 use crate::checkpoint::part;
 use crate::checkpoint::store::{Location, TensorStore};
@@ -153,8 +153,7 @@ impl Input {
         match kind {
             Kind::Vae => Some(PartName::Vae),
             Kind::TextEncoder => Some(PartName::TextEncoder),
-            Kind::Expert => Layout::part_of(&location.to_string())
-                .filter(|name| matches!(name, PartName::HighNoise | PartName::LowNoise)),
+            Kind::Expert => expert_of(&location.to_string()),
         }
     }
 }

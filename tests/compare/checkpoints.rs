@@ -211,9 +211,15 @@ fn parts_are_compared_with_parts_and_with_those_of_models() {
         &Form::Comfy(Encoding::Bf16, "").place(PartName::HighNoise),
     );
     let low = at(&diffusers, "transformer_2");
+    // A folder may be called after anything.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("t5-vae/high_noise.safetensors");
+    std::fs::create_dir(moved.parent().unwrap()).unwrap();
+    std::fs::copy(&high, &moved).unwrap();
     for (a, b) in [
         (at(&diffusers, "transformer"), high.clone()),
         (high.clone(), diffusers.path().to_owned()),
+        (moved, diffusers.path().to_owned()),
         (comfy.path().to_owned(), low.clone()),
         (
             at(&diffusers, "text_encoder"),
