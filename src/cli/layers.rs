@@ -21,7 +21,7 @@ const GENERATE: &str = "generate";
 /// Commands that make or plan clips, and so take the settings of clips.
 const OF_CLIPS: [&str; 4] = [GENERATE, "plan", "batch", "sweep"];
 /// Flags that go with a model: who names another one means it whole.
-const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
+pub const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
 
 /// Where settings come from.
 #[derive(Debug, Args)]
@@ -56,6 +56,8 @@ pub fn variables() -> Variables {
 pub struct Layered {
     /// Its arguments, the program's name first.
     pub arguments: Vec<OsString>,
+    /// The flags among them that something else sets.
+    pub flags: Vec<String>,
     /// What sets something that the command line does not.
     used: Vec<String>,
     /// Variables that set nothing.
@@ -126,7 +128,9 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
     }
     // Before the others: these may end in words that are no flags.
     let rest = arguments.get(start.len()..).unwrap_or_default().to_vec();
+    added.retain(|setting| setting.argument.is_some());
     Ok(Layered {
+        flags: added.iter().map(|setting| setting.flag.clone()).collect(),
         used: used(&added),
         unknown,
         arguments: start
@@ -140,7 +144,7 @@ pub fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result<Layere
 /// What sets something: each place once, with its keys.
 fn used(settings: &[Setting]) -> Vec<String> {
     let mut used: Vec<(Option<&str>, Vec<&str>)> = Vec::new();
-    for setting in settings.iter().filter(|s| s.argument.is_some()) {
+    for setting in settings {
         let (place, key) = match setting.from.rsplit_once(": ") {
             Some((place, key)) => (Some(place), key),
             None => (None, setting.from.as_str()),

@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
             *message = Some(info.to_string());
         }
     }));
-    match panic::catch_unwind(|| run(cli)) {
+    match panic::catch_unwind(|| run(cli, &layered.flags)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             stderr::error(&format!("{error:#}"), 1);
@@ -88,7 +88,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+/// `elsewhere` names the flags that are not from the command line.
+fn run(cli: Cli, elsewhere: &[String]) -> Result<ExitCode> {
     bus::explain().context("cannot listen for signals")?;
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => Ok(match args.run()? {
@@ -100,7 +101,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         (Some(Command::Plan(args)), _) => plan::run(*args),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
-        (Some(Command::Batch(args)), _) => args.run(),
+        (Some(Command::Batch(args)), _) => args.run(elsewhere),
         (Some(Command::Doctor(args)), _) => args.run(),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),

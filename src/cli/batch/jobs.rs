@@ -6,15 +6,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, CommandFactory, Parser};
+use clap::{Command, CommandFactory, Parser};
 use serde_json::Value;
 use wan_i2v::batch::seeds::{seed_of_name, seeds};
 use wan_i2v::batch::table::{Jobs, Settings, Written};
 use wan_i2v::batch::template::{Fields, check_name};
 
+use super::layer::{Layer, flag};
 use crate::cli::args::{Cli, GenerateArgs};
-use crate::cli::settings::arguments;
 
 /// What a clip is called where nobody says otherwise.
 const OUTPUT: &str = "{name}_{seed}.mp4";
@@ -36,10 +35,6 @@ const OF_ALL: [&str; 10] = [
     "memory-budget",
 ];
 
-/// Arguments by the flag that they are of; what comes later goes before what came earlier.
-#[derive(Clone, Debug, Default)]
-pub struct Layer(Vec<(String, OsString)>);
-
 /// A clip that a job asks for.
 #[derive(Debug)]
 pub struct Wanted {
@@ -53,94 +48,33 @@ pub struct Wanted {
     pub args: Result<Box<GenerateArgs>>,
 }
 
-impl Layer {
-    /// The flags of a clip that a command line gives.
-    pub fn of_command_line(matches: &ArgMatches) -> Self {
-        let command = Cli::command();
-        let mut layer = Self::default();
-        for flag in command.get_arguments() {
-            let (id, Some(long)) = (flag.get_id().as_str(), flag.get_long()) else {
-                continue;
-            };
-            let known = matches.try_contains_id(id).is_ok();
-            if !known || matches.value_source(id) != Some(ValueSource::CommandLine) {
-                continue;
-            }
-            if !flag.get_action().takes_values() {
-                layer.set(long, None);
-            } else if let Some(values) = matches.get_raw(id) {
-                values.for_each(|value| layer.set(long, Some(value)));
-            }
-        }
-        layer
-    }
-
-    fn of_settings(command: &Command, settings: Settings, place: &str) -> Result<Self> {
-        let arguments = arguments(command, settings, place)?;
-        let name = |argument: &OsString| {
-            let text = argument.to_string_lossy();
-            let flag = text.split('=').next().unwrap_or_default();
-            flag.trim_start_matches('-').to_owned()
-        };
-        Ok(Self(arguments.into_iter().map(|a| (name(&a), a)).collect()))
-    }
-
-    fn set(&mut self, long: &str, value: Option<&OsStr>) {
-        let mut argument = OsString::from(format!("--{long}"));
-        if let Some(value) = value {
-            argument.push("=");
-            argument.push(value);
-        }
-        self.0.retain(|(name, _)| name != long);
-        self.0.push((long.to_owned(), argument));
-    }
-
-    /// The value of a flag.
-    fn value(&self, long: &str) -> Option<String> {
-        let (_, argument) = self.0.iter().find(|(name, _)| name == long)?;
-        let text = argument.to_string_lossy();
-        let (_, value) = text.split_once('=')?;
-        Some(value.to_owned())
-    }
-
-    /// This one with another on top: what is said there, and what conflicts with it, goes here.
-    fn under(&self, command: &Command, top: Self) -> Self {
-        let mut both = self.clone();
-        both.0.retain(|(name, _)| {
-            let said =
-                |(other, _): &(String, OsString)| name == other || conflict(command, name, other);
-            !top.0.iter().any(said)
-        });
-        both.0.extend(top.0);
-        both
-    }
-}
-
-fn flag<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|a| a.get_long() == Some(long))
-}
-
-fn conflict(command: &Command, one: &str, other: &str) -> bool {
-    let excludes = |one: &str, other: &str| {
-        flag(command, one).is_some_and(|one| {
-            let excluded = command.get_arg_conflicts_with(one);
-            excluded.iter().any(|arg| arg.get_long() == Some(other))
-        })
-    };
-    excludes(one, other) || excludes(other, one)
-}
-
 /// What is said of all jobs.
 #[derive(Debug)]
 pub struct Common<'a> {
-    /// The command line's flags.
-    pub flags: &'a Layer,
-    /// Its seeds.
-    pub seeds: Option<&'a str>,
+    /// What the command line says.
+    pub command_line: General<'a>,
+    /// What variables and the file of settings say.
+    pub elsewhere: General<'a>,
     /// The file of the jobs.
     pub file: &'a Path,
     /// The folder of the clips.
     pub folder: &'a Path,
+}
+
+/// Settings of all jobs from one place.
+#[derive(Debug)]
+pub struct General<'a> {
+    /// The flags of a clip.
+    pub flags: Layer,
+    /// The seeds.
+    pub seeds: Option<&'a str>,
+}
+
+impl General<'_> {
+    fn seeds(&self) -> Option<Value> {
+        let seeds = self.seeds.map(Value::from);
+        seeds.or_else(|| self.flags.value("seed").map(Value::from))
+    }
 }
 
 /// A job with its settings in place, but no clip yet.
@@ -166,9 +100,10 @@ impl Common<'_> {
             "{place}: a name is a job's own"
         );
         let file_seeds = take_seeds(&mut defaults, &place)?;
-        let seeds = self.seeds.map(Value::from).or(file_seeds);
+        let seeds = self.command_line.seeds().or(file_seeds);
+        let seeds = seeds.or_else(|| self.elsewhere.seeds());
         let defaults = self.layer(&command, defaults, &place)?;
-        let defaults = defaults.under(&command, self.flags.clone());
+        let defaults = defaults.under(&command, self.command_line.flags.clone());
 
         let digits = jobs.jobs.len().to_string().len();
         let described: Vec<_> = (jobs.jobs.into_iter().zip(1..))
@@ -215,16 +150,13 @@ impl Common<'_> {
         }
         let own = take_seeds(&mut settings, &place)?;
         let settings = self.layer(command, settings, &place)?;
-        let settings = defaults.under(command, settings);
-        let default = || {
-            let flag = settings.value("seed").map(Value::from);
-            flag.or_else(|| default_seeds.cloned())
-        };
+        let said = defaults.under(command, settings);
+        let elsewhere = self.elsewhere.flags.without_parts_of_another(&said);
         Ok(Described {
             index,
             name,
-            seeds: own.or_else(default),
-            settings,
+            seeds: own.or_else(|| default_seeds.cloned()),
+            settings: elsewhere.under(command, said),
             place,
         })
     }
@@ -347,8 +279,7 @@ impl Common<'_> {
             settings.set(flag, Some(path.as_os_str()));
         }
         let program = [OsString::from("wan-i2v")].into_iter();
-        let arguments = settings.0.into_iter().map(|(_, argument)| argument);
-        match Cli::try_parse_from(program.chain(arguments)) {
+        match Cli::try_parse_from(program.chain(settings.into_arguments())) {
             Ok(cli) => Ok(cli.generate),
             Err(error) => bail!(message(&error)),
         }

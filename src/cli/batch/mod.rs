@@ -1,6 +1,7 @@
 //! `wan-i2v batch`: the clips of a file of jobs, with what they share loaded and encoded once.
 
 mod jobs;
+mod layer;
 mod outcome;
 mod plan;
 
@@ -19,7 +20,8 @@ use wan_i2v::pipeline::{Interrupted, Stock};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
 
-use self::jobs::{Common, Layer, Wanted};
+use self::jobs::{Common, General, Wanted};
+use self::layer::Layer;
 use self::outcome::Outcome;
 use super::args::{Generate, GenerateArgs};
 use super::preview::{PreviewArgs, Screen};
@@ -119,17 +121,27 @@ impl BatchArgs {
         self.defaults.args.style()
     }
 
-    /// Makes the clips, or says what they will cost.
+    /// Makes the clips, or says what they will cost. `elsewhere` names the flags that are not from
+    /// the command line.
     ///
     /// # Errors
     /// When what is said of all jobs is wrong; what is wrong with one is reported.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self, elsewhere: &[String]) -> Result<ExitCode> {
         self.defaults.args.resume.check_for_many()?;
         let folder = &self.output_dir;
         let written = table::read(&self.jobs)?;
+        let seeds = self.seeds.as_deref();
+        let has_own = !elsewhere.iter().any(|flag| flag == "seeds");
+        let (set, given) = self.defaults.flags.clone().partition(elsewhere);
         let common = Common {
-            flags: &self.defaults.flags,
-            seeds: self.seeds.as_deref(),
+            command_line: General {
+                flags: given,
+                seeds: seeds.filter(|_| has_own),
+            },
+            elsewhere: General {
+                flags: set,
+                seeds: seeds.filter(|_| !has_own),
+            },
             file: &self.jobs,
             folder,
         };

@@ -2,10 +2,12 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use super::paths;
 use crate::metadata::shown;
 use crate::running::succeed;
-use crate::{Bench, run};
+use crate::{Bench, program, run};
 
 #[test]
 fn prompts_in_files_are_found_from_where_they_are_named() {
@@ -108,4 +110,86 @@ fn variables_are_settings_of_jobs_that_say_nothing_else() {
 
     let mut batch = bench.batch("jobs.jsonl", jobs, &[]);
     run(batch.env("WAN_I2V_SHIFT", "x")).assert_refused(2, &["WAN_I2V_SHIFT: invalid value 'x'"]);
+}
+
+#[test]
+fn a_job_then_the_command_line_then_its_file_then_variables_then_the_config() {
+    let bench = Bench::new("a");
+    let config = "prompt = 'a dog'\nfps = 5\nshift = 5\nguide-scale = 5\nsolver = 'euler'\n\
+                  no-metadata = true\nno-checkpoint = true\nvae = 'nowhere'\n";
+    fs::write(bench.path("config.toml"), config).unwrap();
+    let model = bench.checkpoint.root().display().to_string();
+    let jobs = format!(
+        "[defaults]\nfps = 3\nshift = 3\nguide-scale = 3\nseed = 3\nno-metadata = false\n\
+         area = 2304\nmodel = {model:?}\n[[job]]\nname = 'a'\n\
+         [[job]]\nname = 'b'\nfps = 1\nguide-scale = 1\nseed = 1\n"
+    );
+    let batch = |jobs: &str| {
+        fs::write(bench.path("jobs.toml"), jobs).unwrap();
+        let mut command = program();
+        command
+            .current_dir(bench.work.path())
+            .args(["batch", "jobs.toml", "--output-dir", "out"])
+            .args(["--config", "config.toml", "--device", "cpu"])
+            .args([
+                "--fps", "2", "--shift", "2", "--frames", "5", "--steps", "3",
+            ])
+            .arg("--image")
+            .arg(bench.picture())
+            .env("WAN_I2V_FPS", "4")
+            .env("WAN_I2V_SHIFT", "4")
+            .env("WAN_I2V_GUIDE_SCALE", "4")
+            .env("WAN_I2V_SOLVER", "unipc")
+            .env("WAN_I2V_SEED", "4")
+            // Something else that the area of the jobs' file takes away.
+            .env("WAN_I2V_SIZE", "48x48");
+        command
+    };
+    let ran = succeed(&mut batch(&jobs));
+    assert_eq!(
+        paths(&ran),
+        ["out/a_3.mp4", "out/b_1.mp4"],
+        "{}",
+        ran.stderr
+    );
+    for (clip, fps, guide) in [("out/a_3.mp4", 2.0, 3.0), ("out/b_1.mp4", 1.0, 1.0)] {
+        let record = shown(&bench, clip);
+        assert_eq!(record["prompt"], "a dog", "{record}");
+        assert_eq!(record["fps"], fps);
+        assert_eq!(record["shift"], 2.0);
+        assert_eq!(record["guide_scale"], json!([guide, guide]));
+        assert_eq!(record["solver"], "unipc");
+        assert_eq!(
+            (&record["width"], &record["height"]),
+            (&json!(48), &json!(32))
+        );
+    }
+
+    // Seeds of the command line come before the file's, and these before a variable's.
+    let one = format!("[defaults]\nmodel = {model:?}\n[[job]]\nname = 'a'\n");
+    let own = one.replace("model", "seeds = '6,7'\nmodel");
+    fs::write(
+        bench.path("config.toml"),
+        "prompt = 'a dog'\nsize = '32x32'\n[batch]\nseeds = '8,9'\n",
+    )
+    .unwrap();
+    for (variable, jobs, more, expected) in [
+        ("4", &one, &[][..], "a_4.mp4"),
+        ("4", &own, &[], "a_6.mp4"),
+        ("4", &own, &["--seeds", "2"], "a_2.mp4"),
+        ("4", &own, &["--seed", "2"], "a_2.mp4"),
+        ("", &one, &[], "a_8.mp4"),
+        ("", &own, &[], "a_6.mp4"),
+        ("", &one, &["--seed", "2"], "a_2.mp4"),
+    ] {
+        let mut dry = batch(jobs);
+        let ran = succeed(
+            dry.args(more)
+                .arg("--dry-run")
+                .env("WAN_I2V_SEED", variable),
+        );
+        let text = String::from_utf8(ran.stdout).unwrap();
+        let first = text.lines().nth(1).unwrap_or_default();
+        assert!(first.starts_with(expected), "{expected} in {text}");
+    }
 }
