@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use serde_json::Value;
+use wan_i2v::resume::Saved;
 
 use crate::{Bench, Ran, run};
 
@@ -122,12 +123,29 @@ impl Bench {
         assert_eq!(self.written(), others);
     }
 
-    /// Leaves a run to `output` that was killed after so many steps.
-    pub fn killed_after(&self, steps: u64, output: &str, more: &[&str]) {
-        let mut running = Running::start(&mut self.clip(output, more));
-        while running.wait_for("saved")["step"] != steps {}
-        running.kill();
-        assert!(self.state(output).is_file());
+    /// As [`Self::killed`], of a run to the file `output`; returns how many steps its state has.
+    pub fn killed_after(&self, steps: usize, output: &str, more: &[&str]) -> usize {
+        self.killed(steps, || self.clip(output, more)).1
+    }
+
+    /// Leaves a run that was killed after so many steps or, since it goes on until the signal
+    /// comes, a few more. Returns what it said first, and how many steps its state has.
+    pub fn killed(&self, steps: usize, command: impl Fn() -> Command) -> (Value, usize) {
+        loop {
+            let mut running = Running::start(&mut command());
+            let start = running.wait_for("start");
+            while running.wait_for("saved")["step"] != steps {}
+            running.kill();
+            let output = start["output"].as_str().unwrap();
+            let state = self.state(output);
+            if state.is_file() {
+                let saved = Saved::read(&state).unwrap().state.count("step").unwrap();
+                assert!(saved >= steps, "{saved}");
+                return (start, saved);
+            }
+            // It was quicker than the signal.
+            fs::remove_file(self.path(output)).unwrap();
+        }
     }
 }
 
