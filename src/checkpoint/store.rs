@@ -11,6 +11,8 @@ use super::encoding::Encoding;
 use super::files::{Bytes, Files};
 use super::header::Header;
 use super::{gguf, pth, safetensors};
+use crate::media::read::npy::is_npy;
+use crate::media::shows_pictures;
 use crate::nearest::did_you_mean_path;
 
 /// How a file holds its tensors.
@@ -345,6 +347,17 @@ fn read_header(file: &[u8]) -> Result<(Container, Header)> {
     let is_pickle = file.first() == Some(&PICKLE) && file.get(1) < Some(&8);
     if file.starts_with(ZIP) || (is_pickle && file.get(8) != Some(&b'{')) {
         return Ok((Container::Pth, pth::header(file)?));
+    }
+    // No second download would make a model of these.
+    let other = if shows_pictures(file) {
+        Some("a clip or a picture")
+    } else if is_npy(file) {
+        Some("a single array, such as --dump writes")
+    } else {
+        None
+    };
+    if let Some(other) = other {
+        bail!("{other}, not a model; expected tensors: safetensors, GGUF or PyTorch's .pth");
     }
     Ok((Container::Safetensors, safetensors::header(file)?))
 }

@@ -15,6 +15,7 @@ use crate::checkpoint::part;
 use crate::checkpoint::store::{Location, TensorStore};
 use crate::checkpoint::{Files, PartName};
 use crate::media::clip::is_frame_name;
+use crate::media::shows_pictures;
 use crate::tiny;
 
 /// Bytes that tell what a file is.
@@ -156,13 +157,6 @@ impl Input {
             Kind::Expert => expert_of(&location.to_string()),
         }
     }
-}
-
-/// Whether a file that begins like this is an MP4, a GIF or a picture.
-fn shows_pictures(start: &[u8]) -> bool {
-    use image::ImageFormat::{Gif, Jpeg, Png, WebP};
-    let is_mp4 = start.get(4..8) == Some(b"ftyp");
-    is_mp4 || matches!(image::guess_format(start), Ok(Gif | Jpeg | Png | WebP))
 }
 
 fn no_tensors(path: &Path) -> String {

@@ -19,3 +19,10 @@ pub mod tags;
 mod truncation;
 
 pub use resize::Resize;
+
+/// Whether a file that begins like this is an MP4, a GIF or a picture; 12 bytes tell it.
+pub fn shows_pictures(start: &[u8]) -> bool {
+    use image::ImageFormat::{Gif, Jpeg, Png, WebP};
+    let is_mp4 = start.get(4..8) == Some(b"ftyp");
+    is_mp4 || matches!(image::guess_format(start), Ok(Gif | Jpeg | Png | WebP))
+}

@@ -8,6 +8,7 @@ use wan_i2v::checkpoint::convert::{self, Bits, LocalFeed, Options};
 use wan_i2v::checkpoint::encoding::Encoding;
 use wan_i2v::checkpoint::inspect::Report;
 use wan_i2v::checkpoint::layout::Layout;
+use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 
 use crate::isolated::program;
 use crate::layouts::{Form, Model, Patch};
@@ -177,4 +178,49 @@ fn one_part() {
     assert_eq!(inspect(&plain, &[]).0, Some(1));
     let (_, json) = inspect(&plain, &["--part", "low"]);
     assert_eq!(json["parts"][0]["part"], "low-noise");
+}
+
+/// Nothing that a second download would mend.
+#[test]
+fn what_is_no_model_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([90, 120, 30]));
+    for name in ["clip.gif", "picture.png", "picture.jpg", "picture.webp"] {
+        picture.save(folder.path().join(name)).unwrap();
+    }
+    let spec = ClipSpec {
+        width: 16,
+        height: 16,
+        fps: 16.0,
+    };
+    let mut clip = ClipWriter::create(&folder.path().join("clip.mp4"), &spec, None).unwrap();
+    clip.push(&picture).unwrap();
+    clip.finish().unwrap();
+    std::fs::write(folder.path().join("latents.npy"), b"\x93NUMPY\x01\0\x76\0{").unwrap();
+    std::fs::write(folder.path().join("cut.safetensors"), [1; 64]).unwrap();
+    for (name, expected) in [
+        ("clip.mp4", "a clip or a picture, not a model"),
+        ("clip.gif", "a clip or a picture, not a model"),
+        ("picture.png", "a clip or a picture, not a model"),
+        ("picture.jpg", "a clip or a picture, not a model"),
+        ("picture.webp", "a clip or a picture, not a model"),
+        ("latents.npy", "such as --dump writes, not a model"),
+        (
+            "cut.safetensors",
+            "not a whole safetensors file; download it again",
+        ),
+    ] {
+        for arguments in [&["inspect", name][..], &["convert", name, "converted"]] {
+            let mut command = program();
+            command.current_dir(folder.path()).args(arguments);
+            let output = command.output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert!(
+                stderr.contains(expected) && stderr.contains(name),
+                "{stderr}"
+            );
+        }
+    }
+    assert!(!folder.path().join("converted").exists());
 }
