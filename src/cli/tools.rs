@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use wan_i2v::checkpoint::convert::{self, Event, LocalFeed, Options};
+use wan_i2v::checkpoint::convert::{self, Event, Finished, LocalFeed, Options};
 use wan_i2v::checkpoint::inspect::Report;
 use wan_i2v::checkpoint::layout::Layout;
 use wan_i2v::checkpoint::{Files, LoadBits, PartName};
@@ -374,8 +374,14 @@ impl PullArgs {
             );
             return source::pull(&hub, &repo, &self.files);
         };
-        convert::check_target(&target).context("--output")?;
+        let finished = Finished::at(&target, &options).context("--output")?;
         let (listing, selection) = pull::select(&hub, &repo, &self.files)?;
+        if let Some(finished) = finished {
+            let source = HubFeed::source(&repo, &listing.commit, &selection);
+            finished.check(&source).context("--output")?;
+            say!("{}: is there already, and complete", target.display());
+            return Ok(target);
+        }
         for missing in &selection.missing {
             say!("note: {repo} has no {missing}");
         }

@@ -33,6 +33,7 @@ pub struct HubFeed<'a> {
     hub: &'a Hub,
     repo: RepoId,
     commit: String,
+    source: Value,
     /// Where files are while they are needed.
     folder: PathBuf,
     parts: Vec<RemotePart>,
@@ -85,9 +86,26 @@ impl<'a> HubFeed<'a> {
             hub,
             repo: repo.clone(),
             commit: commit.to_owned(),
+            source: Self::source(repo, commit, selection),
             folder: folder.to_owned(),
             parts,
             rest: Rest::of(&Layout::beside(&root))?,
+        })
+    }
+
+    /// What is converted: every file that is, or goes with it.
+    pub fn source(repo: &RepoId, commit: &str, selection: &Selection) -> Value {
+        let mut files: Vec<_> = selection
+            .files
+            .iter()
+            .map(|file| (&file.path, file.size))
+            .collect();
+        files.sort();
+        json!({
+            // Without the revision: the commit says more, and a branch moves on.
+            "repository": repo.id(),
+            "commit": commit,
+            "files": files,
         })
     }
 
@@ -142,18 +160,7 @@ impl<'a> HubFeed<'a> {
 
 impl Feed for HubFeed<'_> {
     fn identity(&self) -> Value {
-        let files = |part: &RemotePart| -> Vec<Value> {
-            part.files
-                .iter()
-                .map(|file| json!([file.path, file.size]))
-                .collect()
-        };
-        json!({
-            // Without the revision: the commit says more, and a branch moves on.
-            "repository": self.repo.id(),
-            "commit": self.commit,
-            "files": self.parts.iter().map(files).collect::<Vec<_>>(),
-        })
+        self.source.clone()
     }
 
     fn parts(&self) -> Vec<PartName> {

@@ -206,11 +206,7 @@ fn killed_between_the_last_name_and_tidying_up() {
     // While it is held, another run is about to tidy up.
     let held = fs::File::open(&lock).unwrap();
     held.lock().unwrap();
-    let again = || {
-        bench
-            .run(&pull(&target))
-            .assert_fails(&["is there already"])
-    };
+    let again = || assert_eq!(Path::new(bench.run(&pull(&target)).path()), target);
     again();
     assert_eq!(left(), (true, true));
     drop(held);
@@ -224,6 +220,77 @@ fn killed_between_the_last_name_and_tidying_up() {
     fs::write(other.join(".lock"), "").unwrap();
     bench.run(&pull(&other)).assert_fails(&["is there already"]);
     assert!(other.join(".lock").exists());
+}
+
+#[test]
+fn a_finished_one_is_there_and_nothing_else_is_taken_for_it() {
+    let model = Model::miniature().only(&["transformer", "transformer_2"]);
+    let bench = Bench::serving(&model);
+    let target = bench.target();
+    bench.run(&pull(&target)).path();
+    let expected = reference(&model, &options(), bench.folder.path());
+    let partial = target.with_file_name("model.partial");
+    bench.server.log();
+    let done = || {
+        let ran = bench.run(&pull(&target));
+        assert_eq!(Path::new(ran.path()), target);
+        assert!(
+            ran.stderr.contains("model: is there already, and complete"),
+            "{}",
+            ran.stderr
+        );
+        // The listing tells the commit.
+        assert_eq!(bench.server.log().len(), 1);
+        assert_same(&target, &expected);
+    };
+    done();
+
+    let refused = |args: &[&str], parts: &[&str]| {
+        let ran = bench.run(args);
+        ran.assert_fails(&[
+            "--output: ",
+            "model: is there already",
+            "remove it or choose",
+        ]);
+        ran.assert_fails(parts);
+        assert_eq!(bench.asked(), []);
+        assert!(!partial.exists());
+    };
+    for (at, other) in [(5, "8"), (7, "4"), (9, "1")] {
+        let mut args = pull(&target);
+        args[at] = other;
+        refused(&args, &["with other options"]);
+    }
+    let mut part = pull(&target);
+    part.push(LOW);
+    refused(&part, &["from another source", "owner/model@"]);
+
+    // Everything of it has to be there.
+    let files = ["low_noise_model.safetensors", "config.json"];
+    let without = ["low-noise expert", "without config.json"];
+    for (name, part) in files.iter().zip(without) {
+        fs::rename(target.join(name), bench.folder.path().join("kept")).unwrap();
+        refused(&pull(&target), &[part]);
+        fs::rename(bench.folder.path().join("kept"), target.join(name)).unwrap();
+    }
+    let path = target.join(files[0]);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    refused(&pull(&target), &["but damaged", files[0]]);
+    fs::write(&path, whole).unwrap();
+    let report = target.join("conversion.json");
+    let text = fs::read_to_string(&report).unwrap();
+    let older = text.replace("\"program\": \"wan-i2v ", "\"program\": \"wan-i2v 0.0.");
+    fs::write(&report, older).unwrap();
+    refused(&pull(&target), &["converted by wan-i2v 0.0."]);
+    fs::write(&report, "{}").unwrap();
+    refused(&pull(&target), &[]);
+    fs::write(&report, text).unwrap();
+    done();
+
+    // The branch moves on.
+    bench.server.commit(&"5".repeat(40));
+    refused(&pull(&target), &["from another source", "owner/model@"]);
 }
 
 #[test]

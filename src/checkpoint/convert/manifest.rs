@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::feed::Feed;
 use super::state::{FileState, Unfinished, write_whole};
-use super::{Bits, Converted, Options};
+use super::{Bits, Converted, Options, PROGRAM};
 use crate::checkpoint::config::{CONFIG, OWN_KEY, PartConfig};
 use crate::checkpoint::files::Files;
 use crate::checkpoint::quantize::GROUP_SIZE;
@@ -68,7 +68,7 @@ pub fn write(feed: &dyn Feed, options: &Options, work: &Unfinished) -> Result<Co
     }
     put(work, CONFIG, &config(feed, options, work)?)?;
     let report = json!({
-        "program": concat!("wan-i2v ", env!("CARGO_PKG_VERSION")),
+        "program": PROGRAM,
         "source": feed.identity(),
         "options": options,
         "parts": report,
@@ -91,7 +91,7 @@ fn put(work: &Unfinished, name: &str, json: &Value) -> Result<()> {
 }
 
 /// The start of a part's file names, as mlx-video has them.
-fn stem(name: PartName) -> &'static str {
+pub fn stem(name: PartName) -> &'static str {
     match name {
         PartName::HighNoise => "high_noise_model",
         PartName::LowNoise => "low_noise_model",

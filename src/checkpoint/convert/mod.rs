@@ -6,12 +6,14 @@
 //! read back.
 
 mod feed;
+mod finished;
 mod item;
 mod manifest;
 mod state;
 mod writer;
 
 pub use feed::{Feed, LocalFeed};
+pub use finished::Finished;
 pub(crate) use state::write_whole;
 pub use state::{TensorReport, source_folder, unfinished_bytes};
 
@@ -23,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use self::finished::check_target;
 use self::item::Item;
 use self::state::{FileState, Unfinished};
 use self::writer::{OutTensor, Writer};
@@ -34,6 +37,8 @@ use super::store::{Location, TensorStore};
 use super::{PartName, quantize};
 use crate::model::TensorSpec;
 
+/// What the report names as its author.
+const PROGRAM: &str = concat!("wan-i2v ", env!("CARGO_PKG_VERSION"));
 /// Bytes after which what is done is made safe against a loss of power.
 const SAVE_EVERY: u64 = 256 << 20;
 /// Bytes that are hashed at a time.
@@ -147,23 +152,6 @@ pub struct Converted {
     pub bytes: u64,
     /// Each part with the largest relative error of one of its tensors.
     pub parts: Vec<(PartName, f64)>,
-}
-
-/// Refuses a target that is there already.
-///
-/// # Errors
-/// When it is.
-pub fn check_target(target: &Path) -> Result<()> {
-    // A finished one keeps nothing of a run that did not come to tidy up.
-    if target.join(manifest::REPORT).is_file() {
-        state::tidy_left(target);
-    }
-    ensure!(
-        !target.exists(),
-        "{}: is there already; remove it or choose another name",
-        target.display()
-    );
-    Ok(())
 }
 
 /// Converts what `feed` brings into the folder `target`.

@@ -114,7 +114,7 @@ impl Unfinished {
                     "{}: an unfinished conversion of another source or with other options is in \
                      the way{}; finish it with the same command, or remove the folder",
                     folder.display(),
-                    begun_with(&state.identity)
+                    of_commit(&state.identity["source"])
                 );
                 (state, true)
             }
@@ -199,9 +199,9 @@ fn tidy(target: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The revision of the hub that an unfinished conversion is of: a branch may have moved on.
-fn begun_with(identity: &Value) -> String {
-    let text = |key: &str| identity["source"][key].as_str();
+/// The revision of the hub that a conversion is of: a branch may have moved on.
+pub fn of_commit(source: &Value) -> String {
+    let text = |key: &str| source[key].as_str();
     match (text("repository"), text("commit")) {
         (Some(repository), Some(commit)) => format!(" (of {repository}@{commit})"),
         _ => String::new(),
