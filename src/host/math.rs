@@ -35,7 +35,7 @@ vectorised! {
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
     // 2 sqrt(2 / pi)
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     x * logistic(x * (1.0 + 0.044_715 * (x * x)) * FACTOR)
 }
 
