@@ -187,6 +187,25 @@ def seconds(words: str) -> float:
     return sum(float(n) * units[u] for n, u in re.findall(r"([\d.]+) (h|min|s)\b", words))
 
 
+def wait(process: subprocess.Popen[bytes]) -> tuple[int, float, float]:
+    """Waits for a process: its exit code, the seconds of all cores, the largest resident set in GB."""
+    resident = 0
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        # On Linux ru_maxrss begins with what this program itself has had; the kernel's mark does not.
+        try:
+            state = Path(f"/proc/{process.pid}/status").read_text()
+            resident = int(re.search(r"VmHWM:\s+(\d+) kB", state)[1]) * 1024
+        except (OSError, TypeError):
+            pass
+        time.sleep(0.01)
+    if sys.platform == "darwin":
+        resident = usage.ru_maxrss
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, resident / 1e9
+
+
 def run(given: argparse.Namespace, peer: str, job: Path, output: Path) -> dict[str, float]:
     """One clip in a process of its own: seconds of every phase and in all, of all cores together (which
     another job on the machine hardly moves), and the largest resident set in GB."""
@@ -199,9 +218,8 @@ def run(given: argparse.Namespace, peer: str, job: Path, output: Path) -> dict[s
         process = subprocess.Popen(
             command(given, peer, job, output), stdout=file, stderr=file, env=variables, cwd=output
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode, used, memory = wait(process)
         total = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"compare_peers: error: {peer} failed ({process.returncode}):\n{log.read_text()[-4000:]}")
     if peer == OURS:
@@ -209,10 +227,9 @@ def run(given: argparse.Namespace, peer: str, job: Path, output: Path) -> dict[s
         phases = {phase: seconds(lines[phase]) for phase in PHASES}
     else:
         phases = json.loads((output / "phases.json").read_text())
-    memory = usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
     rest = total - sum(phases.values())
     result = {**phases, "start and output": rest, "total": total}
-    return {**result, "CPU time": usage.ru_utime + usage.ru_stime, "peak memory": memory}
+    return {**result, "CPU time": used, "peak memory": memory}
 
 
 def frames(peer: str, output: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ use crate::backend::{Precision, all_finite};
 use crate::doctor::host::{self, in_bf16, uniform};
 use crate::doctor::{Finding, Group, Round};
 use crate::model::dit::Rope;
-use crate::model::layers::{gelu_tanh, silu};
+use crate::model::layers::{add_gated, gelu_tanh, layer_norm, silu, to_heads};
 
 /// Rows and width: one of 14B's; tokens of a clip of 1280 x 720 x 81, which norms see at once.
 const NORMS: [(i32, i32); 2] = [(33, 5120), (75_600, 48)];
@@ -21,8 +21,10 @@ pub fn examine(round: &mut Round<'_>) {
     }
     for precision in PRECISIONS {
         activations(round, precision);
+        gated(round, precision);
     }
     rotation(round);
+    heads(round);
     casts(round);
     finiteness(round);
 }
@@ -45,7 +47,7 @@ fn norms(round: &mut Round<'_>, rows: i32, width: i32) {
     );
     round.kernel(&case, &|| {
         let (weight, bias) = (exact(&weight, &[width]), exact(&bias, &[width]));
-        fast::layer_norm(exact(&x, &shape), &weight, &bias, 1e-6)
+        layer_norm(&exact(&x, &shape), &weight, &bias, 1e-6)
     });
     // The second is the VAE's.
     for eps in [1e-6_f32, 1e-24] {
@@ -86,14 +88,40 @@ fn activations(round: &mut Round<'_>, precision: Precision) {
     }
 }
 
-fn rotation(round: &mut Round<'_>) {
-    // Tokens beyond 32,767, and the 14B's channels.
-    let (grid, dim) = ([21, 45, 36], 128_i32);
-    let tokens: i32 = grid.iter().product();
-    let rope = Rope::new(grid, dim);
-    let x = uniform(14, (tokens * dim) as usize, 1.0);
+/// A residual that modulation scales.
+fn gated(round: &mut Round<'_>, precision: Precision) {
+    let (rows, width) = (40_000_i32, 16_i32);
+    let count = (rows * width) as usize;
+    let (x, gate) = (uniform(16, count, 1.0), uniform(17, width as usize, 1.0));
+    let mut h = uniform(18, count, 1.0);
+    if precision == Precision::Bf16 {
+        h = in_bf16(&h);
+    }
+    let gates = gate.iter().cycle();
+    let expected: Vec<f64> = x
+        .iter()
+        .zip(&h)
+        .zip(gates)
+        .map(|((&x, &h), &gate)| f64::from(x) + f64::from(h) * f64::from(gate))
+        .collect();
+    let used = is_used(round.settings.backend, precision);
+    let name = format!("gated residual, {precision}, {rows} x {width}");
+    let case = Case::new(name, 1e-6, width as usize, &expected);
+    round.kernel(&case.only_noted_if(!used), &|| {
+        let shape = [rows, width];
+        add_gated(
+            &exact(&x, &shape),
+            &array(&h, &shape, precision)?,
+            &exact(&gate, &[width]),
+        )
+    });
+}
+
+/// Angles of the rotary embedding, in radians: half of `dim` for each token of a grid.
+fn angles(grid: [i32; 3], dim: i32) -> Vec<f64> {
     let spatial = 2 * (dim / 6);
-    let expected: Vec<f64> = (0..tokens)
+    let tokens: i32 = grid.iter().product();
+    (0..tokens)
         .flat_map(|token| {
             let place = [
                 token / (grid[1] * grid[2]),
@@ -101,23 +129,67 @@ fn rotation(round: &mut Round<'_>) {
                 token % grid[2],
             ];
             let widths = [dim - 2 * spatial, spatial, spatial];
-            let angles = place.into_iter().zip(widths).flat_map(|(at, width)| {
+            place.into_iter().zip(widths).flat_map(|(at, width)| {
                 (0..width / 2).map(move |i| {
                     f64::from(at) * 10_000_f64.powf(-f64::from(2 * i) / f64::from(width))
                 })
-            });
-            let row = &x[(token * dim) as usize..][..dim as usize];
-            let pairs = row.chunks(2).zip(angles).flat_map(|(pair, angle)| {
-                let (sin, cos) = angle.sin_cos();
-                let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
-                [a * cos - b * sin, a * sin + b * cos]
-            });
-            pairs.collect::<Vec<f64>>()
+            })
         })
-        .collect();
+        .collect()
+}
+
+/// Adjacent pairs, each turned by its angle.
+fn turned(x: &[f64], angles: &[f64]) -> Vec<f64> {
+    let pairs = x.chunks(2).zip(angles);
+    pairs
+        .flat_map(|(pair, angle)| {
+            let (sin, cos) = angle.sin_cos();
+            let (a, b) = (pair[0], pair[1]);
+            [a * cos - b * sin, a * sin + b * cos]
+        })
+        .collect()
+}
+
+fn rotation(round: &mut Round<'_>) {
+    // Tokens beyond 32,767, and the 14B's channels.
+    let (grid, dim) = ([21, 45, 36], 128_i32);
+    let tokens: i32 = grid.iter().product();
+    let rope = Rope::new(grid, dim);
+    let x = uniform(14, (tokens * dim) as usize, 1.0);
+    let expected = turned(&doubles(&x), &angles(grid, dim));
     let name = format!("rotary embedding, {tokens} x {dim}");
     round.kernel(&Case::new(name, 1e-6, dim as usize, &expected), &|| {
         rope.rotate(&exact(&x, &[tokens, 1, dim]))
+    });
+}
+
+/// Projections on their way to attention: normed over all heads, rotated, heads first.
+fn heads(round: &mut Round<'_>) {
+    let (grid, heads, dim) = ([3, 5, 7], 40_i32, 128_i32);
+    let tokens: i32 = grid.iter().product();
+    let width = (heads * dim) as usize;
+    let rope = Rope::new(grid, dim);
+    let x = uniform(19, tokens as usize * width, 1.0);
+    let weight = uniform(20, width, 2.0);
+    let normed = host::rms_norm(&x, &weight, 1e-6);
+    let angles = angles(grid, dim);
+    let [half, dim_values] = [dim / 2, dim].map(|side| side as usize);
+    let expected: Vec<f64> = (0..heads as usize)
+        .flat_map(|head| {
+            let (normed, angles) = (&normed, &angles);
+            (0..tokens as usize).flat_map(move |token| {
+                let start = token * width + head * dim_values;
+                let row = &normed[start..start + dim_values];
+                turned(row, &angles[token * half..(token + 1) * half])
+            })
+        })
+        .collect();
+    let name = format!("heads normed and rotated, {tokens} x {heads} x {dim}");
+    round.kernel(&Case::new(name, 1e-5, dim_values, &expected), &|| {
+        let weight = exact(&weight, &[heads * dim]);
+        let places = Some([rope.cos(), rope.sin()]);
+        let x = exact(&x, &[tokens, heads * dim]);
+        to_heads(&x, heads, Some((&weight, 1e-6)), places)
     });
 }
 
