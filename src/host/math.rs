@@ -3,24 +3,13 @@
 
 use mlx_rs::Array;
 use mlx_rs::error::Result;
-use rayon::prelude::*;
 
-use super::{Rows, new_array, parcel_rows};
+use super::{Rows, each_row};
 
 /// The tanh approximation of GELU of `[rows, columns]`: float32, to some units in the last place
 /// of the larger of the value and its argument's share of it.
 pub fn gelu_tanh(x: &Array) -> Result<Array> {
-    let rows = Rows::of_matrix(x)?;
-    let many = parcel_rows(rows.values);
-    new_array(x.shape(), |out| {
-        out.par_chunks_mut(many * rows.values.max(1))
-            .enumerate()
-            .for_each(|(parcel, out)| {
-                for (i, out) in out.chunks_mut(rows.values).enumerate() {
-                    gelu_row(rows.row(parcel * many + i), out);
-                }
-            });
-    })
+    each_row(&Rows::of_matrix(x)?, x.shape(), gelu_row)
 }
 
 vectorised! {

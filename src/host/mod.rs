@@ -10,6 +10,7 @@ use std::slice;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::zeros_dtype;
 use mlx_rs::{Array, Dtype};
+use rayon::prelude::*;
 
 /// Defines a function whose loops are compiled for several vector widths, of which a call takes
 /// the widest that the processor has. Neither width nor processor changes a bit of the result.
@@ -156,6 +157,20 @@ fn vector(x: &Array, values: usize) -> Result<&[f32]> {
         )));
     }
     Ok(found)
+}
+
+/// An array of `shape` of which `fill` makes each row from the same row of `from`, on all cores.
+fn each_row(from: &Rows, shape: &[i32], fill: impl Fn(&[f32], &mut [f32]) + Sync) -> Result<Array> {
+    let (values, many) = (from.values.max(1), parcel_rows(from.values));
+    new_array(shape, |out| {
+        out.par_chunks_mut(many * values)
+            .enumerate()
+            .for_each(|(parcel, out)| {
+                for (i, out) in out.chunks_mut(values).enumerate() {
+                    fill(from.row(parcel * many + i), out);
+                }
+            });
+    })
 }
 
 /// A float32 array that `fill` has written, in row-major order.

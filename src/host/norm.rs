@@ -5,17 +5,15 @@ use mlx_rs::error::{Exception, Result};
 use rayon::prelude::*;
 
 use super::math::silu;
-use super::{LANES, Rows, new_array, parcel_rows, vector};
+use super::{LANES, Rows, each_row, new_array, parcel_rows, vector};
 
 /// RMS norm over the channels of `[frames, height, width, channels]`, times `gamma`, and then SiLU:
 /// float32 to within some units in the last place.
 pub fn norm_silu(x: &Array, gamma: &Array, eps: f32) -> Result<Array> {
     let rows = Rows::of_frames(x)?;
     let gamma = vector(gamma, x.dim(3) as usize)?;
-    new_array(x.shape(), |out| {
-        out.par_chunks_mut(rows.values.max(1))
-            .enumerate()
-            .for_each(|(row, out)| norm_silu_row(rows.row(row), gamma, eps, out));
+    each_row(&rows, x.shape(), |x, out| {
+        norm_silu_row(x, gamma, eps, out);
     })
 }
 
@@ -35,15 +33,8 @@ vectorised! {
 pub fn layer_norm(x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array> {
     let rows = Rows::of_matrix(x)?;
     let [weight, bias] = [vector(weight, rows.values)?, vector(bias, rows.values)?];
-    let many = parcel_rows(rows.values);
-    new_array(x.shape(), |out| {
-        out.par_chunks_mut(many * rows.values.max(1))
-            .enumerate()
-            .for_each(|(parcel, out)| {
-                for (i, out) in out.chunks_mut(rows.values).enumerate() {
-                    layer_norm_row(rows.row(parcel * many + i), weight, bias, eps, out);
-                }
-            });
+    each_row(&rows, x.shape(), |x, out| {
+        layer_norm_row(x, weight, bias, eps, out);
     })
 }
 

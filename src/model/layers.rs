@@ -191,22 +191,23 @@ pub fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
 }
 
 /// Projections `[rows, heads * head_dim]` of any float dtype as attention wants them, `[1, heads,
-/// rows, head_dim]`, float32: RMS norm over the whole width with the weights and epsilon of `norm`,
-/// and then adjacent pairs rotated by the cosines and sines of `places`, `[rows, 1, head_dim / 2]`.
+/// rows, head_dim]`, in float32 or, on the GPU and without a norm, as they come: RMS norm over the
+/// whole width with the weights and epsilon of `norm`, and then adjacent pairs rotated by the cosines
+/// and sines of `places`, `[rows, 1, head_dim / 2]`.
 pub fn to_heads(
     x: &Array,
     heads: i32,
     norm: Option<(&Array, f32)>,
     places: Option<[&Array; 2]>,
 ) -> Result<Array> {
-    let mut x = f32(x)?;
     if computes_on() == DeviceKind::Cpu {
-        return host::to_heads(&x, heads, norm, places);
+        return host::to_heads(&f32(x)?, heads, norm, places);
     }
-    if let Some((weight, eps)) = norm {
-        x = fast::rms_norm(&x, Some(weight), eps)?;
-    }
-    x = x.reshape(&[x.dim(0), heads, x.dim(1) / heads])?;
+    let x = match norm {
+        Some((weight, eps)) => fast::rms_norm(f32(x)?, Some(weight), eps)?,
+        None => x.clone(),
+    };
+    let mut x = x.reshape(&[x.dim(0), heads, x.dim(1) / heads])?;
     if let Some([cos, sin]) = places {
         x = rotate(&x, cos, sin)?;
     }
