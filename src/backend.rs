@@ -105,8 +105,9 @@ pub struct Backend {
     /// kernel the whole matrix exists at once, and one that is too large ends in
     /// `kIOGPUCommandBufferCallbackErrorOutOfMemory` (ddalcu/mlx-serve#321).
     pub score_bytes: u64,
-    /// Rows of a clip's tokens that a transformer block computes at once; more go in chunks, which
-    /// is exact, since only keys and values need all of them.
+    /// Rows of a clip's tokens that a transformer block computes at once; more go in chunks: only
+    /// keys and values need all of them. The sums are the same, but a BLAS may round a row
+    /// differently in a product of fewer rows.
     pub chunk_rows: i32,
     /// The conditional and the unconditional pass of clips of at most this many tokens run as one,
     /// which reads every weight once instead of twice.
@@ -138,6 +139,7 @@ impl Backend {
             None => DeviceKind::Cpu,
         };
         keep_freed_memory();
+        limit_blas_threads();
         Device::set_default(&match device {
             DeviceKind::Gpu => Device::gpu(),
             DeviceKind::Cpu => Device::cpu(),
@@ -245,7 +247,8 @@ pub fn operations() -> u64 {
 ///
 /// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`, `weights` `[1, 1, 1, m]`; result
 /// `[1, heads, n, d]` in the operands' dtype. Queries go in chunks that keep to [`MAX_KERNEL_ROWS`]
-/// and the score matrix within `score_bytes`, which is exact: rows of the softmax are independent.
+/// and the score matrix within `score_bytes`: rows of the softmax are independent. As with any
+/// product of fewer rows, a BLAS may round the last bits differently.
 pub fn attention(
     q: &Array,
     k: &Array,
@@ -386,24 +389,98 @@ pub fn device_name() -> String {
     name.unwrap_or_else(|| "unknown".into())
 }
 
+/// What decides the last bits of a result on this machine, beside the program: the device and, on
+/// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor and how many threads
+/// share a large product.
+pub fn machine() -> String {
+    let device = device_name();
+    match blas() {
+        Some((kernels, 1)) => format!("{device} ({kernels} kernels, 1 thread)"),
+        Some((kernels, threads)) => format!("{device} ({kernels} kernels, {threads} threads)"),
+        None => device,
+    }
+}
+
+/// OpenBLAS's kernels, and the threads that it gives to a large product.
+#[cfg(target_os = "linux")]
+fn blas() -> Option<(String, i32)> {
+    // SAFETY: the name is a string constant of OpenBLAS; 0 changes nothing.
+    let (kernels, threads) = unsafe {
+        let name = shim::mlx_shim_blas_kernels();
+        let kernels = (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy());
+        (kernels?.into_owned(), shim::mlx_shim_blas_threads(0))
+    };
+    Some((kernels, threads))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn blas() -> Option<(String, i32)> {
+    None
+}
+
+/// Gives large products as many threads as this process may keep busy. OpenBLAS counts processors,
+/// and of a container's share of them it knows nothing.
+#[cfg(target_os = "linux")]
+fn limit_blas_threads() {
+    if std::env::var_os("OPENBLAS_NUM_THREADS").is_some() {
+        return;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // SAFETY: the call sets one number.
+    unsafe {
+        let threads = shim::mlx_shim_blas_threads(0);
+        shim::mlx_shim_blas_threads(threads.min(i32::try_from(cores).unwrap_or(i32::MAX)));
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_blas_threads() {}
+
+/// `scripts/linux/mlx_shim.c`, which is linked into mlx-c there.
+#[cfg(target_os = "linux")]
+mod shim {
+    unsafe extern "C" {
+        pub fn mlx_shim_blas_kernels() -> *const std::ffi::c_char;
+        pub fn mlx_shim_blas_threads(wanted: i32) -> i32;
+    }
+}
+
 /// Bytes that a run may take when nobody says how many: on the GPU what Metal recommends to keep
-/// resident, elsewhere what the system has to spare now.
-pub fn memory_to_spare(device: DeviceKind) -> u64 {
+/// resident, elsewhere as large a share of what the machine, or its container, has.
+///
+/// Not what is free at the moment: in what parts a clip is computed follows from this number, and
+/// the same command is to compute the same products on an idle machine and on a busy one.
+pub fn default_memory_budget(device: DeviceKind) -> u64 {
     if device == DeviceKind::Gpu
         && let Some(bytes) = recommended_working_set()
     {
         return bytes;
     }
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let free = system
+    let system = memory_of_the_system();
+    let limit = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.total_memory);
+    // Three quarters of the whole is what Metal names on a Mac.
+    system.total_memory().min(limit) / 4 * 3
+}
+
+/// Bytes that nobody uses now, where the system says so.
+pub fn free_memory() -> Option<u64> {
+    let system = memory_of_the_system();
+    let limit = system
         .cgroup_limits()
         .map_or(u64::MAX, |limits| limits.free_memory);
-    // macOS does not count what it could evict; three quarters of the whole is what Metal names.
     match system.available_memory() {
-        0 => system.total_memory() / 4 * 3,
-        available => available.min(free),
+        // macOS does not count what it could evict.
+        0 => None,
+        available => Some(available.min(limit)),
     }
+}
+
+fn memory_of_the_system() -> sysinfo::System {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system
 }
 
 /// The most bytes that Metal recommends to keep resident.

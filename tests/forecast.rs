@@ -384,7 +384,9 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     let hopeless = settled(100);
     assert!(!hopeless.fits && hopeless.backend.chunk_rows == 1024);
 
-    let error = fit(clip, backend(), budget(120)).unwrap_err().to_string();
+    let error = fit(clip, backend(), budget(120), None)
+        .unwrap_err()
+        .to_string();
     for part in [
         "--memory-budget 0.120",
         "needs 0.1",
@@ -414,7 +416,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         plan: &plan,
         ..clip
     };
-    fit(clip, backend(), budget(120)).unwrap();
+    fit(clip, backend(), budget(120), None).unwrap();
 }
 
 /// Every tensor 0.01, and linear layers of 4 bits where they are to be.

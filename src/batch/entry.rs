@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::report::ClipReport;
 use crate::backend::Backend;
-use crate::forecast::{Budget, Forecast, Rates};
+use crate::forecast::{Budget, Forecast, Rates, Settled};
 use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
 use crate::pipeline::{Clip, Job, Keys, Stock};
 use crate::record::Record;
@@ -51,11 +51,13 @@ impl Entry {
         stock: &mut Stock,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
-        let backend = job.fit(backend, budget)?;
+        let Settled {
+            backend, forecast, ..
+        } = job.fit(backend, budget, rates)?;
         let identity = job.identity(backend)?;
         job.forget_pixels(stock);
         Ok(Self {
-            forecast: job.settle(backend, budget, rates)?.forecast,
+            forecast,
             job,
             backend,
             identity,

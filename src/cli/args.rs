@@ -337,7 +337,7 @@ pub struct MachineArgs {
     dtype: Option<DtypeArg>,
 
     /// Memory that arrays may take, in GB (1e9 bytes); more work is done where less does not fit
-    /// [default: what the device or the system has to spare]
+    /// [default: what Metal recommends, or three quarters of the machine's memory]
     #[arg(long, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
     memory_budget: Option<u64>,
 
@@ -441,7 +441,7 @@ impl MachineArgs {
         Budget {
             bytes: self
                 .memory_budget
-                .unwrap_or_else(|| backend::memory_to_spare(backend.device)),
+                .unwrap_or_else(|| backend::default_memory_budget(backend.device)),
             asked: self.memory_budget.is_some(),
         }
     }

@@ -36,6 +36,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::MultiProgress;
 use wan_i2v::backend;
+use wan_i2v::forecast::Settled;
 use wan_i2v::pipeline::{Interrupted, Job};
 use wan_i2v::request::Model;
 use wan_i2v::tiny;
@@ -135,7 +136,10 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     }
     let backend = machine.backend()?;
     let budget = machine.budget(backend);
-    let backend = job.fit(backend, budget)?;
+    let Settled {
+        backend, forecast, ..
+    } = job.fit(backend, budget, None)?;
+    stderr::warn_of_shortage(backend, forecast.peak_bytes);
     backend::limit_memory(budget.bytes)?;
     let mut start = resume.start(&output, &job.identity(backend)?, &open)?;
     let output = start.output.clone();

@@ -137,7 +137,7 @@ impl Ways {
             human_bytes(budget.bytes),
             match budget.asked {
                 true => "--memory-budget",
-                false => "what there is to spare",
+                false => "what a run may take on this machine",
             },
             match self.joint_guidance {
                 true => "one batch",

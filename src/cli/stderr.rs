@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::Value;
+use wan_i2v::backend::{self, Backend, DeviceKind};
+use wan_i2v::forecast::shortage;
 
 use super::display::is_unseen;
 
@@ -109,6 +111,18 @@ pub fn warning(text: &str) {
     match style() {
         Style::Json => event("warning", serde_json::json!({ "message": text })),
         _ => line(&format!("warning: {}", visible(text))),
+    }
+}
+
+/// Warns when less memory is free than a run of `peak_bytes` takes. What Metal recommends does not
+/// depend on what is free.
+pub fn warn_of_shortage(backend: Backend, peak_bytes: u64) {
+    let on_cpu = backend.device == DeviceKind::Cpu;
+    if let Some(text) = on_cpu
+        .then(backend::free_memory)
+        .and_then(|free| shortage(peak_bytes, free))
+    {
+        warning(&text);
     }
 }
 

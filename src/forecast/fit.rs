@@ -37,7 +37,11 @@ impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.asked {
             true => write!(f, "--memory-budget {}", gigabytes(self.bytes)),
-            false => write!(f, "this machine has {} GB to spare", gigabytes(self.bytes)),
+            false => write!(
+                f,
+                "a run may take {} GB on this machine",
+                gigabytes(self.bytes)
+            ),
         }
     }
 }
@@ -111,12 +115,31 @@ pub fn settle(
 /// # Errors
 /// When the clip does not fit; the message names the phase, what it needs, and the nearest
 /// settings that fit. Also when a file of the checkpoint cannot be read any more.
-pub fn fit(clip: Clip<'_>, backend: Backend, budget: Budget) -> Result<Backend> {
-    let settled = settle(clip, backend, budget, None)?;
+pub fn fit(
+    clip: Clip<'_>,
+    backend: Backend,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<Settled> {
+    let settled = settle(clip, backend, budget, rates)?;
     if !settled.fits {
         bail!("{}", refusal(clip, backend, budget, &settled.forecast));
     }
-    Ok(settled.backend)
+    Ok(settled)
+}
+
+/// A warning that a run of `peak_bytes` finds less memory `free` now than it will take, if so. How
+/// a clip is computed does not depend on it.
+pub fn shortage(peak_bytes: u64, free: Option<u64>) -> Option<String> {
+    let needed = peak_bytes + PROGRAM_BYTES;
+    let free = free.filter(|&free| free < needed)?;
+    Some(format!(
+        "the run needs {} GB of memory, and {} GB are free now; close other programs, or give \
+         --memory-budget {} to compute in smaller parts",
+        gigabytes(needed),
+        gigabytes(free),
+        gigabytes(free)
+    ))
 }
 
 /// Why a clip that takes `least` at least does not fit, and what would.
@@ -234,5 +257,20 @@ fn gigabytes(bytes: u64) -> String {
         0.0..1.0 => format!("{number:.3}"),
         1.0..10.0 => format!("{number:.2}"),
         _ => format!("{number:.1}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_free_memory_than_a_run_takes_is_warned_of() {
+        let peak = 2_000_000_000;
+        assert_eq!(shortage(peak, None), None);
+        assert_eq!(shortage(peak, Some(peak + PROGRAM_BYTES)), None);
+        let warning = shortage(peak, Some(peak + PROGRAM_BYTES - 1)).unwrap();
+        assert!(warning.contains("needs 2.10 GB"), "{warning}");
+        assert!(warning.contains("--memory-budget 2.10"), "{warning}");
     }
 }

@@ -6,7 +6,7 @@ pub mod memory;
 pub mod operations;
 mod rates;
 
-pub use fit::{Budget, Clip, Settled, fit, refusal, settle};
+pub use fit::{Budget, Clip, Settled, fit, refusal, settle, shortage};
 pub use operations::Operations;
 pub use rates::Rates;
 

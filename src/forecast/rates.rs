@@ -56,7 +56,7 @@ impl Rates {
     pub fn of_machine(backend: Backend, anew: bool) -> Result<Self> {
         let machine = format!(
             "{}, MLX {}, {}",
-            backend::device_name(),
+            backend::machine(),
             backend::mlx_version(),
             backend.precision
         );

@@ -201,12 +201,13 @@ impl Job {
         warnings
     }
 
-    /// `backend` as the clip fits into `budget`; see [`fit`].
+    /// How the clip is computed within `budget`, and what it costs, or why it cannot be; see
+    /// [`fit`].
     ///
     /// # Errors
     /// As [`fit`].
-    pub fn fit(&self, backend: Backend, budget: Budget) -> Result<Backend> {
-        fit(self.clip(), backend, budget)
+    pub fn fit(&self, backend: Backend, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
+        fit(self.clip(), backend, budget, rates)
     }
 
     /// How the clip is computed within `budget`, and what it costs; see [`settle`].

@@ -108,7 +108,7 @@ impl MadeWith {
         Self {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             mlx: backend::mlx_version(),
-            machine: backend::device_name(),
+            machine: backend::machine(),
         }
     }
 }

@@ -210,6 +210,9 @@ impl BatchArgs {
         room: Room,
     ) -> Result<ExitCode> {
         outcome.begin(room.at_once);
+        if let Some((_, clip)) = ready.first() {
+            stderr::warn_of_shortage(clip.entry.backend(), room.peak_bytes);
+        }
         if ready.iter().any(|(_, clip)| clip.is_tiny) {
             say!("{}", tiny::NOTICE);
         }

@@ -13,6 +13,7 @@ use clap::{Args, Parser};
 use indicatif::MultiProgress;
 use serde_json::{Value, json};
 use wan_i2v::analysis::{self, page};
+use wan_i2v::forecast::Settled;
 use wan_i2v::media::picture::Picture;
 use wan_i2v::pipeline::{Interrupted, Job};
 use wan_i2v::request::Model;
@@ -246,7 +247,12 @@ impl Sweep {
         }
         let backend = machine.backend()?;
         let budget = machine.budget(backend);
-        let backend = job.fit(backend, budget)?;
+        let Settled {
+            backend, forecast, ..
+        } = job.fit(backend, budget, None)?;
+        if is_first {
+            stderr::warn_of_shortage(backend, forecast.peak_bytes);
+        }
         let identity = job.identity(backend)?;
         let record = folder.join(record_name(run));
         if let Some(outcome) = Outcome::finished(&record, folder, &identity, job.plan().fps) {
