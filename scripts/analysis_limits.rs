@@ -11,12 +11,12 @@ use image::RgbImage;
 use mlx_rs::Array;
 use ndarray::ArrayView4;
 use scenes::{Recipe, Studio, scene};
-use wan_i2v::analysis::{FrameStats, LatentStats, Report, analyze, latents};
-use wan_i2v::backend::to_host;
+use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::analyze::{FrameStats, LatentStats, Report, analyze, latents};
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 use wan_i2v::media::read;
 use wan_i2v::pipeline::initial_noise;
-use wan_i2v::request::{CacheSettings, GuideInterval};
+use wan_i2v::runtime::to_host;
 
 /// The names of the figures of [`of_frames`].
 const FRAMES: [&str; 12] = [

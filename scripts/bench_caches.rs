@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use image::RgbImage;
 use scenes::{Recipe, Stage, Studio, scene};
+use wan_i2v::clip::{CacheSettings, GuideInterval};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square, ssim};
 use wan_i2v::pipeline::Passes;
-use wan_i2v::request::{CacheSettings, GuideInterval};
 
 /// Steps of the runs: the miniature's recommendation and the published model's.
 const STEPS: [u32; 2] = [12, 40];

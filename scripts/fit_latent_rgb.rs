@@ -18,13 +18,13 @@ use image::RgbImage;
 use linear::solve;
 use mlx_rs::Array;
 use scenes::{Recipe, Studio, scene};
-use wan_i2v::backend::to_host;
+use wan_i2v::clip::{CacheSettings, GuideInterval};
 use wan_i2v::media::metrics::psnr_of_mean_square;
+use wan_i2v::media::preview::{self, LatentRgb};
 use wan_i2v::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use wan_i2v::pipeline::{Observer, initial_noise};
-use wan_i2v::preview::{self, LatentRgb};
-use wan_i2v::request::{CacheSettings, GuideInterval};
-use wan_i2v::schedule::{Schedule, Solver};
+use wan_i2v::runtime::to_host;
+use wan_i2v::sampling::{Schedule, Solver};
 
 /// Scenes that are fitted to, and those that are measured.
 const FITTED: std::ops::Range<u64> = 1000..1032;

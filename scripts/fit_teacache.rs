@@ -23,8 +23,8 @@ use anyhow::{Context, Result};
 use linear::solve;
 use npyz::NpyFile;
 use scenes::{Recipe, Studio, scene};
-use wan_i2v::dump::Dump;
-use wan_i2v::request::{CacheSettings, GuideInterval};
+use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::persist::dump::Dump;
 
 /// Scenes that `bench-caches` does not show.
 const SCENES: std::ops::Range<u64> = 1000..1016;

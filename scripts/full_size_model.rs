@@ -10,11 +10,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use half::bf16;
 use serde_json::{Map, Value, json};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::config::PartConfig;
-use wan_i2v::checkpoint::names::{Arrangement, Naming, affine_names, stored};
-use wan_i2v::checkpoint::part::may_quantize;
-use wan_i2v::noise;
+use wan_i2v::sampling::noise;
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::naming::{Arrangement, Naming, affine_names, stored};
+use wan_i2v::weights::part::may_quantize;
 
 /// Dimensions of the published model (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`; latent
 /// statistics do not matter here).
@@ -79,13 +79,13 @@ impl Tensor {
 fn tensors(name: PartName) -> Result<(Value, Vec<Tensor>)> {
     let json = config(name);
     let config = match name.kind() {
-        wan_i2v::checkpoint::names::Kind::Expert => {
+        wan_i2v::weights::naming::Kind::Expert => {
             PartConfig::Expert(serde_json::from_value(json.clone())?)
         }
-        wan_i2v::checkpoint::names::Kind::Vae => {
+        wan_i2v::weights::naming::Kind::Vae => {
             PartConfig::Vae(serde_json::from_value(json.clone())?)
         }
-        wan_i2v::checkpoint::names::Kind::TextEncoder => {
+        wan_i2v::weights::naming::Kind::TextEncoder => {
             PartConfig::TextEncoder(serde_json::from_value(json.clone())?)
         }
     };

@@ -1,12 +1,12 @@
-//! Makes `src/doctor/golden.json`: what is kept of the clip that `wan-i2v doctor` renders.
+//! Makes `src/diagnose/doctor/golden.json`: what is kept of the clip that `wan-i2v doctor` renders.
 //!
 //! On the CPU in float32, whose clips of the miniature are diffusers' to a level of 255
 //! (`scripts/compare_diffusers.py`).
-//! Usage: cargo run --release --example golden-doctor > src/doctor/golden.json
+//! Usage: cargo run --release --example golden-doctor > src/diagnose/doctor/golden.json
 
 use anyhow::Result;
-use wan_i2v::backend::{Backend, DeviceKind, Precision};
-use wan_i2v::doctor::golden::{Gist, render};
+use wan_i2v::diagnose::doctor::golden::{Gist, render};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision};
 
 fn main() -> Result<()> {
     let backend = Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32))?;

@@ -18,12 +18,12 @@ use faults::{CASES, Case, Clip, Gap, distance, render};
 use image::RgbImage;
 use mlx_rs::Array;
 use scenes::{Scene, Studio, scene};
-use wan_i2v::analysis::{Report, Status, Symptom, analyze};
-use wan_i2v::backend::to_host;
-use wan_i2v::checkpoint::Expert;
+use wan_i2v::diagnose::analyze::{Report, Status, Symptom, analyze};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::media::strip::FilmStrip;
 use wan_i2v::pipeline::TEXT_LEN;
+use wan_i2v::runtime::to_host;
+use wan_i2v::weights::Expert;
 
 /// The scenes whose clips are shown.
 const SHOWN: [u64; 2] = [0, 3];

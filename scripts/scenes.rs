@@ -7,16 +7,16 @@ use anyhow::Result;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use ndarray::Array3;
-use wan_i2v::backend::Backend;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits};
-use wan_i2v::doctor;
-use wan_i2v::dump::Dump;
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Model, Plan};
+use wan_i2v::diagnose::doctor;
+use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
     Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent,
     encode_condition, encode_prompts, initial_noise, tokenize,
 };
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Plan};
-use wan_i2v::schedule::{Sampler, Schedule};
+use wan_i2v::runtime::Backend;
+use wan_i2v::sampling::{Sampler, Schedule};
+use wan_i2v::weights::{Checkpoint, LoadBits};
 
 const SIDE: u32 = 64;
 const COLOURS: [(&str, [u8; 3]); 8] = [

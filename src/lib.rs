@@ -1,34 +1,25 @@
 //! Image-to-video with Wan2.2 I2V-A14B on MLX.
 //!
-//! The flow of one clip: [`request`] -> [`text`] -> [`pipeline`] (text encoding, image
-//! condition, denoising with [`schedule`] and [`noise`], decoding) -> [`media`]; [`resume`] keeps
-//! its state on disk. The networks are in [`model`], their weights come from [`checkpoint`], and
-//! [`backend`] is the one place that knows how MLX's backends differ. A clip's file keeps a [`record`] of how it
-//! was made.
+//! One clip flows in one direction: [`clip`] (what is asked for) -> [`text`] -> [`pipeline`] (text
+//! encoding, image condition, denoising with [`sampling`], decoding) -> [`media`]. [`persist`] keeps
+//! its state on disk and [`progress`] is how it reports. The networks are in [`model`], their weights
+//! come from [`weights`], and [`runtime`] is MLX and the machine: the one place that knows how
+//! backends differ. [`batch`] makes many clips, [`diagnose`] looks for what is wrong, [`hub`] fetches
+//! models, [`cli`] is the command line. `CONTRIBUTING.md` has the map with a line for every module.
 
-pub mod analysis;
-pub mod backend;
 pub mod batch;
-pub mod checkpoint;
-pub mod compare;
-pub mod doctor;
-pub mod dump;
-pub mod forecast;
-mod hex;
-mod host;
+pub mod cli;
+pub mod clip;
+pub mod diagnose;
 pub mod hub;
-mod limits;
 pub mod media;
 pub mod model;
-pub mod nearest;
-pub mod noise;
+pub mod persist;
 pub mod pipeline;
-pub mod preview;
-pub mod pull;
-pub mod record;
-pub mod request;
-pub mod resume;
-pub mod schedule;
-pub mod sweep;
+pub mod progress;
+pub mod runtime;
+pub mod sampling;
 pub mod text;
 pub mod tiny;
+pub mod util;
+pub mod weights;

@@ -8,13 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use image::RgbImage;
 use scenes::{Recipe, Stage, Studio, scene};
-use wan_i2v::backend::{Backend, to_host};
-use wan_i2v::checkpoint::Expert;
+use wan_i2v::clip::{CacheSettings, GuideInterval};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::model::dit::{DitConfig, Rope};
 use wan_i2v::pipeline::{Passes, guide, initial_noise};
-use wan_i2v::request::{CacheSettings, GuideInterval};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::runtime::{Backend, to_host};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
+use wan_i2v::weights::Expert;
 
 /// MLX's default stream belongs to one thread at a time; `cargo test` runs tests on several.
 static MLX: Mutex<()> = Mutex::new(());
@@ -245,7 +245,7 @@ fn the_other_expert_starts_anew() {
         .filter(|&&t| set.studio.checkpoint.expert_for(t) == Expert::HighNoise);
     assert_eq!(high.count(), HIGH_OF_12);
     let folder = tempfile::tempdir().unwrap();
-    let dump = wan_i2v::dump::Dump::create(folder.path()).unwrap();
+    let dump = wan_i2v::persist::dump::Dump::create(folder.path()).unwrap();
     let recipe = set.recipe(12, &format!("teacache,{NEVER}"), ALWAYS);
     let (_, passes) = set
         .studio

@@ -9,13 +9,13 @@ use std::sync::{Mutex, PoisonError};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
-use wan_i2v::backend::{Backend, DeviceKind, Precision};
-use wan_i2v::checkpoint::{Checkpoint, Expert, LoadBits, Sources};
-use wan_i2v::doctor::golden::{Gist, MOST, render};
-use wan_i2v::doctor::guidance::{Observed, Seen, differs, observe};
-use wan_i2v::doctor::judge::{distance, judge};
-use wan_i2v::doctor::vae::{RoundTrip, checkerboard, round_trip};
-use wan_i2v::doctor::{Bound, Finding};
+use wan_i2v::diagnose::doctor::golden::{Gist, MOST, render};
+use wan_i2v::diagnose::doctor::guidance::{Observed, Seen, differs, observe};
+use wan_i2v::diagnose::doctor::judge::{distance, judge};
+use wan_i2v::diagnose::doctor::vae::{RoundTrip, checkerboard, round_trip};
+use wan_i2v::diagnose::doctor::{Bound, CheckResult};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision};
+use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
 /// MLX's default stream belongs to one thread at a time; `cargo test` runs tests on several.
 static MLX: Mutex<()> = Mutex::new(());
@@ -131,7 +131,7 @@ fn seen(expert: Expert, shift: f32) -> Seen {
     }
 }
 
-fn failed(findings: &[Finding]) -> Vec<&str> {
+fn failed(findings: &[CheckResult]) -> Vec<&str> {
     let bad = findings.iter().filter(|finding| !finding.sound);
     bad.map(|finding| finding.name.as_str()).collect()
 }

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 
 use faults::{Case, Clip, render};
 use scenes::{Recipe, Studio, scene};
-use wan_i2v::analysis::{Status, Symptom, analyze};
-use wan_i2v::backend::to_host;
+use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::analyze::{Status, Symptom, analyze};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
-use wan_i2v::request::{CacheSettings, GuideInterval};
+use wan_i2v::runtime::to_host;
 
 /// MLX's default stream belongs to one thread at a time; `cargo test` runs tests on several.
 static MLX: Mutex<()> = Mutex::new(());

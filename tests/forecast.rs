@@ -3,26 +3,26 @@
 use mlx_rs::ops::{full, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::Array3;
-use wan_i2v::backend::{Backend, DeviceKind, Precision, operations, to_host, unpacked};
-use wan_i2v::checkpoint::{Bits, Checkpoint, LoadBits};
-use wan_i2v::forecast::memory::Denoising;
-use wan_i2v::forecast::{
-    self, Budget, Clip, Forecast, Operations, Settled, Tokens, fit, forecast, settle,
+use wan_i2v::clip::{
+    CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Plan, Request, Size,
 };
 use wan_i2v::media::Resize;
+use wan_i2v::model::cost::memory::{self as estimate, Denoising};
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::vae::choose_decode_tiling;
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::pipeline::plan::{
+    Budget, Clip, Forecast, Operations, Settled, Tokens, fit, forecast, settle,
+};
 use wan_i2v::pipeline::{
     DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
     initial_noise, tokenize,
 };
-use wan_i2v::request::{
-    CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Plan, Request, Size,
-};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, operations, to_host, unpacked};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::tiny;
+use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
 
 /// What one phase did.
 #[derive(Debug)]
@@ -484,7 +484,7 @@ fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backen
         }
     }
     let measured = memory::peak_memory().unwrap() - before;
-    let expected = forecast::memory::denoising(
+    let expected = estimate::denoising(
         config,
         backend,
         Denoising {

@@ -1,7 +1,7 @@
 //! The noise against PyTorch's own; `scripts/golden_noise.py` wrote the numbers.
 
 use serde::Deserialize;
-use wan_i2v::noise::randn;
+use wan_i2v::sampling::noise::randn;
 
 /// What PyTorch's own vectorised and scalar paths differ by, and room for the libm of the machine.
 const TOLERANCE: f32 = 2e-6;

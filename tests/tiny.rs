@@ -10,11 +10,11 @@ use std::sync::{Mutex, PoisonError};
 
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
-use wan_i2v::backend::{Backend, to_host};
+use wan_i2v::clip::{Model, Request};
 use wan_i2v::media::Resize;
 use wan_i2v::pipeline::{Job, Observer, Silent};
-use wan_i2v::request::{Model, Request};
-use wan_i2v::schedule::Solver;
+use wan_i2v::runtime::{Backend, to_host};
+use wan_i2v::sampling::Solver;
 
 const SIDE: u32 = 64;
 const BACKGROUND: [u8; 3] = [196, 186, 170];

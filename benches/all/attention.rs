@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use mlx_rs::Dtype;
-use wan_i2v::backend::attention;
+use wan_i2v::runtime::attention;
 
 use crate::source::constant;
 use crate::{backend, bench_operations};

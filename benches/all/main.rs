@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, Divan};
-use wan_i2v::backend::{Backend, operations};
+use wan_i2v::runtime::{Backend, operations};
 
 fn main() {
     // The whole series in a few minutes on two cores; flags on the command line come first.

@@ -3,7 +3,7 @@
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use mlx_rs::{Array, Dtype};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
 
 use crate::backend;
 use crate::source::constant;

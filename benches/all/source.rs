@@ -3,9 +3,9 @@
 use anyhow::Result;
 use mlx_rs::ops::full;
 use mlx_rs::{Array, Dtype};
-use wan_i2v::backend::Backend;
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::Backend;
 
 /// Inputs that share a scale and a bias.
 const GROUP_SIZE: i32 = 64;

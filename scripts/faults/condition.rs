@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_like, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
-use wan_i2v::checkpoint::names::Kind;
 use wan_i2v::model::vae::{Chunk, EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
-use wan_i2v::noise::randn;
 use wan_i2v::pipeline::frame_mask;
+use wan_i2v::sampling::noise::randn;
+use wan_i2v::weights::naming::Kind;
 
 use super::{Case, Fault, weights};
 use crate::scenes::{Scene, Stage, Studio};

@@ -14,15 +14,15 @@ use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_dtype, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
-use wan_i2v::backend::to_host;
-use wan_i2v::checkpoint::Expert;
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::checkpoint::part::{may_quantize, usizes};
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::umt5::pad_rows;
-use wan_i2v::noise::randn;
 use wan_i2v::pipeline::{TEXT_LEN, guide, initial_noise};
-use wan_i2v::schedule::{Sampler, Schedule};
+use wan_i2v::runtime::to_host;
+use wan_i2v::sampling::noise::randn;
+use wan_i2v::sampling::{Sampler, Schedule};
+use wan_i2v::weights::Expert;
+use wan_i2v::weights::naming::Kind;
+use wan_i2v::weights::part::{may_quantize, usizes};
 
 use crate::scenes::{Scene, Stage, Studio};
 

@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use mlx_rs::Array;
-use wan_i2v::backend::Backend;
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::checkpoint::part::{Loader, Part};
-use wan_i2v::checkpoint::store::Location;
-use wan_i2v::checkpoint::{Expert, Files};
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::Backend;
 use wan_i2v::tiny;
+use wan_i2v::weights::naming::Kind;
+use wan_i2v::weights::part::{Loader, Part};
+use wan_i2v::weights::store::Location;
+use wan_i2v::weights::{Expert, Files};
 
 /// What stands in for the tensor of a name and shape; `None` for the tensor itself.
 pub type Change<'a> = &'a dyn Fn(&str, &[i32]) -> Option<Array>;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::{Entry, Room, Standing};
-use crate::forecast::{Operations, Rates};
+use super::{Capacity, ClipStatus, Entry};
 use crate::pipeline::Phase;
+use crate::pipeline::plan::{Operations, Rates};
 
 /// What is to be computed and loaded.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +23,7 @@ pub struct Costs {
 impl Costs {
     /// Those of clips that are not there yet. One that goes on is counted without its encodings,
     /// but with all its steps.
-    pub fn of<'a>(clips: impl Iterator<Item = (&'a Entry, Standing)>, room: Room) -> Self {
+    pub fn of<'a>(clips: impl Iterator<Item = (&'a Entry, ClipStatus)>, room: Capacity) -> Self {
         let mut costs = Self::default();
         let (mut texts, mut pictures) = (BTreeSet::new(), BTreeSet::new());
         // Clips and the largest weights of each phase, by model.
@@ -34,7 +34,7 @@ impl Costs {
             let (count, weights) = models.entry(kind).or_default();
             *count += 1;
             let keys = entry.keys();
-            let encodes = standing == Standing::New;
+            let encodes = standing == ClipStatus::Missing;
             let (_, negative) = entry.job().token_ids();
             let prompts = [Some(keys.prompt), negative.map(|_| keys.negative)];
             let prompts = prompts.into_iter().flatten();

@@ -8,23 +8,24 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use super::report::ClipReport;
-use crate::backend::Backend;
-use crate::forecast::{Budget, Forecast, Rates, Settled};
+use crate::clip::Identity;
+use crate::clip::metadata::Metadata;
+use crate::clip::{Plan, Request};
 use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
-use crate::pipeline::{Clip, Job, Keys, Stock};
-use crate::record::Record;
-use crate::request::{Plan, Request};
-use crate::resume::{Identity, Lock, Saved, file, goes_on, state_path};
+use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
+use crate::pipeline::plan::{Budget, Forecast, Rates, Settled};
+use crate::pipeline::{Clip, InputCache, Job, Keys};
+use crate::runtime::Backend;
 
 /// What is left to do of a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum ClipStatus {
     /// It is there, made from the same.
-    There,
+    UpToDate,
     /// A saved run of it has taken so many steps.
-    Saved(usize),
+    Resumable(usize),
     /// Everything.
-    New,
+    Missing,
 }
 
 /// A clip of a batch.
@@ -34,7 +35,7 @@ pub struct Entry {
     backend: Backend,
     identity: Identity,
     forecast: Forecast,
-    record: OnceCell<Record>,
+    record: OnceCell<Metadata>,
 }
 
 impl Entry {
@@ -48,7 +49,7 @@ impl Entry {
         backend: Backend,
         budget: Budget,
         rates: Option<&Rates>,
-        stock: &mut Stock,
+        stock: &mut InputCache,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
         let Settled {
@@ -122,18 +123,18 @@ impl Entry {
     ///
     /// # Errors
     /// When a saved run is damaged, or is of another clip and would be lost.
-    pub fn standing(&self, before: Option<&ClipReport>) -> Result<Standing> {
+    pub fn standing(&self, before: Option<&ClipReport>) -> Result<ClipStatus> {
         if self.is_there(before)? {
-            return Ok(Standing::There);
+            return Ok(ClipStatus::UpToDate);
         }
         let state = state_path(self.output());
         if !state.exists() {
-            return Ok(Standing::New);
+            return Ok(ClipStatus::Missing);
         }
-        let saved = Saved::read(&state)?;
-        Ok(match goes_on(&saved, &self.identity, true)? {
-            true => Standing::Saved(saved.steps_taken()),
-            false => Standing::New,
+        let saved = SavedRun::read(&state)?;
+        Ok(match can_resume(&saved, &self.identity, true)? {
+            true => ClipStatus::Resumable(saved.steps_taken()),
+            false => ClipStatus::Missing,
         })
     }
 
@@ -146,7 +147,7 @@ impl Entry {
         remove_stale(self.output());
         let state = state_path(self.output());
         if state.exists()
-            && let Ok(saved) = Saved::read(&state)
+            && let Ok(saved) = SavedRun::read(&state)
             && saved.identity.differences(&self.identity).is_empty()
         {
             file::remove(&state);
@@ -160,7 +161,7 @@ impl Entry {
         if self.job.strip().is_some_and(|strip| !strip.is_file()) || !self.is_whole() {
             return Ok(false);
         }
-        let made = Record::read(output).ok();
+        let made = Metadata::read(output).ok();
         if !self.job.keeps_metadata() {
             let same = |before: &ClipReport| {
                 before.digest.as_ref() == Some(&self.digest())

@@ -4,16 +4,17 @@
 //! what they are called, an [`Entry`] is one of them, checked, [`run`] makes them, and [`report`]
 //! is what is left on disk of how it went.
 
+mod capacity;
 mod costs;
 mod entry;
 pub mod report;
-mod room;
 mod run;
 pub mod seeds;
+pub mod sweep;
 pub mod table;
 pub mod template;
 
+pub use capacity::{Capacity, room};
 pub use costs::Costs;
-pub use entry::{Entry, Standing, bytes};
-pub use room::{Room, room};
-pub use run::{Terms, run};
+pub use entry::{ClipStatus, Entry, bytes};
+pub use run::{BatchOptions, run};

@@ -5,21 +5,22 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Entry, Room};
+use super::{Capacity, Entry};
+use crate::clip::Identity;
 use crate::media::clip::remove_stale;
-use crate::pipeline::{Clip, Event, Host, Making, Progress, Shelf, Summary};
-use crate::resume::{Identity, Keeper, Lock, Saved, goes_on, state_path};
+use crate::persist::{Lock, SavedRun, StateWriter, can_resume, state_path};
+use crate::pipeline::{Clip, ClipObserver, EmbeddingStore, Event, Progress, Scheduler, Summary};
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const SHELF: &str = ".wan-batch";
 
 /// How a batch is run.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct BatchOptions<'a> {
     /// The batch's folder.
     pub folder: &'a Path,
     /// What the memory allows.
-    pub room: Room,
+    pub room: Capacity,
     /// Steps after which a clip's state is saved; `None` saves none.
     pub every: Option<usize>,
     /// Whether saved runs are replaced instead of gone on from.
@@ -33,7 +34,7 @@ pub struct Terms<'a> {
 /// When another batch is at work in the folder, MLX fails, or [`Interrupted`](crate::pipeline::Interrupted).
 pub fn run(
     entries: Vec<(usize, Entry, bool)>,
-    terms: Terms<'_>,
+    terms: BatchOptions<'_>,
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let waiting = terms.folder.join(SHELF);
@@ -42,7 +43,7 @@ pub fn run(
     if !lock.is_held() {
         warn_of_no_locks(terms.folder, progress);
     }
-    let mut shelf = Shelf::at(waiting);
+    let mut shelf = EmbeddingStore::at(waiting);
     let mut host = Batch {
         terms,
         identities: HashMap::new(),
@@ -55,7 +56,7 @@ pub fn run(
             host.identities.insert(number, identity);
             clips.push(clip);
         }
-        let making = Making {
+        let making = Scheduler {
             clips,
             at_once: terms.room.at_once,
             beside: terms.room.beside,
@@ -91,19 +92,19 @@ fn warn_of_no_locks(place: &Path, progress: &mut dyn Progress) {
 }
 
 /// A clip that has begun.
-struct Begun {
-    keeper: Keeper,
+struct StartedClip {
+    keeper: StateWriter,
     _lock: Lock,
 }
 
 struct Batch<'a> {
-    terms: Terms<'a>,
+    terms: BatchOptions<'a>,
     identities: HashMap<usize, Identity>,
-    begun: HashMap<usize, Begun>,
+    begun: HashMap<usize, StartedClip>,
 }
 
-impl Host for Batch<'_> {
-    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<Saved>> {
+impl ClipObserver for Batch<'_> {
+    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<SavedRun>> {
         let identity = self.identities.get(&clip.number);
         let identity = identity.context("the clip is not of this batch")?;
         let output = clip.job.output();
@@ -112,17 +113,17 @@ impl Host for Batch<'_> {
         let path = state_path(output);
         let mut saved = None;
         if !self.terms.anew && path.exists() {
-            let there = Saved::read(&path)?;
-            saved = goes_on(&there, identity, true)?.then_some(there);
+            let there = SavedRun::read(&path)?;
+            saved = can_resume(&there, identity, true)?.then_some(there);
         }
-        let mut keeper = Keeper::new(path, self.terms.every, identity.clone());
+        let mut keeper = StateWriter::new(path, self.terms.every, identity.clone());
         if let Some(saved) = &saved {
             keeper.found(&saved.path, saved.steps_taken());
             if let Some(warning) = saved.foreign() {
                 progress.event(&Event::Warning(&warning));
             }
         }
-        let begun = Begun {
+        let begun = StartedClip {
             keeper,
             _lock: lock,
         };
@@ -130,7 +131,7 @@ impl Host for Batch<'_> {
         Ok(saved)
     }
 
-    fn keeper(&mut self, clip: &Clip) -> Option<&mut Keeper> {
+    fn keeper(&mut self, clip: &Clip) -> Option<&mut StateWriter> {
         let begun = self.begun.get_mut(&clip.number)?;
         Some(&mut begun.keeper)
     }

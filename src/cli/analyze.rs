@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::clip::metadata::Metadata;
+use crate::diagnose::analyze::page::{self, Pictures};
+use crate::diagnose::analyze::{self, Report, Status};
+use crate::media::picture::Picture;
+use crate::media::{Resize, strip};
 use anyhow::Result;
 use clap::Args;
-use wan_i2v::analysis::page::{self, Pictures};
-use wan_i2v::analysis::{self, Report, Status};
-use wan_i2v::media::picture::Picture;
-use wan_i2v::media::{Resize, strip};
-use wan_i2v::record::Record;
 
 use super::display::print;
 use super::show::visible;
@@ -60,7 +60,7 @@ impl AnalyzeArgs {
         }
         let picture = self.image.as_deref().map(Picture::open).transpose()?;
         let resize = self.resize();
-        let report = analysis::file(&self.file, picture.as_ref().map(|p| (p, resize)))?;
+        let report = analyze::file(&self.file, picture.as_ref().map(|p| (p, resize)))?;
         self.write_pages(&report)?;
         let text = match self.json {
             true => serde_json::to_string_pretty(&report)? + "\n",
@@ -75,7 +75,7 @@ impl AnalyzeArgs {
 
     /// As asked for, or as the clip's own record says.
     fn resize(&self) -> Resize {
-        let recorded = || parse_resize(&Record::read(&self.file).ok()?.resize).ok();
+        let recorded = || parse_resize(&Metadata::read(&self.file).ok()?.resize).ok();
         self.resize.or_else(recorded).unwrap_or(Resize::Lanczos)
     }
 

@@ -4,14 +4,14 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
+use crate::media::Resize;
+use crate::pipeline::plan::Budget;
+use crate::runtime::{self, Backend, DeviceKind, Precision};
+use crate::sampling::Solver;
+use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wan_i2v::backend::{self, Backend, DeviceKind, Precision};
-use wan_i2v::checkpoint::{LoadBits, Sources};
-use wan_i2v::forecast::Budget;
-use wan_i2v::media::Resize;
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
-use wan_i2v::schedule::Solver;
 
 use super::analyze::AnalyzeArgs;
 use super::batch::BatchArgs;
@@ -35,13 +35,13 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
         "{}\nMLX {}, backend {}\ndevice {}",
         env!("CARGO_PKG_VERSION"),
-        backend::mlx_version(),
-        if backend::metal_is_available() {
+        runtime::mlx_version(),
+        if runtime::metal_is_available() {
             "metal"
         } else {
             "cpu"
         },
-        backend::device_name(),
+        runtime::device_name(),
     )
 });
 
@@ -441,7 +441,7 @@ impl MachineArgs {
         Budget {
             bytes: self
                 .memory_budget
-                .unwrap_or_else(|| backend::default_memory_budget(backend.device)),
+                .unwrap_or_else(|| runtime::default_memory_budget(backend.device)),
             asked: self.memory_budget.is_some(),
         }
     }

@@ -6,9 +6,9 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::weights::mapped_at;
 use signal_hook::consts::SIGBUS;
 use signal_hook::low_level::exit;
-use wan_i2v::checkpoint::mapped_at;
 
 use super::stderr::{self, Style};
 
@@ -68,7 +68,7 @@ mod tests {
     use std::process::Command;
     use std::{env, fs, hint};
 
-    use wan_i2v::checkpoint::Files;
+    use crate::weights::Files;
 
     use super::*;
 

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::diagnose::compare::{Comparison, Input, Progress, Row, compare};
+use crate::weights::PartName;
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::compare::{Comparison, Input, Progress, Row, compare};
 
 use super::display::{Transfer, columns, print};
 use super::{source, stderr};

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::util::suggest;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Number, Value};
-use wan_i2v::nearest;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -78,7 +78,7 @@ fn is_there(path: &Path) -> bool {
 }
 
 fn text(path: &Path) -> Result<String> {
-    let file = nearest::open(path)?;
+    let file = suggest::open(path)?;
     ensure!(!file.metadata()?.is_dir(), "it is a folder");
     let mut content = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut content)?;

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::clip::Model;
+use crate::diagnose::doctor::{Bound, Check, Diagnosis, Machine, Outcome, Settings, examine};
+use crate::runtime::{self, Backend};
+use crate::weights::Sources;
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use wan_i2v::backend::{self, Backend};
-use wan_i2v::checkpoint::Sources;
-use wan_i2v::doctor::{Bound, Check, Diagnosis, Machine, Outcome, Settings, examine};
-use wan_i2v::request::Model;
 
 use super::args::{MachineArgs, ModelArgs};
 use super::display::{human_bytes, human_time, print};
@@ -65,7 +65,7 @@ impl DoctorArgs {
             budget,
             quick: self.quick,
         };
-        backend::limit_memory(settings.budget.bytes)?;
+        runtime::limit_memory(settings.budget.bytes)?;
         let mut printed = Ok(());
         let diagnosis = examine(&model, bits, &settings, &mut |check| {
             if !self.json && printed.is_ok() {

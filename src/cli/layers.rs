@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
+use crate::util::suggest::did_you_mean;
 use anyhow::{Result, bail};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, ValueHint};
-use wan_i2v::nearest::did_you_mean;
 
 use super::args::Cli;
 use super::config::Config;

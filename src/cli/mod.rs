@@ -32,14 +32,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use crate::clip::Model;
+use crate::pipeline::plan::Settled;
+use crate::pipeline::{Interrupted, Job};
+use crate::runtime;
+use crate::tiny;
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::MultiProgress;
-use wan_i2v::backend;
-use wan_i2v::forecast::Settled;
-use wan_i2v::pipeline::{Interrupted, Job};
-use wan_i2v::request::Model;
-use wan_i2v::tiny;
 
 use args::{Cli, Command, Generate, GenerateArgs};
 use signals::{Listener, Stoppable};
@@ -140,7 +140,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         backend, forecast, ..
     } = job.fit(backend, budget, None)?;
     stderr::warn_of_shortage(backend, forecast.peak_bytes);
-    backend::limit_memory(budget.bytes)?;
+    runtime::limit_memory(budget.bytes)?;
     let mut start = resume.start(&output, &job.identity(backend)?, &open)?;
     let output = start.output.clone();
     if let Some(seed) = start.seed().filter(|_| open.seed) {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::clip::Request;
 use clap::Args;
-use wan_i2v::request::Request;
 
 use super::preview::PreviewArgs;
 

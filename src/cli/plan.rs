@@ -5,17 +5,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::clip::{Plan, Request, Size};
+use crate::media::picture::Picture;
+use crate::model::vae::{SPATIAL_STRIDE, Tiling, choose_decode_tiling, choose_encode_tiling};
+use crate::pipeline::plan::{Budget, Clip, Forecast, Rates, Settled, Tokens, refusal, settle};
+use crate::pipeline::tokenize;
+use crate::runtime::Backend;
+use crate::weights::quantize::Bits;
+use crate::weights::{Checkpoint, LoadBits};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
-use wan_i2v::backend::Backend;
-use wan_i2v::checkpoint::quantize::Bits;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits};
-use wan_i2v::forecast::{Budget, Clip, Forecast, Rates, Settled, Tokens, refusal, settle};
-use wan_i2v::media::picture::Picture;
-use wan_i2v::model::vae::{SPATIAL_STRIDE, Tiling, choose_decode_tiling, choose_encode_tiling};
-use wan_i2v::pipeline::tokenize;
-use wan_i2v::request::{Plan, Request, Size};
 
 use super::args::PlanArgs;
 use super::display::{human_bytes, human_time, print};

@@ -3,13 +3,13 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use crate::clip::Request;
+use crate::media::preview::{self, LatentRgb};
+use crate::pipeline::{Job, Observer};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::MultiProgress;
 use mlx_rs::Array;
-use wan_i2v::pipeline::{Job, Observer};
-use wan_i2v::preview::{self, LatentRgb};
-use wan_i2v::request::Request;
 
 use super::graphics::Protocol;
 use super::stderr::{self, Style, style};

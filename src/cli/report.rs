@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::clip::{CacheMethod, Plan};
+use crate::pipeline::{Event, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
+use crate::runtime::Backend;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
-use wan_i2v::backend::Backend;
-use wan_i2v::pipeline::{Event, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
-use wan_i2v::request::{CacheMethod, Plan};
 
 use super::display::{human_bytes, human_time};
 use super::stderr::{self, Style, event, line, say, style};

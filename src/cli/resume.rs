@@ -5,9 +5,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::clip::Identity;
+use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use wan_i2v::resume::{EXTENSION, Identity, Keeper, Lock, Saved, file, goes_on, state_path};
 
 use super::stderr::{self, Style, event, say, style};
 
@@ -55,9 +56,9 @@ impl Open {
 #[derive(Debug)]
 pub struct Start {
     /// Keeps its state.
-    pub keeper: Keeper,
+    pub keeper: StateWriter,
     /// What it goes on from.
-    pub from: Option<Saved>,
+    pub from: Option<SavedRun>,
     /// Where the clip goes.
     pub output: PathBuf,
     /// The right to write the clip and the state.
@@ -102,7 +103,7 @@ impl ResumeArgs {
         let (never, every) = (self.is_never(), self.every());
         let auto = self.resume.as_os_str() == "auto";
         if !auto && !never {
-            let saved = Saved::read(&self.resume).context("--resume")?;
+            let saved = SavedRun::read(&self.resume).context("--resume")?;
             found = Some(saved);
         } else if auto && self.checkpoint.is_none() && open.stem.is_some() && open.seed {
             found = newest(open, &identity);
@@ -115,7 +116,7 @@ impl ResumeArgs {
         }
 
         let mut locks = vec![lock(&output)?];
-        wan_i2v::media::clip::remove_stale(&output);
+        crate::media::clip::remove_stale(&output);
         let usual = state_path(&output);
         let path = self.checkpoint.unwrap_or_else(|| usual.clone());
         if path != usual {
@@ -127,21 +128,21 @@ impl ResumeArgs {
             );
         }
         if !never && path.exists() {
-            let there = Saved::read(&path)?;
+            let there = SavedRun::read(&path)?;
             let mut seeded = identity.clone();
             if found.is_none() {
                 take_seed(&mut seeded, &there, open);
             }
-            let same = goes_on(&there, &seeded, found.is_none())?;
+            let same = can_resume(&there, &seeded, found.is_none())?;
             if same && found.is_none() {
                 (identity, found) = (seeded, Some(there));
             }
         }
         if let Some(saved) = &found {
-            goes_on(saved, &identity, false)?;
+            can_resume(saved, &identity, false)?;
         }
 
-        let mut keeper = Keeper::new(path, every, identity);
+        let mut keeper = StateWriter::new(path, every, identity);
         if let Some(saved) = &found {
             keeper.found(&saved.path, saved.steps_taken());
         }
@@ -167,7 +168,7 @@ fn lock(path: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-fn take_seed(identity: &mut Identity, saved: &Saved, open: &Open) {
+fn take_seed(identity: &mut Identity, saved: &SavedRun, open: &Open) {
     if let Some(seed) = saved.identity.seed()
         && open.seed
     {
@@ -177,7 +178,7 @@ fn take_seed(identity: &mut Identity, saved: &Saved, open: &Open) {
 
 /// The newest saved run in the current folder that differs in nothing but the seed, and that nobody
 /// is working on.
-fn newest(open: &Open, identity: &Identity) -> Option<Saved> {
+fn newest(open: &Open, identity: &Identity) -> Option<SavedRun> {
     let stem = open.stem.as_ref()?.to_string_lossy().into_owned();
     let seed_of = |name: &str| {
         let rest = name.strip_prefix(&stem)?.strip_prefix('-')?;
@@ -196,7 +197,7 @@ fn newest(open: &Open, identity: &Identity) -> Option<Saved> {
     found.sort();
     found.into_iter().rev().find_map(|(_, state, output)| {
         let _free = Lock::take(&output).ok()?;
-        let saved = Saved::read(&state).ok()?;
+        let saved = SavedRun::read(&state).ok()?;
         let mut seeded = identity.clone();
         take_seed(&mut seeded, &saved, open);
         saved

@@ -5,10 +5,10 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::util::suggest::did_you_mean;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::{Arg, Command, value_parser};
 use serde_json::Value;
-use wan_i2v::nearest::did_you_mean;
 
 /// What a flag is set to by something else than the command line.
 #[derive(Debug)]

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::clip::metadata::Metadata;
+use crate::weights::PartName;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::record::Record;
 
 use super::display::{is_unseen, print};
 use super::prompt;
@@ -27,7 +27,7 @@ pub struct ShowArgs {
 #[derive(Serialize)]
 struct Report {
     #[serde(flatten)]
-    record: Record,
+    record: Metadata,
     /// Words of the command, not quoted.
     command: Vec<String>,
 }
@@ -35,7 +35,7 @@ struct Report {
 impl ShowArgs {
     /// Prints it.
     pub fn run(self) -> Result<()> {
-        let record = Record::read(&self.file)?;
+        let record = Metadata::read(&self.file)?;
         let command = command(&record, &again(&self.file));
         if self.json {
             let report = Report { record, command };
@@ -46,7 +46,7 @@ impl ShowArgs {
 }
 
 /// The record and the command for people.
-fn table(record: &Record, command: &[String]) -> String {
+fn table(record: &Metadata, command: &[String]) -> String {
     let model = &record.model;
     let (guide, interval) = (record.guide_scale, record.guide_interval);
     let mut rows = vec![
@@ -107,7 +107,7 @@ fn table(record: &Record, command: &[String]) -> String {
 }
 
 /// The words of a command that renders the clip again, to `output`.
-fn command(record: &Record, output: &str) -> Vec<String> {
+fn command(record: &Metadata, output: &str) -> Vec<String> {
     let mut words = vec!["wan-i2v".to_owned()];
     let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
     if !record.model.name.is_empty() {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::pull::{self, Progress};
+use crate::hub::{Hub, RepoId};
+use crate::util::suggest::did_you_mean_path;
 use anyhow::{Context, Result, bail};
-use wan_i2v::hub::{Hub, RepoId};
-use wan_i2v::nearest::did_you_mean_path;
-use wan_i2v::pull::{self, Progress};
 
 use super::display::{Transfer, human_bytes};
 use super::stderr::say;

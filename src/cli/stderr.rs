@@ -5,10 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
+use crate::pipeline::plan::shortage;
+use crate::runtime::{self, Backend, DeviceKind};
 use serde::Serialize;
 use serde_json::Value;
-use wan_i2v::backend::{self, Backend, DeviceKind};
-use wan_i2v::forecast::shortage;
 
 use super::display::is_unseen;
 
@@ -119,7 +119,7 @@ pub fn warning(text: &str) {
 pub fn warn_of_shortage(backend: Backend, peak_bytes: u64) {
     let on_cpu = backend.device == DeviceKind::Cpu;
     if let Some(text) = on_cpu
-        .then(backend::free_memory)
+        .then(runtime::free_memory)
         .and_then(|free| shortage(peak_bytes, free))
     {
         warning(&text);

@@ -3,15 +3,15 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use crate::hub::pull::{self, Heads, HubSource};
+use crate::hub::{Hub, RepoId, free_disk};
+use crate::tiny;
+use crate::weights::convert::{self, Event, Finished, LocalSource, Options};
+use crate::weights::inspect::Report;
+use crate::weights::layout::Layout;
+use crate::weights::{Files, LoadBits, PartName};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use wan_i2v::checkpoint::convert::{self, Event, Finished, LocalFeed, Options};
-use wan_i2v::checkpoint::inspect::Report;
-use wan_i2v::checkpoint::layout::Layout;
-use wan_i2v::checkpoint::{Files, LoadBits, PartName};
-use wan_i2v::hub::{Hub, RepoId, free_disk};
-use wan_i2v::pull::{self, Heads, HubFeed};
-use wan_i2v::tiny;
 
 use super::display::{Transfer, columns, human_bytes, human_count, print};
 use super::layers::ConfigArgs;
@@ -273,7 +273,7 @@ impl ConvertArgs {
     pub fn run(self) -> Result<PathBuf> {
         let source = source::local(&self.source, "SRC")?;
         let layout = Layout::of_path(&source, self.part.map(Into::into)).context("SRC")?;
-        let mut feed = LocalFeed::new(&layout)?;
+        let mut feed = LocalSource::new(&layout)?;
         let mut transfer = Transfer::default();
         let converted = convert::convert(
             &mut feed,
@@ -377,7 +377,7 @@ impl PullArgs {
         let finished = Finished::at(&target, &options).context("--output")?;
         let (listing, selection) = pull::select(&hub, &repo, &self.files)?;
         if let Some(finished) = finished {
-            let source = HubFeed::source(&repo, &listing.commit, &selection);
+            let source = HubSource::source(&repo, &listing.commit, &selection);
             finished.check(&source).context("--output")?;
             say!("{}: is there already, and complete", target.display());
             return Ok(target);
@@ -386,7 +386,7 @@ impl PullArgs {
             say!("note: {repo} has no {missing}");
         }
         let folder = convert::source_folder(&target);
-        let mut feed = HubFeed::new(&hub, &repo, &listing.commit, &selection, &folder)?;
+        let mut feed = HubSource::new(&hub, &repo, &listing.commit, &selection, &folder)?;
         let (needs, free) = (feed.disk_bytes(&options)?, free_disk(&target)?);
         let there = convert::unfinished_bytes(&target);
         say!(

@@ -1,6 +1,6 @@
 //! Values of flags that are more than a number or a word.
 
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Size};
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
 
 /// `WIDTHxHEIGHT`, in pixels.
 pub fn parse_size(text: &str) -> Result<Size, String> {

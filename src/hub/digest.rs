@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::hex::to_hex;
+use crate::util::hex::to_hex;
 
 /// A file's hash; the file in the cache's `blobs` is named by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -13,6 +13,7 @@ mod disk;
 mod http;
 mod layout;
 mod listing;
+pub mod pull;
 mod range;
 mod repo;
 mod sets;

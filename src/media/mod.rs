@@ -12,6 +12,7 @@ pub mod clip;
 pub mod frames;
 pub mod metrics;
 pub mod picture;
+pub mod preview;
 pub mod read;
 mod resize;
 pub mod strip;

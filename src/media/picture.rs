@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::resize::{self, Resize};
 use super::truncation::is_truncated;
-use crate::hex::to_hex;
-use crate::nearest;
+use crate::util::hex::to_hex;
+use crate::util::suggest;
 
 /// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
 /// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
@@ -55,7 +55,7 @@ impl Picture {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let file = nearest::open(path)?;
+        let file = suggest::open(path)?;
         ensure!(
             !file.metadata()?.is_dir(),
             "it is a folder; give a picture file"

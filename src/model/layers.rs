@@ -5,9 +5,10 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::{addmm, dequantize, quantized_matmul};
 use mlx_rs::{Array, Dtype, fast};
 
-use super::{Role, TensorSource, chains, compiled};
-use crate::backend::{DeviceKind, computes_on, count_product, count_unpacked, in_row_chunks};
-use crate::host;
+use super::{Role, TensorSource};
+use crate::runtime::kernels::cpu;
+use crate::runtime::kernels::{compiled, elementwise};
+use crate::runtime::{DeviceKind, computes_on, count_product, count_unpacked, in_row_chunks};
 
 /// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
 /// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
@@ -35,9 +36,9 @@ impl Quantized {
     /// When MLX fails.
     pub fn dequantize(&self) -> Result<Array> {
         let exact = self.scales.dtype() == Dtype::Float32;
-        if computes_on() == DeviceKind::Cpu && exact && host::unpacks(self.bits, self.group_size) {
+        if computes_on() == DeviceKind::Cpu && exact && cpu::unpacks(self.bits, self.group_size) {
             let sides = [&self.scales, &self.biases];
-            return host::dequantize(&self.packed, sides, self.group_size, self.bits);
+            return cpu::dequantize(&self.packed, sides, self.group_size, self.bits);
         }
         let (scales, biases) = (&self.scales, Some(&self.biases));
         dequantize(&self.packed, scales, biases, self.group_size, self.bits)
@@ -150,7 +151,7 @@ impl Linear {
 pub fn silu(x: &Array) -> Result<Array> {
     match computes_on() {
         DeviceKind::Gpu => compiled::silu(x),
-        DeviceKind::Cpu => chains::silu(x),
+        DeviceKind::Cpu => elementwise::silu(x),
     }
 }
 
@@ -159,8 +160,8 @@ pub fn silu(x: &Array) -> Result<Array> {
 pub fn gelu_tanh(x: &Array) -> Result<Array> {
     match computes_on() {
         DeviceKind::Gpu => compiled::gelu_tanh(x),
-        DeviceKind::Cpu if x.dtype() == Dtype::Float32 => host::gelu_tanh(x),
-        DeviceKind::Cpu => chains::gelu_tanh(x),
+        DeviceKind::Cpu if x.dtype() == Dtype::Float32 => cpu::gelu_tanh(x),
+        DeviceKind::Cpu => elementwise::gelu_tanh(x),
     }
 }
 
@@ -169,7 +170,7 @@ pub fn gelu_tanh(x: &Array) -> Result<Array> {
 pub fn layer_norm(x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array> {
     match computes_on() {
         DeviceKind::Gpu => fast::layer_norm(x, weight, bias, eps),
-        DeviceKind::Cpu => host::layer_norm(x, weight, bias, eps),
+        DeviceKind::Cpu => cpu::layer_norm(x, weight, bias, eps),
     }
 }
 
@@ -177,7 +178,7 @@ pub fn layer_norm(x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<A
 pub fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
     match computes_on() {
         DeviceKind::Gpu => compiled::add_gated(x, h, gate),
-        DeviceKind::Cpu => chains::add_gated(x, h, gate),
+        DeviceKind::Cpu => elementwise::add_gated(x, h, gate),
     }
 }
 
@@ -186,7 +187,7 @@ pub fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
 pub fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
     match computes_on() {
         DeviceKind::Gpu => compiled::rotate(x, cos, sin),
-        DeviceKind::Cpu => chains::rotate(x, cos, sin),
+        DeviceKind::Cpu => elementwise::rotate(x, cos, sin),
     }
 }
 
@@ -201,7 +202,7 @@ pub fn to_heads(
     places: Option<[&Array; 2]>,
 ) -> Result<Array> {
     if computes_on() == DeviceKind::Cpu {
-        return host::to_heads(&f32(x)?, heads, norm, places);
+        return cpu::to_heads(&f32(x)?, heads, norm, places);
     }
     let x = match norm {
         Some((weight, eps)) => fast::rms_norm(f32(x)?, Some(weight), eps)?,
@@ -214,7 +215,4 @@ pub fn to_heads(
     x.transpose_axes(&[1, 0, 2])?.expand_dims(0)
 }
 
-/// `x` in float32.
-pub fn f32(x: &Array) -> Result<Array> {
-    x.as_dtype(Dtype::Float32)
-}
+pub use crate::runtime::f32;

@@ -3,8 +3,7 @@
 //! Model code knows tensors' names and shapes, nothing of files or terminals. It asks a
 //! [`TensorSource`] for each tensor once, at construction.
 
-mod chains;
-mod compiled;
+pub mod cost;
 pub mod dit;
 pub mod layers;
 pub mod umt5;
@@ -13,7 +12,7 @@ pub mod vae;
 use anyhow::{Result, ensure};
 use mlx_rs::{Array, Dtype};
 
-use crate::backend::{Backend, DeviceKind, Precision};
+use crate::runtime::{Backend, DeviceKind, Precision};
 use layers::Weight;
 
 /// What a tensor is for, which decides the dtype it is kept in.

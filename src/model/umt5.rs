@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::{Linear, f32, gelu_tanh};
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
-use crate::backend::count_product;
+use crate::runtime::count_product;
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -213,7 +213,7 @@ impl Umt5 {
         let k = split(layer.k.forward(&h)?)?;
         let v = split(layer.v.forward(&h)?)?;
         // At most 512 tokens: the score matrix is small, and written out it keeps the mask-like
-        // position bias away from fused kernels (see backend::MAX_KERNEL_ROWS).
+        // position bias away from fused kernels (see runtime::MAX_KERNEL_ROWS).
         let bias = layer
             .position_table
             .take_axis(buckets, 0)?

@@ -5,12 +5,12 @@ use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
 
-use super::progress::{Network, Phase, Progress, Stage, load};
-use crate::backend::{Backend, all_finite, rows};
-use crate::checkpoint::Checkpoint;
-use crate::dump::Dump;
+use crate::clip::Plan;
 use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
-use crate::request::Plan;
+use crate::persist::dump::Dump;
+use crate::progress::{Network, Phase, Progress, Stage, load};
+use crate::runtime::{Backend, all_finite, rows};
+use crate::weights::Checkpoint;
 
 /// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
 /// then the normalised latents of the picture followed by zeros.

@@ -6,14 +6,14 @@ use mlx_rs::ops::clip;
 use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
-use super::progress::{Network, Phase, PhaseReport, Progress, Stage, load};
-use crate::backend::{Backend, all_finite, to_host};
-use crate::checkpoint::Checkpoint;
-use crate::dump::Dump;
 use crate::media::frames::to_rgb8;
 use crate::model::vae::{
     SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeDecoder, choose_decode_tiling, steps,
 };
+use crate::persist::dump::Dump;
+use crate::progress::{Network, Phase, PhaseReport, Progress, Stage, load};
+use crate::runtime::{Backend, all_finite, to_host};
+use crate::weights::Checkpoint;
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
 /// latent frame at a time, in tiles if the backend's budget asks for them, and gives each pixel

@@ -9,20 +9,20 @@ use anyhow::{Context, Result, bail, ensure};
 use mlx_rs::Array;
 
 use self::saved::Restored;
-use super::cache::StepCache;
 use super::condition::Condition;
-use super::eta::{Ahead, Eta};
+use super::eta::{Eta, PlannedStep};
 use super::experts::Experts;
-use super::progress::{Event, Memory, Phase, Progress, Stage, StepReport, go_on};
 use super::text::{EncodedPrompts, TEXT_LEN};
-use crate::backend::{Backend, all_finite, to_host};
-use crate::checkpoint::{Checkpoint, Expert};
-use crate::dump::Dump;
+use crate::clip::{CacheMethod, CacheSettings, GuideInterval, GuideScale};
 use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
-use crate::request::{CacheMethod, CacheSettings, GuideInterval, GuideScale};
-use crate::resume::Keeper;
-use crate::schedule::Sampler;
+use crate::persist::StateWriter;
+use crate::persist::dump::Dump;
+use crate::progress::{Event, Memory, Passes, Phase, Progress, Stage, StepReport, go_on};
+use crate::runtime::{Backend, all_finite, to_host};
+use crate::sampling::Sampler;
+use crate::sampling::StepCache;
+use crate::weights::{Checkpoint, Expert};
 
 /// Predictions that spread less than this have collapsed: what broken kernels leave of a
 /// velocity whose spread is near 1.
@@ -56,20 +56,9 @@ impl From<GuideScale> for DenoiseSettings {
     }
 }
 
-/// Passes through a transformer, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Passes {
-    /// Those that were computed.
-    pub computed: usize,
-    /// Those that a cache stood in for.
-    pub reused: usize,
-    /// Unconditional ones that guidance did not need.
-    pub unguided: usize,
-}
-
 /// A prompt to an expert, with what the last pass left for the next.
 #[derive(Debug)]
-struct Voice {
+struct Branch {
     kv: Vec<CrossKv>,
     /// What a cache adds instead of computing: to the tokens (TeaCache) or the latents
     /// (EasyCache).
@@ -83,8 +72,8 @@ struct Prepared {
     rope: Rope,
     /// The condition's part of the patch embedding.
     condition: Array,
-    prompt: Voice,
-    negative: Option<Voice>,
+    prompt: Branch,
+    negative: Option<Branch>,
     cache: StepCache,
 }
 
@@ -189,7 +178,7 @@ impl<'a> Denoiser<'a> {
     /// Begins a phase of turns, with the state kept.
     pub(super) fn begin(
         &mut self,
-        keeper: Option<&mut Keeper>,
+        keeper: Option<&mut StateWriter>,
         progress: &mut dyn Progress,
     ) -> Stage {
         let steps = self.sampler.schedule().steps();
@@ -205,7 +194,7 @@ impl<'a> Denoiser<'a> {
     }
 
     /// Has the state kept as it is.
-    pub(super) fn keep(&self, keeper: &mut Keeper, progress: &mut dyn Progress) {
+    pub(super) fn keep(&self, keeper: &mut StateWriter, progress: &mut dyn Progress) {
         keeper.keep(self.sampler.step_index(), || self.state(), progress);
     }
 
@@ -219,7 +208,7 @@ impl<'a> Denoiser<'a> {
         &mut self,
         experts: &mut Experts<'_>,
         dump: Option<&Dump>,
-        mut keeper: Option<&mut Keeper>,
+        mut keeper: Option<&mut StateWriter>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let Some(expert) = self.next_expert() else {
@@ -282,7 +271,7 @@ impl<'a> Denoiser<'a> {
     }
 
     /// What every step of the schedule takes, without a cache.
-    fn ahead(&self) -> Vec<Ahead> {
+    fn ahead(&self) -> Vec<PlannedStep> {
         let timesteps = &self.sampler.schedule().timesteps;
         let step = |(index, &timestep): (usize, &i64)| {
             let expert = self.checkpoint.expert_for(timestep);
@@ -290,7 +279,7 @@ impl<'a> Denoiser<'a> {
                 && self.settings.guide_scale.of(expert) != 1.0
                 && self.settings.guide_interval.covers(index, timesteps.len());
             let passes = 1 + usize::from(guided);
-            Ahead { expert, passes }
+            PlannedStep { expert, passes }
         };
         timesteps.iter().enumerate().map(step).collect()
     }
@@ -323,7 +312,7 @@ impl<'a> Denoiser<'a> {
         let guided = self.settings.guide_interval.covers(index, steps);
         self.passes.unguided += usize::from(loaded.negative.is_some() && !guided);
         let negative = loaded.negative.as_mut().filter(|_| guided);
-        let mut voices: Vec<&mut Voice> = iter::once(&mut loaded.prompt).chain(negative).collect();
+        let mut voices: Vec<&mut Branch> = iter::once(&mut loaded.prompt).chain(negative).collect();
         // The first guided step after unguided ones has nothing to reuse for the negative prompt,
         // and guidance between a new and an old prediction would magnify their difference in age.
         let ready = voices.iter().all(|voice| voice.reusable.is_some());
@@ -413,8 +402,8 @@ impl<'a> Denoiser<'a> {
                 )?;
             }
         }
-        let voice = |encoded: &Array| -> Result<Voice> {
-            Ok(Voice {
+        let voice = |encoded: &Array| -> Result<Branch> {
+            Ok(Branch {
                 kv: dit.cross_kv(encoded, TEXT_LEN as i32)?,
                 reusable: None,
             })
@@ -437,17 +426,6 @@ impl<'a> Denoiser<'a> {
     }
 }
 
-impl Passes {
-    /// Those that came after `before`.
-    fn since(self, before: Self) -> Self {
-        Self {
-            computed: self.computed - before.computed,
-            reused: self.reused - before.reused,
-            unguided: self.unguided - before.unguided,
-        }
-    }
-}
-
 /// What the passes of a step have in common.
 struct Pass<'a> {
     dit: &'a Dit,
@@ -464,7 +442,7 @@ impl Pass<'_> {
     }
 
     /// The prediction for each prompt, from what its last pass left.
-    fn reuse(&self, voices: &[&mut Voice]) -> Result<Vec<Array>> {
+    fn reuse(&self, voices: &[&mut Branch]) -> Result<Vec<Array>> {
         let reused = voices.iter().filter_map(|voice| voice.reusable.as_ref());
         reused
             .map(|reusable| {
@@ -480,7 +458,7 @@ impl Pass<'_> {
     }
 
     /// The prediction for each prompt, from the network: `joint`, or one after the other.
-    fn compute(&self, voices: &mut [&mut Voice], joint: bool) -> Result<Vec<Array>> {
+    fn compute(&self, voices: &mut [&mut Branch], joint: bool) -> Result<Vec<Array>> {
         let (dit, time) = (self.dit, &self.time);
         let start = dit.start(&self.tokens, time, self.rope)?;
         if let ([cond, uncond], true) = (&mut *voices, joint) {
@@ -503,7 +481,7 @@ impl Pass<'_> {
 
     /// From the last block's output to the checked prediction, leaving in `voice` what a later
     /// step may reuse.
-    fn conclude(&self, x: &Array, voice: &mut Voice, start: &Array) -> Result<Array> {
+    fn conclude(&self, x: &Array, voice: &mut Branch, start: &Array) -> Result<Array> {
         let velocity = self.dit.head(x, &self.time, self.grid())?;
         self.check(start, &voice.kv, &velocity)?;
         voice.reusable = match self.method {

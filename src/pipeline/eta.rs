@@ -1,10 +1,10 @@
 //! How long denoising will still take, from what its steps have taken.
 
-use crate::checkpoint::Expert;
+use crate::weights::Expert;
 
 /// A step of the schedule: who predicts, and in how many passes unless a cache spares some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ahead {
+pub(super) struct PlannedStep {
     pub(super) expert: Expert,
     pub(super) passes: usize,
 }
@@ -13,21 +13,21 @@ pub(super) struct Ahead {
 /// cache stood in for hardly any time.
 #[derive(Debug)]
 pub(super) struct Eta {
-    steps: Vec<Ahead>,
-    taken: Vec<Taken>,
+    steps: Vec<PlannedStep>,
+    taken: Vec<TimedStep>,
     /// Seconds of the last loading of an expert.
     loading: f64,
 }
 
 #[derive(Debug)]
-struct Taken {
+struct TimedStep {
     passes: usize,
     computed: usize,
     seconds: f64,
 }
 
 impl Eta {
-    pub(super) fn new(steps: Vec<Ahead>) -> Self {
+    pub(super) fn new(steps: Vec<PlannedStep>) -> Self {
         Self {
             steps,
             taken: Vec::new(),
@@ -43,7 +43,7 @@ impl Eta {
     /// The step `index` was taken, with so many passes computed.
     pub(super) fn took(&mut self, index: usize, computed: usize, seconds: f64) {
         if let Some(step) = self.steps.get(index) {
-            self.taken.push(Taken {
+            self.taken.push(TimedStep {
                 passes: step.passes,
                 computed,
                 seconds,
@@ -87,7 +87,7 @@ mod tests {
     const LOW: Expert = Expert::LowNoise;
 
     fn eta(steps: &[(Expert, usize)]) -> Eta {
-        let ahead = |&(expert, passes)| Ahead { expert, passes };
+        let ahead = |&(expert, passes)| PlannedStep { expert, passes };
         Eta::new(steps.iter().map(ahead).collect())
     }
 

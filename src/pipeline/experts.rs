@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 use mlx_rs::memory;
 
 use super::Interrupted;
-use super::progress::{Network, Progress, load};
-use crate::backend::{Backend, wire};
-use crate::checkpoint::{Checkpoint, Expert};
 use crate::model::dit::Dit;
+use crate::progress::{Network, Progress, load};
+use crate::runtime::{Backend, wire};
+use crate::weights::{Checkpoint, Expert};
 
 /// Holds the expert that is in use, for as many clips as take turns with it.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::Job;
-use crate::backend::Backend;
-use crate::checkpoint::PartName;
-use crate::hex::to_hex;
+use crate::clip::Identity;
 use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
-use crate::resume::Identity;
+use crate::runtime::Backend;
 use crate::text::clean;
+use crate::util::hex::to_hex;
+use crate::weights::PartName;
 
 impl Job {
     /// What another run must have in common with this one to go on from it: whatever the clip's

@@ -4,27 +4,26 @@
 //! what it needs, owns its weights, and is gone when its results are there. A single clip is many
 //! of which there is one.
 
-mod cache;
 mod condition;
 mod decode;
 mod denoise;
 mod eta;
 mod experts;
 mod identity;
+mod input_cache;
 mod make;
-mod progress;
-mod shelf;
-mod still;
-mod stock;
+pub mod plan;
+mod source_image;
 mod text;
 
+pub use crate::progress::{
+    Event, Interrupted, Memory, Network, Passes, Phase, PhaseReport, Progress, Silent, StepReport,
+    Summary,
+};
 pub use condition::{Condition, Ends, encode_condition, frame_mask};
 pub use decode::decode_clip;
-pub use denoise::{DenoiseSettings, Denoiser, Observer, Passes, guide};
-pub use progress::{
-    Event, Interrupted, Memory, Network, Phase, PhaseReport, Progress, Silent, StepReport,
-};
-pub use stock::Stock;
+pub use denoise::{DenoiseSettings, Denoiser, Observer, guide};
+pub use input_cache::InputCache;
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 use std::path::{Path, PathBuf};
@@ -34,29 +33,29 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
-pub(crate) use make::{Clip, Host, Keys, Making};
-pub(crate) use shelf::Shelf;
+pub(crate) use crate::persist::EmbeddingStore;
+pub(crate) use make::{Clip, ClipObserver, Keys, Scheduler};
 
-use self::progress::Recorder;
-use self::still::Still;
-use crate::backend::Backend;
-use crate::checkpoint::Checkpoint;
-use crate::forecast::{self, Budget, Rates, Settled, Tokens, fit, settle};
+use self::plan::{Budget, Rates, Settled, Tokens, fit, settle};
+use self::source_image::SourceImage;
+use crate::clip::metadata::Metadata;
+use crate::clip::{Plan, Request};
 use crate::media::clip::{ClipSpec, OutputKind, check_writable};
+use crate::media::preview::LatentRgb;
 use crate::media::strip;
-use crate::noise;
-use crate::preview::LatentRgb;
-use crate::record::Record;
-use crate::request::{Plan, Request};
-use crate::resume::{Keeper, Saved};
+use crate::persist::{SavedRun, StateWriter};
+use crate::progress::Recorder;
+use crate::runtime::Backend;
+use crate::sampling::noise;
+use crate::weights::Checkpoint;
 
 /// A request whose every input has been read and checked, short of loading weights.
 #[derive(Debug)]
 pub struct Job {
     request: Request,
     checkpoint: Rc<Checkpoint>,
-    picture: Still,
-    last: Option<Still>,
+    picture: SourceImage,
+    last: Option<SourceImage>,
     prompts: PromptIds,
     plan: Plan,
     observer: Option<Box<dyn Observer>>,
@@ -69,14 +68,14 @@ impl Job {
     /// # Errors
     /// Names the flag or file, what was found, what was expected.
     pub fn prepare(request: Request) -> Result<Self> {
-        Self::prepare_from(request, &mut Stock::default())
+        Self::prepare_from(request, &mut InputCache::default())
     }
 
     /// As [`Self::prepare`], with what jobs have in common opened once.
     ///
     /// # Errors
     /// As there.
-    pub fn prepare_from(request: Request, stock: &mut Stock) -> Result<Self> {
+    pub fn prepare_from(request: Request, stock: &mut InputCache) -> Result<Self> {
         request.check()?;
         let picture = stock.picture(&request.image).context("--image")?;
         let last = request.last_image.as_deref();
@@ -110,7 +109,7 @@ impl Job {
     }
 
     /// Lets the picture's pixels go until they are wanted, and has `stock` know it.
-    pub(crate) fn forget_pixels(&mut self, stock: &mut Stock) {
+    pub(crate) fn forget_pixels(&mut self, stock: &mut InputCache) {
         self.picture.forget();
         stock.keep_picture(&self.request.image, &self.picture);
         if let (Some(path), Some(last)) = (&self.request.last_image, &mut self.last) {
@@ -223,8 +222,8 @@ impl Job {
         settle(self.clip(), backend, budget, rates)
     }
 
-    fn clip(&self) -> forecast::Clip<'_> {
-        forecast::Clip {
+    fn clip(&self) -> plan::Clip<'_> {
+        plan::Clip {
             request: &self.request,
             checkpoint: &self.checkpoint,
             picture: self.picture.size(),
@@ -260,8 +259,8 @@ impl Job {
     pub fn run_kept(
         self,
         backend: Backend,
-        keeper: Option<&mut Keeper>,
-        from: Option<&Saved>,
+        keeper: Option<&mut StateWriter>,
+        from: Option<&SavedRun>,
         progress: &mut dyn Progress,
     ) -> Result<Summary> {
         let start = Instant::now();
@@ -269,16 +268,16 @@ impl Job {
             inner: progress,
             phases: Vec::new(),
         };
-        let mut alone = Alone {
+        let mut alone = SingleClip {
             keeper,
             from: from.cloned(),
             made: None,
         };
-        let making = Making {
+        let making = Scheduler {
             clips: vec![Clip::single(self, backend, from.is_some())],
             at_once: 1,
             beside: false,
-            shelf: &mut Shelf::default(),
+            shelf: &mut EmbeddingStore::default(),
             host: &mut alone,
         };
         making.run(&mut recorder)?;
@@ -294,7 +293,7 @@ impl Job {
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
-    pub fn record(&self, backend: Backend) -> Result<Record> {
+    pub fn record(&self, backend: Backend) -> Result<Metadata> {
         let Self {
             request,
             plan,
@@ -305,23 +304,23 @@ impl Job {
         } = self;
         let pictures = [Some(picture), last.as_ref()];
         let hashes = pictures.map(|picture| Some(picture?.file_hash()));
-        Record::new(request, plan, hashes, checkpoint, backend)
+        Metadata::new(request, plan, hashes, checkpoint, backend)
     }
 }
 
 /// The host of a single clip.
-struct Alone<'a> {
-    keeper: Option<&'a mut Keeper>,
-    from: Option<Saved>,
+struct SingleClip<'a> {
+    keeper: Option<&'a mut StateWriter>,
+    from: Option<SavedRun>,
     made: Option<Result<Summary>>,
 }
 
-impl Host for Alone<'_> {
-    fn begin(&mut self, _: &Clip, _: &mut dyn Progress) -> Result<Option<Saved>> {
+impl ClipObserver for SingleClip<'_> {
+    fn begin(&mut self, _: &Clip, _: &mut dyn Progress) -> Result<Option<SavedRun>> {
         Ok(self.from.take())
     }
 
-    fn keeper(&mut self, _: &Clip) -> Option<&mut Keeper> {
+    fn keeper(&mut self, _: &Clip) -> Option<&mut StateWriter> {
         self.keeper.as_deref_mut()
     }
 
@@ -338,21 +337,6 @@ impl Plan {
             fps: self.fps,
         }
     }
-}
-
-/// What was made.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
-    /// The settings it was made with.
-    pub plan: Plan,
-    /// Passes through the transformers.
-    pub passes: Passes,
-    /// Its phases, in order.
-    pub phases: Vec<PhaseReport>,
-    /// Memory at its end.
-    pub memory: Memory,
-    /// Wall time of the whole run.
-    pub seconds: f64,
 }
 
 /// The initial noise `[z_dim, frames, height, width]` of a seed.

@@ -3,14 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use mlx_rs::{Array, memory};
 
-use super::progress::{Network, Phase, Progress, Stage, load};
-use crate::backend::{Backend, all_finite};
-use crate::checkpoint::Checkpoint;
-use crate::dump::Dump;
+use crate::clip::Plan;
 use crate::model::umt5::{Umt5, pad_rows};
-use crate::request::Plan;
-use crate::resume::State;
+use crate::persist::State;
+use crate::persist::dump::Dump;
+use crate::progress::{Network, Phase, Progress, Stage, load};
+use crate::runtime::{Backend, all_finite};
 use crate::text::{TokenIds, Tokenizer, clean};
+use crate::weights::Checkpoint;
 
 /// Tokens that the transformer attends to, padding included (`text_len` of the reference).
 pub const TEXT_LEN: usize = 512;

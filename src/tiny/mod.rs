@@ -1,7 +1,7 @@
 //! The built-in miniature: a trained Wan image-to-video model of the real architecture, small
 //! enough to be part of the program. What it knows and how it was made: `docs/tiny.md`.
 
-use crate::checkpoint::EmbeddedFile;
+use crate::weights::EmbeddedFile;
 
 /// What the miniature is, in one line for its users.
 pub const NOTICE: &str = "using the built-in miniature, which knows coloured circles, squares, \

@@ -1,7 +1,7 @@
 //! Planted faults, and where they begin.
 
 use image::RgbImage;
-use wan_i2v::analysis::{Report, Status, Symptom, analyze};
+use wan_i2v::diagnose::analyze::{Report, Status, Symptom, analyze};
 
 use super::drawn::{Noise, flat, moving, picture, with_checkerboard};
 

@@ -1,7 +1,7 @@
 //! Figures of single frames and from frame to frame.
 
 use image::{Rgb, RgbImage};
-use wan_i2v::analysis::{FrameStats, PERIODS, Report, analyze};
+use wan_i2v::diagnose::analyze::{FrameStats, PERIODS, Report, analyze};
 
 use super::drawn::{HEIGHT, Noise, WIDTH, flat, moving, picture, with_checkerboard};
 

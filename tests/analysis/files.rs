@@ -7,7 +7,7 @@ use half::f16;
 use image::{DynamicImage, RgbImage};
 use npyz::{WriteOptions, WriterBuilder};
 use tempfile::TempDir;
-use wan_i2v::analysis::{self, Symptom, analyze};
+use wan_i2v::diagnose::analyze::{self, Symptom, analyze};
 use wan_i2v::media::Resize;
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 use wan_i2v::media::metrics::psnr;
@@ -48,7 +48,7 @@ fn write_npy<T: npyz::AutoSerialize + Copy>(path: &Path, shape: &[u64], values: 
 }
 
 fn error(path: &Path) -> String {
-    let error = analysis::file(path, None).map(|_| ()).unwrap_err();
+    let error = analyze::file(path, None).map(|_| ()).unwrap_err();
     format!("{error:#}")
 }
 
@@ -74,7 +74,7 @@ fn clips_come_back_as_they_were_written() {
             let psnr = psnr(&a, &b).unwrap();
             assert!(psnr >= least, "{name}, frame {index}: {psnr} dB");
         }
-        let report = analysis::file(&path, None).unwrap();
+        let report = analyze::file(&path, None).unwrap();
         for (a, b) in report.frames.iter().zip(&source.frames) {
             assert!((a.mean - b.mean).abs() <= most_off, "{name}: {a:?} {b:?}");
             assert!(
@@ -120,7 +120,7 @@ fn a_checkerboard_survives_the_encoding() {
             .collect();
         let path = folder.path().join("c.mp4");
         write(&path, &clip);
-        let report = analysis::file(&path, None).unwrap();
+        let report = analyze::file(&path, None).unwrap();
         let found = report.frames[3].checkerboard.by_period()[place].1;
         assert!((found - 8.0).abs() < 1.0, "{period}: {found}");
         assert!(report.alarm);
@@ -145,7 +145,7 @@ fn the_picture_is_resized_as_the_clip_was() {
     let frames = folder.path().join("frames/");
     write(&frames, &[first(Resize::Bicubic)]);
     let psnr = |resize| {
-        let report = analysis::file(&frames, Some((&picture, resize))).unwrap();
+        let report = analyze::file(&frames, Some((&picture, resize))).unwrap();
         report.first_frame.unwrap().psnr
     };
     assert_eq!(psnr(Resize::Bicubic), None);
@@ -183,7 +183,7 @@ fn arrays_of_frames_are_read_in_every_type() {
     let mut broken = signed;
     broken[3 * (WIDTH * HEIGHT) as usize * 2 + 5] = f32::NAN;
     write_npy(&path, &shape, &broken);
-    let report = analysis::file(&path, None).unwrap();
+    let report = analyze::file(&path, None).unwrap();
     assert_eq!(report.frames[2].non_finite, 1);
     let verdict = report.verdict(Symptom::NonFinite).unwrap();
     assert_eq!((verdict.first, verdict.last), (Some(2), Some(2)));
@@ -197,7 +197,7 @@ fn arrays_of_latents_are_told_from_frames() {
         .map(|i| (i as f32 / 3.0).sin())
         .collect();
     write_npy(&path, &[16, 2, 4, 6], &values);
-    let report = analysis::file(&path, None).unwrap();
+    let report = analyze::file(&path, None).unwrap();
     assert_eq!((report.latents.len(), report.frames.len()), (2, 0));
     assert_eq!((report.size.width, report.size.height), (6, 4));
     assert_eq!(report.latents[0].channels.len(), 16);
@@ -307,7 +307,7 @@ fn damaged_clips_are_refused() {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x55;
         fs::write(&bad, &bytes).unwrap();
-        let _ = analysis::file(&bad, None);
+        let _ = analyze::file(&bad, None);
     }
     let gif = folder.path().join("c.gif");
     write(&gif, &moving(3));

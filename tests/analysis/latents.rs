@@ -1,7 +1,7 @@
 //! Latents.
 
 use ndarray::{Array4, s};
-use wan_i2v::analysis::{Status, Symptom, latents};
+use wan_i2v::diagnose::analyze::{Status, Symptom, latents};
 
 use super::drawn::Noise;
 

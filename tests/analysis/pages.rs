@@ -3,8 +3,8 @@
 use image::Rgb;
 use npyz::{WriteOptions, WriterBuilder};
 use tempfile::TempDir;
-use wan_i2v::analysis::page::{self, Pictures};
-use wan_i2v::analysis::{self, Report};
+use wan_i2v::diagnose::analyze::page::{self, Pictures};
+use wan_i2v::diagnose::analyze::{self, Report};
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 
 use super::drawn::{HEIGHT, WIDTH, flat, moving};
@@ -25,7 +25,7 @@ fn analyzed(folder: &TempDir) -> (Report, Pictures) {
         writer.push(&frame).unwrap();
     }
     writer.finish().unwrap();
-    let report = analysis::file(&path, None).unwrap();
+    let report = analyze::file(&path, None).unwrap();
     let pictures = Pictures::of(&path, &report).unwrap();
     (report, pictures)
 }
@@ -87,7 +87,7 @@ fn latents_have_pages_too() {
     let mut writer = options.writer(file).begin_nd().unwrap();
     writer.extend((0..288).map(|i| (i as f32).sin())).unwrap();
     writer.finish().unwrap();
-    let report = analysis::file(&path, None).unwrap();
+    let report = analyze::file(&path, None).unwrap();
     let pictures = Pictures::of(&path, &report).unwrap();
     assert!(
         page::html("latents.npy", &report, &pictures)

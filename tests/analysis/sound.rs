@@ -4,12 +4,12 @@
 use anyhow::Result;
 use image::RgbImage;
 use mlx_rs::Array;
-use wan_i2v::analysis::{Report, Symptom, analyze, latents};
-use wan_i2v::backend::to_host;
+use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::analyze::{Report, Symptom, analyze, latents};
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 use wan_i2v::media::read;
 use wan_i2v::pipeline::initial_noise;
-use wan_i2v::request::{CacheSettings, GuideInterval};
+use wan_i2v::runtime::to_host;
 
 use super::scenes::{Recipe, Studio, scene};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::SafeTensors;
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::gguf;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::container::gguf;
 
 use crate::gguf_file::quantize;
 

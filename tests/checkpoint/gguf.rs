@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::gguf::{floats, header, integers, strings};
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::container::gguf::{floats, header, integers, strings};
 
 use crate::encoding::{golden, weights};
 use crate::gguf_file::{Tensor, Value, file};

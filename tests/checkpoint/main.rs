@@ -23,7 +23,7 @@ mod values;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use scratch::MLX;
 

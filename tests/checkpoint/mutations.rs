@@ -83,7 +83,7 @@ fn apply(bytes: &mut Vec<u8>, damages: Vec<(prop::sample::Index, Damage)>) {
 
 #[test]
 fn damaged_headers_never_panic() {
-    use wan_i2v::checkpoint::store::{Location, TensorStore};
+    use wan_i2v::weights::store::{Location, TensorStore};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let scratch = Scratch::new("a");

@@ -8,7 +8,7 @@ mod zips;
 use std::fs;
 use std::path::PathBuf;
 
-use wan_i2v::checkpoint::pth::header;
+use wan_i2v::weights::container::pth::header;
 
 /// A file of the golden folder.
 fn golden(name: &str) -> Vec<u8> {
@@ -34,7 +34,7 @@ fn names(ending: &str) -> Vec<String> {
 fn listing(file: &[u8]) -> String {
     let header = header(file).unwrap();
     assert!(header.metadata.is_empty());
-    let line = |t: &wan_i2v::checkpoint::header::Found| {
+    let line = |t: &wan_i2v::weights::container::header::Found| {
         let shape: Vec<String> = t.shape.iter().map(usize::to_string).collect();
         let bytes: Vec<String> = file[t.start..t.end]
             .iter()

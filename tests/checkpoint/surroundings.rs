@@ -3,9 +3,9 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::pipeline::tokenize;
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
-use wan_i2v::schedule::Solver;
+use wan_i2v::sampling::Solver;
 
 use crate::scratch::Scratch;
 use crate::{assert_holds, error, open};

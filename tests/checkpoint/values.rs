@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::PoisonError;
 
 use safetensors::tensor::Dtype;
-use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
-use wan_i2v::checkpoint::part::{Loader, Part};
-use wan_i2v::checkpoint::store::Location;
-use wan_i2v::checkpoint::{Checkpoint, Expert, LoadBits, Sources};
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::weights::part::{Loader, Part};
+use wan_i2v::weights::store::Location;
+use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
 use crate::checkpoint::kind;
 use crate::scratch::{MLX, Scratch, Tensor, Tensors, read_tensors, write_tensors};

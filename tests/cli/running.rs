@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use serde_json::Value;
-use wan_i2v::resume::Saved;
+use wan_i2v::persist::SavedRun;
 
 use crate::{Bench, Ran, run};
 
@@ -139,7 +139,7 @@ impl Bench {
             let output = start["output"].as_str().unwrap();
             let state = self.state(output);
             if state.is_file() {
-                let saved = Saved::read(&state).unwrap().state.count("step").unwrap();
+                let saved = SavedRun::read(&state).unwrap().state.count("step").unwrap();
                 assert!(saved >= steps, "{saved}");
                 return (start, saved);
             }

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::compare::{Comparison, Problem, Side, What, affine_tolerance};
+use wan_i2v::diagnose::compare::{Comparison, Problem, Side, What, affine_tolerance};
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::container::encoding::Encoding;
 
 use crate::layouts::{Content, Form, Model, Patch};
 use crate::{compared, of, row};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use tempfile::TempDir;
-use wan_i2v::compare::{Problem, Side, What};
+use wan_i2v::diagnose::compare::{Problem, Side, What};
 
 use crate::{compared, floats, npy, of, row};
 

@@ -21,7 +21,7 @@ mod dumps;
 
 use std::path::Path;
 
-use wan_i2v::compare::{Comparison, Input, compare};
+use wan_i2v::diagnose::compare::{Comparison, Input, compare};
 
 fn compared(a: &Path, b: &Path, tolerance: Option<f64>) -> anyhow::Result<Comparison> {
     compare(&Input::open(a)?, &Input::open(b)?, tolerance, &mut |_| {})
@@ -34,7 +34,7 @@ fn of(a: &Path, b: &Path) -> Comparison {
 
 /// A row by its tensor's name.
 #[track_caller]
-fn row<'a>(made: &'a Comparison, name: &str) -> &'a wan_i2v::compare::Row {
+fn row<'a>(made: &'a Comparison, name: &str) -> &'a wan_i2v::diagnose::compare::Row {
     let found = made.rows.iter().find(|row| row.name == name);
     found.unwrap_or_else(|| panic!("no row for {name}"))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use image::RgbImage;
-use wan_i2v::pull;
+use wan_i2v::hub::pull;
 
 use crate::converting::{options, reference};
 use crate::models::{HIGH, Model, assert_same};

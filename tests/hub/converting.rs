@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use safetensors::tensor::Dtype;
-use wan_i2v::checkpoint::Files;
-use wan_i2v::checkpoint::convert::{self, Bits, Event, LocalFeed, Options};
-use wan_i2v::checkpoint::inspect::Report;
-use wan_i2v::checkpoint::layout::Layout;
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::pull::{self, HubFeed};
+use wan_i2v::hub::pull::{self, HubSource};
+use wan_i2v::weights::Files;
+use wan_i2v::weights::convert::{self, Bits, Event, LocalSource, Options};
+use wan_i2v::weights::inspect::Report;
+use wan_i2v::weights::layout::Layout;
+use wan_i2v::weights::naming::Kind;
 
 use crate::models::{HIGH, LOW, Model, Tensor, assert_same, read, renamed, write};
 use crate::server::{COMMIT, Fault};
@@ -32,7 +32,7 @@ pub fn reference(model: &Model, options: &Options, folder: &Path) -> PathBuf {
     let (source, target) = (folder.join("disk"), folder.join("expected"));
     model.write(&source);
     let layout = Layout::of_folder(&Files::from(source.as_path())).unwrap();
-    let mut feed = LocalFeed::new(&layout).unwrap();
+    let mut feed = LocalSource::new(&layout).unwrap();
     convert::convert(&mut feed, &target, options, &mut |_| {}).unwrap();
     target
 }
@@ -67,7 +67,7 @@ impl Bench {
         let hub = self.hub();
         let (listing, selection) = pull::select(&hub, &repo(), &[])?;
         let folder = convert::source_folder(&self.target());
-        let mut feed = HubFeed::new(&hub, &repo(), &listing.commit, &selection, &folder)?;
+        let mut feed = HubSource::new(&hub, &repo(), &listing.commit, &selection, &folder)?;
         convert::convert(&mut feed, &self.target(), options, on_event)?;
         Ok(())
     }

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use wan_i2v::checkpoint::inspect::Report;
-use wan_i2v::checkpoint::layout::Layout;
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::checkpoint::{Files, PartName};
-use wan_i2v::pull::Heads;
+use wan_i2v::hub::pull::Heads;
+use wan_i2v::weights::inspect::Report;
+use wan_i2v::weights::layout::Layout;
+use wan_i2v::weights::naming::Kind;
+use wan_i2v::weights::{Files, PartName};
 
 use crate::gguf;
 use crate::models::{HIGH, Model, renamed, shard};

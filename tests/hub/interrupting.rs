@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wan_i2v::checkpoint::convert::{Event, source_folder};
+use wan_i2v::weights::convert::{Event, source_folder};
 
 use crate::Bench;
 use crate::converting::{options, reference};

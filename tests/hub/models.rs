@@ -7,8 +7,8 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use wan_i2v::checkpoint::names::{Detected, Kind, Naming};
 use wan_i2v::tiny;
+use wan_i2v::weights::naming::{Detected, Kind, Naming};
 
 use crate::pth;
 use crate::server::Server;
@@ -69,7 +69,7 @@ fn is_weights(path: &str) -> bool {
 impl Model {
     /// In the diffusers layout, a file for each part.
     pub fn miniature() -> Self {
-        let own = |file: &wan_i2v::checkpoint::EmbeddedFile| (file.path.into(), file.bytes.into());
+        let own = |file: &wan_i2v::weights::EmbeddedFile| (file.path.into(), file.bytes.into());
         Self(tiny::FILES.iter().map(own).collect())
     }
 
@@ -178,7 +178,7 @@ impl Model {
     /// The files with weights, in the order in which they are converted.
     pub fn weights(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.0.keys().filter(|p| is_weights(p)).cloned().collect();
-        let part = |path: &String| wan_i2v::checkpoint::layout::Layout::part_of(path);
+        let part = |path: &String| wan_i2v::weights::layout::Layout::part_of(path);
         paths.sort_by_key(part);
         paths
     }

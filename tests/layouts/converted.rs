@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use tempfile::TempDir;
-use wan_i2v::checkpoint::convert::{self, Bits, LocalFeed, Options};
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::layout::Layout;
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, PartName, Sources, quantize};
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::convert::{self, Bits, LocalSource, Options};
+use wan_i2v::weights::layout::Layout;
+use wan_i2v::weights::naming::Kind;
+use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources, quantize};
 
 use crate::forms::is_linear;
 use crate::layouts::{Form, Model, Patch};
@@ -32,7 +32,7 @@ fn options(bits: [Option<Bits>; 3]) -> Options {
 pub fn convert(source: &Path, bits: [Option<Bits>; 3]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let layout = Layout::of_path(source, None).unwrap();
-    let mut feed = LocalFeed::new(&layout).unwrap();
+    let mut feed = LocalSource::new(&layout).unwrap();
     let target = folder.path().join("ours");
     convert::convert(&mut feed, &target, &options(bits), &mut |_| ()).unwrap();
     folder

@@ -1,12 +1,12 @@
 //! What quantization costs: the error of one forward pass of an expert.
 
 use mlx_rs::Array;
-use wan_i2v::backend::{Backend, Precision, to_host};
-use wan_i2v::checkpoint::config::PartConfig;
-use wan_i2v::checkpoint::part::{Loader, Part};
-use wan_i2v::checkpoint::store::Location;
-use wan_i2v::checkpoint::{Bits, PartName};
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
+use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::part::{Loader, Part};
+use wan_i2v::weights::store::Location;
+use wan_i2v::weights::{Bits, PartName};
 
 use crate::layouts::{Form, content, expert_config, random_part};
 use crate::{F32, backend, mlx, portable, rms_error};

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use serde_json::Value;
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::convert::{self, Bits, LocalFeed, Options};
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::inspect::Report;
-use wan_i2v::checkpoint::layout::Layout;
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::convert::{self, Bits, LocalSource, Options};
+use wan_i2v::weights::inspect::Report;
+use wan_i2v::weights::layout::Layout;
 
 use crate::isolated::program;
 use crate::layouts::{Form, Model, Patch};
@@ -123,7 +123,7 @@ fn our_own() {
         file_bytes: 1 << 20,
     };
     convert::convert(
-        &mut LocalFeed::new(&layout).unwrap(),
+        &mut LocalSource::new(&layout).unwrap(),
         &target,
         &options,
         &mut |_| (),

@@ -1,6 +1,6 @@
 //! Layouts that keep every value: the latents are the same to the last bit.
 
-use wan_i2v::checkpoint::store::{Container, Location, TensorStore};
+use wan_i2v::weights::store::{Container, Location, TensorStore};
 
 use crate::layouts::{Form, Model, Patch};
 use crate::{BF16, F16, F32, assert_identical, folder, mlx, reference, run_folder};

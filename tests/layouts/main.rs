@@ -31,15 +31,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use image::RgbImage;
 use ndarray::Array3;
 use tempfile::TempDir;
-use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
 };
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use layouts::{Content, Form, Model};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, PartName, Sources};
+use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
 
 use crate::converted::convert;
 use crate::forms::SPIECE;

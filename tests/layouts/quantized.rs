@@ -1,9 +1,9 @@
 //! Layouts that round: the latents are those of the rounded values.
 
 use tempfile::TempDir;
-use wan_i2v::backend::{Backend, Precision};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::encoding::Encoding;
+use wan_i2v::runtime::{Backend, Precision};
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::container::encoding::Encoding;
 
 use crate::forms::{is_linear, mlx_quantize};
 use crate::layouts::{Form, Model, Patch, Tensor, decode};

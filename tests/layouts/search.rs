@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
-use wan_i2v::checkpoint::layout::{Layout, TokenizerAt};
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, PartName, Sources};
+use wan_i2v::weights::layout::{Layout, TokenizerAt};
+use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
 
 use crate::containers::safetensors;
 use crate::forms::SPIECE;

@@ -3,10 +3,10 @@
 
 use std::fs;
 
-use wan_i2v::backend::Backend;
-use wan_i2v::checkpoint::convert::Bits;
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::{Checkpoint, Expert, PartName};
+use wan_i2v::runtime::Backend;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::convert::Bits;
+use wan_i2v::weights::{Checkpoint, Expert, PartName};
 
 use crate::converted::convert;
 use crate::layouts::{Content, Form, Model, Patch, Stored};

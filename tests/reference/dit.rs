@@ -1,11 +1,11 @@
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, stack};
-use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
 use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid, unpatchify};
 use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
 
 use crate::support::{Case, Golden, relative_error};
 

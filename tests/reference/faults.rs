@@ -6,17 +6,17 @@
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use wan_i2v::backend::{Precision, to_host};
-use wan_i2v::checkpoint::names::Kind;
-use wan_i2v::checkpoint::part::Part;
-use wan_i2v::checkpoint::store::Location;
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
 use wan_i2v::model::Recorder;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::vae::{Chunk, FeatureCache, Slot, VaeConfig, VaeEncoder};
 use wan_i2v::pipeline::{Condition, EncodedPrompts, guide, initial_noise};
-use wan_i2v::schedule::{Sampler, Schedule};
+use wan_i2v::runtime::{Precision, to_host};
+use wan_i2v::sampling::{Sampler, Schedule};
+use wan_i2v::weights::naming::Kind;
+use wan_i2v::weights::part::Part;
+use wan_i2v::weights::store::Location;
+use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use crate::dit::{encoded_text, hidden, load, rope};
 use crate::run::{inputs, plan};

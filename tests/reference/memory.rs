@@ -1,8 +1,8 @@
 //! Peak memory of the stream of decoded frames does not grow with the clip's length.
 
 use mlx_rs::memory;
-use wan_i2v::backend::{Precision, rows};
 use wan_i2v::model::vae::{VaeConfig, VaeDecoder};
+use wan_i2v::runtime::{Precision, rows};
 
 use crate::support::{Case, F32};
 

@@ -7,18 +7,18 @@ use image::RgbImage;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use ndarray::Axis;
-use wan_i2v::backend::{Backend, Precision, to_host};
-use wan_i2v::checkpoint::{Checkpoint, LoadBits, Sources};
-use wan_i2v::dump::Dump;
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
 use wan_i2v::media::Resize;
 use wan_i2v::media::picture::Picture;
+use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
     Condition, Denoiser, EncodedPrompts, Ends, PromptIds, Silent, decode_clip, encode_condition,
     encode_prompts, frame_mask, guide, initial_noise,
 };
-use wan_i2v::request::{CacheSettings, GuideInterval, GuideScale, Plan};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
+use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use crate::support::{Case, F32, Golden, golden_dir, relative_error};
 

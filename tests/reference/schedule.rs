@@ -1,6 +1,6 @@
 use mlx_rs::Array;
 use mlx_rs::ops::{stack, tanh};
-use wan_i2v::schedule::{Sampler, Schedule, Solver};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
 
 use crate::support::{Case, Golden, portable};
 

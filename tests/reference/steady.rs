@@ -2,9 +2,9 @@
 
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
-use wan_i2v::backend::{Backend, ConvMethod, Precision, operations, to_host};
-use wan_i2v::forecast::operations as forecast;
-use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, settling_chunks};
+use wan_i2v::model::cost::flops;
+use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, static_chunks};
+use wan_i2v::runtime::{Backend, ConvMethod, Precision, operations, to_host};
 
 use crate::support::{Case, F32};
 
@@ -70,7 +70,7 @@ fn blank_chunks_are_reused_to_the_bit() {
         let (ours, fewer) = encode(&case, &encoder, grid, pictures, tiling, true);
         assert!(ours == full, "{label}");
         let every: Vec<i32> = (0..grid[0]).collect();
-        let expected = |pictures| forecast::encode(&config, grid, tiling, pictures).total();
+        let expected = |pictures| flops::encode(&config, grid, tiling, pictures).total();
         assert_eq!(
             (all, fewer),
             (expected(&every), expected(pictures)),
@@ -93,7 +93,7 @@ fn stages_of_the_published_encoder_settle_one_after_another() {
         temperal_downsample: vec![false, true, true],
         ..case.config("vae")
     };
-    assert_eq!(settling_chunks(&config), [4, 7, 11, 29]);
+    assert_eq!(static_chunks(&config), [4, 7, 11, 29]);
 }
 
 #[test]

@@ -4,14 +4,14 @@ use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{clip, concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
-use wan_i2v::backend::{Backend, ConvMethod, Precision, to_host};
-use wan_i2v::checkpoint::Checkpoint;
+use wan_i2v::clip::{Model, Plan};
 use wan_i2v::model::vae::{
     Chunk, Footprint, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder, choose_decode_tiling,
     choose_encode_tiling, decode_peak_bytes, decode_phases, encode_peak_bytes, encode_phases,
 };
 use wan_i2v::pipeline::{Silent, decode_clip, encode_condition};
-use wan_i2v::request::{Model, Plan};
+use wan_i2v::runtime::{Backend, ConvMethod, Precision, to_host};
+use wan_i2v::weights::Checkpoint;
 
 use crate::run::plan;
 use crate::support::{Case, F32};

@@ -1,5 +1,5 @@
-use wan_i2v::backend::Precision;
 use wan_i2v::model::umt5::Umt5;
+use wan_i2v::runtime::Precision;
 
 use crate::support::Case;
 

@@ -1,9 +1,9 @@
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use wan_i2v::backend::{Backend, ConvMethod, Precision, to_host};
 use wan_i2v::media::frames::to_rgb8;
 use wan_i2v::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
+use wan_i2v::runtime::{Backend, ConvMethod, Precision, to_host};
 
 use crate::support::{Case, F32};
 

@@ -1,9 +1,9 @@
 //! What the strict loader hands out is what is in the file.
 
-use wan_i2v::backend::{Backend, Precision, to_host};
-use wan_i2v::checkpoint::part::{Loader, Part};
-use wan_i2v::checkpoint::store::Location;
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::weights::part::{Loader, Part};
+use wan_i2v::weights::store::Location;
 
 use crate::support::checkpoint::{PARTS, kind, specs};
 use crate::support::{Case, F32, golden_dir, portable};

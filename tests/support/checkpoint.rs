@@ -7,12 +7,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
-use wan_i2v::backend::{Backend, DeviceKind};
-use wan_i2v::checkpoint::names::Kind;
 use wan_i2v::model::dit::Dit;
 use wan_i2v::model::umt5::Umt5;
 use wan_i2v::model::vae::{VaeDecoder, VaeEncoder};
 use wan_i2v::model::{Recorder, TensorSpec};
+use wan_i2v::runtime::{Backend, DeviceKind};
+use wan_i2v::weights::naming::Kind;
 
 use super::portable;
 

@@ -9,8 +9,8 @@ use rawzip::{CompressionMethod, ZipArchiveWriter};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::encoding::Encoding;
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::container::encoding::Encoding;
 
 use super::gguf_file;
 use super::layouts::{Content, Stored};

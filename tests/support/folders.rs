@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::config::PartConfig;
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::config::PartConfig;
 
 use super::containers::{gguf, safetensors, shards, torch, write};
 use super::layouts::{Content, Form, Model};

@@ -3,9 +3,9 @@
 use half::bf16;
 use mlx_rs::{Array, Dtype, ops};
 use ndarray::{ArrayD, IxDyn};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::names::Kind;
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::naming::Kind;
 
 use super::layouts::{Content, Form, Patch, Stored, Tensor, decode, encode, names, stored};
 

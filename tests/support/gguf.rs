@@ -1,7 +1,7 @@
 //! Writes GGUF files, with quantizers that are simple instead of good.
 
 use half::{bf16, f16};
-use wan_i2v::checkpoint::encoding::Encoding;
+use wan_i2v::weights::container::encoding::Encoding;
 
 /// A value of the metadata.
 #[derive(Clone, Debug)]

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
-use wan_i2v::checkpoint::PartName;
-use wan_i2v::checkpoint::config::PartConfig;
-use wan_i2v::checkpoint::encoding::Encoding;
-use wan_i2v::checkpoint::names::{Kind, LATENTS_MEAN, LATENTS_STD};
 use wan_i2v::model::dit::DitConfig;
 use wan_i2v::model::umt5::Umt5Config;
 use wan_i2v::model::vae::VaeConfig;
+use wan_i2v::weights::PartName;
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::naming::{Kind, LATENTS_MEAN, LATENTS_STD};
 
 use super::{gguf_file, portable};
 

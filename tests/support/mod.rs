@@ -13,8 +13,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use wan_i2v::backend::{Backend, DeviceKind, Precision, to_host};
 use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
 
 /// MLX's default stream belongs to one thread at a time; `cargo test` runs tests on several.
 static MLX: Mutex<()> = Mutex::new(());

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use crate::batch::seeds::{seed_of_name, seeds};
+use crate::batch::table::{Jobs, Settings, Written};
+use crate::batch::template::{Fields, check_name};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Command, CommandFactory, Parser};
 use serde_json::Value;
-use wan_i2v::batch::seeds::{seed_of_name, seeds};
-use wan_i2v::batch::table::{Jobs, Settings, Written};
-use wan_i2v::batch::template::{Fields, check_name};
 
 use super::layer::{Layer, flag};
 use crate::cli::args::{Cli, GenerateArgs};

@@ -2,10 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 
+use crate::batch::table::Settings;
 use anyhow::Result;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory};
-use wan_i2v::batch::table::Settings;
 
 use crate::cli::args::Cli;
 use crate::cli::layers::PARTS;

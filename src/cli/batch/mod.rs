@@ -10,15 +10,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::batch::report::Report;
+use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Entry, room, table};
+use crate::clip::Model;
+use crate::pipeline::plan::{Budget, Rates};
+use crate::pipeline::{InputCache, Interrupted};
+use crate::runtime;
+use crate::tiny;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use wan_i2v::backend;
-use wan_i2v::batch::report::Report;
-use wan_i2v::batch::{self, Entry, Room, Standing, Terms, room, table};
-use wan_i2v::forecast::{Budget, Rates};
-use wan_i2v::pipeline::{Interrupted, Stock};
-use wan_i2v::request::Model;
-use wan_i2v::tiny;
 
 use self::jobs::{Common, General, Wanted};
 use self::layer::Layer;
@@ -110,7 +110,7 @@ impl FromArgMatches for Defaults {
 /// A clip that can be made.
 pub(super) struct Ready {
     entry: Entry,
-    standing: Standing,
+    standing: ClipStatus,
     preview: Option<(PreviewArgs, Screen)>,
     is_tiny: bool,
 }
@@ -160,7 +160,7 @@ impl BatchArgs {
         let anew = self.defaults.args.resume.is_never();
         let mut outcome = Outcome::new(&self.jobs, folder);
         let mut ready = Vec::new();
-        let mut stock = Stock::default();
+        let mut stock = InputCache::default();
         let numbers: Vec<usize> = wanted.iter().map(|clip| outcome.add(clip)).collect();
         for (number, clip) in numbers.into_iter().zip(wanted) {
             let prepared = prepare(clip, budget, rates.as_ref(), &mut stock, &mut folders);
@@ -175,7 +175,7 @@ impl BatchArgs {
                 if !anew {
                     clip.standing = entry.standing(known)?;
                 }
-                if clip.standing == Standing::There {
+                if clip.standing == ClipStatus::UpToDate {
                     if !self.dry_run {
                         entry.tidy();
                     }
@@ -192,14 +192,14 @@ impl BatchArgs {
         let asked = self.jobs_at_once.map(NonZeroUsize::get);
         let todo = ready
             .iter()
-            .filter(|(_, clip)| clip.standing != Standing::There);
+            .filter(|(_, clip)| clip.standing != ClipStatus::UpToDate);
         let room = room(todo.map(|(_, clip)| &clip.entry), asked, budget);
         if let Some(rates) = &rates {
             folders.remove();
             return plan::show(&ready, &outcome, room?, budget, rates);
         }
         let room = room?;
-        backend::limit_memory(budget.bytes)?;
+        runtime::limit_memory(budget.bytes)?;
         self.make(ready, outcome, room)
     }
 
@@ -207,7 +207,7 @@ impl BatchArgs {
         self,
         ready: Vec<(usize, Ready)>,
         mut outcome: Outcome,
-        room: Room,
+        room: Capacity,
     ) -> Result<ExitCode> {
         outcome.begin(room.at_once);
         if let Some((_, clip)) = ready.first() {
@@ -219,9 +219,9 @@ impl BatchArgs {
         let mut clips = Vec::new();
         for (number, mut clip) in ready {
             let saved = match clip.standing {
-                Standing::There => continue,
-                Standing::Saved(_) => true,
-                Standing::New => false,
+                ClipStatus::UpToDate => continue,
+                ClipStatus::Resumable(_) => true,
+                ClipStatus::Missing => false,
             };
             for warning in clip.entry.job().warnings() {
                 stderr::warning(&format!("{}{warning}", outcome.label(number)));
@@ -235,7 +235,7 @@ impl BatchArgs {
             clips.push((number, clip.entry, saved));
         }
         let resume = &self.defaults.args.resume;
-        let terms = Terms {
+        let terms = BatchOptions {
             folder: &self.output_dir,
             room,
             every: resume.every(),
@@ -270,7 +270,7 @@ fn prepare(
     clip: Wanted,
     budget: Budget,
     rates: Option<&Rates>,
-    stock: &mut Stock,
+    stock: &mut InputCache,
     folders: &mut Folders,
 ) -> Result<Ready> {
     let place = clip.place;
@@ -287,7 +287,7 @@ fn prepare(
         Ok(Ready {
             is_tiny: request.model == Model::Tiny,
             entry: Entry::prepare(request, machine.backend()?, budget, rates, stock)?,
-            standing: Standing::New,
+            standing: ClipStatus::Missing,
             preview: screen.map(|screen| (preview, screen)),
         })
     };

@@ -5,12 +5,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::batch::Entry;
+use crate::batch::report::{ClipReport, Report, Status};
+use crate::pipeline::{Event, Progress, Summary};
+use crate::runtime::Backend;
 use indicatif::MultiProgress;
 use serde_json::json;
-use wan_i2v::backend::Backend;
-use wan_i2v::batch::Entry;
-use wan_i2v::batch::report::{ClipReport, Report, Status};
-use wan_i2v::pipeline::{Event, Progress, Summary};
 
 use super::jobs::Wanted;
 use crate::cli::display::human_time;
@@ -213,7 +213,7 @@ impl Outcome {
 
     fn bytes(&self, number: usize) -> Option<u64> {
         let (output, _) = self.clips[number].as_ref()?;
-        Some(wan_i2v::batch::bytes(output))
+        Some(crate::batch::bytes(output))
     }
 
     /// Puts the report on disk.

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::batch::report::Status;
+use crate::batch::{Capacity, ClipStatus, Costs};
+use crate::pipeline::plan::{Budget, Rates};
 use anyhow::Result;
-use wan_i2v::batch::report::Status;
-use wan_i2v::batch::{Costs, Room, Standing};
-use wan_i2v::forecast::{Budget, Rates};
 
 use super::Ready;
 use super::outcome::Outcome;
@@ -18,14 +18,14 @@ use crate::cli::display::{human_bytes, human_time, print};
 pub fn show(
     ready: &[(usize, Ready)],
     outcome: &Outcome,
-    room: Room,
+    room: Capacity,
     budget: Budget,
     rates: &Rates,
 ) -> Result<ExitCode> {
     let failed = outcome.report().count(Status::Failed);
     let todo = ready
         .iter()
-        .filter(|(_, clip)| clip.standing != Standing::There);
+        .filter(|(_, clip)| clip.standing != ClipStatus::UpToDate);
     let costs = Costs::of(
         todo.clone().map(|(_, clip)| (&clip.entry, clip.standing)),
         room,
@@ -104,7 +104,7 @@ fn row(number: usize, outcome: &Outcome, ready: Option<&Ready>) -> [String; 6] {
     };
     let plan = entry.plan();
     let forecast = entry.forecast();
-    let todo = *standing != Standing::There;
+    let todo = *standing != ClipStatus::UpToDate;
     [
         name,
         clip.place.clone(),
@@ -113,9 +113,9 @@ fn row(number: usize, outcome: &Outcome, ready: Option<&Ready>) -> [String; 6] {
             plan.width, plan.height, plan.frames, plan.steps
         ),
         match standing {
-            Standing::There => "there".into(),
-            Standing::Saved(step) => format!("goes on after step {step}"),
-            Standing::New => "new".into(),
+            ClipStatus::UpToDate => "there".into(),
+            ClipStatus::Resumable(step) => format!("goes on after step {step}"),
+            ClipStatus::Missing => "new".into(),
         },
         match todo {
             true => human_bytes(forecast.peak_bytes),

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::batch::sweep::{Outcome, Run};
+use crate::pipeline::Job;
+use crate::pipeline::plan::{Rates, Settled};
 use anyhow::Result;
 use serde_json::{Value, json};
-use wan_i2v::forecast::{Rates, Settled};
-use wan_i2v::pipeline::Job;
-use wan_i2v::sweep::{Outcome, Run};
 
 use super::{Sweep, exit_code, record_name, table};
 use crate::cli::args::Generate;

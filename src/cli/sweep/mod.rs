@@ -8,17 +8,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::batch::sweep::{self, Axis, Done, Grid, Outcome, Run};
+use crate::clip::Model;
+use crate::diagnose::analyze::{self, page};
+use crate::media::picture::Picture;
+use crate::pipeline::plan::Settled;
+use crate::pipeline::{Interrupted, Job};
+use crate::runtime;
+use crate::tiny;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
 use indicatif::MultiProgress;
 use serde_json::{Value, json};
-use wan_i2v::analysis::{self, page};
-use wan_i2v::forecast::Settled;
-use wan_i2v::media::picture::Picture;
-use wan_i2v::pipeline::{Interrupted, Job};
-use wan_i2v::request::Model;
-use wan_i2v::sweep::{self, Axis, Done, Grid, Outcome, Run};
-use wan_i2v::{backend, tiny};
 
 use self::given::{Given, NOT_TAKEN, clip_command};
 use super::analyze::columns;
@@ -259,7 +260,7 @@ impl Sweep {
             say!("it is there already");
             return Ok(outcome);
         }
-        backend::limit_memory(budget.bytes)?;
+        runtime::limit_memory(budget.bytes)?;
         let mut start = resume.start(&output, &identity, &open)?;
         report::start(job.plan(), backend, &output);
         start.tell(false);
@@ -272,7 +273,7 @@ impl Sweep {
         start.keeper.finish();
         report::finish(&summary, backend, &output);
         let picture = Picture::open(&image)?;
-        let report = analysis::file(&output, Some((&picture, resize)))?;
+        let report = analyze::file(&output, Some((&picture, resize)))?;
         let outcome = Outcome::of(run, clip_name(run), identity, &summary, &report)?;
         outcome.write(&record)?;
         Ok(outcome)

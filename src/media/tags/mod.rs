@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::clip::frame_index;
-use crate::nearest;
+use crate::util::suggest;
 
 /// The longest comment that is read, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
@@ -46,7 +46,7 @@ pub fn read_comment(path: &Path) -> Result<Option<String>> {
         true => first_frame(path)?,
         false => path.to_owned(),
     };
-    nearest::open(&path)
+    suggest::open(&path)
         .and_then(|file| comment_of(BufReader::new(file)))
         .with_context(|| format!("cannot read {}", path.display()))
 }

@@ -8,9 +8,9 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
 use super::{DitConfig, Rope};
-use crate::backend::{Backend, attention, rows};
 use crate::model::layers::{Linear, add_gated, f32, gelu_tanh, layer_norm, to_heads};
 use crate::model::{Role, TensorSource};
+use crate::runtime::{Backend, attention, rows};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
 pub const SETTLED_BYTES: usize = 1 << 20;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::{Linear, Weight, f32, gelu_tanh, layer_norm, silu};
 use super::umt5::pad_rows;
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
-use crate::backend::{Backend, rows};
+use crate::runtime::{Backend, rows};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).

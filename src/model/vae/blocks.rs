@@ -7,9 +7,9 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
 use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
-use crate::backend::{DeviceKind, attention, rows};
-use crate::host::norm_silu;
 use crate::model::layers::silu;
+use crate::runtime::kernels::cpu::norm_silu;
+use crate::runtime::{DeviceKind, attention, rows};
 
 /// The reference L2-normalises channels and multiplies by sqrt(channels), which is an RMS norm;
 /// this epsilon stands for its lower bound of 1e-12 on the length.

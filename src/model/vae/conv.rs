@@ -7,10 +7,10 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
-use super::steady::Steady;
-use crate::backend::{Backend, ConvMethod, count_product, in_chunks, rows};
-use crate::host::{block_rows, in_parallel};
+use super::static_frames::Steady;
 use crate::model::{Role, TensorSource};
+use crate::runtime::kernels::cpu::{block_rows, in_parallel};
+use crate::runtime::{Backend, ConvMethod, count_product, in_chunks, rows};
 
 /// Below this many input channels one unfolded product beats a product per tap.
 pub(super) const MIN_TAP_CHANNELS: i32 = 8;
@@ -372,7 +372,7 @@ fn last_frames(before: Option<&Array>, x: &Array, count: i32) -> MlxResult<Array
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{DeviceKind, Precision, to_host};
+    use crate::runtime::{DeviceKind, Precision, to_host};
 
     /// On the GPU no kernel call may see more than 32,767 rows.
     #[test]

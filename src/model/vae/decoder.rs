@@ -7,8 +7,8 @@ use mlx_rs::error::Result as MlxResult;
 use super::VaeConfig;
 use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
-use crate::backend::Backend;
 use crate::model::TensorSource;
+use crate::runtime::Backend;
 
 /// The decoder half of the VAE with its weights.
 #[derive(Debug)]

@@ -8,10 +8,10 @@ use mlx_rs::ops::zeros_dtype;
 
 use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
-use super::steady::settling_chunks;
+use super::static_frames::static_chunks;
 use super::{TEMPORAL_STRIDE, VaeConfig};
-use crate::backend::Backend;
 use crate::model::TensorSource;
+use crate::runtime::Backend;
 
 /// The encoder half of the VAE with its weights.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub enum Chunk {
     /// one; values in [-1, 1].
     Pixels(Array),
     /// Four frames of zeros, of the last chunk's size. After some of them in a row less and less is
-    /// computed: see [`settling_chunks`].
+    /// computed: see [`static_chunks`].
     Blank,
 }
 
@@ -106,7 +106,7 @@ impl VaeEncoder {
             conv_out: CausalConv::load(loader, "encoder.conv_out", [channels, moments])?,
             quant_conv: Conv::load_pointwise(loader, "quant_conv", [moments, moments], false)?,
             slots: 0,
-            settling: settling_chunks(config),
+            settling: static_chunks(config),
         };
         Ok(Self {
             slots: loader.slots,

@@ -8,7 +8,7 @@ use mlx_rs::Dtype;
 
 use super::conv::MIN_TAP_CHANNELS;
 use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
-use crate::backend::{Backend, ConvMethod, DeviceKind};
+use crate::runtime::{Backend, ConvMethod, DeviceKind};
 
 /// What neighbouring tiles share, in latent rows and columns. With random weights 4 is the least
 /// that keeps 45 dB on average frames; 6 does so also when tiles are so small that every pixel

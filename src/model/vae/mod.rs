@@ -12,7 +12,7 @@ mod conv;
 mod decoder;
 mod encoder;
 mod footprint;
-mod steady;
+mod static_frames;
 mod tiling;
 
 pub use conv::{FeatureCache, Slot, convolve};
@@ -22,7 +22,7 @@ pub use footprint::{
     Footprint, OVERLAP, choose_decode_tiling, choose_encode_tiling, decode_peak_bytes,
     decode_phases, encode_peak_bytes, encode_phases,
 };
-pub use steady::settling_chunks;
+pub use static_frames::static_chunks;
 pub use tiling::{Tile, Tiling, steps};
 
 use anyhow::{Result, ensure};

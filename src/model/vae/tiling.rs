@@ -16,7 +16,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, memory};
 
 use super::{Chunk, SPATIAL_STRIDE, VaeDecoder, VaeEncoder};
-use crate::backend::to_host;
+use crate::runtime::to_host;
 
 /// How frames are cut into tiles, in latent rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

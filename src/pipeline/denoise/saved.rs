@@ -4,14 +4,14 @@ use anyhow::Result;
 use mlx_rs::Array;
 
 use super::{DenoiseSettings, Denoiser, Passes, Prepared};
-use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, Expert};
-use crate::pipeline::cache::StepCache;
+use crate::clip::CacheMethod;
+use crate::persist::State;
 use crate::pipeline::condition::Condition;
 use crate::pipeline::text::EncodedPrompts;
-use crate::request::CacheMethod;
-use crate::resume::State;
-use crate::schedule::Sampler;
+use crate::runtime::Backend;
+use crate::sampling::Sampler;
+use crate::sampling::StepCache;
+use crate::weights::{Checkpoint, Expert};
 
 /// The part of a saved run that belongs to an expert.
 #[derive(Debug)]

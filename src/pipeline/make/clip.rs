@@ -3,14 +3,14 @@
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
-use crate::backend::Backend;
-use crate::dump::Dump;
 use crate::media::tags::Tags;
+use crate::persist::dump::Dump;
 use crate::pipeline::Job;
 use crate::pipeline::condition::{Condition, Ends, ImageEncoder};
-use crate::pipeline::progress::{Progress, Stage};
-use crate::pipeline::still::Still;
+use crate::pipeline::source_image::SourceImage;
 use crate::pipeline::text::dump_prompt;
+use crate::progress::{Progress, Stage};
+use crate::runtime::Backend;
 use crate::text::TokenIds;
 
 /// A clip to be made.
@@ -99,7 +99,8 @@ impl Clip {
             ..
         } = &mut self.job;
         let (width, height) = (plan.width as usize, plan.height as usize);
-        let resized = |still: &mut Still| still.take()?.resized(width, height, request.resize);
+        let resized =
+            |still: &mut SourceImage| still.take()?.resized(width, height, request.resize);
         let first = resized(picture).context("--image")?;
         let last = last.as_mut().map(resized).transpose();
         let last = last.context("--last-image")?;

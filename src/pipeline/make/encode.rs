@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use mlx_rs::memory;
 
-use super::{Clip, Making};
-use crate::backend::Backend;
-use crate::checkpoint::Checkpoint;
+use super::{Clip, Scheduler};
 use crate::pipeline::Interrupted;
 use crate::pipeline::condition::{ImageEncoder, image_units};
-use crate::pipeline::progress::{Event, Phase, Progress, Stage};
 use crate::pipeline::text::TextEncoder;
+use crate::progress::{Event, Phase, Progress, Stage};
+use crate::runtime::Backend;
 use crate::text::TokenIds;
+use crate::weights::Checkpoint;
 
-impl Making<'_> {
+impl Scheduler<'_> {
     /// [`Self::fail`] for every clip that `wants` what failed; they are no longer made.
     fn fail_all(
         &mut self,

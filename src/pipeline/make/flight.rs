@@ -4,26 +4,26 @@ use anyhow::{Context, Result};
 use mlx_rs::Array;
 
 use super::Clip;
-use crate::checkpoint::Expert;
-use crate::dump::Dump;
 use crate::media::clip::ClipWriter;
 use crate::media::strip::FilmStrip;
 use crate::media::tags::Tags;
+use crate::persist::dump::Dump;
 use crate::pipeline::decode::ClipDecoder;
 use crate::pipeline::denoise::Denoiser;
-use crate::pipeline::progress::{Memory, PhaseReport, Progress};
 use crate::pipeline::{Job, Passes, Summary};
+use crate::progress::{Memory, PhaseReport, Progress};
+use crate::weights::Expert;
 
 /// What a clip begins with.
-pub(super) struct Begun<'c> {
+pub(super) struct StartedClip<'c> {
     pub(super) denoiser: Denoiser<'c>,
     pub(super) dump: Option<Dump>,
     pub(super) tags: Option<Tags>,
 }
 
-impl<'c> Begun<'c> {
-    pub(super) fn flight(self, clip: Clip) -> Flight<'c> {
-        Flight {
+impl<'c> StartedClip<'c> {
+    pub(super) fn flight(self, clip: Clip) -> ActiveClip<'c> {
+        ActiveClip {
             clip,
             work: Work::Denoising(Box::new(self.denoiser)),
             dump: self.dump,
@@ -34,7 +34,7 @@ impl<'c> Begun<'c> {
 }
 
 /// A clip in flight.
-pub(super) struct Flight<'c> {
+pub(super) struct ActiveClip<'c> {
     pub(super) clip: Clip,
     pub(super) work: Work<'c>,
     pub(super) dump: Option<Dump>,
@@ -53,7 +53,7 @@ pub(super) enum Work<'c> {
     Ended,
 }
 
-impl Flight<'_> {
+impl ActiveClip<'_> {
     pub(super) fn next_expert(&self) -> Option<Expert> {
         match &self.work {
             Work::Denoising(denoiser) => denoiser.next_expert(),

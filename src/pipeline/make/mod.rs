@@ -14,44 +14,44 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
-use self::flight::{Begun, Flight, Work};
+use self::flight::{ActiveClip, StartedClip, Work};
 use super::condition::Condition;
 use super::decode::ClipDecoder;
 use super::denoise::{DenoiseSettings, Denoiser};
 use super::experts::Experts;
-use super::progress::{Event, Progress, Stage};
-use super::shelf::Shelf;
 use super::text::EncodedPrompts;
 use super::{Interrupted, Summary, initial_noise};
-use crate::checkpoint::{Checkpoint, Expert};
-use crate::resume::{Keeper, Saved};
-use crate::schedule::{Sampler, Schedule};
+use crate::persist::EmbeddingStore;
+use crate::persist::{SavedRun, StateWriter};
+use crate::progress::{Event, Progress, Stage};
+use crate::sampling::{Sampler, Schedule};
+use crate::weights::{Checkpoint, Expert};
 
 /// Who has the clips made.
-pub(crate) trait Host {
+pub(crate) trait ClipObserver {
     /// A clip is about to be denoised; returns the saved run that it goes on from.
-    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<Saved>>;
+    fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<SavedRun>>;
 
     /// What keeps a clip's state, since it has begun.
-    fn keeper(&mut self, clip: &Clip) -> Option<&mut Keeper>;
+    fn keeper(&mut self, clip: &Clip) -> Option<&mut StateWriter>;
 
     /// A clip is there, or cannot be made.
     fn end(&mut self, clip: &Clip, made: Result<Summary>, progress: &mut dyn Progress);
 }
 
 /// How clips are made.
-pub(crate) struct Making<'a> {
+pub(crate) struct Scheduler<'a> {
     /// The clips, all of one model and one device.
     pub(crate) clips: Vec<Clip>,
     /// How many of them are in flight at once.
     pub(crate) at_once: usize,
     /// Whether there is room for the VAE's decoder at work beside an expert.
     pub(crate) beside: bool,
-    pub(crate) shelf: &'a mut Shelf,
-    pub(crate) host: &'a mut dyn Host,
+    pub(crate) shelf: &'a mut EmbeddingStore,
+    pub(crate) host: &'a mut dyn ClipObserver,
 }
 
-impl Making<'_> {
+impl Scheduler<'_> {
     /// Makes the clips; each one's end is told to the host.
     ///
     /// # Errors
@@ -109,8 +109,8 @@ impl Making<'_> {
         clips: Vec<Clip>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<Flight<'c>>> {
-        let mut flights: Vec<Flight<'c>> = Vec::new();
+    ) -> Result<Vec<ActiveClip<'c>>> {
+        let mut flights: Vec<ActiveClip<'c>> = Vec::new();
         for mut clip in clips {
             match self.begin(checkpoint, &mut clip, progress) {
                 Ok(begun) => flights.push(begun.flight(clip)),
@@ -135,7 +135,7 @@ impl Making<'_> {
     /// Denoises and decodes clips that are in flight together.
     fn pass(
         &mut self,
-        mut flights: Vec<Flight<'_>>,
+        mut flights: Vec<ActiveClip<'_>>,
         experts: &mut Experts<'_>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
@@ -182,7 +182,7 @@ impl Making<'_> {
         checkpoint: &'c Checkpoint,
         clip: &mut Clip,
         progress: &mut dyn Progress,
-    ) -> Result<Begun<'c>> {
+    ) -> Result<StartedClip<'c>> {
         progress.event(&Event::Turn(Some(clip.number)));
         let saved = self.host.begin(clip, progress)?;
         let dump = clip.dump()?;
@@ -224,7 +224,7 @@ impl Making<'_> {
                 settings,
             )
         };
-        Ok(Begun {
+        Ok(StartedClip {
             denoiser: denoiser.observed_by(clip.job.observer.take()),
             dump,
             tags,
@@ -235,13 +235,13 @@ impl Making<'_> {
     fn turn(
         &mut self,
         index: usize,
-        flights: &mut [Flight<'_>],
+        flights: &mut [ActiveClip<'_>],
         open: &mut Option<(usize, Stage)>,
         experts: &mut Experts<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         self.open(index, flights, open, progress);
-        let Flight {
+        let ActiveClip {
             clip, work, dump, ..
         } = &mut flights[index];
         let Work::Denoising(denoiser) = work else {
@@ -254,7 +254,7 @@ impl Making<'_> {
     fn open(
         &mut self,
         index: usize,
-        flights: &mut [Flight<'_>],
+        flights: &mut [ActiveClip<'_>],
         open: &mut Option<(usize, Stage)>,
         progress: &mut dyn Progress,
     ) {
@@ -262,7 +262,7 @@ impl Making<'_> {
             return;
         }
         self.close(open, flights, progress);
-        let Flight { clip, work, .. } = &mut flights[index];
+        let ActiveClip { clip, work, .. } = &mut flights[index];
         let Work::Denoising(denoiser) = work else {
             return;
         };
@@ -280,7 +280,7 @@ impl Making<'_> {
     fn close(
         &mut self,
         open: &mut Option<(usize, Stage)>,
-        flights: &mut [Flight<'_>],
+        flights: &mut [ActiveClip<'_>],
         progress: &mut dyn Progress,
     ) {
         let Some((index, stage)) = open.take() else {
@@ -299,7 +299,7 @@ impl Making<'_> {
     /// Decodes and writes a clip, and tells of its end.
     fn decode(
         &mut self,
-        flight: &mut Flight<'_>,
+        flight: &mut ActiveClip<'_>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
@@ -319,8 +319,8 @@ impl Making<'_> {
 }
 
 /// Whose turn it is: the high-noise expert's while any clip wants it.
-fn next_expert(flights: &[Flight<'_>]) -> Option<Expert> {
-    let wanted = || flights.iter().filter_map(Flight::next_expert);
+fn next_expert(flights: &[ActiveClip<'_>]) -> Option<Expert> {
+    let wanted = || flights.iter().filter_map(ActiveClip::next_expert);
     wanted()
         .find(|expert| *expert == Expert::HighNoise)
         .or_else(|| wanted().next())

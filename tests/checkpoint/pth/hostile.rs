@@ -2,7 +2,7 @@
 
 use super::zips::{archive, dict, number, numbers, records, string, tensor};
 use super::{assert_refused, golden, names};
-use wan_i2v::checkpoint::pth::header;
+use wan_i2v::weights::container::pth::header;
 
 /// Expects the pickle to be refused.
 #[track_caller]

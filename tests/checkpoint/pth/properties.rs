@@ -6,7 +6,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::zips::{archive, pair, records};
 use super::{golden, names};
-use wan_i2v::checkpoint::pth::header;
+use wan_i2v::weights::container::pth::header;
 
 /// Runs `test` on the same values each time.
 fn check<S: Strategy>(

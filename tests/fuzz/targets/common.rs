@@ -1,8 +1,8 @@
 //! The readers under test, from their source: the whole crate would bring in MLX.
 
 #[allow(dead_code)]
-#[path = "../../../src/checkpoint"]
-pub mod checkpoint {
+#[path = "../../../src/weights/container"]
+pub mod container {
     pub mod encoding;
     pub mod gguf;
     pub mod header;
@@ -10,7 +10,7 @@ pub mod checkpoint {
     pub mod safetensors;
 }
 
-use checkpoint::header::Header;
+use container::header::Header;
 
 /// Reads a file; if it is accepted, what is found has to lie within it and be of the right size.
 pub fn check(file: &[u8], read: impl Fn(&[u8]) -> anyhow::Result<Header>) {

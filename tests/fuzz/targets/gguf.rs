@@ -3,6 +3,6 @@
 
 mod common;
 
-use common::checkpoint::gguf;
+use common::container::gguf;
 
 libfuzzer_sys::fuzz_target!(|file: &[u8]| common::check(file, gguf::header));

@@ -3,6 +3,6 @@
 
 mod common;
 
-use common::checkpoint::pth;
+use common::container::pth;
 
 libfuzzer_sys::fuzz_target!(|file: &[u8]| common::check(file, pth::header));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::checkpoint::pth;
+use common::container::pth;
 
 libfuzzer_sys::fuzz_target!(|pickle: &[u8]| common::check(&archive(pickle), pth::header));
 

@@ -3,6 +3,6 @@
 
 mod common;
 
-use common::checkpoint::safetensors;
+use common::container::safetensors;
 
 libfuzzer_sys::fuzz_target!(|file: &[u8]| common::check(file, safetensors::header));

@@ -1,0 +1,323 @@
+//! What a clip was made from and with, as its file keeps it: enough to make it again.
+//!
+//! A record names files, not where they are: the folders of the machine that made a clip are
+//! nobody's business who gets it.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::clip::{Model, Plan, Request};
+use crate::media::Resize;
+use crate::media::tags::{self, Tags};
+use crate::runtime::{self, Backend, DeviceKind};
+use crate::weights::{Checkpoint, PartName};
+
+/// What this program calls itself in its files, before its version.
+const SOFTWARE: &str = "wan-i2v ";
+
+/// What a clip was made from and with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The program and its version.
+    pub software: String,
+    /// MLX's version.
+    pub mlx: String,
+    /// What happens in the clip.
+    pub prompt: String,
+    /// What was steered away from; empty when nothing was.
+    pub negative_prompt: String,
+    /// The picture that it starts with.
+    pub image: FileIdentity,
+    /// The picture that it ends with, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<FileIdentity>,
+    /// The model.
+    pub model: ModelIdentity,
+    /// Pixels per row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Frames.
+    pub frames: u32,
+    /// Frames per second.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Solver of the differential equation.
+    pub solver: String,
+    /// Shift of the noise schedule.
+    pub shift: f64,
+    /// Guidance scales of the low-noise and the high-noise expert.
+    pub guide_scale: (f32, f32),
+    /// The share of the steps where guidance starts, and where it ends.
+    pub guide_interval: (f64, f64),
+    /// The cache, as `--cache` takes it.
+    pub cache: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// How the picture was resized.
+    pub resize: String,
+    /// `gpu` or `cpu`.
+    pub device: String,
+    /// Dtype of matrix products.
+    pub dtype: String,
+}
+
+/// A file, wherever it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its name without its folder.
+    pub name: String,
+    /// Hash of its content, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// A model, wherever it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// `tiny`, the hub's `owner/name@commit`, or the name of its folder; empty when every part was
+    /// named by itself.
+    pub name: String,
+    /// Names of the parts that came from elsewhere, by the flag that names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, String>,
+    /// Bits that parts were quantized to while they were loaded, by the flag that asks for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bits: BTreeMap<String, usize>,
+    /// See [`Checkpoint::fingerprint`].
+    pub fingerprint: String,
+}
+
+impl Metadata {
+    /// The record of a clip that is to be made; `picture` and `last` are the hashes of its pictures'
+    /// files. Reads a little of each of the model's tensors.
+    ///
+    /// # Errors
+    /// When a file of the model cannot be read any more.
+    pub fn new(
+        request: &Request,
+        plan: &Plan,
+        [picture, last]: [Option<&str>; 2],
+        checkpoint: &Checkpoint,
+        backend: Backend,
+    ) -> Result<Self> {
+        let guided = plan.guide_scale.needs_negative();
+        Ok(Self {
+            software: format!("{SOFTWARE}{}", env!("CARGO_PKG_VERSION")),
+            mlx: runtime::mlx_version(),
+            prompt: request.prompt.clone(),
+            negative_prompt: match guided {
+                true => plan.negative_prompt.clone(),
+                false => String::new(),
+            },
+            image: FileIdentity::new(&request.image, picture),
+            last_image: request
+                .last_image
+                .as_deref()
+                .map(|path| FileIdentity::new(path, last)),
+            model: ModelIdentity::new(request, checkpoint)?,
+            width: plan.width,
+            height: plan.height,
+            frames: plan.frames,
+            fps: plan.fps,
+            steps: plan.steps,
+            solver: plan.solver.to_string(),
+            shift: plan.shift,
+            guide_scale: (plan.guide_scale.low, plan.guide_scale.high),
+            guide_interval: (plan.guide_interval.start, plan.guide_interval.end),
+            cache: plan.cache.to_string(),
+            seed: plan.seed,
+            resize: match request.resize {
+                Resize::Lanczos => "lanczos",
+                Resize::Bicubic => "bicubic",
+            }
+            .into(),
+            device: match backend.device {
+                DeviceKind::Gpu => "gpu",
+                DeviceKind::Cpu => "cpu",
+            }
+            .into(),
+            dtype: backend.precision.to_string(),
+        })
+    }
+
+    /// Whether a clip with this record is the one with `other`: not what the program, the picture
+    /// and the model's folder are called, but everything else.
+    pub fn is_of_same_clip(&self, other: &Self) -> bool {
+        let mut renamed = self.clone();
+        renamed.software.clone_from(&other.software);
+        renamed.mlx.clone_from(&other.mlx);
+        renamed.image.name.clone_from(&other.image.name);
+        renamed.model.name.clone_from(&other.model.name);
+        renamed.model.parts.clone_from(&other.model.parts);
+        renamed == *other
+    }
+
+    /// What of it goes where in a clip's file.
+    ///
+    /// # Errors
+    /// When it cannot be told in JSON, which no record of a clip is.
+    pub fn tags(&self) -> Result<Tags> {
+        Ok(Tags {
+            software: self.software.clone(),
+            description: self.prompt.clone(),
+            comment: ascii(&serde_json::to_string(self)?),
+        })
+    }
+
+    /// Reads the record of a clip: an `.mp4`, a `.gif`, a frame's `.png` or a folder of frames.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is damaged, or holds no record of this program.
+    pub fn read(path: &Path) -> Result<Self> {
+        let Some(comment) = tags::read_comment(path)? else {
+            bail!(
+                "{}: says nothing of how it was made; it is of another program, or was made with \
+                 --no-metadata",
+                path.display()
+            );
+        };
+        let value: Value = serde_json::from_str(&comment).unwrap_or_default();
+        let software = value.get("software").and_then(Value::as_str);
+        let software = software.filter(|name| name.starts_with(SOFTWARE));
+        let Some(software) = software.map(|name| name.escape_debug().to_string()) else {
+            bail!(
+                "{}: is not of this program; its comment begins with {:?}",
+                path.display(),
+                comment.chars().take(40).collect::<String>()
+            );
+        };
+        serde_json::from_value(value).with_context(|| {
+            format!(
+                "{}: {software} made it, and this version cannot read what it says",
+                path.display()
+            )
+        })
+    }
+}
+
+impl FileIdentity {
+    fn new(path: &Path, hash: Option<&str>) -> Self {
+        Self {
+            name: name_of(path),
+            sha256: hash.unwrap_or_default().into(),
+        }
+    }
+}
+
+impl ModelIdentity {
+    fn new(request: &Request, checkpoint: &Checkpoint) -> Result<Self> {
+        let mut parts = BTreeMap::new();
+        let name = match &request.model {
+            Model::Tiny => "tiny".to_owned(),
+            Model::Disk(sources) => {
+                let flags = PartName::ALL.map(PartName::flag).into_iter();
+                let named = flags
+                    .zip(&sources.parts)
+                    .chain([("--tokenizer", &sources.tokenizer)]);
+                for (flag, path) in named {
+                    if let Some(path) = path {
+                        parts.insert(flag.to_owned(), name_of(path));
+                    }
+                }
+                let model = sources.model.as_deref();
+                model
+                    .map(|path| hub_name(path).unwrap_or_else(|| name_of(path)))
+                    .unwrap_or_default()
+            }
+        };
+        let bits = [
+            ("--high-bits", request.bits.high),
+            ("--low-bits", request.bits.low),
+            ("--text-bits", request.bits.text),
+        ];
+        Ok(Self {
+            name,
+            parts,
+            bits: bits
+                .into_iter()
+                .filter_map(|(flag, bits)| Some((flag.to_owned(), bits?.number())))
+                .collect(),
+            fingerprint: checkpoint.fingerprint()?,
+        })
+    }
+}
+
+/// A path's last name; that of the folder it leads to when it ends in dots.
+fn name_of(path: &Path) -> String {
+    let name = match path.file_name() {
+        Some(name) => Some(name.to_owned()),
+        None => path
+            .canonicalize()
+            .ok()
+            .and_then(|path| Some(path.file_name()?.to_owned())),
+    };
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What the hub calls a folder of its cache, `models--owner--name/snapshots/commit`.
+fn hub_name(path: &Path) -> Option<String> {
+    let mut names = path.components().rev().map(|component| match component {
+        Component::Normal(name) => name.to_str(),
+        _ => None,
+    });
+    let (commit, snapshots, folder) = (names.next()??, names.next()??, names.next()??);
+    let (owner, name) = folder.strip_prefix("models--")?.split_once("--")?;
+    (snapshots == "snapshots").then(|| format!("{owner}/{name}@{commit}"))
+}
+
+/// JSON with every character beyond ASCII escaped.
+fn ascii(json: &str) -> String {
+    let mut ascii = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                ascii += &format!("\\u{unit:04x}");
+            }
+        }
+    }
+    ascii
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_the_hub_s_cache_has_the_hub_s_name() {
+        let name = |path: &str| hub_name(Path::new(path));
+        assert_eq!(
+            name("/home/me/.cache/huggingface/hub/models--Wan-AI--Wan2.2-I2V/snapshots/0a1b"),
+            Some("Wan-AI/Wan2.2-I2V@0a1b".into())
+        );
+        for other in [
+            "/",
+            "wan2.2",
+            "a/b/c/d",
+            "models--a--b/blobs/c",
+            "models--a/snapshots/c",
+        ] {
+            assert_eq!(name(other), None, "{other}");
+        }
+        assert_eq!(name_of(Path::new("/a/b/wan2.2/")), "wan2.2");
+        assert_eq!(name_of(Path::new("/")), "");
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(name_of(Path::new(".")), name_of(&here));
+    }
+
+    #[test]
+    fn escaped_json_says_the_same() {
+        let text = "一只猫 \u{1f3f3}\u{fe0f} \"e\u{301}\" \\ \n \u{7f}";
+        let json = serde_json::to_string(text).unwrap();
+        let escaped = ascii(&json);
+        assert!(escaped.is_ascii() && escaped != json);
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+    }
+}

@@ -1,0 +1,260 @@
+//! Whether the prompt can have an effect: one denoising step of each expert with the prompt and with
+//! the negative one, and what the two experts make of the text.
+//!
+//! The open question of the report that this project grew from was guidance without effect. It has
+//! none when the text encoder's outputs, an expert's embeddings of them, or its keys and values are
+//! the same for both prompts, and a wrong one when one expert's are taken for both.
+
+use anyhow::{Context, Result};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, memory};
+
+use super::judge::{Distance, distance};
+use super::{Bound, CheckResult, scene};
+use crate::clip::{GuideScale, Plan};
+use crate::model::dit::{CrossKv, Dit, Rope};
+use crate::model::umt5::pad_rows;
+use crate::model::vae::TEMPORAL_STRIDE;
+use crate::pipeline::{
+    Condition, EncodedPrompts, Silent, TEXT_LEN, encode_condition, encode_prompts, initial_noise,
+    tokenize,
+};
+use crate::runtime::{Backend, to_host, wire};
+use crate::sampling::Schedule;
+use crate::weights::{Checkpoint, Expert};
+
+/// Two latent frames.
+const FRAMES: u32 = 5;
+/// Blocks whose keys and values are looked at; of more, so many at even distances.
+const BLOCKS: usize = 6;
+/// Embeddings, keys and values that differ by less than this share of their size are the same.
+pub const LEAST_TEXT: f64 = 1e-3;
+/// As above, of predictions: those of a large model at full noise differ by a few parts in a hundred
+/// or thousand.
+pub const LEAST_PREDICTION: f64 = 1e-4;
+
+/// What was seen of one expert.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The expert.
+    pub expert: Expert,
+    /// The timestep that it was asked at.
+    pub timestep: i64,
+    /// What it makes of the prompt and of the negative one.
+    pub embeddings: [Vec<f32>; 2],
+    /// Keys of some blocks.
+    pub keys: [Vec<f32>; 2],
+    /// Values of the same.
+    pub values: [Vec<f32>; 2],
+    /// Predictions.
+    pub predictions: [Vec<f32>; 2],
+}
+
+/// What was seen of both.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The text encoder's outputs, cut to the shorter prompt.
+    pub encoded: [Vec<f32>; 2],
+    /// The high-noise expert.
+    pub high: Seen,
+    /// The low-noise expert.
+    pub low: Seen,
+}
+
+/// Encodes the prompts and the picture, and asks both experts, one in memory at a time.
+///
+/// # Errors
+/// When a weight is damaged or MLX fails.
+pub fn observe(checkpoint: &Checkpoint, backend: Backend) -> Result<Observed> {
+    // A scale of 1 would need no negative prompt.
+    let plan = Plan {
+        guide_scale: GuideScale {
+            low: 2.0,
+            high: 2.0,
+        },
+        ..scene::plan(checkpoint, FRAMES)
+    };
+    let ids = tokenize(checkpoint, scene::PROMPT, &plan)?;
+    let prompts = encode_prompts(checkpoint, backend, &ids, None, &mut Silent)?;
+    let negative = prompts.negative.as_ref();
+    let negative = negative.context("no negative prompt")?;
+    let pixels = scene::picture(plan.width, plan.height);
+    let condition = encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent)?;
+    let rows = prompts.prompt.dim(0).min(negative.dim(0));
+    let encoded = [&prompts.prompt, negative].map(|all| to_host(&all.try_index(0..rows)?));
+    let [cond, uncond] = encoded;
+    let ask = |expert| see(checkpoint, backend, expert, &plan, &prompts, &condition);
+    Ok(Observed {
+        encoded: [cond?, uncond?],
+        high: ask(Expert::HighNoise)?,
+        low: ask(Expert::LowNoise)?,
+    })
+}
+
+fn see(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    expert: Expert,
+    plan: &Plan,
+    prompts: &EncodedPrompts,
+    condition: &Condition,
+) -> Result<Seen> {
+    let dit = checkpoint.load_expert(expert, backend)?;
+    wire(memory::active_memory()? as u64);
+    let seen = see_loaded(checkpoint, &dit, expert, plan, prompts, condition);
+    drop(dit);
+    wire(0);
+    memory::clear_cache()?;
+    seen
+}
+
+fn see_loaded(
+    checkpoint: &Checkpoint,
+    dit: &Dit,
+    expert: Expert,
+    plan: &Plan,
+    prompts: &EncodedPrompts,
+    condition: &Condition,
+) -> Result<Seen> {
+    let negative = prompts.negative.as_ref().context("no negative prompt")?;
+    // As many rows of both, the shorter one padded as the reference pads it.
+    let rows = prompts.prompt.dim(0).max(negative.dim(0)) + 1;
+    let both = [&prompts.prompt, negative];
+    let embedded = both.map(|prompt| dit.embed_text(&pad_rows(prompt, rows)?));
+    let [cond, uncond] = embedded;
+    let embedded = [cond?, uncond?];
+    let mut keys = [Vec::new(), Vec::new()];
+    let mut values = [Vec::new(), Vec::new()];
+    for (i, embedded) in embedded.iter().enumerate() {
+        let kv = dit.cross_kv_of_embedded(embedded, 1)?;
+        for block in some_of(&kv) {
+            keys[i].extend(to_host(&block.keys)?);
+            values[i].extend(to_host(&block.values)?);
+        }
+    }
+    let (timestep, latents) = place(checkpoint, expert, plan, condition)?;
+    let input = concatenate(&[&latents, &condition.0], 0)?;
+    let time = dit.embed_time(timestep)?;
+    let tokens = dit.config().token_grid(plan.latent_grid());
+    let rope = Rope::new(tokens, dit.config().attention_head_dim);
+    let predict = |prompt: &Array| -> Result<Vec<f32>> {
+        let kv = dit.cross_kv(prompt, TEXT_LEN as i32)?;
+        Ok(to_host(&dit.forward(&input, &time, &rope, &kv)?)?)
+    };
+    let [cond, uncond] = embedded.each_ref().map(to_host);
+    Ok(Seen {
+        expert,
+        timestep,
+        embeddings: [cond?, uncond?],
+        keys,
+        values,
+        predictions: [predict(&prompts.prompt)?, predict(negative)?],
+    })
+}
+
+/// The first timestep of a schedule that an expert is asked at, and latents with as much noise: of
+/// the picture alone, since there is no clip yet.
+fn place(
+    checkpoint: &Checkpoint,
+    expert: Expert,
+    plan: &Plan,
+    condition: &Condition,
+) -> Result<(i64, Array)> {
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let steps = schedule.timesteps.iter().zip(&schedule.sigmas);
+    let mut own = steps.filter(|(t, _)| checkpoint.expert_for(**t) == expert);
+    let (&timestep, &sigma) = own
+        .next()
+        .with_context(|| format!("no step of the model's own schedule is the {expert} expert's"))?;
+    let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+    let clean = condition.0.try_index(TEMPORAL_STRIDE..)?;
+    let noise = noise.multiply(Array::from_f32(sigma as f32))?;
+    let clean = clean.multiply(Array::from_f32(1.0 - sigma as f32))?;
+    Ok((timestep, noise.add(clean)?))
+}
+
+fn some_of(blocks: &[CrossKv]) -> impl Iterator<Item = &CrossKv> {
+    let chosen = blocks.len().min(BLOCKS);
+    (0..chosen).map(move |i| &blocks[i * (blocks.len() - 1) / (chosen - 1).max(1)])
+}
+
+impl Observed {
+    /// What is to be said of it.
+    pub fn findings(&self) -> Vec<CheckResult> {
+        let mut findings = vec![differs(
+            "text encoder: prompt against negative prompt",
+            &self.encoded[0],
+            &self.encoded[1],
+            LEAST_TEXT,
+            "the text encoder gives the same for any text",
+        )];
+        for seen in [&self.high, &self.low] {
+            let expert = seen.expert;
+            for (what, [cond, uncond]) in [
+                ("text embeddings", &seen.embeddings),
+                ("cross-attention keys", &seen.keys),
+                ("cross-attention values", &seen.values),
+            ] {
+                findings.push(differs(
+                    &format!("{expert} expert: {what}, prompt against negative prompt"),
+                    cond,
+                    uncond,
+                    LEAST_TEXT,
+                    "the prompt is lost before it reaches the blocks",
+                ));
+            }
+            let [cond, uncond] = &seen.predictions;
+            findings.push(differs(
+                &format!(
+                    "{expert} expert: predictions at t = {}, prompt against negative prompt",
+                    seen.timestep
+                ),
+                cond,
+                uncond,
+                LEAST_PREDICTION,
+                "guidance has no effect, whatever its scale",
+            ));
+        }
+        for (what, high, low) in [
+            (
+                "text embeddings",
+                &self.high.embeddings,
+                &self.low.embeddings,
+            ),
+            ("cross-attention keys", &self.high.keys, &self.low.keys),
+            (
+                "cross-attention values",
+                &self.high.values,
+                &self.low.values,
+            ),
+        ] {
+            findings.push(differs(
+                &format!("high-noise against low-noise expert: {what} of the prompt"),
+                &high[0],
+                &low[0],
+                LEAST_TEXT,
+                "one expert is taken for both",
+            ));
+        }
+        findings
+    }
+}
+
+/// Whether two arrays are as different as they have to be; `alarm` is what it means when not.
+pub fn differs(name: &str, a: &[f32], b: &[f32], least: f64, alarm: &str) -> CheckResult {
+    let Distance { relative, cosine } = distance(a, b);
+    let mut finding = CheckResult::new(
+        &format!("{name}: relative difference"),
+        relative,
+        Bound::AtLeast(least),
+        format!("cosine {cosine:.4}"),
+    );
+    if !finding.sound {
+        finding.detail = match relative.is_finite() {
+            true => format!("they are the same: {alarm}"),
+            false => "one of them is all zero or not finite".into(),
+        };
+    }
+    finding
+}

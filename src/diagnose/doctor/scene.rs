@@ -1,0 +1,78 @@
+//! What is looked at: a drawn picture, a prompt about it, and a small clip's settings.
+
+use anyhow::Result;
+use image::RgbImage;
+use mlx_rs::Array;
+use ndarray::Array3;
+
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
+use crate::pipeline::{Silent, decode_clip};
+use crate::runtime::Backend;
+use crate::sampling::Solver;
+use crate::weights::Checkpoint;
+
+/// Of the miniature's world (`docs/tiny.md`), and plain words to any other model.
+pub const PROMPT: &str = "the red circle moves right";
+/// Sides in pixels where a model does not know one size only.
+const SIDE: u32 = 256;
+/// Of the initial noise.
+const SEED: u64 = 7;
+const BACKGROUND: [f64; 3] = [196.0, 186.0, 170.0];
+const CIRCLE: [f64; 3] = [219.0, 33.0, 33.0];
+
+/// A clip of `frames` with the model's own settings.
+pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Plan {
+    let settings = &checkpoint.settings;
+    let (width, height) = settings.size.unwrap_or((SIDE, SIDE));
+    let (low, high) = settings.guide_scale;
+    Plan {
+        width,
+        height,
+        frames,
+        fps: settings.fps,
+        steps: settings.steps,
+        solver: Solver::UniPc,
+        shift: settings.shift,
+        guide_scale: GuideScale { low, high },
+        guide_interval: GuideInterval::default(),
+        cache: CacheSettings::default(),
+        seed: SEED,
+        last_image: false,
+        negative_prompt: settings.negative_prompt.clone(),
+    }
+}
+
+/// A red circle on a plain ground, `[height, width, 3]` in [-1, 1].
+pub fn picture(width: u32, height: u32) -> Array3<f32> {
+    let side = f64::from(width.min(height));
+    let (centre, radius) = (
+        (0.33 * f64::from(width), 0.5 * f64::from(height)),
+        0.14 * side,
+    );
+    // An edge of a pixel of the miniature's, so that larger pictures are no sharper than photos.
+    let edge = (side / 64.0).max(1.0);
+    Array3::from_shape_fn((height as usize, width as usize, 3), |(y, x, channel)| {
+        let (dx, dy) = (x as f64 + 0.5 - centre.0, y as f64 + 0.5 - centre.1);
+        let cover = ((radius - dx.hypot(dy)) / edge + 0.5).clamp(0.0, 1.0);
+        let level = BACKGROUND[channel] + cover * (CIRCLE[channel] - BACKGROUND[channel]);
+        (level.round() / 127.5 - 1.0) as f32
+    })
+}
+
+/// Every frame of latents `[z_dim, frames, height, width]`.
+///
+/// # Errors
+/// As [`decode_clip`].
+pub fn decoded(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    latents: &Array,
+) -> Result<Vec<RgbImage>> {
+    let mut frames = Vec::new();
+    let mut keep = |frame: &RgbImage| {
+        frames.push(frame.clone());
+        Ok(())
+    };
+    decode_clip(checkpoint, backend, latents, None, &mut Silent, &mut keep)?;
+    Ok(frames)
+}

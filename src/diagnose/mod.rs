@@ -1,0 +1,6 @@
+//! What is wrong: with a clip ([`analyze`]), between two runs ([`compare`]), with a machine
+//! ([`doctor`]).
+
+pub mod analyze;
+pub mod compare;
+pub mod doctor;

@@ -1,0 +1,143 @@
+//! How fast this machine is: a short measurement, kept for the next time.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use mlx_rs::transforms::eval;
+use mlx_rs::{Array, ops, random};
+use serde::{Deserialize, Serialize};
+
+use super::flops::Operations;
+use crate::model::layers::Quantized;
+use crate::runtime::{self, Backend, attention};
+use crate::weights::quantize::GROUP_SIZE;
+
+/// Side of the measured product, and tokens and width of the measured attention.
+const SIDE: i32 = 2048;
+const TOKENS: i32 = 1024;
+const HEADS: i32 = 8;
+const HEAD_DIM: i32 = 128;
+/// Bits of the unpacked weights, of which the size in memory depends little: they are written dense.
+const BITS: i32 = 4;
+/// Every kernel is measured for at least this long.
+const SECONDS: f64 = 0.3;
+
+/// Rates of one device at one precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// What they are of: device, MLX's version, precision.
+    pub machine: String,
+    /// Floating-point operations per second in matrix products.
+    pub products: f64,
+    /// In attention.
+    pub attention: f64,
+    /// Bytes per second that are copied.
+    pub copies: f64,
+    /// Values of quantized weights per second that are unpacked.
+    pub unpacking: f64,
+}
+
+impl Rates {
+    /// Seconds that so many operations and loaded bytes take.
+    pub fn seconds(&self, operations: Operations, bytes: u64) -> f64 {
+        operations.products as f64 / self.products
+            + operations.attention as f64 / self.attention
+            + operations.unpacked as f64 / self.unpacking
+            + bytes as f64 / self.copies
+    }
+
+    /// This machine's rates: kept ones unless they are wanted `anew`, or measured in about a second
+    /// and kept.
+    ///
+    /// # Errors
+    /// When MLX cannot compute.
+    pub fn of_machine(backend: Backend, anew: bool) -> Result<Self> {
+        let machine = format!(
+            "{}, MLX {}, {}",
+            runtime::machine(),
+            runtime::mlx_version(),
+            backend.precision
+        );
+        let file = cache_file();
+        if !anew
+            && let Some(kept) = file.as_ref().and_then(|file| fs::read(file).ok())
+            && let Ok(rates) = serde_json::from_slice::<Self>(&kept)
+            && rates.machine == machine
+        {
+            return Ok(rates);
+        }
+        let rates = Self::measure(backend, machine)?;
+        // That it is measured again next time is no reason to fail.
+        if let (Some(file), Ok(json)) = (file, serde_json::to_vec(&rates)) {
+            let _ = file.parent().map(fs::create_dir_all);
+            let _ = fs::write(file, json);
+        }
+        Ok(rates)
+    }
+
+    fn measure(backend: Backend, machine: String) -> Result<Self> {
+        let dtype = backend.precision.matmul_dtype();
+        let noise = |shape: &[i32]| -> Result<Array> {
+            let array = random::normal::<f32>(shape, None, None, None)?.as_dtype(dtype)?;
+            array.eval()?;
+            Ok(array)
+        };
+        let square = noise(&[SIDE, SIDE])?;
+        let side = f64::from(SIDE);
+        let products = per_second(2.0 * side.powi(3), || Ok(square.matmul(&square)?.eval()?))?;
+        let heads = noise(&[1, HEADS, TOKENS, HEAD_DIM])?;
+        let work = 4.0 * f64::from(TOKENS).powi(2) * f64::from(HEADS * HEAD_DIM);
+        let attention = per_second(work, || {
+            Ok(attention(&heads, &heads, &heads, 0.1, None, backend.score_bytes)?.eval()?)
+        })?;
+        let (packed, scales, biases) = ops::quantize(&square, GROUP_SIZE as i32, BITS)?;
+        eval([&packed, &scales, &biases])?;
+        let quantized = Quantized {
+            packed,
+            scales,
+            biases,
+            group_size: GROUP_SIZE as i32,
+            bits: BITS,
+            dense_above: backend.dense_above,
+        };
+        let source = vec![1_f32; (SIDE * SIDE) as usize];
+        let copies = per_second(4.0 * side * side, || {
+            let copied = Array::from_slice(&source, &[SIDE, SIDE]).as_dtype(dtype)?;
+            Ok(copied.eval()?)
+        })?;
+        let unpacking = per_second(side * side, || Ok(quantized.dequantize()?.eval()?))?;
+        Ok(Self {
+            machine,
+            products,
+            attention,
+            copies,
+            unpacking,
+        })
+    }
+}
+
+/// The rate of the quickest run: what else the machine does at the moment slows the others.
+fn per_second(work: f64, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+    // The first run pays for kernels being made and memory being touched.
+    run().context("cannot measure this machine")?;
+    let (start, mut quickest) = (Instant::now(), f64::INFINITY);
+    while start.elapsed().as_secs_f64() < SECONDS {
+        let before = Instant::now();
+        run()?;
+        quickest = quickest.min(before.elapsed().as_secs_f64());
+    }
+    Ok(work / quickest)
+}
+
+/// Where rates are kept, by the XDG rules and macOS's.
+fn cache_file() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(PathBuf::from);
+    let folder = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
+        _ => home()?.join(".cache"),
+    };
+    Some(folder.join("wan-i2v/rates.json"))
+}

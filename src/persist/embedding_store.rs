@@ -1,0 +1,130 @@
+//! Where encoded prompts and pictures wait for the clips that they are for: on disk, as many as
+//! there may be, or in memory.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use mlx_rs::Array;
+
+use crate::clip::Identity;
+use crate::persist::{EXTENSION, SavedRun, State, file};
+use crate::progress::{Event, Progress};
+
+/// The name of the one array in a file.
+const ARRAY: &str = "encoded";
+
+/// Arrays by key. Equal things have equal keys, and are there once.
+#[derive(Debug, Default)]
+pub(crate) struct EmbeddingStore {
+    /// `None`: they are kept in memory.
+    folder: Option<PathBuf>,
+    here: HashMap<String, Array>,
+    /// How many clips still want each.
+    wanted: HashMap<String, usize>,
+    /// Whether one could not be written, which is told once.
+    failing: bool,
+}
+
+impl EmbeddingStore {
+    /// One that keeps its arrays in `folder`, which is made when it is needed, and finds there what
+    /// an earlier run has left.
+    pub(crate) fn at(folder: PathBuf) -> Self {
+        Self {
+            folder: Some(folder),
+            ..Self::default()
+        }
+    }
+
+    /// One more clip wants `key`.
+    pub(crate) fn reserve(&mut self, key: &str) {
+        *self.wanted.entry(key.to_owned()).or_default() += 1;
+    }
+
+    /// Whether `key` need not be made any more.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        // One that is damaged is made again.
+        self.here.contains_key(key) || self.read(key).is_ok_and(|found| found.is_some())
+    }
+
+    /// Keeps an array until the last clip that wants it has it. Where it cannot be written, it
+    /// stays in memory.
+    pub(crate) fn put(&mut self, key: &str, array: &Array, progress: &mut dyn Progress) {
+        match self.write(key, array) {
+            Ok(true) => return,
+            Err(error) if !self.failing => {
+                let text =
+                    format!("what is encoded cannot be put on disk and stays in memory: {error:#}");
+                progress.event(&Event::Warning(&text));
+                self.failing = true;
+            }
+            Ok(false) | Err(_) => {}
+        }
+        self.here.insert(key.to_owned(), array.clone());
+    }
+
+    /// An array.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be read any more.
+    pub(crate) fn get(&self, key: &str) -> Result<Array> {
+        if let Some(array) = self.here.get(key) {
+            return Ok(array.clone());
+        }
+        let found = self.read(key)?;
+        found.ok_or_else(|| anyhow::anyhow!("what was encoded for this clip is gone; run it again"))
+    }
+
+    /// A clip that wanted `key` has it, or wants it no more.
+    pub(crate) fn release(&mut self, key: &str) {
+        let Some(wanted) = self.wanted.get_mut(key) else {
+            return;
+        };
+        *wanted = wanted.saturating_sub(1);
+        if *wanted == 0 {
+            self.wanted.remove(key);
+            self.here.remove(key);
+            if let Some(path) = self.path(key) {
+                file::remove(&path);
+            }
+        }
+    }
+
+    /// Removes what is left on disk.
+    pub(crate) fn clear(self) {
+        if let Some(folder) = &self.folder {
+            // What is not there need not be removed.
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        let folder = self.folder.as_ref()?;
+        Some(folder.join(format!("{key}.{EXTENSION}")))
+    }
+
+    fn write(&self, key: &str, array: &Array) -> Result<bool> {
+        let (Some(folder), Some(path)) = (&self.folder, self.path(key)) else {
+            return Ok(false);
+        };
+        fs::create_dir_all(folder)?;
+        let mut state = State::default();
+        state.set(ARRAY, array);
+        file::write(&path, &identity(key), &state)?;
+        Ok(true)
+    }
+
+    fn read(&self, key: &str) -> Result<Option<Array>> {
+        let Some(path) = self.path(key).filter(|path| path.exists()) else {
+            return Ok(None);
+        };
+        let saved = SavedRun::read(&path)?;
+        let same = saved.identity == identity(key);
+        same.then(|| saved.state.array(ARRAY)).transpose()
+    }
+}
+
+fn identity(key: &str) -> Identity {
+    Identity::from([("key", key.to_owned())])
+}

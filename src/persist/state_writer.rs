@@ -1,0 +1,180 @@
+//! When and where a run's state is written.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::file::{self, State};
+use super::{EXTENSION, Identity};
+use crate::pipeline::{Event, Progress};
+
+/// Keeps a run's state on disk.
+///
+/// Where the state cannot be written, because the disk is full or the folder has vanished, it goes to
+/// the folder for temporary files, and the run goes on: the last state that was written stays
+/// wherever it is until there is a newer one.
+#[derive(Debug)]
+pub struct StateWriter {
+    path: PathBuf,
+    /// `None`: nothing is written.
+    every: Option<usize>,
+    identity: Identity,
+    /// What the run goes on from.
+    found: Option<PathBuf>,
+    /// Where it goes when it cannot go to `path`.
+    spare: Option<PathBuf>,
+    /// The last one, with the steps that it has.
+    latest: Option<(PathBuf, usize)>,
+    /// Whether the last one could not be written to `path`, which is told once.
+    failing: bool,
+}
+
+impl StateWriter {
+    /// Keeps the state of the run `identity` at `path`, after every so many steps; with `None` it
+    /// is written never, and only removed at the end.
+    pub fn new(path: PathBuf, every: Option<usize>, identity: Identity) -> Self {
+        Self {
+            path,
+            every: every.map(|every| every.max(1)),
+            identity,
+            found: None,
+            spare: None,
+            latest: None,
+            failing: false,
+        }
+    }
+
+    /// The run goes on from the state at `path`, which has so many steps.
+    pub fn found(&mut self, path: &Path, step: usize) {
+        self.found = Some(path.to_owned());
+        self.latest = Some((path.to_owned(), step));
+    }
+
+    /// Where the state is kept while it can be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the last state lies, and how many steps it has.
+    pub fn latest(&self) -> Option<(&Path, usize)> {
+        self.latest
+            .as_ref()
+            .map(|(path, step)| (path.as_path(), *step))
+    }
+
+    /// Whether the state after `step` steps of `steps` is to be written.
+    pub(crate) fn is_due(&self, step: usize, steps: usize) -> bool {
+        let due = |every| step.is_multiple_of(every) || step == steps;
+        self.every.is_some_and(due)
+    }
+
+    /// Writes the state after `step` steps, unless it is the last one written. That it cannot be is
+    /// a warning.
+    pub(crate) fn keep(
+        &mut self,
+        step: usize,
+        state: impl FnOnce() -> State,
+        progress: &mut dyn Progress,
+    ) {
+        if self.every.is_none() || self.latest().is_some_and(|(_, latest)| latest == step) {
+            return;
+        }
+        let (path, bytes) = match self.write(&state(), step, progress) {
+            Ok(written) => written,
+            Err(error) => {
+                let kept = match self.latest() {
+                    Some((path, step)) => {
+                        format!("the state after step {step} stays in {}", path.display())
+                    }
+                    None => "none is on disk yet".to_owned(),
+                };
+                let text = format!(
+                    "the state after step {step} cannot be saved ({error:#}); {kept}, and the run \
+                     goes on"
+                );
+                progress.event(&Event::Warning(&text));
+                return;
+            }
+        };
+        progress.event(&Event::Saved {
+            step,
+            path: &path,
+            bytes,
+        });
+        self.latest = Some((path, step));
+    }
+
+    fn write(
+        &mut self,
+        state: &State,
+        step: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<(PathBuf, u64)> {
+        let error = match file::write(&self.path, &self.identity, state) {
+            Ok(bytes) => {
+                self.failing = false;
+                if let Some(spare) = self.spare.take() {
+                    file::remove(&spare);
+                }
+                return Ok((self.path.clone(), bytes));
+            }
+            Err(error) => error,
+        };
+        let spare = match &self.spare {
+            Some(spare) => spare.clone(),
+            None => new_spare()?,
+        };
+        let written = file::write(&spare, &self.identity, state);
+        let bytes = written.map_err(|second| {
+            error.context(format!(
+                "neither in {} ({second:#})",
+                env::temp_dir().display()
+            ))
+        });
+        match bytes {
+            Ok(bytes) => {
+                if !self.failing {
+                    let text = format!(
+                        "the state after step {step} cannot be saved as {}; until it can it is kept \
+                         as {}",
+                        self.path.display(),
+                        spare.display()
+                    );
+                    progress.event(&Event::Warning(&text));
+                }
+                self.failing = true;
+                self.spare = Some(spare.clone());
+                Ok((spare, bytes))
+            }
+            Err(error) => {
+                // The last one that could be written stays.
+                if self.spare.is_none() {
+                    file::remove(&spare);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the state: the clip is there.
+    pub fn finish(self) {
+        for path in [Some(self.path), self.spare, self.found]
+            .into_iter()
+            .flatten()
+        {
+            file::remove(&path);
+        }
+    }
+}
+
+/// A new file in the folder for temporary files, which nobody else can have put there.
+fn new_spare() -> Result<PathBuf> {
+    let (_, path) = tempfile::Builder::new()
+        .prefix("wan-i2v-")
+        .suffix(&format!(".{EXTENSION}"))
+        .tempfile()
+        .and_then(|file| file.keep().map_err(|error| error.error))
+        .with_context(|| format!("nothing can be created in {}", env::temp_dir().display()))?;
+    Ok(path)
+}

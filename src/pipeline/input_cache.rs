@@ -1,0 +1,90 @@
+//! What jobs have in common while they are prepared.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use super::source_image::SourceImage;
+use super::text::{PromptIds, tokenize_with};
+use crate::clip::{Model, Plan};
+use crate::text::Tokenizer;
+use crate::weights::{Checkpoint, LoadBits};
+
+/// Models, their tokenizers and pictures that are opened once for many jobs.
+#[derive(Debug, Default)]
+pub struct InputCache {
+    models: Vec<Opened>,
+    pictures: HashMap<PathBuf, SourceImage>,
+}
+
+/// A model.
+#[derive(Debug)]
+pub(super) struct Opened {
+    model: Model,
+    bits: LoadBits,
+    checkpoint: Rc<Checkpoint>,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl InputCache {
+    /// A model that is loaded with these bits.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub(super) fn model(&mut self, model: &Model, bits: LoadBits) -> Result<&mut Opened> {
+        let found = self
+            .models
+            .iter()
+            .position(|opened| opened.model == *model && opened.bits == bits);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                self.models.push(Opened {
+                    model: model.clone(),
+                    bits,
+                    checkpoint: Rc::new(model.open(bits)?),
+                    tokenizer: None,
+                });
+                self.models.len() - 1
+            }
+        };
+        Ok(&mut self.models[index])
+    }
+
+    /// A picture. Its pixels are kept for the first who asks alone.
+    ///
+    /// # Errors
+    /// As [`Picture::open`](crate::media::picture::Picture::open).
+    pub(super) fn picture(&mut self, path: &Path) -> Result<SourceImage> {
+        if let Some(still) = self.pictures.get(path) {
+            return Ok(still.clone());
+        }
+        let still = SourceImage::open(path)?;
+        Ok(still)
+    }
+
+    /// Has a picture's description for the next who asks for it, without pixels.
+    pub(super) fn keep_picture(&mut self, path: &Path, still: &SourceImage) {
+        self.pictures.insert(path.to_owned(), still.clone());
+    }
+}
+
+impl Opened {
+    pub(super) fn checkpoint(&self) -> Rc<Checkpoint> {
+        Rc::clone(&self.checkpoint)
+    }
+
+    /// As [`tokenize`](super::tokenize).
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn tokenize(&mut self, prompt: &str, plan: &Plan) -> Result<PromptIds> {
+        let tokenizer = match &mut self.tokenizer {
+            Some(tokenizer) => tokenizer,
+            empty => empty.insert(self.checkpoint.load_tokenizer()?),
+        };
+        tokenize_with(tokenizer, prompt, plan)
+    }
+}

@@ -1,0 +1,276 @@
+//! Which way of computing keeps a clip within a memory budget, and what else would when none does.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+
+use super::{Forecast, Rates, Tokens, forecast};
+use crate::clip::{Plan, Request, Size};
+use crate::model::vae::TEMPORAL_STRIDE;
+use crate::runtime::Backend;
+use crate::weights::{Bits, Checkpoint, LoadBits};
+
+/// What the program takes beside its arrays: code, threads, buffers of the media libraries.
+/// Measured as 72 MB on Linux, the miniature's files included.
+const PROGRAM_BYTES: u64 = 100_000_000;
+
+/// Rows of a chunk and bytes of scores, from the least work to the least memory.
+const CHUNKS: [(i32, u64); 6] = [
+    (i32::MAX, 512 << 20),
+    (16_384, 512 << 20),
+    (8192, 256 << 20),
+    (4096, 128 << 20),
+    (2048, 64 << 20),
+    (1024, 32 << 20),
+];
+
+/// A budget and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes.
+    pub bytes: u64,
+    /// Whether the user named them.
+    pub asked: bool,
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.asked {
+            true => write!(f, "--memory-budget {}", gigabytes(self.bytes)),
+            false => write!(
+                f,
+                "a run may take {} GB on this machine",
+                gigabytes(self.bytes)
+            ),
+        }
+    }
+}
+
+/// What is to be made with which model.
+#[derive(Clone, Copy, Debug)]
+pub struct Clip<'a> {
+    /// The request.
+    pub request: &'a Request,
+    /// Its model.
+    pub checkpoint: &'a Checkpoint,
+    /// Width and height of the picture.
+    pub picture: (usize, usize),
+    /// Its settled settings.
+    pub plan: &'a Plan,
+    /// Lengths of the prompts.
+    pub tokens: Tokens,
+}
+
+/// A way of computing a clip.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// Guidance in one batch or two passes, chunks of tokens, tiles of frames.
+    pub backend: Backend,
+    /// What it costs.
+    pub forecast: Forecast,
+    /// Whether it stays within the budget.
+    pub fits: bool,
+}
+
+/// The way with the least work among those in which every phase of the clip stays within
+/// `budget`, or the one that needs the least memory.
+///
+/// # Errors
+/// When a file of the checkpoint cannot be read any more.
+pub fn settle(
+    clip: Clip<'_>,
+    backend: Backend,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<Settled> {
+    let bytes = budget.bytes.saturating_sub(PROGRAM_BYTES);
+    let whole = Backend {
+        vae_budget: Some(bytes),
+        ..backend
+    };
+    let mut tried = whole;
+    let mut chunks = CHUNKS.into_iter();
+    loop {
+        let forecast = forecast(clip.checkpoint, clip.plan, clip.tokens, tried, rates)?;
+        let fits = forecast.peak_bytes <= bytes;
+        let next = chunks.next().filter(|_| !fits);
+        let Some((chunk_rows, score_bytes)) = next else {
+            return Ok(Settled {
+                backend: tried,
+                forecast,
+                fits,
+            });
+        };
+        tried = Backend {
+            chunk_rows,
+            score_bytes,
+            joint_tokens: 0,
+            ..whole
+        };
+    }
+}
+
+/// [`settle`], refusing what does not fit.
+///
+/// # Errors
+/// When the clip does not fit; the message names the phase, what it needs, and the nearest
+/// settings that fit. Also when a file of the checkpoint cannot be read any more.
+pub fn fit(
+    clip: Clip<'_>,
+    backend: Backend,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<Settled> {
+    let settled = settle(clip, backend, budget, rates)?;
+    if !settled.fits {
+        bail!("{}", refusal(clip, backend, budget, &settled.forecast));
+    }
+    Ok(settled)
+}
+
+/// A warning that a run of `peak_bytes` finds less memory `free` now than it will take, if so. How
+/// a clip is computed does not depend on it.
+pub fn shortage(peak_bytes: u64, free: Option<u64>) -> Option<String> {
+    let needed = peak_bytes + PROGRAM_BYTES;
+    let free = free.filter(|&free| free < needed)?;
+    Some(format!(
+        "the run needs {} GB of memory, and {} GB are free now; close other programs, or give \
+         --memory-budget {} to compute in smaller parts",
+        gigabytes(needed),
+        gigabytes(free),
+        gigabytes(free)
+    ))
+}
+
+/// Why a clip that takes `least` at least does not fit, and what would.
+pub fn refusal(clip: Clip<'_>, backend: Backend, budget: Budget, least: &Forecast) -> String {
+    let needed = least.peak_bytes + PROGRAM_BYTES;
+    let mut message = budget.to_string();
+    if let Some(phase) = least.phases.iter().max_by_key(|phase| phase.peak_bytes) {
+        let _ = write!(
+            message,
+            ": {} needs {} GB, {} GB of them for weights, in however small parts it is computed",
+            phase.phase,
+            gigabytes(needed),
+            gigabytes(phase.weight_bytes),
+        );
+    }
+    let others = alternatives(clip, backend, budget);
+    if !others.is_empty() {
+        let _ = write!(message, "; it would fit with {}", others.join(", or "));
+    }
+    // Rounded up, so that what is named is enough.
+    let enough = gigabytes(needed + needed / 50);
+    let _ = write!(message, "; or allow more with --memory-budget {enough}");
+    message
+}
+
+/// Flags, one change at a time, with which the clip fits: fewer bits, fewer frames, fewer pixels;
+/// and all of them together when none does alone.
+fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String> {
+    // What is quantized already cannot be quantized again.
+    let fewer_bits: Vec<_> = [Bits::Eight, Bits::Four]
+        .into_iter()
+        .filter_map(|bits| Some((clip.request.model.open(LoadBits::all(bits)).ok()?, bits)))
+        .collect();
+    let fits = |checkpoint: &Checkpoint, request: &Request| {
+        let patch = checkpoint.high.patch_size[1];
+        let Ok(plan) = request.plan(&checkpoint.settings, clip.picture, patch) else {
+            return false;
+        };
+        let clip = Clip {
+            request,
+            checkpoint,
+            plan: &plan,
+            ..clip
+        };
+        settle(clip, backend, budget, None).is_ok_and(|settled| settled.fits)
+    };
+    let alone = |checkpoint: &Checkpoint, bits: &str| {
+        let mut found = Vec::new();
+        let join = |flag: String| match bits.is_empty() {
+            true => flag,
+            false => format!("{bits} {flag}"),
+        };
+        let frames = frames_below(clip.plan.frames).find(|&frames| {
+            let request = Request {
+                frames: Some(frames),
+                ..clip.request.clone()
+            };
+            fits(checkpoint, &request)
+        });
+        found.extend(frames.map(|frames| join(format!("--frames {frames}"))));
+        let pixels = u64::from(clip.plan.width) * u64::from(clip.plan.height);
+        // A model that knows one size has no smaller one.
+        let areas = areas_below(pixels).filter(|_| checkpoint.settings.size.is_none());
+        for (name, area) in areas {
+            let request = Request {
+                size: Some(Size::Area(area)),
+                ..clip.request.clone()
+            };
+            if fits(checkpoint, &request) {
+                found.push(join(format!("--area {name}")));
+                break;
+            }
+        }
+        found
+    };
+    let mut found = alone(clip.checkpoint, "");
+    let enough = fewer_bits
+        .iter()
+        .find(|(checkpoint, _)| fits(checkpoint, clip.request));
+    match (enough, fewer_bits.last()) {
+        (Some((_, bits)), _) => found.insert(0, format!("--bits {bits}")),
+        (None, Some((checkpoint, bits))) if found.is_empty() => {
+            found = alone(checkpoint, &format!("--bits {bits}"));
+        }
+        _ => {}
+    }
+    found
+}
+
+/// Numbers of frames that a clip may have, below `frames`, the largest first.
+fn frames_below(frames: u32) -> impl Iterator<Item = u32> {
+    let stride = TEMPORAL_STRIDE as u32;
+    (0..frames.saturating_sub(1) / stride)
+        .rev()
+        .map(move |latent| latent * stride + 1)
+}
+
+/// Areas below `pixels`, the largest first, as `--area` takes them.
+fn areas_below(pixels: u64) -> impl Iterator<Item = (String, u64)> {
+    let named = [("720p", 1280 * 720), ("480p", 832 * 480)].map(|(name, area)| (name.into(), area));
+    let parts = [75_u64, 50, 35, 25, 15, 10, 5].map(|percent| {
+        let area = pixels * percent / 100;
+        (area.to_string(), area)
+    });
+    let mut all: Vec<(String, u64)> = named.into_iter().chain(parts).collect();
+    all.retain(|(_, area)| *area < pixels);
+    all.sort_by_key(|(_, area)| std::cmp::Reverse(*area));
+    all.into_iter()
+}
+
+/// Gigabytes with three digits: `0.115`, `9.87`, `28.6`.
+fn gigabytes(bytes: u64) -> String {
+    let number = bytes as f64 / 1e9;
+    match number {
+        0.0..1.0 => format!("{number:.3}"),
+        1.0..10.0 => format!("{number:.2}"),
+        _ => format!("{number:.1}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_free_memory_than_a_run_takes_is_warned_of() {
+        let peak = 2_000_000_000;
+        assert_eq!(shortage(peak, None), None);
+        assert_eq!(shortage(peak, Some(peak + PROGRAM_BYTES)), None);
+        let warning = shortage(peak, Some(peak + PROGRAM_BYTES - 1)).unwrap();
+        assert!(warning.contains("needs 2.10 GB"), "{warning}");
+        assert!(warning.contains("--memory-budget 2.10"), "{warning}");
+    }
+}

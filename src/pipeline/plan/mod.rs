@@ -1,0 +1,231 @@
+//! What a clip will cost, before it is made: operations, bytes and time of every phase, from
+//! headers and settings alone.
+
+mod budget;
+
+pub use crate::model::cost::Rates;
+pub use crate::model::cost::flops::Operations;
+pub use budget::{Budget, Clip, Settled, fit, refusal, settle, shortage};
+
+use crate::model::cost::memory::Denoising;
+use crate::model::cost::{flops, memory};
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::clip::Plan;
+use crate::model::dit::DitConfig;
+use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
+use crate::pipeline::{Phase, TEXT_LEN};
+use crate::runtime::Backend;
+use crate::sampling::Schedule;
+use crate::weights::{Checkpoint, Expert, PartName};
+
+/// Token counts of the prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of the negative prompt, when any step needs one.
+    pub negative: Option<usize>,
+}
+
+/// What one phase costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseForecast {
+    /// Its name.
+    pub phase: String,
+    /// Floating-point operations.
+    pub operations: Operations,
+    /// Bytes of the weights that are loaded.
+    pub weight_bytes: u64,
+    /// The most bytes that arrays take at once, weights included.
+    pub peak_bytes: u64,
+    /// Seconds at this machine's rates, when they are known.
+    pub seconds: Option<f64>,
+}
+
+/// What a clip costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Every phase, in order; denoising once for each expert that is used.
+    pub phases: Vec<PhaseForecast>,
+    /// Passes through the transformers.
+    pub passes: usize,
+    /// The largest of the phases' peaks.
+    pub peak_bytes: u64,
+    /// All seconds.
+    pub seconds: Option<f64>,
+}
+
+/// The steps of an expert: all of them, and those that are guided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Steps {
+    all: u64,
+    guided: u64,
+}
+
+/// Forecasts a clip.
+///
+/// # Errors
+/// When a file of the checkpoint cannot be read any more.
+pub fn forecast(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    tokens: Tokens,
+    backend: Backend,
+    rates: Option<&Rates>,
+) -> Result<Forecast> {
+    let grid = plan.latent_grid();
+    let cells = grid.map(|side| side.max(0) as u64);
+    let mut phases = Vec::new();
+    let mut add = |name: String, operations: Operations, weight_bytes: u64, peak_bytes: u64| {
+        phases.push(PhaseForecast {
+            phase: name,
+            operations,
+            weight_bytes,
+            peak_bytes,
+            seconds: rates.map(|rates| rates.seconds(operations, weight_bytes)),
+        });
+    };
+
+    let text = &checkpoint.text_encoder;
+    let prompts = [Some(tokens.prompt), tokens.negative];
+    let counts = || prompts.iter().flatten().map(|&n| n as u64);
+    let held = checkpoint.weights_held(PartName::TextEncoder, backend)?;
+    let longest = counts().max().unwrap_or(0);
+    let encode =
+        |n| flops::text_encoder(text, n) + flops::unpack_text_encoder(backend, held.quantized, n);
+    add(
+        Phase::Text.to_string(),
+        counts().map(encode).sum(),
+        held.bytes,
+        held.bytes + memory::text_encoder(text, backend, longest, held.quantized),
+    );
+
+    let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
+    let encode_tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
+    let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
+    let pictures: &[i32] = match plan.last_image {
+        true => &[0, grid[0] - 1],
+        false => &[0],
+    };
+    add(
+        Phase::Image.to_string(),
+        flops::encode(&checkpoint.vae, grid, encode_tiling, pictures),
+        encoder,
+        encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
+    );
+
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let mut passes = 0;
+    for expert in [Expert::HighNoise, Expert::LowNoise] {
+        let steps = steps_of(checkpoint, plan, &schedule, expert);
+        if steps.all == 0 {
+            continue;
+        }
+        passes += (steps.all + steps.guided) as usize;
+        let config = match expert {
+            Expert::HighNoise => &checkpoint.high,
+            Expert::LowNoise => &checkpoint.low,
+        };
+        let sequence = config.tokens(grid).max(0) as u64;
+        let rows = |n: usize| (n + usize::from(n < TEXT_LEN)) as u64;
+        let negative = tokens
+            .negative
+            .filter(|_| plan.guide_scale.of(expert) != 1.0);
+        let held = checkpoint.weights_held(expert.into(), backend)?;
+        let keys: Vec<u64> = [Some(tokens.prompt), negative]
+            .into_iter()
+            .flatten()
+            .map(rows)
+            .collect();
+        add(
+            format!("{} ({expert})", Phase::Denoising),
+            denoising(
+                config,
+                sequence,
+                rows(tokens.prompt),
+                negative.map(rows),
+                steps,
+            ) + flops::unpack_expert(
+                config,
+                backend,
+                held.quantized,
+                &keys,
+                sequence,
+                [steps.all, steps.guided],
+            ),
+            held.bytes,
+            held.bytes
+                + memory::denoising(
+                    config,
+                    backend,
+                    Denoising {
+                        tokens: sequence,
+                        text_rows: keys.iter().sum(),
+                        quantized: held.quantized > 0,
+                        guided: steps.guided > 0,
+                        cells,
+                        cache: plan.cache.method,
+                    },
+                ),
+        );
+    }
+
+    add(
+        Phase::Decoding.to_string(),
+        flops::decode(&checkpoint.vae, grid, decode_tiling),
+        decoder,
+        decoder + memory::decode(&checkpoint.vae, backend, grid, decode_tiling),
+    );
+    Ok(Forecast {
+        passes,
+        peak_bytes: phases
+            .iter()
+            .map(|phase| phase.peak_bytes)
+            .max()
+            .unwrap_or(0),
+        seconds: phases.iter().map(|phase| phase.seconds).sum(),
+        phases,
+    })
+}
+
+fn steps_of(checkpoint: &Checkpoint, plan: &Plan, schedule: &Schedule, expert: Expert) -> Steps {
+    let mut steps = Steps::default();
+    let guides = plan.guide_scale.of(expert) != 1.0;
+    for (index, &timestep) in schedule.timesteps.iter().enumerate() {
+        if checkpoint.expert_for(timestep) == expert {
+            steps.all += 1;
+            let covered = plan.guide_interval.covers(index, schedule.steps());
+            steps.guided += u64::from(guides && covered);
+        }
+    }
+    steps
+}
+
+/// All operations of an expert in a run without a cache.
+fn denoising(
+    config: &DitConfig,
+    sequence: u64,
+    prompt: u64,
+    negative: Option<u64>,
+    steps: Steps,
+) -> Operations {
+    let repeated =
+        |operations: Operations, times: u64| -> Operations { (0..times).map(|_| operations).sum() };
+    let every_step = flops::step(config, sequence) + flops::step_start(config, sequence);
+    let unconditional = match negative {
+        Some(rows) => {
+            flops::expert_prompt(config, rows)
+                + repeated(flops::pass(config, sequence, rows), steps.guided)
+        }
+        None => Operations::default(),
+    };
+    flops::expert_clip(config, sequence)
+        + flops::expert_prompt(config, prompt)
+        + repeated(
+            every_step + flops::pass(config, sequence, prompt),
+            steps.all,
+        )
+        + unconditional
+}

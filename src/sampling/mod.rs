@@ -1,0 +1,14 @@
+//! From noise to latents: schedules, solvers, guidance, caches of steps, and the noise itself.
+
+mod cache_settings;
+mod guidance;
+pub mod noise;
+mod schedule;
+mod solver;
+mod step_cache;
+
+pub use cache_settings::{CacheMethod, CacheSettings};
+pub use guidance::{GuideInterval, GuideScale};
+pub use schedule::{Schedule, Solver};
+pub use solver::Sampler;
+pub(crate) use step_cache::StepCache;

@@ -1,0 +1,220 @@
+//! The solvers, one step at a time.
+
+use mlx_rs::Array;
+use mlx_rs::error::Result;
+
+use super::{Schedule, Solver};
+use crate::persist::State;
+
+/// A run of a solver: the schedule and what the solver remembers of earlier steps.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    solver: Solver,
+    schedule: Schedule,
+    step: usize,
+    /// Clean estimates of the last step and the one before.
+    last: Option<Array>,
+    before_last: Option<Array>,
+    /// UniPC: the latents that the last prediction started from, and its order.
+    predicted_from: Option<(Array, usize)>,
+}
+
+impl Sampler {
+    /// A run at its first step.
+    pub fn new(solver: Solver, schedule: Schedule) -> Self {
+        Self {
+            solver,
+            schedule,
+            step: 0,
+            last: None,
+            before_last: None,
+            predicted_from: None,
+        }
+    }
+
+    /// The noise levels and timesteps of the run.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The step that comes next, from 0.
+    pub fn step_index(&self) -> usize {
+        self.step
+    }
+
+    /// What the coming step takes the clean latents to be, where the network predicted `velocity`
+    /// for the latents `x`. Lazy.
+    ///
+    /// Past the last step it is `x`.
+    pub fn estimate(&self, x: &Array, velocity: &Array) -> Result<Array> {
+        let sigma = self.schedule.sigmas.get(self.step).copied();
+        weighted(&[(1.0, x), (-sigma.unwrap_or(0.0), velocity)])
+    }
+
+    /// Takes one step from latents `x`, where the network predicted `velocity`, both of one
+    /// shape and float32; returns the latents at the next noise level. Lazy.
+    ///
+    /// Past the last step the latents come back as they are.
+    pub fn step(&mut self, x: &Array, velocity: &Array) -> Result<Array> {
+        if self.step >= self.schedule.steps() {
+            return Ok(x.clone());
+        }
+        let sigma = self.schedule.sigmas[self.step];
+        let next_sigma = self.schedule.sigmas[self.step + 1];
+        if self.solver == Solver::Euler {
+            self.step += 1;
+            return weighted(&[(1.0, x), (next_sigma - sigma, velocity)]);
+        }
+        let clean = self.estimate(x, velocity)?;
+        let next = match self.solver {
+            Solver::UniPc => self.unipc(x, &clean)?,
+            Solver::DpmPlusPlus | Solver::Euler => self.dpm(x, &clean)?,
+        };
+        self.before_last = self.last.replace(clean);
+        self.step += 1;
+        Ok(next)
+    }
+
+    /// Puts what it remembers into a run's state.
+    pub fn save(&self, state: &mut State) {
+        state.set_count("step", self.step);
+        state.set_optional("solver.last", self.last.as_ref());
+        state.set_optional("solver.before_last", self.before_last.as_ref());
+        if let Some((from, order)) = &self.predicted_from {
+            state.set("solver.predicted_from", from);
+            state.set_count("solver.order", *order);
+        }
+    }
+
+    /// Takes it from there.
+    ///
+    /// # Errors
+    /// When something is missing, or the state is of a longer run.
+    pub fn restore(&mut self, state: &State) -> anyhow::Result<()> {
+        let step = state.count("step")?;
+        anyhow::ensure!(
+            step <= self.schedule.steps(),
+            "the saved run has taken {step} of {} steps",
+            self.schedule.steps()
+        );
+        self.step = step;
+        self.last = state.optional("solver.last");
+        self.before_last = state.optional("solver.before_last");
+        self.predicted_from = match state.optional("solver.predicted_from") {
+            Some(from) => Some((from, state.count("solver.order")?)),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Half the logarithm of the signal-to-noise ratio at a noise level of the schedule.
+    fn lambda(&self, index: usize) -> f64 {
+        let sigma = self.schedule.sigmas[index];
+        (1.0 - sigma).ln() - sigma.ln()
+    }
+
+    /// DPM-Solver++ (2M), first order at the first and the last step.
+    fn dpm(&self, x: &Array, clean: &Array) -> Result<Array> {
+        let i = self.step;
+        let (sigma, next) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
+        let h = self.lambda(i + 1) - self.lambda(i);
+        let gain = -(1.0 - next) * (-h).exp_m1();
+        let last_step = i + 1 == self.schedule.steps();
+        let previous = self.last.as_ref().filter(|_| !last_step);
+        let Some(previous) = previous else {
+            return weighted(&[(next / sigma, x), (gain, clean)]);
+        };
+        // Infinite after a start at sigma 1, which takes the correction away.
+        let ratio = (self.lambda(i) - self.lambda(i - 1)) / h;
+        let correction = 0.5 * gain / ratio;
+        weighted(&[
+            (next / sigma, x),
+            (gain + correction, clean),
+            (-correction, previous),
+        ])
+    }
+
+    /// UniPC: corrects the latents with the new estimate, then predicts the next ones.
+    fn unipc(&mut self, x: &Array, clean: &Array) -> Result<Array> {
+        let corrected = match (&self.predicted_from, &self.last) {
+            (Some((from, order)), Some(last)) => self.correct(from, *order, last, clean)?,
+            _ => x.clone(),
+        };
+        let i = self.step;
+        let order = if self.last.is_none() || i + 1 == self.schedule.steps() {
+            1
+        } else {
+            2
+        };
+        let (sigma, next) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
+        let h = self.lambda(i + 1) - self.lambda(i);
+        let gain = -(1.0 - next) * (-h).exp_m1();
+        let predicted = match (&self.last, order) {
+            (Some(last), 2) => {
+                let ratio = (self.lambda(i - 1) - self.lambda(i)) / h;
+                let correction = 0.5 * gain / ratio;
+                weighted(&[
+                    (next / sigma, &corrected),
+                    (gain - correction, clean),
+                    (correction, last),
+                ])?
+            }
+            _ => weighted(&[(next / sigma, &corrected), (gain, clean)])?,
+        };
+        self.predicted_from = Some((corrected, order));
+        Ok(predicted)
+    }
+
+    /// UniPC's corrector: redoes the last step, of `order`, from the latents `from`, now that
+    /// the estimate `clean` at its end is known.
+    fn correct(&self, from: &Array, order: usize, last: &Array, clean: &Array) -> Result<Array> {
+        let i = self.step;
+        let (start, end) = (self.schedule.sigmas[i - 1], self.schedule.sigmas[i]);
+        let h = self.lambda(i) - self.lambda(i - 1);
+        let b = (-h).exp_m1();
+        let gain = -(1.0 - end) * b;
+        match (order, &self.before_last) {
+            (2, Some(before_last)) => {
+                // Solves the 2 x 2 system of the reference: rows [1, 1] and [ratio, 1].
+                let ratio = (self.lambda(i - 2) - self.lambda(i - 1)) / h;
+                let phi_1 = b / -h - 1.0;
+                let phi_2 = phi_1 / -h - 0.5;
+                let (b1, b2) = (phi_1 / b, 2.0 * phi_2 / b);
+                let rho_old = (b1 - b2) / (1.0 - ratio);
+                let rho_new = b1 - rho_old;
+                let old = gain * rho_old / ratio;
+                weighted(&[
+                    (end / start, from),
+                    (gain * (1.0 - rho_new) - old, last),
+                    (gain * rho_new, clean),
+                    (old, before_last),
+                ])
+            }
+            _ => weighted(&[(end / start, from), (0.5 * gain, last), (0.5 * gain, clean)]),
+        }
+    }
+}
+
+/// The sum of scaled arrays; terms with a weight of zero are left out.
+fn weighted(terms: &[(f64, &Array)]) -> Result<Array> {
+    let mut sum: Option<Array> = None;
+    for (weight, array) in terms {
+        if *weight == 0.0 {
+            continue;
+        }
+        let term = if *weight == 1.0 {
+            (*array).clone()
+        } else {
+            array.multiply(Array::from_f32(*weight as f32))?
+        };
+        sum = Some(match sum {
+            Some(sum) => sum.add(term)?,
+            None => term,
+        });
+    }
+    match (sum, terms.first()) {
+        (Some(sum), _) => Ok(sum),
+        (None, Some((_, array))) => mlx_rs::ops::zeros_like(array),
+        (None, None) => Err(mlx_rs::error::Exception::custom("a sum of no terms")),
+    }
+}

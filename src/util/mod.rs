@@ -1,0 +1,5 @@
+//! Small things that everybody may stand on.
+
+pub(crate) mod hex;
+pub(crate) mod limits;
+pub mod suggest;

@@ -1,0 +1,394 @@
+//! Conversion to this program's own layout, in little memory: safetensors with mlx-video's names
+//! (Blaizzy/mlx-video, `mlx_video/models/wan_2/convert.py`), linear layers in MLX's quantization.
+//!
+//! The source comes file by file and passes through memory piece by piece. The result grows in a
+//! folder `NAME.partial`, remembers what is done, and gets its name when every byte of it has been
+//! read back.
+
+mod finished;
+mod item;
+mod manifest;
+mod source;
+mod state;
+mod writer;
+
+pub use finished::Finished;
+pub use source::{ConvertSource, LocalSource};
+pub(crate) use state::write_whole;
+pub use state::{TensorReport, source_folder, unfinished_bytes};
+
+use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use self::finished::check_target;
+use self::item::Item;
+use self::state::{FileState, Unfinished};
+use self::writer::{OutTensor, Writer};
+use super::config::PartConfig;
+use super::files::Files;
+use super::part::{Part, Trouble, may_quantize, usizes};
+use super::quantize::GROUP_SIZE;
+use super::store::{Location, TensorStore};
+use super::{PartName, quantize};
+use crate::model::TensorSpec;
+
+/// What the report names as its author.
+const PROGRAM: &str = concat!("wan-i2v ", env!("CARGO_PKG_VERSION"));
+/// Bytes after which what is done is made safe against a loss of power.
+const SAVE_EVERY: u64 = 256 << 20;
+/// Bytes that are hashed at a time.
+const HASH_CHUNK: usize = 8 << 20;
+
+/// Bits per weight of the linear layers inside the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bits {
+    /// MLX's affine quantization to 16 levels.
+    Four,
+    /// To 256 levels.
+    Eight,
+    /// bfloat16, or float16 where the source has it.
+    Sixteen,
+}
+
+impl Bits {
+    /// The quantization, when it is one.
+    pub fn quantized(self) -> Option<quantize::Bits> {
+        match self {
+            Bits::Four => Some(quantize::Bits::Four),
+            Bits::Eight => Some(quantize::Bits::Eight),
+            Bits::Sixteen => None,
+        }
+    }
+}
+
+/// What is made of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// For the high-noise expert; `None` keeps a quantized one and makes 16 bits of others.
+    pub high: Option<Bits>,
+    /// For the low-noise expert.
+    pub low: Option<Bits>,
+    /// For the text encoder.
+    pub text: Option<Bits>,
+    /// The most bytes of one file, unless a single tensor needs more.
+    pub file_bytes: u64,
+}
+
+impl Options {
+    fn bits(&self, name: PartName) -> Option<Bits> {
+        match name {
+            PartName::HighNoise => self.high,
+            PartName::LowNoise => self.low,
+            PartName::TextEncoder => self.text,
+            PartName::Vae => None,
+        }
+    }
+}
+
+impl Options {
+    /// About how many bytes a part of this configuration becomes, which has `source_bytes` now.
+    ///
+    /// # Errors
+    /// When the configuration is not supported.
+    pub fn result_bytes(
+        &self,
+        name: PartName,
+        config: &PartConfig,
+        source_bytes: u64,
+    ) -> Result<u64> {
+        let specs = config.specs()?;
+        let elements = |spec: &TensorSpec| spec.shape.iter().map(|&d| d as u64).product::<u64>();
+        let all: u64 = specs.iter().map(elements).sum();
+        let (mut packed, mut wide) = (0, 0);
+        for spec in &specs {
+            match may_quantize(name.kind(), &spec.name, &usizes(&spec.shape)) {
+                true => packed += elements(spec),
+                false => wide += elements(spec),
+            }
+        }
+        let packed_bits = match self.bits(name).and_then(Bits::quantized) {
+            // Scale and bias of every group are 16 bits each.
+            Some(bits) => bits.number() as u64 * GROUP_SIZE as u64 + 32,
+            None => 16 * GROUP_SIZE as u64,
+        };
+        // What is not quantized keeps its type.
+        let wide_bytes = if source_bytes > 3 * all { 4 } else { 2 };
+        Ok(packed / GROUP_SIZE as u64 * packed_bits / 8 + wide * wide_bytes)
+    }
+}
+
+/// What a conversion tells while it runs.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// It goes on where a former run stopped.
+    Resumed,
+    /// So many bytes of the source will be read.
+    Total(u64),
+    /// A file of the source with so many bytes is being fetched.
+    Fetching(&'a str, u64),
+    /// So many further bytes of it are there.
+    Fetched(u64),
+    /// A file of a part is being converted.
+    File(PartName, &'a str),
+    /// So many further bytes have been read, or read back.
+    Read(u64),
+    /// A file of the source with so many bytes was done with by a former run.
+    Skipped(u64),
+    /// So many further bytes of a file were read by a former run.
+    Known(u64),
+    /// So many bytes of the result will be read back.
+    Verifying(u64),
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Converted {
+    /// Bytes of the tensors written.
+    pub bytes: u64,
+    /// Each part with the largest relative error of one of its tensors.
+    pub parts: Vec<(PartName, f64)>,
+}
+
+/// Converts what `feed` brings into the folder `target`.
+///
+/// # Errors
+/// When a tensor is missing, unexpected, misshapen or not finite, the disk refuses, or the target
+/// is there already. What is done stays in the unfinished folder and is not done again.
+pub fn convert(
+    feed: &mut dyn ConvertSource,
+    target: &Path,
+    options: &Options,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Converted> {
+    let identity = json!({
+        "source": feed.identity(),
+        "options": options,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    check_target(target)?;
+    let mut work = Unfinished::open(target, &identity)?;
+    if work.resumed {
+        on_event(Event::Resumed);
+    }
+    on_event(Event::Total(feed.total_bytes()));
+    for name in feed.parts() {
+        convert_part(feed, name, options, &mut work, on_event)?;
+    }
+    verify(&work, on_event)?;
+    let converted = manifest::write(feed, options, &work)?;
+    feed.close()?;
+    work.finish(target)?;
+    Ok(converted)
+}
+
+fn convert_part(
+    feed: &mut dyn ConvertSource,
+    name: PartName,
+    options: &Options,
+    work: &mut Unfinished,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<()> {
+    for shard in 0..feed.shards(name) {
+        if work.state.shards_done.contains(&(name, shard)) {
+            on_event(Event::Skipped(feed.shard_bytes(name, shard)));
+            feed.release(name, shard)?;
+            continue;
+        }
+        let part = feed.open(name, shard, on_event)?;
+        on_event(Event::File(name, &part.store().location().to_string()));
+        if let Entry::Vacant(place) = work.state.configs.entry(name) {
+            place.insert(feed.config(name, &part)?);
+        }
+        convert_shard(&part, name, shard, options, work, on_event)?;
+        drop(part);
+        work.state.shards_done.push((name, shard));
+        work.save()?;
+        feed.release(name, shard)?;
+    }
+    // A share may lack what another has; all together must have everything.
+    let done: BTreeSet<&str> = work
+        .state
+        .files
+        .iter()
+        .filter(|file| file.part == name)
+        .flat_map(|file| file.tensors.iter().map(|tensor| tensor.name.as_str()))
+        .collect();
+    let missing: Vec<String> = work
+        .config(name)?
+        .specs()?
+        .into_iter()
+        .filter(|spec| !done.contains(spec.name.as_str()))
+        .map(|spec| spec.name)
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "the {name} lacks {} tensors, the first of them {}",
+        missing.len(),
+        missing[0]
+    );
+    Ok(())
+}
+
+fn convert_shard(
+    part: &Part,
+    name: PartName,
+    shard: usize,
+    options: &Options,
+    work: &mut Unfinished,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let specs = work.config(name)?.specs()?;
+    let mut items = Vec::new();
+    for spec in &specs {
+        match part.find(&spec.name, &usizes(&spec.shape)) {
+            Ok(found) => items.push(Item::plan(spec, &found, part, options.bits(name))?),
+            Err(Trouble::Missing(_)) => {}
+            Err(Trouble::Wrong(text)) => bail!("{}: {text}", part.store().location()),
+        }
+    }
+    let extra = part.problems(&specs).extra;
+    ensure!(
+        extra.is_empty(),
+        "{}: unexpected: {}",
+        part.store().location(),
+        extra.join(", ")
+    );
+    for (number, items) in files_of(items, options.file_bytes).into_iter().enumerate() {
+        let file = format!("{}-{shard:05}-{number:05}.safetensors", name.key());
+        fill(part, &items, (name, shard, file), work, on_event)?;
+    }
+    Ok(())
+}
+
+/// Cuts the list where a file would become too large.
+fn files_of(items: Vec<Item>, most: u64) -> Vec<Vec<Item>> {
+    let mut files: Vec<Vec<Item>> = Vec::new();
+    let mut bytes = 0;
+    for item in items {
+        let size = item.byte_len();
+        match files.last_mut() {
+            Some(file) if bytes + size <= most => {
+                file.push(item);
+                bytes += size;
+            }
+            _ => {
+                files.push(vec![item]);
+                bytes = size;
+            }
+        }
+    }
+    files
+}
+
+/// Writes one file, or what is left of it.
+fn fill(
+    part: &Part,
+    items: &[Item],
+    (name, shard, file): (PartName, usize, String),
+    work: &mut Unfinished,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let at = work.state.files.iter().position(|f| f.name == file);
+    let index = at.unwrap_or_else(|| {
+        work.state.files.push(FileState {
+            part: name,
+            shard,
+            name: file.clone(),
+            tensors: Vec::new(),
+            complete: false,
+        });
+        work.state.files.len() - 1
+    });
+    let done = work.state.files[index].tensors.len();
+    ensure!(
+        done <= items.len(),
+        "{file}: more tensors are done than it has; remove {}",
+        work.folder.display()
+    );
+    for item in &items[..done] {
+        on_event(Event::Known(item.source_bytes));
+    }
+    if work.state.files[index].complete {
+        return Ok(());
+    }
+    let tensors: Vec<OutTensor> = items.iter().flat_map(|i| i.tensors.clone()).collect();
+    let path = work.folder.join(&file);
+    let mut writer = Writer::open(&path, &tensors, done > 0)?;
+    let mut first = items[..done].iter().map(|i| i.tensors.len()).sum();
+    let mut unsaved = 0;
+    for item in &items[done..] {
+        let errors = item.write(part, &mut writer, first, &mut |bytes| {
+            on_event(Event::Read(bytes));
+        })?;
+        work.state.files[index].tensors.push(TensorReport {
+            name: item.name.clone(),
+            from: item.from.clone(),
+            to: item.label(),
+            shape: item.shape().to_vec(),
+            max_error: errors.max,
+            relative_error: errors.relative(),
+            blake3: item
+                .tensors
+                .iter()
+                .enumerate()
+                .map(|(i, tensor)| (tensor.name.clone(), writer.digest(first + i)))
+                .collect(),
+        });
+        first += item.tensors.len();
+        unsaved += item.byte_len();
+        if unsaved >= SAVE_EVERY {
+            writer.sync()?;
+            work.save()?;
+            unsaved = 0;
+        }
+    }
+    writer.sync()?;
+    work.state.files[index].complete = true;
+    work.save()
+}
+
+/// Reads every written byte back and compares it with what was meant.
+fn verify(work: &Unfinished, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+    let mut stores = Vec::new();
+    for file in &work.state.files {
+        let location = Location {
+            files: Files::from(work.folder.as_path()),
+            names: vec![manifest::current_name(work, file)],
+            index: None,
+        };
+        stores.push((file, TensorStore::open(&location)?));
+    }
+    on_event(Event::Verifying(
+        stores.iter().map(|(_, store)| store.file_bytes()).sum(),
+    ));
+    for (file, store) in &stores {
+        let wanted = file.tensors.iter().flat_map(|tensor| &tensor.blake3);
+        for (name, digest) in wanted {
+            let entry = store
+                .entries()
+                .get(name)
+                .with_context(|| format!("{}: the tensor {name} is missing", file.name))?;
+            let mut hasher = blake3::Hasher::new();
+            let mut at = 0;
+            for chunk in store.bytes(entry).chunks(HASH_CHUNK) {
+                hasher.update(chunk);
+                store.release(entry, at..at + chunk.len());
+                at += chunk.len();
+                on_event(Event::Read(chunk.len() as u64));
+            }
+            ensure!(
+                hasher.finalize().to_hex().as_str() == digest,
+                "{}: the tensor {name} is not what was written; the disk or the memory is at \
+                 fault; remove {} and start again",
+                file.name,
+                work.folder.display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Where a conversion's tensors come from.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::Event;
+use crate::weights::config::PartConfig;
+use crate::weights::layout::Layout;
+use crate::weights::part::Part;
+use crate::weights::store::Location;
+use crate::weights::{Extras, PartName};
+
+/// Brings a model's parts file by file.
+pub trait ConvertSource {
+    /// What is converted: another source has another identity.
+    fn identity(&self) -> Value;
+    /// The parts there are, in the order they are converted in.
+    fn parts(&self) -> Vec<PartName>;
+    /// A part's dimensions; `part` is its first file.
+    ///
+    /// # Errors
+    /// When they cannot be told.
+    fn config(&self, name: PartName, part: &Part) -> Result<PartConfig>;
+    /// How many files a part comes in.
+    fn shards(&self, name: PartName) -> usize;
+    /// The bytes of one of them.
+    fn shard_bytes(&self, name: PartName, shard: usize) -> u64;
+    /// The bytes of all.
+    fn total_bytes(&self) -> u64 {
+        let files = |name| (0..self.shards(name)).map(move |shard| self.shard_bytes(name, shard));
+        let bytes = self.parts().into_iter().flat_map(files);
+        bytes.fold(0, u64::saturating_add)
+    }
+    /// Makes a file readable.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn open(
+        &mut self,
+        name: PartName,
+        shard: usize,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Part>;
+    /// Lets go of a file that has been converted.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn release(&mut self, name: PartName, shard: usize) -> Result<()>;
+    /// What a model has besides weights.
+    fn rest(&self) -> &Extras;
+    /// Lets go of everything.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    fn close(&mut self) -> Result<()>;
+}
+
+/// A model, or a part of one, on this machine's disk. Each part is one file to the conversion:
+/// mapped, it costs no memory until it is read.
+#[derive(Debug)]
+pub struct LocalSource {
+    parts: Vec<(PartName, Location, u64)>,
+    rest: Extras,
+}
+
+impl LocalSource {
+    /// Opens every part of `layout` and checks its tensors by header.
+    ///
+    /// # Errors
+    /// Names the file, tensor or field, what was found and what was expected.
+    pub fn new(layout: &Layout) -> Result<Self> {
+        let mut parts = Vec::new();
+        for name in PartName::ALL {
+            let Some(location) = layout.part(name) else {
+                continue;
+            };
+            let part = Part::open(location, name.kind())?;
+            let config = PartConfig::of(&part, name)?;
+            part.check(&config.specs()?)?;
+            let bytes = part.store().entries().values().map(|e| e.byte_len() as u64);
+            parts.push((name, location.clone(), bytes.sum()));
+        }
+        Ok(Self {
+            parts,
+            rest: Extras::of(layout)?,
+        })
+    }
+
+    fn part(&self, name: PartName) -> Option<&(PartName, Location, u64)> {
+        self.parts.iter().find(|part| part.0 == name)
+    }
+}
+
+impl ConvertSource for LocalSource {
+    fn identity(&self) -> Value {
+        let files = self.parts.iter().map(|(name, location, ..)| {
+            let files: Vec<Value> = location
+                .names
+                .iter()
+                .map(|file| json!([file, location.files.stamp(file)]))
+                .collect();
+            (name.key().to_owned(), Value::from(files))
+        });
+        Value::Object(files.collect())
+    }
+
+    fn parts(&self) -> Vec<PartName> {
+        self.parts.iter().map(|part| part.0).collect()
+    }
+
+    fn config(&self, name: PartName, part: &Part) -> Result<PartConfig> {
+        PartConfig::of(part, name)
+    }
+
+    fn shards(&self, _name: PartName) -> usize {
+        1
+    }
+
+    fn shard_bytes(&self, name: PartName, _shard: usize) -> u64 {
+        self.part(name).map_or(0, |part| part.2)
+    }
+
+    fn open(
+        &mut self,
+        name: PartName,
+        _shard: usize,
+        _on_event: &mut dyn FnMut(Event),
+    ) -> Result<Part> {
+        let part = self
+            .part(name)
+            .with_context(|| format!("there is no {name}"))?;
+        Part::open(&part.1, name.kind())
+    }
+
+    fn release(&mut self, _name: PartName, _shard: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn rest(&self) -> &Extras {
+        &self.rest
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! What an unfinished conversion has done, so that the next run goes on there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::weights::PartName;
+use crate::weights::config::PartConfig;
+
+/// The state's file in the unfinished folder.
+const FILE: &str = "conversion-state.json";
+/// The file that is locked while a run fills the folder.
+const LOCK: &str = ".lock";
+/// The folder inside the unfinished one where files of the source may lie.
+const SOURCE: &str = "source";
+/// How the names of files begin that are being written; a run that was killed leaves them.
+const TEMPORARY: &str = ".wan-i2v-";
+
+/// One written tensor of the source, with how far it is from what was read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Its canonical name.
+    pub name: String,
+    /// How it was stored.
+    pub from: String,
+    /// How it is written.
+    pub to: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The largest absolute difference between a value read and the one written.
+    pub max_error: f64,
+    /// Root of the summed squared differences over that of the values.
+    pub relative_error: f64,
+    /// BLAKE3 of the bytes of each tensor that it became, by name.
+    pub blake3: Vec<(String, String)>,
+}
+
+/// One written file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileState {
+    /// The part that it belongs to.
+    pub part: PartName,
+    /// The number of the source's file that its tensors come from.
+    pub shard: usize,
+    /// Its name while the conversion is unfinished.
+    pub name: String,
+    /// Its finished tensors, in order.
+    pub tensors: Vec<TensorReport>,
+    /// Whether they are all.
+    pub complete: bool,
+}
+
+/// Everything done so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// What is converted and how; another one starts anew.
+    identity: Value,
+    /// The files written so far, in order.
+    pub files: Vec<FileState>,
+    /// The dimensions of the parts begun so far.
+    pub configs: BTreeMap<PartName, PartConfig>,
+    /// Files of the source that are done with: nothing of them is needed any more.
+    pub shards_done: Vec<(PartName, usize)>,
+}
+
+/// The folder that is being filled, with its state.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// Its path.
+    pub folder: PathBuf,
+    /// What is done.
+    pub state: State,
+    /// Whether a former run began it.
+    pub resumed: bool,
+    /// Held while this run fills the folder.
+    _lock: File,
+}
+
+impl Unfinished {
+    /// Creates or reopens the folder beside `target` that becomes `target` at the end.
+    ///
+    /// # Errors
+    /// When another run is filling the folder, or it was begun for something else.
+    pub fn open(target: &Path, identity: &Value) -> Result<Self> {
+        ensure!(
+            target.file_name().is_some(),
+            "{}: is no name for a folder",
+            target.display()
+        );
+        let folder = unfinished_folder(target);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let lock = File::create(folder.join(LOCK))
+            .with_context(|| format!("cannot write in {}", folder.display()))?;
+        ensure!(
+            lock.try_lock().is_ok(),
+            "{}: another wan-i2v is filling this folder",
+            folder.display()
+        );
+        remove_temporary(&folder);
+        let path = folder.join(FILE);
+        let (state, resumed) = match fs::read(&path) {
+            Ok(json) => {
+                let state: State = serde_json::from_slice(&json)
+                    .with_context(|| format!("{} is damaged; remove the folder", path.display()))?;
+                ensure!(
+                    state.identity == *identity,
+                    "{}: an unfinished conversion of another source or with other options is in \
+                     the way{}; finish it with the same command, or remove the folder",
+                    folder.display(),
+                    of_commit(&state.identity["source"])
+                );
+                (state, true)
+            }
+            Err(_) => (
+                State {
+                    identity: identity.clone(),
+                    files: Vec::new(),
+                    configs: BTreeMap::new(),
+                    shards_done: Vec::new(),
+                },
+                false,
+            ),
+        };
+        let unfinished = Self {
+            folder,
+            state,
+            resumed,
+            _lock: lock,
+        };
+        unfinished.save()?;
+        Ok(unfinished)
+    }
+
+    /// The dimensions of a part that has been begun.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn config(&self, name: PartName) -> Result<&PartConfig> {
+        let config = self.state.configs.get(&name);
+        config.with_context(|| format!("the {name} has no files"))
+    }
+
+    /// Writes the state, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self) -> Result<()> {
+        write_whole(
+            &self.folder.join(FILE),
+            &serde_json::to_vec(&self.state).context("cannot write the state")?,
+        )
+    }
+
+    /// Makes the folder `target`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish(self, target: &Path) -> Result<()> {
+        // Perhaps of a pull that was refused before it began.
+        let source = self.folder.join(SOURCE);
+        if source.exists() {
+            fs::remove_dir_all(&source)
+                .with_context(|| format!("cannot remove {}", source.display()))?;
+        }
+        fs::rename(&self.folder, target)
+            .with_context(|| format!("cannot create {}", target.display()))?;
+        // Only now: without its state a folder that was not renamed would be converted anew.
+        tidy(target).with_context(|| format!("cannot tidy {}", target.display()))
+    }
+}
+
+/// Removes from a finished folder what a run has left that was killed at its very end.
+pub fn tidy_left(target: &Path) {
+    // Not while a run is about to do so itself.
+    if let Ok(lock) = File::open(target.join(LOCK))
+        && lock.try_lock().is_ok()
+    {
+        // What cannot be removed does no harm.
+        let _ = tidy(target);
+    }
+}
+
+/// Removes from a finished folder what is of its conversion only; the lock goes last, so that it is
+/// there as long as anything is.
+fn tidy(target: &Path) -> std::io::Result<()> {
+    for name in [FILE, LOCK] {
+        match fs::remove_file(target.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The revision of the hub that a conversion is of: a branch may have moved on.
+pub fn of_commit(source: &Value) -> String {
+    let text = |key: &str| source[key].as_str();
+    match (text("repository"), text("commit")) {
+        (Some(repository), Some(commit)) => format!(" (of {repository}@{commit})"),
+        _ => String::new(),
+    }
+}
+
+/// What cannot be removed is left; it does no harm but to be there.
+fn remove_temporary(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The folder that becomes `target`.
+fn unfinished_folder(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    target.with_file_name(name)
+}
+
+/// Where files of the source may lie while they are needed: inside the unfinished folder.
+pub fn source_folder(target: &Path) -> PathBuf {
+    unfinished_folder(target).join(SOURCE)
+}
+
+/// Bytes that an unfinished conversion into `target` takes already.
+pub fn unfinished_bytes(target: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![unfinished_folder(target)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                // What a file takes of the disk: it has its full length from the start.
+                Ok(meta) => bytes += meta.blocks() * 512,
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
+}
+
+/// Writes a small file so that it is either the old or the new one, whatever happens.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
+    // tempfile's files are private by default; this gets what the umask allows, like any file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(context)?;
+    file.write_all(bytes).with_context(context)?;
+    file.as_file().sync_data().with_context(context)?;
+    file.persist(path).with_context(context)?;
+    Ok(())
+}

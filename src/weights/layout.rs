@@ -1,0 +1,450 @@
+//! Where the parts of a whole model lie in what people have on disk.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::config::CONFIG;
+use super::files::Files;
+use super::naming::Kind;
+use super::part;
+use super::store::{Location, TensorStore};
+use crate::util::suggest::did_you_mean_path;
+
+/// One of the parts of a model that have weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartName {
+    /// The expert for timesteps at or above the boundary.
+    HighNoise,
+    /// The expert for timesteps below it.
+    LowNoise,
+    /// The autoencoder.
+    Vae,
+    /// The text encoder.
+    TextEncoder,
+}
+
+impl PartName {
+    /// Every part.
+    pub const ALL: [Self; 4] = [
+        Self::HighNoise,
+        Self::LowNoise,
+        Self::Vae,
+        Self::TextEncoder,
+    ];
+
+    /// What kind of network it is.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::HighNoise | Self::LowNoise => Kind::Expert,
+            Self::Vae => Kind::Vae,
+            Self::TextEncoder => Kind::TextEncoder,
+        }
+    }
+
+    /// The flag that names it on the command line.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::HighNoise => "--high",
+            Self::LowNoise => "--low",
+            Self::Vae => "--vae",
+            Self::TextEncoder => "--text-encoder",
+        }
+    }
+
+    /// Its folder in the diffusers layout.
+    fn diffusers_folder(self) -> &'static str {
+        match self {
+            Self::HighNoise => "transformer",
+            Self::LowNoise => "transformer_2",
+            Self::Vae => "vae",
+            Self::TextEncoder => "text_encoder",
+        }
+    }
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HighNoise => "high-noise expert",
+            Self::LowNoise => "low-noise expert",
+            Self::Vae => "VAE",
+            Self::TextEncoder => "text encoder",
+        })
+    }
+}
+
+/// Where the tokenizer is.
+#[derive(Clone, Debug)]
+pub enum TokenizerAt {
+    /// A `tokenizer.json` or a SentencePiece model.
+    File(Files, String),
+    /// Inside the text encoder's file.
+    InTextEncoder,
+}
+
+/// Where everything of a model is; parts may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// Each part's files, in the order of [`PartName::ALL`].
+    parts: [Option<Location>; 4],
+    /// The tokenizer.
+    pub tokenizer: Option<TokenizerAt>,
+    /// The folder that may hold settings, when the model has one.
+    pub root: Option<Files>,
+    /// Files that a search could not use, and why: one may be a part that is missed.
+    pub passed_over: Vec<String>,
+}
+
+/// What is named besides a model's folder, and not searched for in it.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Parts.
+    pub parts: Vec<PartName>,
+    /// The tokenizer.
+    pub tokenizer: bool,
+}
+
+/// The file of the diffusers layout that names the pipeline.
+pub const MODEL_INDEX: &str = "model_index.json";
+/// The most files that a search for parts looks into.
+const MAX_CANDIDATES: usize = 200;
+/// Folders below the given one that are searched.
+const MAX_DEPTH: usize = 3;
+/// Files that hold a tokenizer, the better ones first.
+const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "spiece.model", "sentencepiece.bpe.model"];
+
+impl Layout {
+    /// A part's files.
+    pub fn part(&self, name: PartName) -> Option<&Location> {
+        self.parts[name as usize].as_ref()
+    }
+
+    /// Puts a part there, instead of what was found.
+    pub fn set(&mut self, name: PartName, location: Location) {
+        self.parts[name as usize] = Some(location);
+    }
+
+    /// Finds the parts of a model in a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or holds several candidates for one part.
+    pub fn of_folder(files: &Files) -> Result<Self> {
+        Self::of_folder_without(files, &Named::default())
+    }
+
+    /// As [`Self::of_folder`], but for what is named elsewhere: several candidates for that are
+    /// no error.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_folder_without(files: &Files, named: &Named) -> Result<Self> {
+        if files.has(MODEL_INDEX) {
+            return Self::diffusers(files);
+        }
+        Self::search(files, named)
+    }
+
+    /// Finds what a path is: a whole model's folder, or one part's folder or file.
+    ///
+    /// # Errors
+    /// As [`Self::of_folder`].
+    pub fn of_path(path: &Path, part: Option<PartName>) -> Result<Self> {
+        if let Some(name) = part {
+            let mut layout = Self::default();
+            layout.set(name, Location::at(path)?);
+            return Ok(layout);
+        }
+        if path.is_dir() {
+            return Self::of_folder(&Files::from(path));
+        }
+        let location = Location::at(path)?;
+        let store = TensorStore::open(&location)?;
+        let found = part::parts(&store);
+        let name = match found.first().map(|part| part.kind) {
+            Some(Kind::Vae) => PartName::Vae,
+            Some(Kind::TextEncoder) => PartName::TextEncoder,
+            Some(Kind::Expert) => expert_of(&path.to_string_lossy()).with_context(|| {
+                format!(
+                    "{}: this is an expert, but its path says neither high nor low; say which with \
+                     --part high or --part low",
+                    path.display()
+                )
+            })?,
+            None => bail!(
+                "{}: no part of a Wan2.2 image-to-video model (an expert, a VAE, a UMT5 text \
+                 encoder)",
+                path.display()
+            ),
+        };
+        let mut layout = Self::default();
+        layout.set(name, location);
+        if name == PartName::TextEncoder && holds_tokenizer(&store) {
+            layout.tokenizer = Some(TokenizerAt::InTextEncoder);
+        }
+        Ok(layout)
+    }
+
+    fn diffusers(files: &Files) -> Result<Self> {
+        let mut layout = Self {
+            root: Some(files.clone()),
+            ..Self::default()
+        };
+        for name in PartName::ALL {
+            let folder = files.sub(name.diffusers_folder());
+            if folder.exists() {
+                ensure!(
+                    folder.has(CONFIG),
+                    "{}: not found; in the diffusers layout every part has one; download it too",
+                    folder.name(CONFIG)
+                );
+                layout.set(name, Location::in_folder(folder)?);
+            }
+        }
+        layout.tokenizer = tokenizer_in(&files.sub("tokenizer"));
+        Ok(layout)
+    }
+
+    /// Looks into every file below a folder: what a part is, its tensors tell; which of the two
+    /// experts, only its path can.
+    fn search(files: &Files, named: &Named) -> Result<Self> {
+        let mut layout = Self {
+            root: Some(files.clone()),
+            ..Self::default()
+        };
+        let mut candidates = Vec::new();
+        let mut tokenizers = Vec::new();
+        let mut folders = vec![(files.clone(), String::new(), 0)];
+        while let Some((folder, path, depth)) = folders.pop() {
+            for location in Location::all_in(&folder)? {
+                let name = location.index.as_ref().unwrap_or(&location.names[0]);
+                candidates.push((format!("{path}{name}"), location));
+                ensure!(
+                    candidates.len() <= MAX_CANDIDATES,
+                    "{files}: more than {MAX_CANDIDATES} files with tensors; name each part with \
+                     --high, --low, --vae and --text-encoder"
+                );
+            }
+            if let Some(tokenizer) = tokenizer_in(&folder) {
+                tokenizers.push((path.clone(), tokenizer));
+            }
+            if depth < MAX_DEPTH {
+                for sub in folder.folders()? {
+                    folders.push((folder.sub(&sub), format!("{path}{sub}/"), depth + 1));
+                }
+            }
+        }
+        candidates.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut found: [Vec<(String, Location)>; 4] = Default::default();
+        let mut unknown = Vec::new();
+        for (path, location) in candidates {
+            let store = match TensorStore::open(&location) {
+                Ok(store) => store,
+                Err(error) => {
+                    layout.passed_over.push(format!("{error:#}"));
+                    continue;
+                }
+            };
+            let mut parts = part::parts(&store);
+            let Some(detected) = parts.pop() else {
+                unknown.push(path);
+                continue;
+            };
+            if !parts.is_empty() {
+                layout.passed_over.push(format!(
+                    "{}: several parts in one file; give each in a file of its own",
+                    files.name(&path)
+                ));
+                continue;
+            }
+            let name = match detected.kind {
+                Kind::Vae => PartName::Vae,
+                Kind::TextEncoder => PartName::TextEncoder,
+                Kind::Expert => match expert_of(&path).or_else(|| expert_of(&files.to_string())) {
+                    Some(name) => name,
+                    None => {
+                        layout.passed_over.push(format!(
+                            "{}: an expert, but its path says neither high nor low",
+                            files.name(&path)
+                        ));
+                        continue;
+                    }
+                },
+            };
+            found[name as usize].push((path, location));
+        }
+        for name in PartName::ALL {
+            let mut candidates = std::mem::take(&mut found[name as usize]);
+            if named.parts.contains(&name) {
+                continue;
+            }
+            match candidates.len() {
+                0 => {}
+                1 => layout.set(name, candidates.remove(0).1),
+                several => bail!(
+                    "{files}: {several} files could be the {name} ({}); say which with {} PATH",
+                    candidates
+                        .iter()
+                        .map(|(path, _)| path.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                    name.flag()
+                ),
+            }
+        }
+        ensure!(
+            PartName::ALL
+                .iter()
+                .any(|&name| layout.part(name).is_some() || named.parts.contains(&name)),
+            "{files}: there is no {MODEL_INDEX}, and no part of a Wan2.2 image-to-video model in \
+             this folder{}; expected the layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
+             files, GGUF files, or a folder that wan-i2v convert or mlx-video wrote",
+            if unknown.is_empty() && layout.passed_over.is_empty() {
+                String::new()
+            } else {
+                unknown.extend(layout.passed_over);
+                format!(" (looked into {})", unknown.join("; "))
+            }
+        );
+        if !named.tokenizer {
+            layout.tokenizer = match layout.part(PartName::TextEncoder) {
+                Some(location) if holds_tokenizer(&TensorStore::open(location)?) => {
+                    Some(TokenizerAt::InTextEncoder)
+                }
+                _ => choose(files, tokenizers)?,
+            };
+        }
+        Ok(layout)
+    }
+
+    /// What a folder has besides weights: no part, but a tokenizer and settings.
+    pub fn beside(root: &Files) -> Self {
+        let places = ["tokenizer", "google/umt5-xxl", "."];
+        Self {
+            tokenizer: places
+                .iter()
+                .find_map(|place| tokenizer_in(&root.sub(place))),
+            root: Some(root.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// Which part a file seems to be by its path alone.
+    pub fn part_of(path: &str) -> Option<PartName> {
+        let lower = path.to_lowercase();
+        let says = |word: &str| lower.contains(word);
+        if says("vae") {
+            Some(PartName::Vae)
+        } else if says("t5") || says("text_encoder") {
+            Some(PartName::TextEncoder)
+        } else {
+            expert_of(path)
+        }
+    }
+
+    /// A tokenizer named by the user: a file, or a folder with one.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn tokenizer_at(path: &Path) -> Result<TokenizerAt> {
+        if path.is_dir() {
+            return tokenizer_in(&Files::from(path)).with_context(|| {
+                format!(
+                    "{}: no tokenizer in this folder; expected {}",
+                    path.display(),
+                    TOKENIZER_FILES.join(" or ")
+                )
+            });
+        }
+        ensure!(
+            path.is_file(),
+            "{}: no such file or folder{}",
+            path.display(),
+            did_you_mean_path(path)
+        );
+        let (files, name) = Files::holding(path);
+        Ok(TokenizerAt::File(files, name))
+    }
+}
+
+/// Whether a text encoder's file holds its tokenizer too.
+pub fn holds_tokenizer(store: &TensorStore) -> bool {
+    spiece_entry(store).is_some() || store.metadata().contains_key("tokenizer.ggml.model")
+}
+
+/// The SentencePiece model inside a text encoder's file, as ComfyUI stores it.
+pub fn spiece_entry(store: &TensorStore) -> Option<&super::store::Entry> {
+    store
+        .entries()
+        .iter()
+        .find(|(name, _)| name.rsplit('.').next() == Some("spiece_model"))
+        .map(|(_, entry)| entry)
+}
+
+fn tokenizer_in(files: &Files) -> Option<TokenizerAt> {
+    let name = TOKENIZER_FILES.into_iter().find(|name| files.has(name))?;
+    Some(TokenizerAt::File(files.clone(), name.to_owned()))
+}
+
+/// The tokenizer of a model among those in its folders, given with their paths.
+///
+/// Any other model's may lie there too, and would be taken in silence: ids are only numbers.
+fn choose(files: &Files, tokenizers: Vec<(String, TokenizerAt)>) -> Result<Option<TokenizerAt>> {
+    let rank = |path: &str| match path {
+        "" => 0,
+        "tokenizer/" => 1,
+        _ if path.to_lowercase().contains("umt5") => 2,
+        _ => 3,
+    };
+    let best = tokenizers.iter().map(|(path, _)| rank(path)).min();
+    let mut candidates: Vec<_> = tokenizers
+        .into_iter()
+        .filter(|(path, _)| Some(rank(path)) == best)
+        .collect();
+    ensure!(
+        candidates.len() < 2,
+        "{files}: {} files could be the tokenizer ({}); say which with --tokenizer PATH",
+        candidates.len(),
+        candidates
+            .iter()
+            .map(|(path, tokenizer)| match tokenizer {
+                TokenizerAt::File(_, name) => format!("{path}{name}"),
+                TokenizerAt::InTextEncoder => path.clone(),
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    Ok(candidates.pop().map(|(_, tokenizer)| tokenizer))
+}
+
+/// Which expert a path names; the last of its words that does decides.
+pub(crate) fn expert_of(path: &str) -> Option<PartName> {
+    for component in path.rsplit('/') {
+        match (says(component, "high"), says(component, "low")) {
+            (true, false) => return Some(PartName::HighNoise),
+            (false, true) => return Some(PartName::LowNoise),
+            _ if component == "transformer" => return Some(PartName::HighNoise),
+            _ if component == "transformer_2" => return Some(PartName::LowNoise),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether one of a name's words starts with `word`, which is in lower case. Words start after
+/// what is no letter and at a capital (`I2VHighNoise`); so `flow` and `yellow` are not low.
+fn says(name: &str, word: &str) -> bool {
+    let bytes = name.as_bytes();
+    let is = |at: usize, what: fn(&u8) -> bool| bytes.get(at).is_some_and(what);
+    let lower = name.to_ascii_lowercase();
+    lower.match_indices(word).any(|(at, _)| {
+        let before = |what| at.checked_sub(1).is_some_and(|before| is(before, what));
+        let next_is_small = is(at + 1, u8::is_ascii_lowercase);
+        let capital =
+            is(at, u8::is_ascii_uppercase) && (next_is_small || before(u8::is_ascii_lowercase));
+        capital || !before(u8::is_ascii_alphabetic)
+    })
+}

@@ -1,0 +1,614 @@
+//! Checkpoints on disk: names, layouts and dtypes. Hands out tensors, strictly.
+//!
+//! A file's [`container::header`] says what it holds, whatever its container ([`container::safetensors`], [`container::pth`],
+//! [`container::gguf`]) and its elements' [`container::encoding`]. [`layout`] finds the parts of a model in a folder,
+//! [`naming`] knows whose names a part's tensors have, and a [`part::Part`] finds every tensor of a
+//! network under its canonical name.
+
+pub mod config;
+pub mod container;
+pub mod convert;
+mod files;
+mod fingerprint;
+pub mod inspect;
+pub mod layout;
+pub mod naming;
+pub mod part;
+pub mod quantize;
+mod settings;
+pub mod store;
+
+pub use container::mapped::mapped_at;
+pub use files::{Bytes, EmbeddedFile, Files};
+pub use layout::PartName;
+pub use quantize::Bits;
+pub use settings::Settings;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use self::config::PartConfig;
+use self::container::gguf;
+use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
+use self::naming::Kind;
+use self::part::{Held, Loader, Part};
+use self::store::Location;
+use crate::model::Recorder;
+use crate::model::dit::{Dit, DitConfig};
+use crate::model::umt5::{Umt5, Umt5Config};
+use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use crate::runtime::Backend;
+use crate::text::{Arrays, Tokenizer};
+
+/// One of the two diffusion transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expert {
+    /// For timesteps at or above the boundary.
+    HighNoise,
+    /// For timesteps below it.
+    LowNoise,
+}
+
+impl From<Expert> for PartName {
+    fn from(expert: Expert) -> Self {
+        match expert {
+            Expert::HighNoise => PartName::HighNoise,
+            Expert::LowNoise => PartName::LowNoise,
+        }
+    }
+}
+
+impl std::fmt::Display for Expert {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Expert::HighNoise => "high-noise",
+            Expert::LowNoise => "low-noise",
+        })
+    }
+}
+
+/// The most latent rows per token; a clip's sides are multiples of eight times this.
+const MAX_PATCH: i32 = 64;
+/// The boundary between the experts that Wan2.2 I2V-A14B was published with, as a share of the
+/// noise schedule (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`).
+const BOUNDARY: f64 = 0.9;
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
+    boundary_ratio: Option<f64>,
+    #[serde(default)]
+    expand_timesteps: bool,
+}
+
+/// Where the parts of a model are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The folder of a model; what the other fields name is taken from there instead.
+    pub model: Option<PathBuf>,
+    /// A file or folder for each part, in the order of [`PartName::ALL`].
+    pub parts: [Option<PathBuf>; 4],
+    /// A tokenizer file, or a folder with one.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Sources {
+    /// Everything from one folder.
+    pub fn folder(root: impl Into<PathBuf>) -> Self {
+        Self {
+            model: Some(root.into()),
+            ..Self::default()
+        }
+    }
+}
+
+/// The bits that a model's linear layers are quantized to while it is loaded; `None` keeps what
+/// the files hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadBits {
+    /// For the high-noise expert.
+    pub high: Option<Bits>,
+    /// For the low-noise expert.
+    pub low: Option<Bits>,
+    /// For the text encoder.
+    pub text: Option<Bits>,
+}
+
+impl LoadBits {
+    /// The same for every part.
+    pub fn all(bits: Bits) -> Self {
+        Self {
+            high: Some(bits),
+            low: Some(bits),
+            text: Some(bits),
+        }
+    }
+
+    /// The bits of a part.
+    pub fn of(self, name: PartName) -> Option<Bits> {
+        match name {
+            PartName::HighNoise => self.high,
+            PartName::LowNoise => self.low,
+            PartName::TextEncoder => self.text,
+            PartName::Vae => None,
+        }
+    }
+}
+
+/// A checkpoint whose configuration and tensor headers have been checked. Holds no weights.
+#[derive(Debug)]
+pub struct Checkpoint {
+    layout: Layout,
+    bits: LoadBits,
+    /// Dimensions of the high-noise expert.
+    pub high: DitConfig,
+    /// Dimensions of the low-noise expert.
+    pub low: DitConfig,
+    /// Dimensions of the VAE.
+    pub vae: VaeConfig,
+    /// Dimensions of the text encoder.
+    pub text_encoder: Umt5Config,
+    /// Timesteps at or above this one belong to the high-noise expert.
+    pub boundary_timestep: f64,
+    /// What the model recommends to be run with.
+    pub settings: Settings,
+    /// See [`Self::part_fingerprint`].
+    fingerprints: OnceLock<Vec<String>>,
+}
+
+impl Checkpoint {
+    /// Finds the parts of a model, reads every configuration and tensor header and checks that
+    /// every tensor of the architecture is there, once, with the right shape, and no other.
+    ///
+    /// # Errors
+    /// Names the file, tensor or field, what was found and what was expected.
+    pub fn open(sources: &Sources, bits: LoadBits) -> Result<Self> {
+        Self::new(layout_of(sources)?, bits)
+    }
+
+    /// As [`Self::open`], for a checkpoint that is part of the program.
+    ///
+    /// # Errors
+    /// When it is not whole.
+    pub fn embedded(files: &'static [EmbeddedFile], bits: LoadBits) -> Result<Self> {
+        Self::new(Layout::of_folder(&Files::embedded_root(files))?, bits)
+    }
+
+    fn new(layout: Layout, bits: LoadBits) -> Result<Self> {
+        let root = layout.root.clone();
+        let boundary = match &root {
+            Some(root) => boundary(root)?,
+            None => BOUNDARY,
+        };
+        let opened = |name: PartName| Part::open(location(&layout, name)?, name.kind());
+        let [high, low, vae, text_encoder] = PartName::ALL.map(opened);
+        let parts = [high?, low?, vae?, text_encoder?];
+        let checkpoint = Self {
+            high: config::expert(&parts[0], PartName::HighNoise)?,
+            low: config::expert(&parts[1], PartName::LowNoise)?,
+            vae: config::vae(&parts[2])?,
+            text_encoder: config::text_encoder(&parts[3])?,
+            // The reference compares integer timesteps with boundary * 1000.
+            boundary_timestep: boundary * 1000.0,
+            settings: match &root {
+                Some(root) => Settings::read(root)?,
+                None => Settings::default(),
+            },
+            layout,
+            bits,
+            fingerprints: OnceLock::new(),
+        };
+        checkpoint.check_parts_fit()?;
+        let configs = [
+            PartConfig::Expert(checkpoint.high.clone()),
+            PartConfig::Expert(checkpoint.low.clone()),
+            PartConfig::Vae(checkpoint.vae.clone()),
+            PartConfig::TextEncoder(checkpoint.text_encoder.clone()),
+        ];
+        for ((part, config), name) in parts.iter().zip(configs).zip(PartName::ALL) {
+            let specs = config.specs()?;
+            part.check(&specs)?;
+            if let Some(bits) = bits.of(name) {
+                part.check_bits(&specs, bits)?;
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn check_parts_fit(&self) -> Result<()> {
+        for (name, config) in [
+            (PartName::HighNoise, &self.high),
+            (PartName::LowNoise, &self.low),
+        ] {
+            let place = self.location(name)?;
+            let z = self.vae.z_dim;
+            ensure!(
+                config.in_channels == 2 * z + 4 && config.out_channels == z,
+                "{place}: in_channels and out_channels are {} and {}; an image-to-video expert for \
+                 a VAE with {z} latent channels has {} (noise, 4 mask channels, image) and {z}",
+                config.in_channels,
+                config.out_channels,
+                2 * z + 4
+            );
+            ensure!(
+                config.text_dim == self.text_encoder.d_model,
+                "{place}: text_dim is {}, but the text encoder's d_model is {}",
+                config.text_dim,
+                self.text_encoder.d_model
+            );
+        }
+        let [frames, rows, columns] = self.high.patch_size;
+        ensure!(
+            self.high.patch_size == self.low.patch_size
+                && frames == 1
+                && rows == columns
+                && rows <= MAX_PATCH,
+            "{}: the experts' patch_size are {:?} and {:?}; expected the same, with one latent \
+             frame per token and as many rows as columns, at most {MAX_PATCH}",
+            self.location(PartName::LowNoise)?,
+            self.high.patch_size,
+            self.low.patch_size
+        );
+        Ok(())
+    }
+
+    fn location(&self, name: PartName) -> Result<&Location> {
+        location(&self.layout, name)
+    }
+
+    fn part(&self, name: PartName) -> Result<Part> {
+        Part::open(self.location(name)?, name.kind())
+    }
+
+    /// What is known of it by header.
+    pub fn inspect(&self) -> inspect::Report {
+        inspect::Report::of(&self.layout)
+    }
+
+    /// The bits that linear layers are quantized to while they are loaded.
+    pub fn load_bits(&self) -> LoadBits {
+        self.bits
+    }
+
+    /// Bytes that a part's weights take in memory.
+    ///
+    /// # Errors
+    /// When its files cannot be read any more.
+    pub fn weight_bytes(&self, name: PartName, backend: Backend) -> Result<u64> {
+        Ok(self.weights_held(name, backend)?.bytes)
+    }
+
+    /// What a part's weights take in memory.
+    ///
+    /// # Errors
+    /// As [`Self::weight_bytes`].
+    pub fn weights_held(&self, name: PartName, backend: Backend) -> Result<Held> {
+        let config = match name {
+            PartName::HighNoise => PartConfig::Expert(self.high.clone()),
+            PartName::LowNoise => PartConfig::Expert(self.low.clone()),
+            PartName::Vae => PartConfig::Vae(self.vae.clone()),
+            PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
+        };
+        let part = self.part(name)?;
+        self.loader(&part, name, backend).held(&config.specs()?)
+    }
+
+    /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn vae_bytes(&self, backend: Backend) -> Result<(u64, u64)> {
+        let part = self.part(PartName::Vae)?;
+        let loader = self.loader(&part, PartName::Vae, backend);
+        let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
+        VaeEncoder::load(&self.vae, &mut encoder, Recorder::BACKEND)?;
+        VaeDecoder::load(&self.vae, &mut decoder, Recorder::BACKEND)?;
+        Ok((
+            loader.held(&encoder.specs)?.bytes,
+            loader.held(&decoder.specs)?.bytes,
+        ))
+    }
+
+    /// Loads the text encoder.
+    ///
+    /// # Errors
+    /// When a file changed since [`Self::open`] or a weight is not finite; names the tensor.
+    pub fn load_text_encoder(&self, backend: Backend) -> Result<Umt5> {
+        let part = self.part(PartName::TextEncoder)?;
+        let mut loader = self.loader(&part, PartName::TextEncoder, backend);
+        Umt5::load(&self.text_encoder, &mut loader)
+    }
+
+    /// Loads one expert.
+    ///
+    /// # Errors
+    /// As [`Self::load_text_encoder`].
+    pub fn load_expert(&self, expert: Expert, backend: Backend) -> Result<Dit> {
+        let config = match expert {
+            Expert::HighNoise => &self.high,
+            Expert::LowNoise => &self.low,
+        };
+        let part = self.part(expert.into())?;
+        Dit::load(
+            config,
+            &mut self.loader(&part, expert.into(), backend),
+            backend,
+        )
+    }
+
+    /// Loads the encoder half of the VAE.
+    ///
+    /// # Errors
+    /// As [`Self::load_text_encoder`].
+    pub fn load_vae_encoder(&self, backend: Backend) -> Result<VaeEncoder> {
+        let part = self.part(PartName::Vae)?;
+        let mut loader = self.loader(&part, PartName::Vae, backend);
+        VaeEncoder::load(&self.vae, &mut loader, backend)
+    }
+
+    /// Loads the decoder half of the VAE.
+    ///
+    /// # Errors
+    /// As [`Self::load_text_encoder`].
+    pub fn load_vae_decoder(&self, backend: Backend) -> Result<VaeDecoder> {
+        let part = self.part(PartName::Vae)?;
+        let mut loader = self.loader(&part, PartName::Vae, backend);
+        VaeDecoder::load(&self.vae, &mut loader, backend)
+    }
+
+    fn loader<'a>(&self, part: &'a Part, name: PartName, backend: Backend) -> Loader<'a> {
+        Loader {
+            part,
+            backend,
+            bits: self.bits.of(name),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When it is missing, broken, or has more ids than the text encoder's vocabulary.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        let (tokenizer, name) = match &self.layout.tokenizer {
+            Some(TokenizerAt::File(files, file)) => {
+                let (name, content) = (files.name(file), files.read(file)?);
+                let tokenizer = if file.ends_with(".json") {
+                    Tokenizer::from_json(&content, &name)?
+                } else {
+                    Tokenizer::from_sentencepiece(&content, &name)?
+                };
+                (tokenizer, name)
+            }
+            Some(TokenizerAt::InTextEncoder) => {
+                let part = self.part(PartName::TextEncoder)?;
+                let name = part.store().location().to_string();
+                (tokenizer_of(&part, &name)?, name)
+            }
+            None => bail!(
+                "{}the model has no tokenizer; give --tokenizer PATH: a tokenizer.json or \
+                 spiece.model of google/umt5-xxl",
+                match &self.layout.root {
+                    Some(root) => format!("--model {root}: "),
+                    None => String::new(),
+                }
+            ),
+        };
+        let rows = self.text_encoder.vocab_size as usize;
+        ensure!(
+            tokenizer.vocab_size() <= rows,
+            "{name}: {} ids, but the text encoder's vocabulary has {rows}: they do not belong \
+             together",
+            tokenizer.vocab_size()
+        );
+        Ok(tokenizer)
+    }
+
+    /// The expert that a timestep belongs to.
+    pub fn expert_for(&self, timestep: i64) -> Expert {
+        if timestep as f64 >= self.boundary_timestep {
+            Expert::HighNoise
+        } else {
+            Expert::LowNoise
+        }
+    }
+}
+
+/// Where the parts of `sources` are.
+///
+/// # Errors
+/// When a named file or folder is not there, or a folder holds no model.
+pub fn layout_of(sources: &Sources) -> Result<Layout> {
+    let mut layout = match &sources.model {
+        Some(root) => {
+            ensure!(
+                root.is_dir(),
+                "--model {}: {}; expected the folder of a model",
+                root.display(),
+                if root.exists() {
+                    "not a folder (name single files with --high, --low, --vae, --text-encoder \
+                     and --tokenizer)"
+                } else {
+                    "no such folder"
+                }
+            );
+            let parts = PartName::ALL.into_iter().zip(&sources.parts);
+            let named = Named {
+                parts: parts
+                    .filter(|(_, path)| path.is_some())
+                    .map(|p| p.0)
+                    .collect(),
+                tokenizer: sources.tokenizer.is_some(),
+            };
+            Layout::of_folder_without(&Files::from(root.as_path()), &named)
+                .with_context(|| format!("--model {}", root.display()))?
+        }
+        None => Layout::default(),
+    };
+    for (name, path) in PartName::ALL.into_iter().zip(&sources.parts) {
+        if let Some(path) = path {
+            layout.set(name, Location::at(path).with_context(|| name.flag())?);
+        }
+    }
+    if let Some(path) = &sources.tokenizer {
+        layout.tokenizer = Some(Layout::tokenizer_at(path).context("--tokenizer")?);
+    } else if (layout.tokenizer.is_none()
+        || sources.parts[PartName::TextEncoder as usize].is_some())
+        && let Some(location) = layout.part(PartName::TextEncoder)
+        && layout::holds_tokenizer(&store::TensorStore::open(location)?)
+    {
+        // The one that a named text encoder brings goes before the model's.
+        layout.tokenizer = Some(TokenizerAt::InTextEncoder);
+    }
+    Ok(layout)
+}
+
+/// The tokenizer inside a text encoder's file.
+fn tokenizer_of(part: &Part, name: &str) -> Result<Tokenizer> {
+    let store = part.store();
+    if let Some(entry) = layout::spiece_entry(store) {
+        return Tokenizer::from_sentencepiece(store.bytes(entry), name);
+    }
+    let missing = || format!("{name} holds no whole tokenizer; give --tokenizer PATH");
+    let file = store.only_file().with_context(missing)?;
+    let model = store.metadata().get("tokenizer.ggml.model");
+    ensure!(model.is_some_and(|model| model == "t5"), "{}", missing());
+    // Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py.
+    let key = |end: &str| format!("tokenizer.ggml.{end}");
+    let integers = |end: &str| gguf::integers(file, &key(end));
+    let arrays = Arrays {
+        tokens: gguf::strings(file, &key("tokens"))?.with_context(missing)?,
+        scores: gguf::floats(file, &key("scores"))?.with_context(missing)?,
+        kinds: integers("token_type")?
+            .with_context(missing)?
+            .into_iter()
+            .map(|kind| i32::try_from(kind).unwrap_or(-1))
+            .collect(),
+        charsmap: integers("precompiled_charsmap")?
+            .unwrap_or_default()
+            .into_iter()
+            .map(|byte| byte as u8)
+            .collect(),
+    };
+    Tokenizer::from_arrays(arrays, name)
+}
+
+/// The tokenizer inside a text encoder's file, as a file of its own: name and content.
+fn inner_tokenizer(location: &Location) -> Result<(String, Vec<u8>)> {
+    let part = Part::open(location, Kind::TextEncoder)?;
+    let store = part.store();
+    if let Some(entry) = layout::spiece_entry(store) {
+        return Ok(("spiece.model".into(), store.bytes(entry).into()));
+    }
+    // GGUF's tables are no file that another program reads.
+    let json = tokenizer_of(&part, &location.to_string())?.to_json()?;
+    Ok(("tokenizer.json".into(), json.into()))
+}
+
+/// What a model has besides the weights of its parts.
+#[derive(Clone, Debug)]
+pub struct Extras {
+    /// The share of the noise schedule where the high-noise expert ends.
+    pub boundary: f64,
+    /// The content of its settings' file, when it has one.
+    pub settings: Option<Vec<u8>>,
+    /// A tokenizer's file name and content.
+    pub tokenizer: Option<(String, Vec<u8>)>,
+}
+
+impl Extras {
+    /// The boundary between the experts alone.
+    ///
+    /// # Errors
+    /// When the file that names it is not supported.
+    pub fn boundary_of(layout: &Layout) -> Result<f64> {
+        layout.root.as_ref().map_or(Ok(BOUNDARY), boundary)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn of(layout: &Layout) -> Result<Self> {
+        let root = layout.root.as_ref();
+        let settings = root.filter(|root| root.has(settings::FILE));
+        Ok(Self {
+            boundary: Self::boundary_of(layout)?,
+            settings: settings
+                .map(|root| root.read(settings::FILE).map(Into::into))
+                .transpose()?,
+            tokenizer: match &layout.tokenizer {
+                Some(TokenizerAt::File(files, file)) => {
+                    Some((file.clone(), files.read(file)?.into()))
+                }
+                Some(TokenizerAt::InTextEncoder) => layout
+                    .part(PartName::TextEncoder)
+                    // Without a whole one the weights are worth having all the same.
+                    .and_then(|location| inner_tokenizer(location).ok()),
+                None => None,
+            },
+        })
+    }
+}
+
+fn location(layout: &Layout, name: PartName) -> Result<&Location> {
+    layout.part(name).with_context(|| {
+        let place = match &layout.root {
+            // The user may have named one of its folders.
+            Some(root) if root.sub("..").has(MODEL_INDEX) => {
+                return format!(
+                    "--model {root}: there is no {MODEL_INDEX}, and no {name}; this folder is one \
+                     part of a model: give the folder above it"
+                );
+            }
+            Some(root) => format!("--model {root}: the model has no {name} there"),
+            None => format!("there is no {name}"),
+        };
+        let passed_over = match layout.passed_over.as_slice() {
+            [] => String::new(),
+            some => format!(" (passed over: {})", some.join("; ")),
+        };
+        format!(
+            "{place}; download it too, or say where it is with {} PATH{passed_over}",
+            name.flag()
+        )
+    })
+}
+
+/// The boundary between the experts that a model's folder names, or the published one.
+fn boundary(root: &Files) -> Result<f64> {
+    let (file, ratio) = if root.has(MODEL_INDEX) {
+        let file = root.name(MODEL_INDEX);
+        let index: ModelIndex = root.json(MODEL_INDEX)?;
+        ensure!(
+            index.class_name.as_deref() == Some("WanImageToVideoPipeline"),
+            "{file}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
+            index.class_name.unwrap_or_default()
+        );
+        let ratio = index.boundary_ratio.with_context(|| {
+            format!(
+                "{file}: boundary_ratio is missing; only models with two experts are supported \
+                 (Wan2.2 I2V-A14B)"
+            )
+        })?;
+        ensure!(
+            !index.expand_timesteps,
+            "{file}: expand_timesteps is set; this is Wan2.2 TI2V-5B, which is not supported"
+        );
+        (file, ratio)
+    } else if root.has(config::CONFIG) {
+        let json: serde_json::Value = root.json(config::CONFIG)?;
+        let ratio = json.get("boundary").and_then(serde_json::Value::as_f64);
+        (root.name(config::CONFIG), ratio.unwrap_or(BOUNDARY))
+    } else {
+        return Ok(BOUNDARY);
+    };
+    ensure!(
+        (0.0..=1.0).contains(&ratio),
+        "{file}: the boundary between the experts is {ratio}; expected 0 to 1"
+    );
+    Ok(ratio)
+}

@@ -1,0 +1,363 @@
+//! Tensors of one part of a model by their stored names, mapped from one or several files.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::container::encoding::Encoding;
+use super::container::header::Header;
+use super::container::{gguf, pth, safetensors};
+use super::files::{Bytes, Files};
+use crate::media::read::npy::is_npy;
+use crate::media::shows_pictures;
+use crate::util::suggest::did_you_mean_path;
+
+/// How a file holds its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// Hugging Face's safetensors.
+    Safetensors,
+    /// PyTorch's zip archive with a pickle.
+    Pth,
+    /// llama.cpp's GGUF.
+    Gguf,
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Container::Safetensors => "safetensors",
+            Container::Pth => "PyTorch",
+            Container::Gguf => "GGUF",
+        })
+    }
+}
+
+/// Ends of the names of files that may hold tensors.
+pub const EXTENSIONS: [&str; 4] = [".safetensors", ".gguf", ".pth", ".pt"];
+/// Samples of a large file that its fingerprint is made from.
+const SAMPLES: usize = 256;
+/// Bytes of each.
+const SAMPLE_BYTES: usize = 16 << 10;
+/// Bytes in the middle of each tensor that it is made from.
+const TENSOR_SAMPLE_BYTES: usize = 64;
+const INDEX: &str = ".safetensors.index.json";
+
+/// Where the tensors of one part of a model lie: files of one folder.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The folder.
+    pub files: Files,
+    /// Its files that hold the tensors.
+    pub names: Vec<String>,
+    /// The index that lists them, when there is one.
+    pub index: Option<String>,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.names.as_slice() {
+            [one] => f.write_str(&self.files.name(one)),
+            _ => self.files.fmt(f),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Location {
+    /// A file, or a folder with one part of a model: the shards that its index lists, or the one
+    /// file there is.
+    ///
+    /// # Errors
+    /// When there is no such thing, or more than one candidate.
+    pub fn at(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Self::in_folder(Files::from(path));
+        }
+        ensure!(
+            path.is_file(),
+            "{}: no such file or folder{}",
+            path.display(),
+            did_you_mean_path(path)
+        );
+        let (files, name) = Files::holding(path);
+        if name.ends_with(INDEX) {
+            return Self::of_index(files, &name);
+        }
+        Ok(Self {
+            files,
+            names: vec![name],
+            index: None,
+        })
+    }
+
+    /// As [`Self::at`], for a folder wherever it is.
+    pub fn in_folder(files: Files) -> Result<Self> {
+        let mut found = Self::all_in(&files)?;
+        // diffusers' and transformers' names come first: variants such as fp16 may lie beside them.
+        for usual in ["diffusion_pytorch_model", "model"] {
+            let is_usual = |l: &&Self| {
+                l.index.as_deref() == Some(&format!("{usual}{INDEX}"))
+                    || (l.index.is_none() && l.names == [format!("{usual}.safetensors")])
+            };
+            if let Some(location) = found.iter().find(is_usual) {
+                return Ok(location.clone());
+            }
+        }
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => bail!(
+                "{files}: no file with tensors; expected one of {}, or safetensors shards with \
+                 an index",
+                EXTENSIONS.join(", ")
+            ),
+            several => bail!(
+                "{files}: found {several} candidates ({}); expected one file, or shards with one \
+                 {INDEX}; name the one you mean",
+                found
+                    .iter()
+                    .map(|l| l.index.clone().unwrap_or_else(|| l.names.join(", ")))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        }
+    }
+
+    /// Every candidate in a folder: each index with its shards, and each file that no index lists.
+    pub fn all_in(files: &Files) -> Result<Vec<Self>> {
+        let names = files.names()?;
+        let mut found = names
+            .iter()
+            .filter(|name| name.ends_with(INDEX))
+            .map(|index| Self::of_index(files.clone(), index))
+            .collect::<Result<Vec<_>>>()?;
+        let listed: Vec<String> = found.iter().flat_map(|l| l.names.clone()).collect();
+        found.extend(
+            names
+                .into_iter()
+                .filter(|name| EXTENSIONS.iter().any(|end| name.ends_with(end)))
+                .filter(|name| !listed.contains(name) && files.has(name))
+                .map(|name| Self {
+                    files: files.clone(),
+                    names: vec![name],
+                    index: None,
+                }),
+        );
+        Ok(found)
+    }
+
+    fn of_index(files: Files, index: &str) -> Result<Self> {
+        let path = files.name(index);
+        let weight_map = files.json::<ShardIndex>(index)?.weight_map;
+        let mut names: Vec<String> = weight_map.into_values().collect();
+        names.sort();
+        names.dedup();
+        ensure!(!names.is_empty(), "{path}: lists no tensor");
+        for shard in &names {
+            ensure!(
+                !shard.contains(['/', '\\']) && files.has(shard),
+                "{path}: lists the shard {shard:?}, which is not in the folder; download it"
+            );
+        }
+        Ok(Self {
+            files,
+            names,
+            index: Some(index.to_owned()),
+        })
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    map: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Entry {
+    /// Bytes in the file.
+    pub fn byte_len(&self) -> usize {
+        self.end - self.start
+    }
+}
+
+/// The tensors of one part of a model.
+#[derive(Debug)]
+pub struct TensorStore {
+    location: Location,
+    maps: Vec<Bytes>,
+    container: Container,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl TensorStore {
+    /// Maps the files and reads their headers.
+    ///
+    /// # Errors
+    /// Names the file that is missing, malformed or at odds with the index.
+    pub fn open(location: &Location) -> Result<Self> {
+        let mut store = Self {
+            location: location.clone(),
+            maps: Vec::new(),
+            container: Container::Safetensors,
+            entries: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        for name in &location.names {
+            store.map(name)?;
+        }
+        if let Some(index) = &location.index {
+            let path = location.files.name(index);
+            let weight_map = location.files.json::<ShardIndex>(index)?.weight_map;
+            for (tensor, shard) in &weight_map {
+                let entry = store.entries.get(tensor);
+                ensure!(
+                    entry.is_some_and(|entry| location.names.get(entry.map) == Some(shard)),
+                    "{path}: lists the tensor {tensor} in {shard}, which does not hold it"
+                );
+            }
+        }
+        Ok(store)
+    }
+
+    fn map(&mut self, name: &str) -> Result<()> {
+        let path = self.location.files.name(name);
+        let map = self.location.files.map(name)?;
+        let (container, header) = read_header(&map).with_context(|| path.clone())?;
+        for tensor in header.tensors {
+            let entry = Entry {
+                encoding: tensor.encoding,
+                shape: tensor.shape,
+                map: self.maps.len(),
+                start: tensor.start,
+                end: tensor.end,
+            };
+            let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
+            ensure!(
+                entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
+                "{path}: the tensor {name} is cut off; download the file again"
+            );
+            ensure!(
+                self.entries.insert(name.clone(), entry).is_none(),
+                "{path}: the tensor {name} stands in another shard too; expected it once"
+            );
+        }
+        self.container = container;
+        self.metadata.extend(header.metadata);
+        self.maps.push(map);
+        Ok(())
+    }
+
+    /// Where the tensors are.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// How the files hold them.
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    /// Every tensor by its stored name.
+    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// What the headers say besides.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The bytes of a tensor, little-endian, row-major.
+    pub fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.maps[entry.map][entry.start..entry.end]
+    }
+
+    /// Lets the machine forget `range` of a tensor's bytes, which count as this program's memory
+    /// once they have been read.
+    pub fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
+        let start = (entry.start + range.start).min(entry.end);
+        let end = (entry.start + range.end).min(entry.end);
+        self.maps[entry.map].release(start..end);
+    }
+
+    /// A hash that tells these files from others without reading them whole: of every tensor's
+    /// name, encoding, shape, place and middle bytes, of the files' sizes, and of samples of their
+    /// bytes. Neither the files' names nor their times have a part in it.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in &self.entries {
+            hasher.update(format!("{name} {entry:?}\n").as_bytes());
+            let bytes = self.bytes(entry);
+            let middle = bytes.len() / 2;
+            let sample = middle..bytes.len().min(middle + TENSOR_SAMPLE_BYTES);
+            hasher.update(&bytes[sample]);
+        }
+        for map in &self.maps {
+            hasher.update(&map.len().to_le_bytes());
+            if map.len() <= SAMPLES * SAMPLE_BYTES {
+                hasher.update(map);
+                continue;
+            }
+            let stride = (map.len() - SAMPLE_BYTES) / (SAMPLES - 1);
+            for index in 0..SAMPLES {
+                let start = index * stride;
+                hasher.update(&map[start..start + SAMPLE_BYTES]);
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// The content of the file, when it is one.
+    pub fn only_file(&self) -> Option<&[u8]> {
+        match self.maps.as_slice() {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// Bytes of all files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.maps.iter().map(|map| map.len() as u64).sum()
+    }
+}
+
+/// Reads the header of a file of any kind, told by its first bytes.
+fn read_header(file: &[u8]) -> Result<(Container, Header)> {
+    const ZIP: &[u8] = b"PK\x03\x04";
+    const PICKLE: u8 = 0x80;
+    if file.starts_with(b"GGUF") {
+        return Ok((Container::Gguf, gguf::header(file)?));
+    }
+    // The reader of archives also knows what to say of PyTorch's older formats. A safetensors file
+    // begins with the length of its header, which can look like a pickle's start, and then has JSON.
+    let is_pickle = file.first() == Some(&PICKLE) && file.get(1) < Some(&8);
+    if file.starts_with(ZIP) || (is_pickle && file.get(8) != Some(&b'{')) {
+        return Ok((Container::Pth, pth::header(file)?));
+    }
+    // No second download would make a model of these.
+    let other = if shows_pictures(file) {
+        Some("a clip or a picture")
+    } else if is_npy(file) {
+        Some("a single array, such as --dump writes")
+    } else {
+        None
+    };
+    if let Some(other) = other {
+        bail!("{other}, not a model; expected tensors: safetensors, GGUF or PyTorch's .pth");
+    }
+    Ok((Container::Safetensors, safetensors::header(file)?))
+}
