@@ -8,7 +8,7 @@ use mlx_rs::memory;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::clip::Plan;
-use crate::weights::Expert;
+use crate::sampling::Expert;
 
 /// A part of a run that takes its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,9 @@ use crate::runtime::kernels::cpu;
 use crate::runtime::kernels::{compiled, elementwise};
 use crate::runtime::{DeviceKind, computes_on, count_product, count_unpacked, in_row_chunks};
 
+/// Inputs that share a scale and a bias in what this program writes.
+pub const GROUP_SIZE: usize = 64;
+
 /// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
 /// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
 #[derive(Clone, Debug)]

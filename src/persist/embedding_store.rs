@@ -9,8 +9,9 @@ use anyhow::Result;
 use mlx_rs::Array;
 
 use crate::clip::Identity;
-use crate::persist::{EXTENSION, SavedRun, State, file};
+use crate::persist::{EXTENSION, SavedRun, file};
 use crate::progress::{Event, Progress};
+use crate::runtime::State;
 
 /// The name of the one array in a file.
 const ARRAY: &str = "encoded";

@@ -11,7 +11,7 @@ pub mod lock;
 pub mod state_writer;
 
 pub(crate) use embedding_store::EmbeddingStore;
-pub use file::{SavedRun, State};
+pub use file::SavedRun;
 pub use lock::Lock;
 pub use state_writer::StateWriter;
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::file::{self, State};
+use super::file;
 use super::{EXTENSION, Identity};
-use crate::pipeline::{Event, Progress};
+use crate::progress::{Event, Progress};
+use crate::runtime::State;
 
 /// Keeps a run's state on disk.
 ///

@@ -319,7 +319,7 @@ impl<'a> Denoiser<'a> {
         let left = steps - index - 1;
         let skips = loaded
             .cache
-            .may_skip(&self.latents, &pass.time, left, ready)?;
+            .may_skip(&self.latents, &pass.time.projection, left, ready)?;
         let joint = self.backend.joins(loaded.rope.tokens());
         let predictions = match skips {
             true => pass.reuse(&voices),

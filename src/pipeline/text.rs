@@ -5,9 +5,9 @@ use mlx_rs::{Array, memory};
 
 use crate::clip::Plan;
 use crate::model::umt5::{Umt5, pad_rows};
-use crate::persist::State;
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, Stage, load};
+use crate::runtime::State;
 use crate::runtime::{Backend, all_finite};
 use crate::text::{TokenIds, Tokenizer, clean};
 use crate::weights::Checkpoint;

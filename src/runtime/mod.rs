@@ -6,6 +6,9 @@
 //! code as a [`Backend`] value.
 
 pub mod kernels;
+mod state;
+
+pub use state::State;
 
 use std::cell::Cell;
 use std::ffi::CStr;

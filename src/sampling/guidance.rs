@@ -1,6 +1,6 @@
 //! How strongly, and when, the prompt is followed.
 
-use crate::weights::Expert;
+use super::Expert;
 
 /// Guidance scale of each expert: `uncond + scale * (cond - uncond)`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 
 use super::{Schedule, Solver};
-use crate::persist::State;
+use crate::runtime::State;
 
 /// A run of a solver: the schedule and what the solver remembers of earlier steps.
 #[derive(Clone, Debug)]

@@ -6,9 +6,8 @@
 use anyhow::Result;
 use mlx_rs::Array;
 
-use crate::clip::{CacheMethod, CacheSettings};
-use crate::model::dit::TimeEmbedding;
-use crate::persist::State;
+use super::{CacheMethod, CacheSettings};
+use crate::runtime::State;
 
 /// What has been computed and what of it can be used again. Made anew for each expert: what the
 /// other one predicted, and how its predictions changed, says nothing about this one's.
@@ -89,14 +88,14 @@ impl StepCache {
     pub(crate) fn may_skip(
         &mut self,
         latents: &Array,
-        time: &TimeEmbedding,
+        time: &Array,
         left: usize,
         ready: bool,
     ) -> Result<bool> {
         let (change, threshold) = match self.settings.method {
             CacheMethod::Off => return Ok(false),
             CacheMethod::TeaCache { threshold } => {
-                let before = self.embedding.replace(time.projection.contiguous()?);
+                let before = self.embedding.replace(time.contiguous()?);
                 (self.change_by_time(time, before)?, threshold)
             }
             CacheMethod::EasyCache { threshold } => {
@@ -118,11 +117,11 @@ impl StepCache {
 
     /// TeaCache's estimate. A fitted polynomial can fall below zero where it has seen no data; a
     /// change cannot (the original adds it as it is).
-    fn change_by_time(&self, time: &TimeEmbedding, before: Option<Array>) -> Result<f64> {
+    fn change_by_time(&self, time: &Array, before: Option<Array>) -> Result<f64> {
         let Some(before) = before else {
             return Ok(f64::INFINITY);
         };
-        let moved = time.projection.subtract(&before)?;
+        let moved = time.subtract(&before)?;
         let change = ratio(&moved, &before)?;
         Ok(polynomial(&self.settings.polynomial, change).max(0.0))
     }

@@ -41,16 +41,8 @@ use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use crate::runtime::Backend;
+pub use crate::sampling::Expert;
 use crate::text::{Arrays, Tokenizer};
-
-/// One of the two diffusion transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expert {
-    /// For timesteps at or above the boundary.
-    HighNoise,
-    /// For timesteps below it.
-    LowNoise,
-}
 
 impl From<Expert> for PartName {
     fn from(expert: Expert) -> Self {
@@ -58,15 +50,6 @@ impl From<Expert> for PartName {
             Expert::HighNoise => PartName::HighNoise,
             Expert::LowNoise => PartName::LowNoise,
         }
-    }
-}
-
-impl std::fmt::Display for Expert {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Expert::HighNoise => "high-noise",
-            Expert::LowNoise => "low-noise",
-        })
     }
 }
 

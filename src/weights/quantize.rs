@@ -8,8 +8,7 @@
 use anyhow::{Result, ensure};
 use half::bf16;
 
-/// Inputs that share a scale and a bias in what this program writes.
-pub const GROUP_SIZE: usize = 64;
+pub use crate::model::layers::GROUP_SIZE;
 
 /// Bits per weight that this program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What works on this machine and what does not: kernels, the model's VAE, its guidance, and a
 //! clip of the built-in miniature whose result is known.
 //!
-//! [`kernels`] are held to computations in float64 on the host ([`reference`]), and those that fail on a
+//! [`kernels`] are held to computations in float64 on the host (`reference`), and those that fail on a
 //! GPU are computed by MLX's CPU backend too; [`judge`] says where a result is wrong. [`vae`] and [`guidance`] are the isolation
 //! tests of the report that this project grew from.
 

@@ -3,11 +3,11 @@
 //! Counted from what the code keeps alive between two evaluations; a test compares the sums with
 //! what MLX measures.
 
-use crate::clip::CacheMethod;
 use crate::model::dit::{DitConfig, SETTLED_BYTES};
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::{Footprint, Tiling, VaeConfig, decode_phases, encode_phases};
 use crate::runtime::{Backend, DeviceKind};
+use crate::sampling::CacheMethod;
 
 /// Bytes of a float32.
 const F32: u64 = 4;

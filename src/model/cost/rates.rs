@@ -10,9 +10,8 @@ use mlx_rs::{Array, ops, random};
 use serde::{Deserialize, Serialize};
 
 use super::flops::Operations;
-use crate::model::layers::Quantized;
+use crate::model::layers::{GROUP_SIZE, Quantized};
 use crate::runtime::{self, Backend, attention};
-use crate::weights::quantize::GROUP_SIZE;
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;

@@ -5,10 +5,10 @@ use mlx_rs::Array;
 
 use super::{DenoiseSettings, Denoiser, Passes, Prepared};
 use crate::clip::CacheMethod;
-use crate::persist::State;
 use crate::pipeline::condition::Condition;
 use crate::pipeline::text::EncodedPrompts;
 use crate::runtime::Backend;
+use crate::runtime::State;
 use crate::sampling::Sampler;
 use crate::sampling::StepCache;
 use crate::weights::{Checkpoint, Expert};
