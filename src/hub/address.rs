@@ -42,6 +42,11 @@ pub(super) fn same_origin(a: &Uri, b: &Uri) -> bool {
     a.scheme() == b.scheme() && host(a) == host(b) && port(a) == port(b)
 }
 
+/// As [`escape`], `/` too: a branch's name is one part of an address.
+pub(super) fn escape_all(name: &str) -> String {
+    escape(name).replace('/', "%2F")
+}
+
 /// Escapes a path for a URL, all but `/` and what never needs it (RFC 3986, 2.3).
 pub(super) fn escape(path: &str) -> String {
     let mut escaped = String::with_capacity(path.len());

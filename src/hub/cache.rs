@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hf_hub::{Cache, Repo, RepoType};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -23,38 +22,37 @@ const MAX_DEPTH: usize = 16;
 pub(super) struct Cached<'a> {
     repo: &'a RepoId,
     root: &'a Path,
-    layout: hf_hub::CacheRepo,
     folder: String,
 }
 
 impl<'a> Cached<'a> {
     pub(super) fn new(root: &'a Path, repo: &'a RepoId) -> Self {
-        let id = repo.id().to_owned();
-        let revision = repo.revision().to_owned();
-        let layout = Repo::with_revision(id, RepoType::Model, revision);
         Self {
             repo,
             root,
-            folder: layout.folder_name(),
-            layout: Cache::new(root.to_owned()).repo(layout),
+            folder: format!("models--{}", repo.id().replace('/', "--")),
         }
     }
 
     /// The folder of a commit's files.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.layout.pointer_path(commit)
+        self.root.join(&self.folder).join("snapshots").join(commit)
     }
 
     /// The file that holds the content with this hash.
     pub(super) fn blob(&self, hash: &Hash) -> PathBuf {
-        self.layout.blob_path(hash.hex())
+        self.blobs().join(hash.hex())
     }
 
     /// What is there of a blob that is being fetched. No other client's name for it: they may
     /// leave holes in theirs.
     pub(super) fn part(&self, hash: &Hash) -> PathBuf {
-        self.layout
-            .blob_path(&format!("{}.wan-i2v.incomplete", hash.hex()))
+        self.blobs()
+            .join(format!("{}.wan-i2v.incomplete", hash.hex()))
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join(&self.folder).join("blobs")
     }
 
     /// The commit of the revision, as far as the cache knows.

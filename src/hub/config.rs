@@ -22,12 +22,22 @@ pub struct Config {
     pub connect: Duration,
     /// The longest wait for the next bytes.
     pub stall: Duration,
+    /// How long a server may send less than [`Self::least_bytes`] before it counts as stalled.
+    pub window: Duration,
+    /// The least that a server has to send in every [`Self::window`].
+    pub least_bytes: u64,
+    /// The longest time that a listing may take in all.
+    pub listing: Duration,
     /// The longest wait for another process that fetches the same file.
     pub lock: Duration,
     /// How many tries in a row may bring nothing new.
     pub tries: u32,
     /// The pause after the first of them; it doubles each time.
     pub pause: Duration,
+    /// The longest pause that a server may ask for.
+    pub longest_pause: Duration,
+    /// Called with a sentence before a pause that somebody who waits would notice.
+    pub on_pause: fn(&str),
 }
 
 /// Shows everything but the token.
@@ -52,9 +62,14 @@ impl Config {
             offline: false,
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(60),
+            window: Duration::from_secs(60),
+            least_bytes: 64 << 10,
+            listing: Duration::from_secs(90),
             lock: Duration::from_secs(5),
             tries: 5,
             pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(60),
+            on_pause: |_| (),
         }
     }
 

@@ -1,31 +1,28 @@
 //! Requests to the hub, and what its answers mean.
 //!
-//! The official client, `hf-hub`, knows the addresses and asks for listings. Files are requested
-//! here: its own downloads (0.5 and 1.0) cannot be given timeouts, take any answer for the
-//! requested range, and check no hash. A file's address is asked with the token and answers with
-//! a redirect to a content server, which must not see the token; see `http_get` and
+//! Every request goes the same way: with the token to the hub's own scheme, host and port alone,
+//! however it was redirected, and never from https down to http. A file's address answers with a
+//! redirect to a content server, which must not see the token; see `http_get` and
 //! `get_hf_file_metadata` in `huggingface_hub/file_download.py`.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow};
-use hf_hub::api::sync::{Api, ApiBuilder};
-use hf_hub::{Cache, Repo, RepoType};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use ureq::http::uri::Authority;
 use ureq::http::{Response, StatusCode, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::address::{escape, header, next, same_origin};
+use super::address::{escape, escape_all, header, next, same_origin};
 use super::{Config, RepoId};
 
 /// The longest chain of redirects that is followed.
 const MAX_REDIRECTS: usize = 10;
 
-/// The longest pause that a server may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+/// A pause that is worth a word.
+const NOTICED: Duration = Duration::from_secs(2);
 
 /// A listing of a repository of several thousand files is about this large.
 const MAX_LISTING: u64 = 64 << 20;
@@ -47,7 +44,6 @@ pub(super) struct Target<'a> {
 
 /// A connection to the hub.
 pub(super) struct Http {
-    api: Api,
     agent: Agent,
     home: Uri,
     token: Option<String>,
@@ -65,13 +61,6 @@ impl Http {
             .ok()
             .filter(|uri: &Uri| uri.scheme().is_some() && uri.authority().is_some())
             .with_context(|| format!("{:?} is no address of a hub", config.endpoint))?;
-        let api = ApiBuilder::from_cache(Cache::new(config.cache.clone()))
-            .with_endpoint(config.endpoint.clone())
-            .with_token(config.token.clone())
-            .with_progress(false)
-            .with_user_agent(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
-            .build()
-            .context("cannot set up the hub's client")?;
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -91,7 +80,6 @@ impl Http {
             .build()
             .new_agent();
         Ok(Self {
-            api,
             agent,
             home,
             token: config.token.clone(),
@@ -104,33 +92,31 @@ impl Http {
     /// `blobs=true` gives it: <https://huggingface.co/docs/hub/api>.
     pub(super) fn listing(&self, repo: &RepoId) -> Result<Vec<u8>> {
         let target = Target { repo, file: None };
+        let revision = escape_all(repo.revision());
+        let endpoint = &self.config.endpoint;
+        let url = format!(
+            "{endpoint}/api/models/{}/revision/{revision}?blobs=true",
+            repo.id()
+        );
         self.patiently(target, || {
-            let request = self.client_repo(repo, repo.revision()).info_request();
-            let mut response = request
-                .query("blobs", "true")
-                .config()
-                .http_status_as_error(false)
-                .timeout_resolve(Some(self.config.connect))
-                .timeout_connect(Some(self.config.connect))
-                .timeout_recv_response(Some(self.config.stall))
-                .timeout_per_read(Some(self.config.stall))
-                .tls_config(tls())
-                .build()
-                .call()
-                .map_err(|error| self.broken(&error, self.home.authority()))?;
-            self.reached.store(true, Ordering::Relaxed);
-            if response.status() != StatusCode::OK {
-                return Err(self.refused(&response, target));
-            }
+            let limit = self.config.listing;
+            let start = Instant::now();
+            let mut response = self.request(&url, None, Some(limit), target)?;
             let body = response.body_mut().with_config().limit(MAX_LISTING);
-            body.read_to_vec()
-                .map_err(|error| self.broken(&error, self.home.authority()))
+            body.read_to_vec().map_err(|error| match error {
+                ureq::Error::Timeout(_) if start.elapsed() >= limit => Failure::Stop(anyhow!(
+                    "{target}: the hub did not send the listing within {limit:?}"
+                )),
+                error => self.broken(&error, self.home.authority()),
+            })
         })
     }
 
     /// The address of a file at a commit.
     pub(super) fn file_url(&self, repo: &RepoId, commit: &str, path: &str) -> String {
-        self.client_repo(repo, commit).url(&escape(path))
+        let endpoint = &self.config.endpoint;
+        let (commit, path) = (escape_all(commit), escape(path));
+        format!("{endpoint}/{}/resolve/{commit}/{path}", repo.id())
     }
 
     /// Asks for a file from byte `start` on, up to `end` if there is one; answers 200 or 206, or
@@ -142,29 +128,48 @@ impl Http {
         end: Option<u64>,
         target: Target,
     ) -> Result<Response<Body>, Failure> {
+        let range = (start > 0 || end.is_some()).then(|| {
+            let last = end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
+            format!("bytes={start}-{last}")
+        });
+        self.request(url, range.as_deref(), None, target)
+    }
+
+    /// Asks for `url`, or a `range` of it, and follows where it leads; with a `limit` the answer has
+    /// to be read within that time.
+    fn request(
+        &self,
+        url: &str,
+        range: Option<&str>,
+        limit: Option<Duration>,
+        target: Target,
+    ) -> Result<Response<Body>, Failure> {
         let mut uri: Uri = url.parse().map_err(|error| {
             Failure::Stop(anyhow!("the address of {target} cannot be used: {error}"))
         })?;
+        let start = Instant::now();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.agent.get(&uri);
-            if let Some(token) = self
-                .token
-                .as_ref()
-                .filter(|_| same_origin(&uri, &self.home))
-            {
+            let may_see = |_: &&String| same_origin(&uri, &self.home);
+            if let Some(token) = self.token.as_ref().filter(may_see) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            if start > 0 || end.is_some() {
-                let last = end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
-                request = request.header("range", format!("bytes={start}-{last}"));
+            if let Some(range) = range {
+                request = request.header("range", range);
             }
+            let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
             let response = request
+                .config()
+                .timeout_global(left)
+                .build()
                 .call()
                 .map_err(|error| self.broken(&error, uri.authority()))?;
             self.reached.store(true, Ordering::Relaxed);
             match response.status() {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                StatusCode::RANGE_NOT_SATISFIABLE if start > 0 || end.is_some() => {
+                StatusCode::OK => return Ok(response),
+                StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+                    if range.is_some() =>
+                {
                     return Ok(response);
                 }
                 status if status.is_redirection() => {
@@ -202,7 +207,7 @@ impl Http {
                     if failures >= self.config.tries {
                         return Err(error.context(format!("{target}: gave up")));
                     }
-                    self.pause(failures, after);
+                    self.pause(failures, after, &error);
                 }
             }
         }
@@ -213,20 +218,30 @@ impl Http {
         self.config.tries
     }
 
-    /// Waits after the `failures`-th failure in a row.
-    pub(super) fn pause(&self, failures: u32, after: Option<Duration>) {
+    /// Waits after the `failures`-th failure in a row, which was `error`.
+    pub(super) fn pause(&self, failures: u32, after: Option<Duration>, error: &Error) {
         let doublings = failures.saturating_sub(1).min(5);
         let pause = self.config.pause.saturating_mul(1 << doublings);
-        std::thread::sleep(after.unwrap_or(pause));
+        let pause = after.unwrap_or(pause).min(self.config.longest_pause);
+        if pause >= NOTICED {
+            (self.config.on_pause)(&format!(
+                "{error:#}; trying again in {} s (try {} of {})",
+                pause.as_secs(),
+                failures + 1,
+                self.config.tries
+            ));
+        }
+        std::thread::sleep(pause);
     }
 
-    fn client_repo(&self, repo: &RepoId, revision: &str) -> hf_hub::api::sync::ApiRepo {
-        let revision = revision.to_owned();
-        self.api.repo(Repo::with_revision(
-            repo.id().to_owned(),
-            RepoType::Model,
-            revision,
-        ))
+    /// Watches over a body that is received.
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            window: self.config.window,
+            least: self.config.least_bytes,
+            start: Instant::now(),
+            bytes: 0,
+        }
     }
 
     /// A request without an answer.
@@ -316,10 +331,40 @@ impl Http {
         if status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429) {
             let after = header(response.headers(), "retry-after")
                 .and_then(|seconds| seconds.trim().parse().ok())
-                .map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
+                .map(Duration::from_secs);
             return Failure::Again(error, after);
         }
         Failure::Stop(error)
+    }
+}
+
+/// Whether bytes come fast enough to be worth waiting for: a server that sends one now and then is
+/// never silent, and never done either.
+pub(super) struct Pace {
+    window: Duration,
+    least: u64,
+    start: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Notes that `read` bytes came.
+    ///
+    /// # Errors
+    /// When too few came since the window began.
+    pub(super) fn note(&mut self, read: usize) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(read as u64);
+        let passed = self.start.elapsed();
+        if passed < self.window {
+            return Ok(());
+        }
+        ensure!(
+            self.bytes >= self.least,
+            "the server sent {} bytes in {passed:.1?}, which is too slow to wait for",
+            self.bytes
+        );
+        (self.start, self.bytes) = (Instant::now(), 0);
+        Ok(())
     }
 }
 

@@ -1,9 +1,8 @@
 //! Models from the Hugging Face hub: what a repository holds, and its files, fetched into the
 //! cache that all of the hub's clients share or to a folder.
 //!
-//! The official client, `hf-hub`, asks for listings, knows the hub's addresses and the cache's
-//! layout. Its own downloads can neither be given timeouts nor check a hash, so `transfer`
-//! fetches the files.
+//! The official client, `hf-hub`, brings 40 crates for one request and two paths, and its downloads
+//! can neither be given timeouts nor check a hash; so requests and files are asked for here.
 
 mod address;
 mod cache;
@@ -160,11 +159,14 @@ impl Hub {
         let cached = Cached::new(&self.config.cache, repo);
         let pointer = cached.snapshot(commit).join(&file.path);
         let places = [Some(pointer), hash.map(|hash| cached.blob(hash))];
-        let there = places
-            .into_iter()
-            .flatten()
-            .find(|p| has_size(p, file.size));
-        if let Some(there) = there {
+        // Of the right size is not enough: whoever reads every byte can as well check them.
+        let is_whole = |path: &PathBuf| {
+            has_size(path, file.size)
+                && hash.is_none_or(|hash| {
+                    hash_of(path, hash, file.size).is_ok_and(|found| &found == hash)
+                })
+        };
+        if let Some(there) = places.into_iter().flatten().find(is_whole) {
             link_to(&there, &path).with_context(|| format!("cannot make {}", path.display()))?;
             progress(file.size);
             return Ok(path);

@@ -1,6 +1,6 @@
 //! Some bytes of a file, without the rest.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -9,7 +9,7 @@ use ureq::http::{Response, StatusCode};
 
 use super::address::header;
 use super::http::{Failure, Target};
-use super::transfer::parse_range;
+use super::transfer::{PIECE, parse_range};
 use super::{Hub, RemoteFile, RepoId, check};
 
 /// The most bytes of one request; they are held in memory.
@@ -51,10 +51,22 @@ impl Hub {
                 .map_err(Failure::Stop)?;
             let wanted = range.end - range.start;
             let mut bytes = Vec::new();
-            let body = response.into_body().into_reader();
-            body.take(wanted)
-                .read_to_end(&mut bytes)
-                .map_err(|error| Failure::Again(self.http.interrupted(&error), None))?;
+            let mut body = response.into_body().into_reader().take(wanted);
+            let mut pace = self.http.pace();
+            let mut piece = vec![0; PIECE];
+            loop {
+                let read = match body.read(&mut piece) {
+                    Ok(0) => break,
+                    Ok(read) => read,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(error) => {
+                        return Err(Failure::Again(self.http.interrupted(&error), None));
+                    }
+                };
+                bytes.extend_from_slice(&piece[..read]);
+                pace.note(read)
+                    .map_err(|error| Failure::Again(error.context(target.to_string()), None))?;
+            }
             if u64::try_from(bytes.len()).ok() != Some(wanted) {
                 let error = anyhow!("{target}: the connection was closed early");
                 return Err(Failure::Again(error, None));

@@ -15,7 +15,7 @@ use super::disk::{free_disk, size_text};
 use super::http::{Failure, Http, Target};
 
 /// How much is read at a time.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 
 /// A file to fetch.
 pub(super) struct Transfer<'a> {
@@ -36,6 +36,8 @@ enum Outcome {
     /// The answer is something else than the file.
     Wrong(String),
     Again(Error, Option<Duration>),
+    /// As [`Self::Again`], and what came is no reason to go on for longer.
+    Slow(Error),
 }
 
 impl Transfer<'_> {
@@ -52,6 +54,7 @@ impl Transfer<'_> {
         let (mut failures, mut ranges) = (0, true);
         while state.done < self.size {
             let from = if ranges { state.done } else { 0 };
+            let mut slow = false;
             let (error, after) = match self.attempt(&mut state, from, progress)? {
                 Outcome::Done => break,
                 Outcome::NoRanges(_) if from > 0 => {
@@ -60,8 +63,15 @@ impl Transfer<'_> {
                 }
                 Outcome::NoRanges(why) | Outcome::Wrong(why) => bail!("{}: {why}", self.target),
                 Outcome::Again(error, after) => (error, after),
+                Outcome::Slow(error) => {
+                    slow = true;
+                    (error, None)
+                }
             };
-            failures = if state.done > best { 1 } else { failures + 1 };
+            failures = match state.done > best && !slow {
+                true => 1,
+                false => failures + 1,
+            };
             best = best.max(state.done);
             if failures >= self.http.tries() {
                 return Err(error.context(format!(
@@ -72,7 +82,7 @@ impl Transfer<'_> {
                     size_text(self.size)
                 )));
             }
-            self.http.pause(failures, after);
+            self.http.pause(failures, after, &error);
         }
         let found = state.hasher.finish();
         if &found != self.hash {
@@ -163,6 +173,7 @@ impl Transfer<'_> {
     ) -> Result<Outcome> {
         let mut body = response.into_body().into_reader();
         let mut piece = vec![0; PIECE];
+        let mut pace = self.http.pace();
         loop {
             let read = match body.read(&mut piece) {
                 Ok(0) if state.done == self.size => return Ok(Outcome::Done),
@@ -195,6 +206,9 @@ impl Transfer<'_> {
             progress(done);
             if done == self.size {
                 return Ok(Outcome::Done);
+            }
+            if let Err(slow) = pace.note(read) {
+                return Ok(Outcome::Slow(slow));
             }
         }
     }
