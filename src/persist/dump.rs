@@ -1,15 +1,16 @@
 //! Intermediate tensors as `.npy` files, for comparison with a reference.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mlx_rs::Array;
-use npyz::{WriteOptions, WriterBuilder};
 use tempfile::NamedTempFile;
 
 use crate::runtime::to_host;
+use crate::util::npy::Header;
 
 /// A folder that intermediates are written to.
 #[derive(Debug)]
@@ -56,42 +57,64 @@ impl Dump {
     ///
     /// # Errors
     /// When it cannot be created.
-    pub fn writer<T: npyz::AutoSerialize>(
-        &self,
-        name: &str,
-        shape: &[u64],
-    ) -> Result<DumpWriter<T>> {
+    pub fn writer<T: Number>(&self, name: &str, shape: &[u64]) -> Result<DumpWriter<T>> {
         let path = self.folder.join(format!("{name}.npy"));
         let create = || {
             let file = NamedTempFile::new_in(&self.folder)?;
-            let inner = WriteOptions::new()
-                .default_dtype()
-                .shape(shape)
-                .writer(BufWriter::new(file.reopen()?))
-                .begin_nd()?;
+            let mut inner = BufWriter::new(file.reopen()?);
+            Header::write(&mut inner, T::DESCR, shape)?;
             std::io::Result::Ok((file, inner))
         };
         let (file, inner) = create().with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(DumpWriter { inner, file, path })
+        Ok(DumpWriter {
+            inner,
+            file,
+            path,
+            missing: shape.iter().product(),
+            elements: PhantomData,
+        })
     }
 }
 
-/// A `.npy` file being written; it appears under its name when finished.
-pub struct DumpWriter<T: npyz::Serialize> {
-    inner: npyz::NpyWriter<T, BufWriter<File>>,
-    file: NamedTempFile,
-    path: PathBuf,
+/// A type of elements that is written.
+pub trait Number: bytemuck::NoUninit {
+    /// NumPy's name for it.
+    const DESCR: &str;
 }
 
-impl<T: npyz::Serialize + Copy> DumpWriter<T> {
+impl Number for f32 {
+    const DESCR: &str = "<f4";
+}
+
+impl Number for i64 {
+    const DESCR: &str = "<i8";
+}
+
+/// A `.npy` file being written; it appears under its name when finished.
+#[derive(Debug)]
+pub struct DumpWriter<T> {
+    inner: BufWriter<File>,
+    file: NamedTempFile,
+    path: PathBuf,
+    /// Values that have not come yet.
+    missing: u64,
+    elements: PhantomData<T>,
+}
+
+impl<T: Number> DumpWriter<T> {
     /// Appends values in row-major order.
     ///
     /// # Errors
-    /// When the disk is full or gone.
+    /// When the disk is full or gone, or more values come than the shape holds.
     pub fn push(&mut self, values: &[T]) -> Result<()> {
-        self.inner
-            .extend(values.iter().copied())
-            .with_context(|| format!("cannot write {}", self.path.display()))
+        // Every machine that MLX runs on is little-endian, as the header says.
+        let bytes = bytemuck::cast_slice(values);
+        let mut write = || {
+            let missing = self.missing.checked_sub(values.len() as u64);
+            self.missing = missing.ok_or(ErrorKind::InvalidInput)?;
+            self.inner.write_all(bytes)
+        };
+        write().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Writes the last values out and gives the file its name.
@@ -99,12 +122,14 @@ impl<T: npyz::Serialize + Copy> DumpWriter<T> {
     /// # Errors
     /// When the disk is full or gone, or fewer values came than the shape holds.
     pub fn finish(self) -> Result<()> {
-        let Self { inner, file, path } = self;
         let close = || {
-            inner.finish()?;
-            file.persist(&path)?;
+            if self.missing > 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            self.inner.into_inner()?;
+            self.file.persist(&self.path)?;
             std::io::Result::Ok(())
         };
-        close().with_context(|| format!("cannot write {}", path.display()))
+        close().with_context(|| format!("cannot write {}", self.path.display()))
     }
 }

@@ -2,4 +2,5 @@
 
 pub(crate) mod hex;
 pub(crate) mod limits;
+pub(crate) mod npy;
 pub mod suggest;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::npy::{MAGIC, Npy};
+use super::npy::Npy;
 use super::tensor::Tensor;
 use crate::media::clip::is_frame_name;
 use crate::media::shows_pictures;
 use crate::tiny;
+use crate::util::npy::MAGIC;
 use crate::weights::layout::{Layout, expert_of};
 use crate::weights::naming::Kind;
 use crate::weights::part;

@@ -2,15 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+use anyhow::{Context, Result, ensure};
 
 use super::tensor::Tensor;
+use crate::util::npy::{Element, Header};
 use crate::weights::container::encoding::Encoding;
 use crate::weights::{Bytes, Files};
-
-/// What every such file begins with.
-pub const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// One array.
 #[derive(Debug)]
@@ -50,13 +47,10 @@ impl Npy {
 
     fn read(&self) -> Result<Tensor<'_>> {
         let mut rest: &[u8] = &self.map;
-        let header = NpyHeader::from_reader(&mut rest).context("not a whole .npy file")?;
-        let encoding = encoding(&header.dtype())?;
-        let mut shape = header
-            .shape()
-            .iter()
-            .map(|&side| usize::try_from(side))
-            .collect::<Result<Vec<_>, _>>()?;
+        let header = Header::read(&mut rest)?;
+        let encoding = encoding(header.element()?);
+        let sides = header.shape.iter().map(|&side| usize::try_from(side));
+        let mut shape = sides.collect::<Result<Vec<_>, _>>()?;
         let wanted = encoding
             .byte_len(&shape)
             .context("its shape is too large")?;
@@ -66,7 +60,7 @@ impl Npy {
             encoding.name(),
             rest.len()
         );
-        if header.order() == Order::C || shape.len() < 2 {
+        if !header.fortran_order || shape.len() < 2 {
             return Ok(Tensor::plain(&self.name, encoding, &shape, rest));
         }
         // Column by column, as NumPy writes transposed arrays.
@@ -76,27 +70,19 @@ impl Npy {
     }
 }
 
-fn encoding(dtype: &DType) -> Result<Encoding> {
-    let DType::Plain(kind) = dtype else {
-        bail!("its elements are {}, not numbers", dtype.descr());
-    };
-    ensure!(
-        kind.endianness() != Endianness::Big,
-        "its elements are {kind}, in big-endian order; save it again as little-endian"
-    );
-    Ok(match (kind.type_char(), kind.num_bytes()) {
-        (TypeChar::Float, Some(2)) => Encoding::F16,
-        (TypeChar::Float, Some(4)) => Encoding::F32,
-        (TypeChar::Float, Some(8)) => Encoding::F64,
-        (TypeChar::Int, Some(1)) => Encoding::I8,
-        (TypeChar::Int, Some(2)) => Encoding::I16,
-        (TypeChar::Int, Some(4)) => Encoding::I32,
-        (TypeChar::Int, Some(8)) => Encoding::I64,
-        (TypeChar::Uint, Some(1)) => Encoding::U8,
-        (TypeChar::Uint, Some(2)) => Encoding::U16,
-        (TypeChar::Uint, Some(4)) => Encoding::U32,
-        (TypeChar::Uint, Some(8)) => Encoding::U64,
-        (TypeChar::Bool, _) => Encoding::Bool,
-        _ => bail!("its elements are {kind}; expected real numbers or integers"),
-    })
+fn encoding(element: Element) -> Encoding {
+    match element {
+        Element::F16 => Encoding::F16,
+        Element::F32 => Encoding::F32,
+        Element::F64 => Encoding::F64,
+        Element::Int(1) => Encoding::I8,
+        Element::Int(2) => Encoding::I16,
+        Element::Int(4) => Encoding::I32,
+        Element::Int(_) => Encoding::I64,
+        Element::Uint(1) => Encoding::U8,
+        Element::Uint(2) => Encoding::U16,
+        Element::Uint(4) => Encoding::U32,
+        Element::Uint(_) => Encoding::U64,
+        Element::Bool => Encoding::Bool,
+    }
 }

@@ -8,14 +8,15 @@ use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use image::RgbImage;
 use ndarray::Array4;
-use npyz::{DType, Deserialize, NpyFile, Order, TypeChar};
 
 use super::{Frame, check_size};
-
-const MAGIC: &[u8] = b"\x93NUMPY";
+use crate::util::npy::{Element, Header, MAGIC};
 
 /// The most values of latents that are read: those of 4001 frames at 720p are a quarter of it.
 const MAX_LATENTS: u64 = 1 << 30;
+
+/// Values that are read at a time.
+const PIECE: usize = 1 << 20;
 
 /// Whether a file that begins like this is an array of NumPy.
 pub fn is_npy(start: &[u8]) -> bool {
@@ -46,9 +47,9 @@ pub fn kind(path: &Path) -> Result<Option<Kind>> {
     if !is_npy(&start) {
         return Ok(None);
     }
-    let file = BufReader::new(File::open(path).with_context(cannot)?);
-    let npy = open(file).with_context(cannot)?;
-    kind_of(npy.shape()).map(Some).with_context(cannot)
+    let mut file = BufReader::new(File::open(path).with_context(cannot)?);
+    let header = header(&mut file).with_context(cannot)?;
+    kind_of(&header.shape).map(Some).with_context(cannot)
 }
 
 fn kind_of(shape: &[u64]) -> Result<Kind> {
@@ -62,53 +63,58 @@ fn kind_of(shape: &[u64]) -> Result<Kind> {
     }
 }
 
-fn open<R: Read>(file: R) -> Result<NpyFile<R>> {
-    let npy = NpyFile::new(file).context("the array's header is damaged")?;
+fn header(file: &mut impl Read) -> Result<Header> {
+    let header = Header::read(file)?;
     ensure!(
-        npy.order() == Order::C,
+        !header.fortran_order || header.shape.len() < 2,
         "it is stored column by column (Fortran's order); save numpy.ascontiguousarray(array)"
     );
-    Ok(npy)
+    Ok(header)
 }
 
 /// Gives each frame of `[frames, height, width, 3]`: floats in [-1, 1], as the VAE decodes them, or
 /// bytes.
 pub(super) fn read_frames(
-    file: impl Read,
+    mut file: impl Read,
     each: &mut dyn FnMut(Frame) -> Result<()>,
 ) -> Result<()> {
-    let npy = open(file)?;
-    let shape = npy.shape().to_vec();
+    let header = header(&mut file)?;
+    let shape = &header.shape;
     let [count, height, width, 3] = shape[..] else {
         bail!("its shape is {shape:?}; expected frames as [frames, height, width, 3]");
     };
     check_size(width, height)?;
-    let (width, height) = (u32::try_from(width)?, u32::try_from(height)?);
+    let (columns, rows) = (u32::try_from(width)?, u32::try_from(height)?);
     let signed = |value: f32| ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-    let mut frame = |values: Vec<f32>| {
+    let frame = |values: Vec<f32>| -> Result<Frame> {
         let non_finite = values.iter().filter(|value| !value.is_finite()).count();
         // What is no number becomes 0, as in a cast of the reference's.
         let levels = values.into_iter().map(signed).collect();
-        let pixels = RgbImage::from_raw(width, height, levels).context("a frame is too large")?;
-        each(Frame { pixels, non_finite })
+        let pixels = RgbImage::from_raw(columns, rows, levels).context("a frame is too large")?;
+        Ok(Frame { pixels, non_finite })
     };
     let size = 3 * width as usize * height as usize;
-    match element(&npy.dtype()) {
-        Some(Element::F16) => chunks::<f16, _>(npy, count, size, |v| frame(to_f32(v))),
-        Some(Element::F32) => chunks::<f32, _>(npy, count, size, frame),
-        Some(Element::F64) => chunks::<f64, _>(npy, count, size, |v| {
-            frame(v.into_iter().map(|value| value as f32).collect())
-        }),
-        Some(Element::U8) => chunks::<u8, _>(npy, count, size, |levels| {
-            let pixels =
-                RgbImage::from_raw(width, height, levels).context("a frame is too large")?;
-            each(pixels.into())
-        }),
-        None => bail!(unsupported(
-            &npy.dtype(),
-            "float16, float32, float64 or uint8"
-        )),
+    let element = header.element()?;
+    let width = match element {
+        Element::F16 => 2,
+        Element::F32 => 4,
+        Element::F64 => 8,
+        Element::Uint(1) => 1,
+        _ => bail!(unsupported(&header, "float16, float32, float64 or uint8")),
+    };
+    let mut bytes = vec![0; width * size];
+    for index in 0..count {
+        file.read_exact(&mut bytes)
+            .with_context(|| format!("the array's data is cut off in frame {index}"))?;
+        match element {
+            Element::Uint(_) => {
+                let pixels = RgbImage::from_raw(columns, rows, bytes.clone());
+                each(pixels.context("a frame is too large")?.into())?;
+            }
+            _ => each(frame(floats(element, &bytes))?)?,
+        }
     }
+    Ok(())
 }
 
 /// Latents `[channels, frames, height, width]` of any float type.
@@ -117,8 +123,9 @@ pub(super) fn read_frames(
 /// When the file cannot be read, is damaged, or holds something else.
 pub fn read_latents(path: &Path) -> Result<Array4<f32>> {
     let read = || {
-        let npy = open(BufReader::new(File::open(path)?))?;
-        let shape = npy.shape().to_vec();
+        let mut file = BufReader::new(File::open(path)?);
+        let header = header(&mut file)?;
+        let shape = &header.shape;
         let [channels, frames, height, width] = shape[..] else {
             bail!("its shape is {shape:?}; expected [channels, frames, height, width]");
         };
@@ -129,68 +136,56 @@ pub fn read_latents(path: &Path) -> Result<Array4<f32>> {
             total.is_some_and(|total| (1..=MAX_LATENTS).contains(&total)),
             "its shape is {shape:?}; expected 1 to {MAX_LATENTS} values"
         );
-        let cut = "the array's data is cut off";
-        let values: Vec<f32> = match element(&npy.dtype()) {
-            Some(Element::F16) => to_f32(npy.into_vec::<f16>().context(cut)?),
-            Some(Element::F32) => npy.into_vec().context(cut)?,
-            Some(Element::F64) => {
-                let values = npy.into_vec::<f64>().context(cut)?;
-                values.into_iter().map(|value| value as f32).collect()
-            }
-            _ => bail!(unsupported(&npy.dtype(), "float16, float32 or float64")),
+        let element = header.element()?;
+        let bytes = match element {
+            Element::F16 => 2,
+            Element::F32 => 4,
+            Element::F64 => 8,
+            _ => bail!(unsupported(&header, "float16, float32 or float64")),
         };
+        // Piece by piece: what the header claims need not be there.
+        let mut values = Vec::new();
+        let mut left = total.unwrap_or(0) as usize;
+        while left > 0 {
+            let mut piece = vec![0; bytes * left.min(PIECE)];
+            file.read_exact(&mut piece)
+                .context("the array's data is cut off")?;
+            values.extend(floats(element, &piece));
+            left -= left.min(PIECE);
+        }
         let shape = [channels, frames, height, width].map(|side| side as usize);
         Ok(Array4::from_shape_vec(shape, values)?)
     };
     read().with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Types that are read.
-enum Element {
-    F16,
-    F32,
-    F64,
-    U8,
-}
-
-fn element(dtype: &DType) -> Option<Element> {
-    let DType::Plain(plain) = dtype else {
-        return None;
-    };
-    match (plain.type_char(), plain.size_field()) {
-        (TypeChar::Float, 2) => Some(Element::F16),
-        (TypeChar::Float, 4) => Some(Element::F32),
-        (TypeChar::Float, 8) => Some(Element::F64),
-        (TypeChar::Uint, 1) => Some(Element::U8),
-        _ => None,
-    }
-}
-
-fn unsupported(dtype: &DType, expected: &str) -> String {
+fn unsupported(header: &Header, expected: &str) -> String {
     format!(
         "its values are of the type {}; expected {expected}",
-        dtype.descr()
+        header.descr
     )
 }
 
-fn to_f32(values: Vec<f16>) -> Vec<f32> {
-    values.into_iter().map(f16::to_f32).collect()
-}
-
-/// Gives `count` times the next `size` values.
-fn chunks<T: Deserialize, R: Read>(
-    npy: NpyFile<R>,
-    count: u64,
-    size: usize,
-    mut each: impl FnMut(Vec<T>) -> Result<()>,
-) -> Result<()> {
-    let mut values = npy
-        .data::<T>()
-        .map_err(|error| anyhow::anyhow!("{error}"))?;
-    for index in 0..count {
-        let chunk: std::io::Result<Vec<T>> = values.by_ref().take(size).collect();
-        let chunk = chunk.ok().filter(|chunk| chunk.len() == size);
-        each(chunk.with_context(|| format!("the array's data is cut off in frame {index}"))?)?;
+/// Little-endian floats of the type `element`, as float32.
+fn floats(element: Element, bytes: &[u8]) -> Vec<f32> {
+    match element {
+        Element::F16 => {
+            let (values, _) = bytes.as_chunks::<2>();
+            values
+                .iter()
+                .map(|v| f16::from_le_bytes(*v).to_f32())
+                .collect()
+        }
+        Element::F64 => {
+            let (values, _) = bytes.as_chunks::<8>();
+            values
+                .iter()
+                .map(|v| f64::from_le_bytes(*v) as f32)
+                .collect()
+        }
+        _ => {
+            let (values, _) = bytes.as_chunks::<4>();
+            values.iter().map(|v| f32::from_le_bytes(*v)).collect()
+        }
     }
-    Ok(())
 }
