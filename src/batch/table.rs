@@ -1,10 +1,11 @@
 //! Files of jobs: JSON lines, CSV and TOML, as tables of settings.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
+
+use crate::util::files::{MAX_JOBS, read_stream};
 
 /// Settings by name.
 pub type Settings = Map<String, Value>;
@@ -34,7 +35,8 @@ pub struct Written {
 /// When the file cannot be read, is of another kind, or has no job.
 pub fn read(path: &Path) -> Result<Jobs> {
     let name = path.display();
-    let text = fs::read(path).with_context(|| format!("cannot read the jobs {name}"))?;
+    let text =
+        read_stream(path, MAX_JOBS).with_context(|| format!("cannot read the jobs {name}"))?;
     let text = String::from_utf8(text)
         .ok()
         .with_context(|| format!("{name}: is not text in UTF-8"))?;
@@ -168,7 +170,7 @@ mod tests {
     fn read_as(name: &str, text: &str) -> Result<Jobs> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
         read(&path)
     }
 

@@ -43,8 +43,29 @@ fn jpeg_ends(file: &[u8]) -> bool {
     false
 }
 
-/// Whether a WebP file is as long as its RIFF header says.
+/// Whether a WebP file is as long as its RIFF header says, and as each chunk in it does: its decoder
+/// makes room for a chunk before it looks for its bytes.
 fn riff_ends(file: &[u8]) -> bool {
-    let size = file.get(4..).and_then(|rest| rest.first_chunk::<4>());
-    size.is_some_and(|&size| file.len() as u64 >= u64::from(u32::from_le_bytes(size)) + 8)
+    let size = |at: usize| {
+        let bytes = file.get(at..).and_then(|rest| rest.first_chunk::<4>());
+        bytes.map(|&size| u32::from_le_bytes(size) as usize)
+    };
+    let Some(end) = size(4).map(|size| size.saturating_add(8)) else {
+        return false;
+    };
+    if file.len() < end {
+        return false;
+    }
+    let mut at = 12;
+    while at + 8 <= end {
+        let Some(size) = size(at + 4) else {
+            return false;
+        };
+        // Chunks of an odd size are followed by a byte, which some writers leave out at the end.
+        at = match at.checked_add(8).and_then(|data| data.checked_add(size)) {
+            Some(after) if after <= end => after + size % 2,
+            _ => return false,
+        };
+    }
+    true
 }

@@ -5,6 +5,9 @@ use anyhow::{Context, Result, ensure};
 /// The largest table that is read. That of all of NFKC, which T5 and mT5 carry, has 237,539 bytes.
 const MAX_BYTES: usize = 2 << 20;
 
+/// The longest replacement of a character, in bytes; NFKC's has 33 (of U+FDFA).
+const MAX_REPLACEMENT: usize = 64;
+
 /// Checks that `map`, a `precompiled_charsmap`, can be followed for every text.
 ///
 /// Its layout, as google/sentencepiece `src/normalizer.cc` has it: the byte length of a
@@ -104,6 +107,11 @@ fn walk(units: &[Unit], replacements: &str) -> Result<()> {
                     replacements.is_char_boundary(usize::try_from(value)?),
                     "its character map is damaged: no replacement starts at byte {value} of {}",
                     replacements.len()
+                );
+                let replacement = &replacements[usize::try_from(value)?..];
+                ensure!(
+                    replacement.find('\0').unwrap_or(replacement.len()) <= MAX_REPLACEMENT,
+                    "its character map replaces a character by more than {MAX_REPLACEMENT} bytes"
                 );
             }
             if new.is_some() {

@@ -14,7 +14,7 @@ use super::charsmap;
 /// UMT5's longest piece has 48 bytes.
 const MAX_PIECE: usize = 256;
 /// UMT5-XXL's file has 17 MB.
-const MAX_FILE: usize = 64 << 20;
+pub(super) const MAX_FILE: usize = 64 << 20;
 
 #[derive(Deserialize)]
 struct Outline {
@@ -60,11 +60,65 @@ pub(super) fn check(json: &[u8]) -> Result<()> {
             piece.len()
         );
     }
-    check_normalizer(&outline.normalizer)
+    check_normalizer(&outline.normalizer, &mut 1)
 }
 
-/// Follows the normalizers within each other, which the JSON reader has bounded.
-fn check_normalizer(normalizer: &Value) -> Result<()> {
+/// How many times as long normalizers may make a text, all of them together.
+const MAX_GROWTH: usize = 64;
+/// The longest text that one may put in, or pattern that it may look for, in bytes.
+const MAX_TEXT: usize = 64;
+
+/// Normalizers of the library that make a text longer by a small factor at most.
+const HARMLESS: [&str; 11] = [
+    "BertNormalizer",
+    "Strip",
+    "StripAccents",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Sequence",
+    "Lowercase",
+    "Nmt",
+    "Precompiled",
+];
+
+/// Follows the normalizers within each other, which the JSON reader has bounded, and refuses those
+/// that make a text grow without bound: a dozen that each write ten letters for one take all memory.
+/// `growth` is what they multiply a text's length by so far.
+fn check_normalizer(normalizer: &Value, growth: &mut usize) -> Result<()> {
+    let Some(kind) = normalizer.get("type").and_then(Value::as_str) else {
+        ensure!(normalizer.is_null(), "its normalizer has no type");
+        return Ok(());
+    };
+    let text = |value: &Value| -> Result<usize> {
+        let text = value.as_str().unwrap_or_default();
+        ensure!(
+            text.len() <= MAX_TEXT,
+            "its normalizer {kind} has a text of {} bytes; expected at most {MAX_TEXT}",
+            text.len()
+        );
+        Ok(text.len())
+    };
+    match kind {
+        "Replace" => {
+            let pattern = &normalizer["pattern"];
+            let literal = text(&pattern["String"])?;
+            text(&pattern["Regex"])?;
+            // A pattern may match a byte, or nothing between any two.
+            let content = text(&normalizer["content"])?;
+            *growth = growth.saturating_mul(content.div_ceil(literal.max(1)).max(1));
+        }
+        "Prepend" => *growth = growth.saturating_add(text(&normalizer["prepend"])?),
+        kind => ensure!(
+            HARMLESS.contains(&kind),
+            "its normalizer {kind} is not known"
+        ),
+    }
+    ensure!(
+        *growth <= MAX_GROWTH,
+        "its normalizers can make a text more than {MAX_GROWTH} times as long"
+    );
     if let Some(map) = normalizer
         .get("precompiled_charsmap")
         .and_then(Value::as_str)
@@ -78,5 +132,6 @@ fn check_normalizer(normalizer: &Value) -> Result<()> {
         }
     }
     let inner = normalizer.get("normalizers").and_then(Value::as_array);
-    inner.into_iter().flatten().try_for_each(check_normalizer)
+    let mut inner = inner.into_iter().flatten();
+    inner.try_for_each(|normalizer| check_normalizer(normalizer, growth))
 }

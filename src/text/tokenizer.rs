@@ -8,6 +8,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use super::outline;
 use super::sentencepiece::{self, Arrays};
+use crate::util::files::read_small;
 
 /// The token that closes every sequence (T5's end of sentence).
 const END: &str = "</s>";
@@ -68,7 +69,7 @@ impl Tokenizer {
     /// every text with one `</s>`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let json = std::fs::read(path)
+        let json = read_small(path, outline::MAX_FILE as u64)
             .with_context(|| format!("cannot read the tokenizer {}", path.display()))?;
         Self::from_json(&json, &path.display().to_string())
     }

@@ -1,5 +1,6 @@
 //! Small things that everybody may stand on.
 
+pub(crate) mod files;
 pub(crate) mod hex;
 pub(crate) mod limits;
 pub(crate) mod npy;

@@ -12,6 +12,10 @@ use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 
 use super::container::mapped::Mapped;
+use crate::util::files::{MAX_JSON, read_small};
+
+/// The most bytes of a small file: UMT5-XXL's tokenizer.json, the largest, has 17 MB.
+const MAX_SMALL: u64 = 64 << 20;
 
 /// A file that is part of the program.
 #[derive(Clone, Copy)]
@@ -215,7 +219,7 @@ impl Files {
     /// When it cannot be read.
     pub fn read(&self, file: &str) -> Result<Cow<'static, [u8]>> {
         match self {
-            Files::Folder(folder) => fs::read(folder.join(file))
+            Files::Folder(folder) => read_small(&folder.join(file), MAX_SMALL)
                 .map(Cow::Owned)
                 .with_context(|| format!("cannot read {}", self.name(file))),
             Files::Embedded { .. } => self
@@ -230,7 +234,14 @@ impl Files {
     /// # Errors
     /// When it cannot be read or holds something else.
     pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T> {
-        serde_json::from_slice(&self.read(file)?)
+        let content = self.read(file)?;
+        ensure!(
+            content.len() as u64 <= MAX_JSON,
+            "{}: it has {} bytes; expected at most {MAX_JSON}",
+            self.name(file),
+            content.len()
+        );
+        serde_json::from_slice(&content)
             .with_context(|| format!("{} does not hold what is expected there", self.name(file)))
     }
 

@@ -4,15 +4,20 @@ use std::io::{BufRead, Seek};
 
 use anyhow::{Context, Result};
 use image::codecs::gif::GifDecoder;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, Limits};
 
 use super::{Frame, check_size};
 
 /// As they are shown, each laid over the ones before.
 pub fn read(file: impl BufRead + Seek, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
-    let decoder = GifDecoder::new(file).context("the GIF data is damaged")?;
+    let damaged = "the GIF data is damaged";
+    let mut decoder = GifDecoder::new(file).context(damaged)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
+    // A frame can claim to be larger than the picture that it is a part of.
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(16 * u64::from(width) * u64::from(height) + (1 << 20));
+    decoder.set_limits(limits).context(damaged)?;
     for (index, frame) in decoder.into_frames().enumerate() {
         let frame = frame
             .with_context(|| format!("the GIF data is damaged or cut off after {index} frames"))?;

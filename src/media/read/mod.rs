@@ -31,8 +31,9 @@ impl From<RgbImage> for Frame {
     }
 }
 
-/// The most pixels of a frame that is read: more than any clip of this program has.
-const MAX_PIXELS: u64 = 1 << 26;
+/// The most pixels of a frame that is read: 8K and a little more. To analyze one takes some 50 bytes
+/// a pixel.
+const MAX_PIXELS: u64 = 1 << 25;
 
 /// Gives each frame of the clip at `path` to `each`, in order, and says how many there were. Files
 /// are told apart by content:

@@ -103,10 +103,21 @@ fn for_each_sample(stbl: &Stbl, each: &mut dyn FnMut(u64, u64) -> Result<()>) ->
         StszSamples::Identical { count, size } => (sample < *count as usize).then_some(*size),
         StszSamples::Different { sizes } => sizes.get(sample).copied(),
     };
+    let runs = &stbl.stsc.entries;
+    ensure!(
+        runs.is_sorted_by(|a, b| a.first_chunk < b.first_chunk),
+        "the MP4's index has runs of chunks out of order; it is damaged"
+    );
     let mut sample = 0;
+    let mut next = 0;
     for (number, &chunk) in (1_u64..).zip(&chunks) {
-        let mut runs = stbl.stsc.entries.iter().rev();
-        let run = runs.find(|run| u64::from(run.first_chunk) <= number);
+        while runs
+            .get(next)
+            .is_some_and(|run| u64::from(run.first_chunk) <= number)
+        {
+            next += 1;
+        }
+        let run = next.checked_sub(1).map(|last| &runs[last]);
         let run = run.context("the MP4's index does not say which frames lie together")?;
         let mut at = chunk;
         for _ in 0..run.samples_per_chunk {

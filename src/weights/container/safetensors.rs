@@ -1,10 +1,12 @@
 //! The header of a safetensors file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use ::safetensors::SafeTensors;
 use ::safetensors::tensor::Dtype;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Deserializer, de};
 
 use super::encoding::Encoding;
 use super::header::{Found, Header};
@@ -15,6 +17,7 @@ use super::header::{Found, Header};
 /// When the file is cut off, its header is malformed, or it uses an element type that no model
 /// layout has.
 pub fn header(file: &[u8]) -> Result<Header> {
+    check_header(file)?;
     let (header_len, metadata) = SafeTensors::read_metadata(file)
         .context("not a whole safetensors file; download it again")?;
     let data = header_len + 8;
@@ -42,6 +45,60 @@ pub fn header(file: &[u8]) -> Result<Header> {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect::<BTreeMap<_, _>>(),
     })
+}
+
+/// Refuses a header that is too long to be a model's, or that has a name twice: which of the two
+/// tensors a reader takes would be up to the reader.
+fn check_header(file: &[u8]) -> Result<()> {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Ok(());
+    };
+    let length = u64::from_le_bytes(*length);
+    // The library says what is wrong with a length that is not the file's.
+    let Some(text) = usize::try_from(length).ok().and_then(|l| rest.get(..l)) else {
+        return Ok(());
+    };
+    ensure!(
+        text.len() <= MAX_HEADER,
+        "its header has {length} bytes; expected at most {MAX_HEADER}"
+    );
+    match serde_json::from_slice::<Names>(text) {
+        Err(error) if error.is_data() => Err(error).context("its header is damaged"),
+        _ => Ok(()),
+    }
+}
+
+/// The longest header that is read, in bytes. That of A14B's expert has 0.14 MB.
+const MAX_HEADER: usize = 8 << 20;
+
+/// The names of a header, each of which stands there once.
+struct Names;
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object with a tensor for each name")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut seen = HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    map.next_value::<de::IgnoredAny>()?;
+                    if let Some(name) = seen.replace(name) {
+                        return Err(de::Error::custom(format_args!(
+                            "{name:?} stands there twice"
+                        )));
+                    }
+                }
+                Ok(Names)
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
 }
 
 fn encoding(dtype: Dtype) -> Result<Encoding> {
