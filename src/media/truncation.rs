@@ -69,3 +69,33 @@ fn riff_ends(file: &[u8]) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn webp(chunks: &[(&[u8; 4], u32, usize)]) -> Vec<u8> {
+        let body: Vec<u8> = chunks
+            .iter()
+            .flat_map(|(name, told, real)| {
+                [name.as_slice(), &told.to_le_bytes(), &vec![0; *real]].concat()
+            })
+            .collect();
+        let size = (body.len() as u32 + 4).to_le_bytes();
+        [b"RIFF", &size[..], b"WEBP", &body].concat()
+    }
+
+    #[test]
+    fn a_chunk_that_is_longer_than_the_file_is_missing() {
+        assert!(riff_ends(&webp(&[(b"VP8L", 6, 6), (b"EXIF", 5, 6)])));
+        // Without the byte that an odd size asks for.
+        assert!(riff_ends(&webp(&[(b"VP8L", 6, 6), (b"EXIF", 5, 5)])));
+        assert!(!riff_ends(&webp(&[
+            (b"VP8L", 6, 6),
+            (b"EXIF", u32::MAX, 8)
+        ])));
+        assert!(!riff_ends(&webp(&[(b"VP8L", 6, 4)])));
+        let whole = webp(&[(b"VP8L", 6, 6)]);
+        assert!(!riff_ends(&whole[..whole.len() - 1]));
+    }
+}

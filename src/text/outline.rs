@@ -135,3 +135,42 @@ fn check_normalizer(normalizer: &Value, growth: &mut usize) -> Result<()> {
     let mut inner = inner.into_iter().flatten();
     inner.try_for_each(|normalizer| check_normalizer(normalizer, growth))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn checked(normalizer: Value) -> Result<()> {
+        let file = json!({ "model": { "vocab": [["a", 0.0]] }, "normalizer": normalizer });
+        check(&serde_json::to_vec(&file).unwrap())
+    }
+
+    #[test]
+    fn normalizers_that_make_a_text_explode_are_refused() {
+        let replace = |content: &str| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": content });
+        let several = |each: Value, count: usize| json!({ "type": "Sequence", "normalizers": vec![each; count] });
+        checked(Value::Null).unwrap();
+        checked(several(json!({ "type": "NFKC" }), 3)).unwrap();
+        // UMT5's own.
+        let spaces = json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": "▁" });
+        checked(several(spaces, 3)).unwrap();
+        checked(several(replace("aa"), 6)).unwrap();
+        let refused = [
+            (several(replace("aaaaaaaaaa"), 12), "times as long"),
+            (several(several(replace("aa"), 4), 2), "times as long"),
+            (
+                several(json!({ "type": "Prepend", "prepend": "a".repeat(60) }), 2),
+                "times as long",
+            ),
+            (replace(&"a".repeat(65)), "at most 64"),
+            (json!({ "type": "Other" }), "Other is not known"),
+            (json!({ "pattern": "a" }), "no type"),
+        ];
+        for (normalizer, said) in refused {
+            let error = checked(normalizer).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

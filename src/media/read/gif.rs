@@ -26,3 +26,21 @@ pub fn read(file: impl BufRead + Seek, each: &mut dyn FnMut(Frame) -> Result<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_larger_than_its_picture_is_refused_before_it_is_made_room_for() {
+        // A screen of 16 x 16 without colours, and a frame of 65,535 x 65,535 on it.
+        let mut file = b"GIF89a\x10\0\x10\0\0\0\0".to_vec();
+        file.extend(b",\0\0\0\0\xff\xff\xff\xff\x80\0\0\0\xff\xff\xff");
+        file.extend(b"\x02\x02\x4c\x01\0;");
+        let error = read(Cursor::new(file), &mut |_| panic!("there is no frame"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("cut off after 0 frames"), "{error}");
+    }
+}

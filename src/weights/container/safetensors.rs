@@ -121,3 +121,30 @@ fn encoding(dtype: Dtype) -> Result<Encoding> {
         other => bail!("it is stored as {other:?}, which is not supported"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str) -> Vec<u8> {
+        let length = (header.len() as u64).to_le_bytes();
+        [&length, header.as_bytes(), &[0; 4]].concat()
+    }
+
+    #[test]
+    fn a_name_that_stands_there_twice_is_refused() {
+        let tensor = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
+        let once = header(&file(&format!(r#"{{"a":{tensor}}}"#))).unwrap();
+        assert_eq!(once.tensors.len(), 1);
+        let twice = file(&format!(r#"{{"a":{tensor},"a":{tensor}}}"#));
+        let error = format!("{:#}", header(&twice).unwrap_err());
+        assert!(error.contains(r#""a" stands there twice"#), "{error}");
+    }
+
+    #[test]
+    fn a_header_longer_than_any_model_s_is_refused() {
+        let long = file(&format!("{{}}{}", " ".repeat(MAX_HEADER)));
+        let error = format!("{:#}", header(&long).unwrap_err());
+        assert!(error.contains("expected at most 8388608"), "{error}");
+    }
+}
