@@ -385,6 +385,7 @@ impl PullArgs {
         for missing in &selection.missing {
             say!("note: {repo} has no {missing}");
         }
+        let reserved = convert::Reserved::new(&target).context("--output")?;
         let folder = convert::source_folder(&target);
         let mut feed = HubSource::new(&hub, &repo, &listing.commit, &selection, &folder)?;
         let (needs, free) = (feed.disk_bytes(&options)?, free_disk(&target)?);
@@ -405,7 +406,7 @@ impl PullArgs {
             human_bytes(free)
         );
         let mut transfer = Transfer::of_pull();
-        let converted = convert::convert(&mut feed, &target, &options, &mut |event| {
+        let converted = convert::convert_into(reserved, &mut feed, &options, &mut |event| {
             transfer.show(&event);
         })?;
         transfer.finish();

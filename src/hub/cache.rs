@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::digest::Hash;
 use super::repo::is_commit;
 use super::{Listing, RemoteFile, RepoId};
+use crate::util::files::{open_own, read_small};
 
 /// The deepest folder of a repository that is looked at.
 const MAX_DEPTH: usize = 16;
@@ -60,7 +61,7 @@ impl<'a> Cached<'a> {
         if is_commit(self.repo.revision()) {
             return Some(self.repo.revision().to_owned());
         }
-        let text = fs::read_to_string(self.reference()).ok()?;
+        let text = String::from_utf8(read_small(&self.reference(), 1 << 10).ok()?).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
     }
@@ -125,11 +126,7 @@ impl<'a> Cached<'a> {
         let path = folder.join(format!("{}.lock", hash.hex()));
         let open = || -> io::Result<File> {
             fs::create_dir_all(&folder)?;
-            File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
+            open_own(&path)
         };
         let file = open().with_context(|| format!("cannot write {}", path.display()))?;
         let start = Instant::now();

@@ -1,6 +1,6 @@
 //! Fetching one file, going on where an earlier try stopped.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use super::address::header;
 use super::digest::{Hash, Hasher};
 use super::disk::{free_disk, size_text};
 use super::http::{Failure, Http, Target};
+use crate::util::files::open_own;
 
 /// How much is read at a time.
 pub(super) const PIECE: usize = 256 << 10;
@@ -251,13 +252,7 @@ impl State {
             if let Some(folder) = part.parent() {
                 fs::create_dir_all(folder)?;
             }
-            let mut options = OpenOptions::new();
-            options
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(part)
+            open_own(part)
         };
         let file = open().with_context(|| format!("cannot write {}", part.display()))?;
         let mut state = Self {

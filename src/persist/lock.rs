@@ -1,12 +1,12 @@
 //! No two runs write one thing.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::beside;
+use crate::util::files::{is_still, open_own};
 
 /// Times that a lock file is opened again because its owner has just removed it.
 const ATTEMPTS: usize = 100;
@@ -28,7 +28,7 @@ impl Lock {
     pub fn take(target: &Path) -> Result<Self> {
         let path = beside(target, ".", "wan-lock");
         for _ in 0..ATTEMPTS {
-            let file = File::create(&path)
+            let file = open_own(&path)
                 .with_context(|| format!("cannot create the lock {}", path.display()))?;
             match file.try_lock() {
                 Ok(()) if is_still(&file, &path) => {
@@ -60,20 +60,24 @@ impl Drop for Lock {
     }
 }
 
-fn is_still(file: &File, path: &Path) -> bool {
-    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(held), Ok(there)) => id(held) == id(there),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn a_link_in_the_lock_s_place_leaves_its_target_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let thesis = folder.path().join("thesis.txt");
+        fs::write(&thesis, "three years").unwrap();
+        let link = folder.path().join(".clip.mp4.wan-lock");
+        std::os::unix::fs::symlink(&thesis, link).unwrap();
+        let error = Lock::take(&folder.path().join("clip.mp4")).unwrap_err();
+        assert!(format!("{error:#}").contains("is a link"), "{error:#}");
+        assert_eq!(fs::read(&thesis).unwrap(), b"three years");
+    }
 
     #[test]
     fn the_second_is_refused_until_the_first_is_gone() {

@@ -1,12 +1,13 @@
 //! Reading small files, within bounds.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// The most bytes of a configuration, an index or another file of settings: an index of A14B has
 /// 0.1 MB.
@@ -45,6 +46,45 @@ pub(crate) fn read_stream(path: &Path, most: u64) -> Result<Vec<u8>> {
     read_to(File::open(path)?, most)
 }
 
+/// Opens a file that this program makes under a name that others can foresee, as it is or new. What
+/// somebody else put there, a link or a file that has another name too, is refused untouched.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file of this one name.
+pub(crate) fn open_own(path: &Path) -> std::io::Result<File> {
+    let refused = |what: &str| {
+        let text = format!("{} {what}; remove it", path.display());
+        Err(std::io::Error::new(ErrorKind::AlreadyExists, text))
+    };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = match options.custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return refused("is a link");
+        }
+        other => other?,
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return refused("is no regular file");
+    }
+    // None: it was removed in between, which whoever locks it finds out.
+    if metadata.nlink() > 1 {
+        return refused("has another name too");
+    }
+    Ok(file)
+}
+
+/// Whether `file` is what lies at `path`, and not what was there before.
+pub(crate) fn is_still(file: &File, path: &Path) -> bool {
+    let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    match (file.metadata(), path.metadata()) {
+        (Ok(held), Ok(there)) => id(held) == id(there),
+        _ => false,
+    }
+}
+
 fn read_to(file: impl Read, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes)?;
@@ -58,6 +98,30 @@ fn read_to(file: impl Read, most: u64) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_put_in_the_place_of_our_own_file_stays_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("thesis"), "three years").unwrap();
+        std::os::unix::fs::symlink(path("thesis"), path("link")).unwrap();
+        std::fs::hard_link(path("thesis"), path("other")).unwrap();
+        for (name, said) in [
+            ("link", "is a link"),
+            ("other", "another name"),
+            ("thesis", "another"),
+        ] {
+            let error = open_own(&path(name)).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        assert!(open_own(folder.path()).is_err());
+        assert_eq!(std::fs::read(path("thesis")).unwrap(), b"three years");
+        std::fs::write(path("own"), "kept").unwrap();
+        open_own(&path("own")).unwrap();
+        assert_eq!(std::fs::read(path("own")).unwrap(), b"kept");
+        open_own(&path("new")).unwrap();
+        assert!(path("new").is_file());
+    }
 
     #[test]
     fn what_is_too_large_or_no_file_is_refused_at_once() {

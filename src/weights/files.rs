@@ -147,17 +147,19 @@ impl Files {
         found.map(|entry| entry.bytes)
     }
 
-    /// A file's size and time of change, which a changed file does not keep: `[bytes, seconds]`.
-    pub fn stamp(&self, file: &str) -> (u64, f64) {
+    /// A file's size and time of change, which a changed file does not keep: `[bytes, nanoseconds]`,
+    /// integers, since JSON may bring back another float than it was given.
+    pub fn stamp(&self, file: &str) -> (u64, u64) {
         match self {
-            Files::Folder(folder) => fs::metadata(folder.join(file)).map_or((0, 0.0), |meta| {
+            Files::Folder(folder) => fs::metadata(folder.join(file)).map_or((0, 0), |meta| {
                 let changed = meta.modified().ok();
                 let since = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-                (meta.len(), since.map_or(0.0, |d| d.as_secs_f64()))
+                let nanoseconds = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+                (meta.len(), nanoseconds.unwrap_or_default())
             }),
             Files::Embedded { .. } => {
                 let bytes = self.embedded(file).map_or(0, <[u8]>::len);
-                (bytes as u64, 0.0)
+                (bytes as u64, 0)
             }
         }
     }

@@ -15,7 +15,7 @@ mod writer;
 pub use finished::Finished;
 pub use source::{ConvertSource, LocalSource};
 pub(crate) use state::write_whole;
-pub use state::{TensorReport, source_folder, unfinished_bytes};
+pub use state::{Reserved, TensorReport, source_folder, unfinished_bytes};
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
@@ -25,7 +25,6 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use self::finished::check_target;
 use self::item::Item;
 use self::state::{FileState, Unfinished};
 use self::writer::{OutTensor, Writer};
@@ -165,12 +164,24 @@ pub fn convert(
     options: &Options,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Converted> {
+    convert_into(Reserved::new(target)?, feed, options, on_event)
+}
+
+/// As [`convert`], into what has been reserved.
+///
+/// # Errors
+/// As there.
+pub fn convert_into(
+    target: Reserved,
+    feed: &mut dyn ConvertSource,
+    options: &Options,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Converted> {
     let identity = json!({
         "source": feed.identity(),
         "options": options,
         "version": env!("CARGO_PKG_VERSION"),
     });
-    check_target(target)?;
     let mut work = Unfinished::open(target, &identity)?;
     if work.resumed {
         on_event(Event::Resumed);
@@ -182,7 +193,7 @@ pub fn convert(
     verify(&work, on_event)?;
     let converted = manifest::write(feed, options, &work)?;
     feed.close()?;
-    work.finish(target)?;
+    work.finish()?;
     Ok(converted)
 }
 

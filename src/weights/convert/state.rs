@@ -10,11 +10,15 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::finished::check_target;
+use crate::util::files::{is_still, open_own, read_small};
 use crate::weights::PartName;
 use crate::weights::config::PartConfig;
 
 /// The state's file in the unfinished folder.
 const FILE: &str = "conversion-state.json";
+/// The most bytes of it: a line for each tensor of a model.
+const MAX_STATE: u64 = 64 << 20;
 /// The file that is locked while a run fills the folder.
 const LOCK: &str = ".lock";
 /// The folder inside the unfinished one where files of the source may lie.
@@ -69,6 +73,65 @@ pub struct State {
     pub shards_done: Vec<(PartName, usize)>,
 }
 
+/// The right to fill the folder that becomes a target, for as long as this lives: taken before
+/// anything is fetched for it, so that no two runs get into each other's way.
+#[derive(Debug)]
+pub struct Reserved {
+    target: PathBuf,
+    folder: PathBuf,
+    /// Held while this run fills the folder.
+    lock: File,
+}
+
+impl Reserved {
+    /// Creates or reopens the folder beside `target` that becomes `target` at the end.
+    ///
+    /// # Errors
+    /// When the target is there, another run is filling the folder, or it cannot be written.
+    pub fn new(target: &Path) -> Result<Self> {
+        check_target(target)?;
+        ensure!(
+            target.file_name().is_some(),
+            "{}: is no name for a folder",
+            target.display()
+        );
+        let folder = unfinished_folder(target);
+        let path = folder.join(LOCK);
+        let open = || {
+            fs::create_dir_all(&folder)?;
+            open_own(&path)
+        };
+        let lock = open().with_context(|| format!("cannot write in {}", folder.display()))?;
+        ensure!(
+            lock.try_lock().is_ok() && is_still(&lock, &path),
+            "{}: another wan-i2v is filling this folder",
+            folder.display()
+        );
+        Ok(Self {
+            target: target.to_owned(),
+            folder,
+            lock,
+        })
+    }
+
+    /// The folder that it becomes.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+}
+
+/// Leaves nothing of a run that has done nothing.
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let names = fs::read_dir(&self.folder).map(|entries| entries.count());
+        if matches!(names, Ok(1)) && is_still(&self.lock, &self.folder.join(LOCK)) {
+            // What cannot be removed does no harm.
+            let _ = fs::remove_file(self.folder.join(LOCK));
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
 /// The folder that is being filled, with its state.
 #[derive(Debug)]
 pub struct Unfinished {
@@ -78,34 +141,19 @@ pub struct Unfinished {
     pub state: State,
     /// Whether a former run began it.
     pub resumed: bool,
-    /// Held while this run fills the folder.
-    _lock: File,
+    reserved: Reserved,
 }
 
 impl Unfinished {
-    /// Creates or reopens the folder beside `target` that becomes `target` at the end.
+    /// What a former run has done in the folder, or nothing yet.
     ///
     /// # Errors
-    /// When another run is filling the folder, or it was begun for something else.
-    pub fn open(target: &Path, identity: &Value) -> Result<Self> {
-        ensure!(
-            target.file_name().is_some(),
-            "{}: is no name for a folder",
-            target.display()
-        );
-        let folder = unfinished_folder(target);
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-        let lock = File::create(folder.join(LOCK))
-            .with_context(|| format!("cannot write in {}", folder.display()))?;
-        ensure!(
-            lock.try_lock().is_ok(),
-            "{}: another wan-i2v is filling this folder",
-            folder.display()
-        );
+    /// When it was begun for something else.
+    pub fn open(reserved: Reserved, identity: &Value) -> Result<Self> {
+        let folder = reserved.folder.clone();
         remove_temporary(&folder);
         let path = folder.join(FILE);
-        let (state, resumed) = match fs::read(&path) {
+        let (state, resumed) = match read_small(&path, MAX_STATE) {
             Ok(json) => {
                 let state: State = serde_json::from_slice(&json)
                     .with_context(|| format!("{} is damaged; remove the folder", path.display()))?;
@@ -132,7 +180,7 @@ impl Unfinished {
             folder,
             state,
             resumed,
-            _lock: lock,
+            reserved,
         };
         unfinished.save()?;
         Ok(unfinished)
@@ -158,11 +206,12 @@ impl Unfinished {
         )
     }
 
-    /// Makes the folder `target`.
+    /// Makes the folder the target.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn finish(self, target: &Path) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        let target = self.reserved.target();
         // Perhaps of a pull that was refused before it began.
         let source = self.folder.join(SOURCE);
         if source.exists() {
