@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::container::encoding::Encoding;
-use super::container::header::Header;
+use super::container::header::{Header, Record};
 use super::container::{gguf, pth, safetensors};
 use super::files::{Bytes, Files};
 use crate::media::read::npy::is_npy;
@@ -184,6 +185,8 @@ pub struct Entry {
     map: usize,
     start: usize,
     end: usize,
+    /// The record with a checksum that it is a part of.
+    record: Option<usize>,
 }
 
 impl Entry {
@@ -200,7 +203,16 @@ pub struct TensorStore {
     maps: Vec<Bytes>,
     container: Container,
     entries: BTreeMap<String, Entry>,
+    records: Vec<Checked>,
     metadata: BTreeMap<String, String>,
+}
+
+/// Bytes of a file with a checksum, which is compared when they are first wanted.
+#[derive(Debug)]
+struct Checked {
+    map: usize,
+    record: Record,
+    is_right: OnceLock<bool>,
 }
 
 impl TensorStore {
@@ -214,6 +226,7 @@ impl TensorStore {
             maps: Vec::new(),
             container: Container::Safetensors,
             entries: BTreeMap::new(),
+            records: Vec::new(),
             metadata: BTreeMap::new(),
         };
         for name in &location.names {
@@ -238,12 +251,21 @@ impl TensorStore {
         let map = self.location.files.map(name)?;
         let (container, header) = read_header(&map).with_context(|| path.clone())?;
         for tensor in header.tensors {
+            let record = tensor.record.map(|record| {
+                self.records.push(Checked {
+                    map: self.maps.len(),
+                    record,
+                    is_right: OnceLock::new(),
+                });
+                self.records.len() - 1
+            });
             let entry = Entry {
                 encoding: tensor.encoding,
                 shape: tensor.shape,
                 map: self.maps.len(),
                 start: tensor.start,
                 end: tensor.end,
+                record,
             };
             let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
             ensure!(
@@ -284,6 +306,27 @@ impl TensorStore {
     /// The bytes of a tensor, little-endian, row-major.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.maps[entry.map][entry.start..entry.end]
+    }
+
+    /// Compares a tensor's bytes with their checksum, where the container has one.
+    ///
+    /// # Errors
+    /// When they are not what was written.
+    pub fn verify(&self, name: &str, entry: &Entry) -> Result<()> {
+        let Some(checked) = entry.record.map(|index| &self.records[index]) else {
+            return Ok(());
+        };
+        let is_right = checked.is_right.get_or_init(|| {
+            let Record { start, end, crc32 } = checked.record;
+            rawzip::crc32(&self.maps[checked.map][start..end]) == crc32
+        });
+        ensure!(
+            is_right,
+            "{}: the tensor {name} is damaged: its bytes do not have the checksum that the archive \
+             names\nhint: download the file again",
+            self.location
+        );
+        Ok(())
     }
 
     /// Lets the machine forget `range` of a tensor's bytes, which count as this program's memory

@@ -172,6 +172,7 @@ fn tensor(cursor: &mut Cursor) -> Result<(Found, u64)> {
         shape,
         start: 0,
         end: 0,
+        record: None,
     };
     Ok((found, offset))
 }

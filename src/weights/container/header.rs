@@ -17,6 +17,19 @@ pub struct Found {
     pub start: usize,
     /// Position after the last byte.
     pub end: usize,
+    /// The bytes that these are a part of and that have a checksum of their own, if there are such.
+    pub record: Option<Record>,
+}
+
+/// Bytes of a file with their checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Record {
+    /// Position of the first byte.
+    pub start: usize,
+    /// Position after the last byte.
+    pub end: usize,
+    /// Their CRC-32, as zip archives have it.
+    pub crc32: u32,
 }
 
 /// What a file's header says.

@@ -33,6 +33,7 @@ pub fn header(file: &[u8]) -> Result<Header> {
                 shape: info.shape.clone(),
                 start: data + start,
                 end: data + end,
+                record: None,
             })
         })
         .collect::<Result<Vec<_>>>()?;

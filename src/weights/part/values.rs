@@ -43,6 +43,7 @@ impl Part {
 
     /// Refuses a stored tensor with a value that is not finite.
     pub fn ensure_finite(&self, name: &str, entry: &Entry) -> Result<()> {
+        self.store.verify(name, entry)?;
         let bytes = self.store.bytes(entry);
         let block = entry.encoding.block_bytes() * CHUNK / entry.encoding.block_elements();
         let bad = bytes
@@ -68,6 +69,7 @@ impl Part {
         scale: f32,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>> {
+        self.store.verify(name, entry)?;
         let (block, block_bytes) = (
             entry.encoding.block_elements(),
             entry.encoding.block_bytes(),

@@ -61,11 +61,12 @@ fn locate(name: &str, tensor: &Tensor, pickle: &Pickle, records: &Records) -> Re
     let storage = &pickle.storages[tensor.storage];
     let record = records.storage(storage.key)?;
     let bytes = storage.encoding.map_or(1, |e| e.block_bytes());
+    let length = record.end - record.start;
     ensure!(
-        storage.elements.checked_mul(bytes) == Some(record.len()),
+        storage.elements.checked_mul(bytes) == Some(length),
         "its storage {:?} is a record of {} bytes; expected {} times {bytes}",
         storage.key,
-        record.len(),
+        length,
         storage.elements
     );
     let shape = sizes(pickle.items(tensor.shape), "shape")?;
@@ -86,8 +87,7 @@ fn locate(name: &str, tensor: &Tensor, pickle: &Pickle, records: &Records) -> Re
     let (start, end) = place().with_context(|| {
         format!(
             "of shape {shape:?} from element {} on reaches past its storage of {} bytes",
-            tensor.offset,
-            record.len()
+            tensor.offset, length
         )
     })?;
     Ok(Found {
@@ -96,6 +96,8 @@ fn locate(name: &str, tensor: &Tensor, pickle: &Pickle, records: &Records) -> Re
         shape,
         start,
         end,
+        // Zero: whoever wrote it computed none.
+        record: Some(record).filter(|record| record.crc32 != 0),
     })
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::super::header::Record;
 use anyhow::{Context, Result, bail, ensure};
-use rawzip::{CompressionMethod, ZipFileHeaderRecord, ZipLocator, ZipSliceArchive};
+use rawzip::{CompressionMethod, ZipFileHeaderRecord, ZipLocator, ZipSliceArchive, crc32};
 
 /// Records of an archive at most.
 const MAX_RECORDS: u64 = 1 << 17;
@@ -22,7 +23,7 @@ const VERSIONS: Range<u64> = 1..11;
 /// The records of an archive, below its one folder.
 pub(super) struct Records<'a> {
     file: &'a [u8],
-    ranges: BTreeMap<String, Range<usize>>,
+    ranges: BTreeMap<String, Record>,
 }
 
 impl<'a> Records<'a> {
@@ -98,12 +99,12 @@ impl<'a> Records<'a> {
         let Some(range) = self.ranges.get(name) else {
             return Ok(None);
         };
+        let length = range.end - range.start;
         ensure!(
-            range.len() <= 64,
-            "the record {name:?} has {} bytes; expected at most 64",
-            range.len()
+            length <= 64,
+            "the record {name:?} has {length} bytes; expected at most 64"
         );
-        Ok(Some(&self.file[range.clone()]))
+        Ok(Some(&self.file[range.start..range.end]))
     }
 
     /// The pickle.
@@ -112,28 +113,33 @@ impl<'a> Records<'a> {
     /// When it is missing or too large.
     pub fn pickle(&self) -> Result<&'a [u8]> {
         let range = self.ranges.get("data.pkl").context("no data.pkl")?;
+        let length = range.end - range.start;
         ensure!(
-            range.len() <= MAX_PICKLE,
-            "data.pkl has {} bytes; expected at most {MAX_PICKLE}",
-            range.len()
+            length <= MAX_PICKLE,
+            "data.pkl has {length} bytes; expected at most {MAX_PICKLE}"
         );
-        Ok(&self.file[range.clone()])
+        let pickle = &self.file[range.start..range.end];
+        ensure!(
+            range.crc32 == 0 || crc32(pickle) == range.crc32,
+            "data.pkl is damaged: its checksum is not the archive's"
+        );
+        Ok(pickle)
     }
 
     /// Where the bytes of the storage `key` are.
     ///
     /// # Errors
     /// When there is no such record.
-    pub fn storage(&self, key: &str) -> Result<Range<usize>> {
+    pub fn storage(&self, key: &str) -> Result<Record> {
         let range = self.ranges.get(&format!("data/{key}"));
         range
-            .cloned()
+            .copied()
             .with_context(|| format!("its storage is missing: no record \"data/{key}\""))
     }
 }
 
 /// The data of every record by its full name, after checking that nothing overlaps.
-fn ranges(archive: &ZipSliceArchive<&[u8]>) -> Result<BTreeMap<String, Range<usize>>> {
+fn ranges(archive: &ZipSliceArchive<&[u8]>) -> Result<BTreeMap<String, Record>> {
     let expected = archive.entries_hint();
     ensure!(
         expected <= MAX_RECORDS,
@@ -179,7 +185,7 @@ fn ranges(archive: &ZipSliceArchive<&[u8]>) -> Result<BTreeMap<String, Range<usi
 }
 
 /// Where the bytes of one record are.
-fn data(archive: &ZipSliceArchive<&[u8]>, entry: &ZipFileHeaderRecord) -> Result<Range<usize>> {
+fn data(archive: &ZipSliceArchive<&[u8]>, entry: &ZipFileHeaderRecord) -> Result<Record> {
     let method = entry.compression_method();
     ensure!(
         method == CompressionMethod::STORE
@@ -204,11 +210,15 @@ fn data(archive: &ZipSliceArchive<&[u8]>, entry: &ZipFileHeaderRecord) -> Result
         "has another name or compression where it lies than in the archive's directory"
     );
     let (start, end) = local.compressed_data_range();
-    Ok(usize::try_from(start)?..usize::try_from(end)?)
+    Ok(Record {
+        start: usize::try_from(start)?,
+        end: usize::try_from(end)?,
+        crc32: entry.crc32(),
+    })
 }
 
 /// The folder that holds `data.pkl`, with its `/`.
-fn folder(ranges: &BTreeMap<String, Range<usize>>) -> Result<Option<String>> {
+fn folder(ranges: &BTreeMap<String, Record>) -> Result<Option<String>> {
     let mut folders = ranges
         .keys()
         .filter_map(|name| name.strip_suffix("data.pkl"))
@@ -226,10 +236,7 @@ fn folder(ranges: &BTreeMap<String, Range<usize>>) -> Result<Option<String>> {
 }
 
 /// The ranges by their names within `folder`.
-fn below(
-    folder: &str,
-    ranges: BTreeMap<String, Range<usize>>,
-) -> Result<BTreeMap<String, Range<usize>>> {
+fn below(folder: &str, ranges: BTreeMap<String, Record>) -> Result<BTreeMap<String, Record>> {
     ranges
         .into_iter()
         .map(|(name, range)| match name.strip_prefix(folder) {
