@@ -1,4 +1,4 @@
-//! How a run tells what it is doing.
+//! Progress of a run: phases, events and summaries.
 
 use std::path::Path;
 use std::time::Instant;
@@ -58,7 +58,7 @@ impl std::fmt::Display for Network {
     }
 }
 
-/// Memory at some moment, in bytes. What cannot be told is 0.
+/// Memory at some moment, in bytes; 0 where it is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// What MLX has in use.
@@ -157,9 +157,18 @@ pub struct PhaseReport {
     pub memory: Memory,
 }
 
-/// What happens in a run.
+/// Something that happened in a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Event<'a> {
+pub struct Event<'a> {
+    /// The number of the clip that it is about, from 0; `None` where several clips share it.
+    pub clip: Option<usize>,
+    /// What happened.
+    pub kind: EventKind<'a>,
+}
+
+/// The kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EventKind<'a> {
     /// A phase begins.
     PhaseStarted {
         /// Which one.
@@ -171,9 +180,9 @@ pub enum Event<'a> {
     },
     /// A network's weights are being read.
     Loading(Network),
-    /// They are there.
+    /// A network is loaded.
     Loaded {
-        /// Whose.
+        /// Which one.
         network: Network,
         /// Wall time that it took.
         seconds: f64,
@@ -191,7 +200,7 @@ pub enum Event<'a> {
     Step(StepReport),
     /// A phase has ended.
     PhaseFinished(PhaseReport),
-    /// The state after so many steps is on disk.
+    /// The state is on disk.
     Saved {
         /// Steps taken.
         step: usize,
@@ -202,32 +211,49 @@ pub enum Event<'a> {
     },
     /// Something that the user should know, which does not end the run.
     Warning(&'a str),
-    /// What follows is about this clip of several, counted from 0, or about all of them.
-    Turn(Option<usize>),
-    /// A clip of several is complete and in its place.
-    Made {
-        /// Its number, from 0.
-        clip: usize,
-        /// What was made. Its phases are those that it had to itself.
-        summary: &'a Summary,
-    },
-    /// A clip of several cannot be made; the others go on.
-    Failed {
-        /// Its number, from 0.
-        clip: usize,
-        /// Why.
-        error: &'a str,
-    },
+    /// A clip of a batch is complete and in its place. The summary's phases are those that the
+    /// clip did not share.
+    Made(&'a Summary),
+    /// A clip of a batch cannot be made, and why; the others continue.
+    Failed(&'a str),
 }
 
-/// Hears of a run's progress. Phases come one after another.
+/// Listens to a run. Phases come one after another.
 pub trait Progress {
-    /// Something happened.
-    fn event(&mut self, event: &Event<'_>);
+    /// Takes notice of an event.
+    fn on_event(&mut self, event: &Event<'_>);
 
-    /// Whether the run shall stop at the next unit's end, or a network's, and keep its state.
+    /// Whether the run shall stop, and keep its state, as soon as the unit or the network under way
+    /// is done.
     fn stops(&self) -> bool {
         false
+    }
+}
+
+impl dyn Progress + '_ {
+    /// Reports an event of no clip in particular; [`ForClip`] adds the clip.
+    pub(crate) fn report(&mut self, kind: EventKind<'_>) {
+        self.on_event(&Event { clip: None, kind });
+    }
+}
+
+/// Reports everything as about one clip.
+pub(crate) struct ForClip<'a> {
+    pub(crate) inner: &'a mut dyn Progress,
+    /// The clip's number.
+    pub(crate) clip: usize,
+}
+
+impl Progress for ForClip<'_> {
+    fn on_event(&mut self, event: &Event<'_>) {
+        self.inner.on_event(&Event {
+            clip: Some(self.clip),
+            ..*event
+        });
+    }
+
+    fn stops(&self) -> bool {
+        self.inner.stops()
     }
 }
 
@@ -247,33 +273,33 @@ impl std::error::Error for Interrupted {}
 ///
 /// # Errors
 /// [`Interrupted`].
-pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
+pub(crate) fn check_stop(progress: &dyn Progress) -> Result<()> {
     if progress.stops() {
         bail!(Interrupted);
     }
     Ok(())
 }
 
-/// Tells nobody.
+/// Listens to nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
 impl Progress for Silent {
-    fn event(&mut self, _event: &Event<'_>) {}
+    fn on_event(&mut self, _event: &Event<'_>) {}
 }
 
-/// Passes everything on, and keeps the reports of the phases.
-pub(super) struct Recorder<'a> {
-    pub(super) inner: &'a mut dyn Progress,
-    pub(super) phases: Vec<PhaseReport>,
+/// Forwards everything, and keeps the reports of the phases.
+pub(crate) struct Recorder<'a> {
+    pub(crate) inner: &'a mut dyn Progress,
+    pub(crate) phases: Vec<PhaseReport>,
 }
 
 impl Progress for Recorder<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::PhaseFinished(report) = event {
-            self.phases.push(*report);
+    fn on_event(&mut self, event: &Event<'_>) {
+        if let EventKind::PhaseFinished(report) = event.kind {
+            self.phases.push(report);
         }
-        self.inner.event(event);
+        self.inner.on_event(event);
     }
 
     fn stops(&self) -> bool {
@@ -281,18 +307,18 @@ impl Progress for Recorder<'_> {
     }
 }
 
-/// A phase under way: what every phase tells of itself.
+/// A phase under way, which reports its progress.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(crate) struct RunningPhase {
     phase: Phase,
     units: usize,
     done: usize,
     start: Instant,
 }
 
-impl Stage {
+impl RunningPhase {
     /// Begins a phase of which `done` units are done already.
-    pub(super) fn start(
+    pub(crate) fn start(
         phase: Phase,
         units: usize,
         done: usize,
@@ -300,7 +326,7 @@ impl Stage {
     ) -> Self {
         // A counter that cannot be reset shows the peak of more than this phase.
         let _ = memory::reset_peak_memory();
-        progress.event(&Event::PhaseStarted { phase, units, done });
+        progress.report(EventKind::PhaseStarted { phase, units, done });
         Self {
             phase,
             units,
@@ -313,47 +339,47 @@ impl Stage {
     ///
     /// # Errors
     /// When the run shall stop here.
-    pub(super) fn advance(&mut self, progress: &mut dyn Progress) -> Result<()> {
+    pub(crate) fn advance(&mut self, progress: &mut dyn Progress) -> Result<()> {
         self.done += 1;
-        progress.event(&Event::Unit {
+        progress.report(EventKind::Unit {
             phase: self.phase,
             done: self.done,
             units: self.units,
         });
-        go_on(progress)
+        check_stop(progress)
     }
 
-    /// Passes over what cannot be done.
-    pub(super) fn pass_over(&mut self, units: usize) {
+    /// Skips ahead to `units`: what failed is not done.
+    pub(crate) fn pass_over(&mut self, units: usize) {
         self.done = units.min(self.units);
     }
 
     /// Ends the phase.
-    pub(super) fn finish(self, progress: &mut dyn Progress) -> PhaseReport {
+    pub(crate) fn finish(self, progress: &mut dyn Progress) -> PhaseReport {
         let report = PhaseReport {
             phase: self.phase,
             seconds: self.start.elapsed().as_secs_f64(),
             memory: Memory::now(),
         };
-        progress.event(&Event::PhaseFinished(report));
+        progress.report(EventKind::PhaseFinished(report));
         report
     }
 }
 
-/// Loads a network and tells of it; returns it with the seconds that it took.
+/// Loads a network and reports it; returns it with the seconds that it took.
 ///
 /// # Errors
 /// When loading fails, or the run shall stop here.
-pub(super) fn load<T>(
+pub(crate) fn load<T>(
     network: Network,
     progress: &mut dyn Progress,
     load: impl FnOnce() -> Result<T>,
 ) -> Result<(T, f64)> {
-    progress.event(&Event::Loading(network));
+    progress.report(EventKind::Loading(network));
     let start = Instant::now();
     let loaded = load()?;
     let seconds = start.elapsed().as_secs_f64();
-    progress.event(&Event::Loaded { network, seconds });
-    go_on(progress)?;
+    progress.report(EventKind::Loaded { network, seconds });
+    check_stop(progress)?;
     Ok((loaded, seconds))
 }

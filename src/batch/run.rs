@@ -9,7 +9,7 @@ use super::{Capacity, Entry};
 use crate::clip::Identity;
 use crate::media::clip::remove_stale;
 use crate::persist::{Lock, SavedRun, StateWriter, can_resume, state_path};
-use crate::pipeline::{Clip, ClipObserver, EmbeddingStore, Event, Progress, Scheduler, Summary};
+use crate::pipeline::{Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary};
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const SHELF: &str = ".wan-batch";
@@ -88,7 +88,7 @@ fn warn_of_no_locks(place: &Path, progress: &mut dyn Progress) {
         "the file system of {} has no locks; see to it that no other run writes there",
         place.display()
     );
-    progress.event(&Event::Warning(&text));
+    progress.report(EventKind::Warning(&text));
 }
 
 /// A clip that has begun.
@@ -120,7 +120,7 @@ impl ClipObserver for Batch<'_> {
         if let Some(saved) = &saved {
             keeper.found(&saved.path, saved.steps_taken());
             if let Some(warning) = saved.foreign() {
-                progress.event(&Event::Warning(&warning));
+                progress.report(EventKind::Warning(&warning));
             }
         }
         let begun = StartedClip {
@@ -143,10 +143,7 @@ impl ClipObserver for Batch<'_> {
                 if let Some(begun) = begun {
                     begun.keeper.finish();
                 }
-                progress.event(&Event::Made {
-                    clip: clip.number,
-                    summary: &summary,
-                });
+                progress.report(EventKind::Made(&summary));
             }
             Err(error) => {
                 let mut text = format!("{error:#}");
@@ -159,10 +156,7 @@ impl ClipObserver for Batch<'_> {
                         usual.display()
                     );
                 }
-                progress.event(&Event::Failed {
-                    clip: clip.number,
-                    error: &text,
-                });
+                progress.report(EventKind::Failed(&text));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::clip::{CacheMethod, Plan};
-use crate::pipeline::{Event, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
+use crate::pipeline::{Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
 use crate::runtime::Backend;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
@@ -17,10 +17,7 @@ use super::stderr::{self, Style, event, line, say, style};
 /// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
 /// turns, if there are several.
 pub fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Progress> {
-    let clips = Clips {
-        names,
-        current: None,
-    };
+    let clips = Clips { names };
     match style() {
         Style::Bar => Box::new(Bars {
             console,
@@ -34,40 +31,24 @@ pub fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Progress>
     }
 }
 
-/// The clips that take turns, and the one whose turn it is.
+/// The names of a batch's clips; none of a single clip.
 #[derive(Debug)]
 struct Clips {
     names: Vec<String>,
-    current: Option<usize>,
 }
 
 impl Clips {
-    fn hear(&mut self, event: &Event<'_>) {
-        if let Event::Turn(clip) = event {
-            self.current = *clip;
-        }
-    }
-
-    /// Its number and name.
-    fn current(&self) -> Option<(usize, &str)> {
-        let clip = self.current?;
+    /// The number and the name of the clip that an event is about.
+    fn named(&self, clip: Option<usize>) -> Option<(usize, &str)> {
+        let clip = clip?;
         Some((clip, self.names.get(clip)?))
     }
 
     /// `3/10 cat_7: `, to be put before what is said of it.
-    fn label(&self) -> String {
-        self.current().map_or(String::new(), |(clip, name)| {
+    fn label(&self, clip: Option<usize>) -> String {
+        self.named(clip).map_or(String::new(), |(clip, name)| {
             format!("{}/{} {name}: ", clip + 1, self.names.len())
         })
-    }
-
-    /// What an event says of it.
-    fn add_to(&self, mut fields: Value) -> Value {
-        if let (Some((clip, name)), Some(fields)) = (self.current(), fields.as_object_mut()) {
-            fields.insert("clip".into(), (clip + 1).into());
-            fields.insert("name".into(), name.into());
-        }
-        fields
     }
 }
 
@@ -101,10 +82,9 @@ struct Warnings {
 }
 
 impl Progress for Warnings {
-    fn event(&mut self, event: &Event<'_>) {
-        self.clips.hear(event);
-        if let Event::Warning(text) = event {
-            stderr::warning(&format!("{}{text}", self.clips.label()));
+    fn on_event(&mut self, event: &Event<'_>) {
+        if let EventKind::Warning(text) = event.kind {
+            stderr::warning(&format!("{}{text}", self.clips.label(event.clip)));
         }
     }
 }
@@ -156,32 +136,32 @@ impl Bars {
         }
     }
 
-    fn message(&self, text: &str) {
+    fn message(&self, label: &str, text: &str) {
         if let Some(bar) = &self.bar {
-            let text = format!("{}{text}", self.clips.label());
+            let text = format!("{label}{text}");
             bar.set_message(text.trim_end_matches(": ").to_owned());
         }
     }
 }
 
 impl Progress for Bars {
-    fn event(&mut self, event: &Event<'_>) {
-        self.clips.hear(event);
-        match event {
-            Event::PhaseStarted { phase, units, done } => {
-                self.start(*phase, *units, *done);
-                self.message("");
+    fn on_event(&mut self, event: &Event<'_>) {
+        let label = self.clips.label(event.clip);
+        match event.kind {
+            EventKind::PhaseStarted { phase, units, done } => {
+                self.start(phase, units, done);
+                self.message(&label, "");
             }
-            Event::Loading(network) => self.message(&format!("loading the {network}")),
-            Event::Loaded { .. } => self.message(""),
-            Event::Unit { done, .. } => {
+            EventKind::Loading(network) => self.message(&label, &format!("loading the {network}")),
+            EventKind::Loaded { .. } => self.message(&label, ""),
+            EventKind::Unit { done, .. } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_position(*done as u64);
+                    bar.set_position(done as u64);
                 }
             }
-            Event::Step(step) => {
+            EventKind::Step(step) => {
                 self.set_due(step.left);
-                self.message(&format!(
+                self.message(&label, &format!(
                     "{}, {} a step{}, {}",
                     step.expert,
                     seconds(step.seconds),
@@ -192,23 +172,23 @@ impl Progress for Bars {
                     bar.set_position(step.step as u64);
                 }
             }
-            Event::PhaseFinished(report) => {
+            EventKind::PhaseFinished(report) => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();
                 }
                 // Of many clips a line each is enough, when it is there.
-                if self.clips.current().is_none() {
-                    line(&phase_line(report));
+                if self.clips.named(event.clip).is_none() {
+                    line(&phase_line(&report));
                 }
             }
-            Event::Saved { .. } | Event::Turn(_) | Event::Made { .. } => {}
-            Event::Failed { .. } => {
+            EventKind::Saved { .. } | EventKind::Made(_) => {}
+            EventKind::Failed(_) => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();
                 }
             }
-            Event::Warning(text) => {
-                let text = format!("{}{text}", self.clips.label());
+            EventKind::Warning(text) => {
+                let text = format!("{label}{text}");
                 self.console.suspend(|| stderr::warning(&text));
             }
         }
@@ -223,25 +203,23 @@ struct PlainLines {
 }
 
 impl Progress for PlainLines {
-    fn event(&mut self, event: &Event<'_>) {
-        self.clips.hear(event);
-        let label = self.clips.label();
-        match event {
-            Event::PhaseStarted { phase, .. } => self.phase = Some(*phase),
-            Event::Loading(network) => {
+    fn on_event(&mut self, event: &Event<'_>) {
+        let label = self.clips.label(event.clip);
+        match event.kind {
+            EventKind::PhaseStarted { phase, .. } => self.phase = Some(phase),
+            EventKind::Loading(network) => {
                 if let Some(phase) = self.phase {
                     line(&format!("{label}{phase}: loading the {network}"));
                 }
             }
-            Event::Loaded { .. }
-            | Event::Unit { .. }
-            | Event::Saved { .. }
-            | Event::Turn(_)
-            | Event::Made { .. }
-            | Event::Failed { .. } => {}
-            Event::Step(step) => line(&format!("{label}{}", step_line(step))),
-            Event::PhaseFinished(report) => line(&format!("{label}{}", phase_line(report))),
-            Event::Warning(text) => stderr::warning(&format!("{label}{text}")),
+            EventKind::Loaded { .. }
+            | EventKind::Unit { .. }
+            | EventKind::Saved { .. }
+            | EventKind::Made(_)
+            | EventKind::Failed(_) => {}
+            EventKind::Step(step) => line(&format!("{label}{}", step_line(&step))),
+            EventKind::PhaseFinished(report) => line(&format!("{label}{}", phase_line(&report))),
+            EventKind::Warning(text) => stderr::warning(&format!("{label}{text}")),
         }
     }
 }
@@ -271,26 +249,32 @@ struct Json {
 }
 
 impl Progress for Json {
-    fn event(&mut self, happened: &Event<'_>) {
-        self.clips.hear(happened);
-        let event = |name: &str, fields: Value| event(name, self.clips.add_to(fields));
-        match happened {
-            Event::PhaseStarted { phase, units, done } => event(
+    fn on_event(&mut self, happened: &Event<'_>) {
+        let named = self.clips.named(happened.clip);
+        let event = |name: &str, mut fields: Value| {
+            if let (Some((clip, name)), Some(fields)) = (named, fields.as_object_mut()) {
+                fields.insert("clip".into(), (clip + 1).into());
+                fields.insert("name".into(), name.into());
+            }
+            event(name, fields);
+        };
+        match happened.kind {
+            EventKind::PhaseStarted { phase, units, done } => event(
                 "phase_start",
                 json!({ "phase": phase.to_string(), "units": units, "done": done }),
             ),
-            Event::Loading(network) => {
+            EventKind::Loading(network) => {
                 event("load_start", json!({ "network": network.to_string() }));
             }
-            Event::Loaded { network, seconds } => event(
+            EventKind::Loaded { network, seconds } => event(
                 "load_end",
                 json!({ "network": network.to_string(), "seconds": seconds }),
             ),
-            Event::Unit { phase, done, units } => event(
+            EventKind::Unit { phase, done, units } => event(
                 "unit",
                 json!({ "phase": phase.to_string(), "done": done, "units": units }),
             ),
-            Event::Step(step) => event(
+            EventKind::Step(step) => event(
                 "step",
                 json!({
                     "step": step.step,
@@ -304,14 +288,14 @@ impl Progress for Json {
                     "memory": memory(step.memory),
                 }),
             ),
-            Event::PhaseFinished(report) => event("phase_end", phase(report)),
-            Event::Saved { step, path, bytes } => event(
+            EventKind::PhaseFinished(report) => event("phase_end", phase(&report)),
+            EventKind::Saved { step, path, bytes } => event(
                 "saved",
                 json!({ "step": step, "path": path.to_string_lossy(), "bytes": bytes }),
             ),
-            Event::Warning(text) => event("warning", json!({ "message": text })),
-            // Their host tells of them.
-            Event::Turn(_) | Event::Made { .. } | Event::Failed { .. } => {}
+            EventKind::Warning(text) => event("warning", json!({ "message": text })),
+            // The batch reports them itself.
+            EventKind::Made(_) | EventKind::Failed(_) => {}
         }
     }
 }

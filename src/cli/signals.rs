@@ -70,8 +70,8 @@ pub struct Stoppable<'a> {
 }
 
 impl Progress for Stoppable<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        self.inner.event(event);
+    fn on_event(&mut self, event: &Event<'_>) {
+        self.inner.on_event(event);
     }
 
     fn stops(&self) -> bool {

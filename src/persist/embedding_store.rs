@@ -10,7 +10,7 @@ use mlx_rs::Array;
 
 use crate::clip::Identity;
 use crate::persist::{EXTENSION, SavedRun, file};
-use crate::progress::{Event, Progress};
+use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
 
 /// The name of the one array in a file.
@@ -57,7 +57,7 @@ impl EmbeddingStore {
             Err(error) if !self.failing => {
                 let text =
                     format!("what is encoded cannot be put on disk and stays in memory: {error:#}");
-                progress.event(&Event::Warning(&text));
+                progress.report(EventKind::Warning(&text));
                 self.failing = true;
             }
             Ok(false) | Err(_) => {}

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::file;
 use super::{EXTENSION, Identity};
-use crate::progress::{Event, Progress};
+use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
 
 /// Keeps a run's state on disk.
@@ -94,11 +94,11 @@ impl StateWriter {
                     "the state after step {step} cannot be saved ({error:#}); {kept}, and the run \
                      goes on"
                 );
-                progress.event(&Event::Warning(&text));
+                progress.report(EventKind::Warning(&text));
                 return;
             }
         };
-        progress.event(&Event::Saved {
+        progress.report(EventKind::Saved {
             step,
             path: &path,
             bytes,
@@ -142,7 +142,7 @@ impl StateWriter {
                         self.path.display(),
                         spare.display()
                     );
-                    progress.event(&Event::Warning(&text));
+                    progress.report(EventKind::Warning(&text));
                 }
                 self.failing = true;
                 self.spare = Some(spare.clone());

@@ -8,7 +8,7 @@ use ndarray::ArrayView3;
 use crate::clip::Plan;
 use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
 use crate::persist::dump::Dump;
-use crate::progress::{Network, Phase, Progress, Stage, load};
+use crate::progress::{Network, Phase, Progress, RunningPhase, load};
 use crate::runtime::{Backend, all_finite, rows};
 use crate::weights::Checkpoint;
 
@@ -49,7 +49,7 @@ pub fn encode_condition<'a>(
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
     let units = image_units(checkpoint, backend, plan);
-    let mut stage = Stage::start(Phase::Image, units, 0, progress);
+    let mut stage = RunningPhase::start(Phase::Image, units, 0, progress);
     let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
     let condition = encoder.encode(backend, ends.into(), plan, &mut stage, progress)?;
     if let Some(dump) = dump {
@@ -102,7 +102,7 @@ impl<'a> ImageEncoder<'a> {
         backend: Backend,
         ends: Ends<'_>,
         plan: &Plan,
-        stage: &mut Stage,
+        stage: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
         self.encoder.set_score_bytes(backend.score_bytes);

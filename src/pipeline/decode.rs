@@ -11,7 +11,7 @@ use crate::model::vae::{
     SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeDecoder, choose_decode_tiling, steps,
 };
 use crate::persist::dump::Dump;
-use crate::progress::{Network, Phase, PhaseReport, Progress, Stage, load};
+use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
 use crate::runtime::{Backend, all_finite, to_host};
 use crate::weights::Checkpoint;
 
@@ -63,7 +63,7 @@ impl<'a> ClipDecoder<'a> {
     ) -> Result<PhaseReport> {
         let grid = [1, 2, 3].map(|axis| latents.dim(axis));
         let tiling = choose_decode_tiling(&self.checkpoint.vae, backend, grid);
-        let mut stage = Stage::start(Phase::Decoding, steps(tiling, grid), 0, progress);
+        let mut stage = RunningPhase::start(Phase::Decoding, steps(tiling, grid), 0, progress);
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             empty => {

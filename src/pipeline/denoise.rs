@@ -18,7 +18,7 @@ use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::persist::StateWriter;
 use crate::persist::dump::Dump;
-use crate::progress::{Event, Memory, Passes, Phase, Progress, Stage, StepReport, go_on};
+use crate::progress::{EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop};
 use crate::runtime::{Backend, all_finite, to_host};
 use crate::sampling::Sampler;
 use crate::sampling::StepCache;
@@ -180,10 +180,10 @@ impl<'a> Denoiser<'a> {
         &mut self,
         keeper: Option<&mut StateWriter>,
         progress: &mut dyn Progress,
-    ) -> Stage {
+    ) -> RunningPhase {
         let steps = self.sampler.schedule().steps();
         let done = self.sampler.step_index();
-        let stage = Stage::start(Phase::Denoising, steps, done, progress);
+        let stage = RunningPhase::start(Phase::Denoising, steps, done, progress);
         if self.eta.is_none() {
             self.eta = Some(Eta::new(self.ahead()));
         }
@@ -235,7 +235,7 @@ impl<'a> Denoiser<'a> {
             let seconds = start.elapsed().as_secs_f64();
             let passes = self.passes.since(before);
             self.told(|eta| eta.took(index, passes.computed, seconds));
-            progress.event(&Event::Step(StepReport {
+            progress.report(EventKind::Step(StepReport {
                 step: index + 1,
                 steps,
                 expert,
@@ -252,7 +252,7 @@ impl<'a> Denoiser<'a> {
             {
                 keeper.keep(index + 1, || self.state(), progress);
             }
-            go_on(progress)?;
+            check_stop(progress)?;
         }
         // What the other one takes no interest in.
         self.prepared = None;

@@ -17,7 +17,7 @@ mod source_image;
 mod text;
 
 pub use crate::progress::{
-    Event, Interrupted, Memory, Network, Passes, Phase, PhaseReport, Progress, Silent, StepReport,
+    Event, EventKind, Interrupted, Memory, Network, Passes, Phase, PhaseReport, Progress, Silent, StepReport,
     Summary,
 };
 pub use condition::{Condition, Ends, encode_condition, frame_mask};

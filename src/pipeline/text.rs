@@ -6,7 +6,7 @@ use mlx_rs::{Array, memory};
 use crate::clip::Plan;
 use crate::model::umt5::{Umt5, pad_rows};
 use crate::persist::dump::Dump;
-use crate::progress::{Network, Phase, Progress, Stage, load};
+use crate::progress::{Network, Phase, Progress, RunningPhase, load};
 use crate::runtime::State;
 use crate::runtime::{Backend, all_finite};
 use crate::text::{TokenIds, Tokenizer, clean};
@@ -141,7 +141,7 @@ pub fn encode_prompts(
     progress: &mut dyn Progress,
 ) -> Result<EncodedPrompts> {
     let prompts = 1 + usize::from(ids.negative.is_some());
-    let mut stage = Stage::start(Phase::Text, prompts, 0, progress);
+    let mut stage = RunningPhase::start(Phase::Text, prompts, 0, progress);
     let encoder = TextEncoder::load(checkpoint, backend, progress)?;
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
         let encoded = encoder.encode(ids)?;

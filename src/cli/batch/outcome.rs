@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Entry;
 use crate::batch::report::{ClipReport, Report, Status};
-use crate::pipeline::{Event, Progress, Summary};
+use crate::pipeline::{Event, EventKind, Progress, Summary};
 use crate::runtime::Backend;
 use indicatif::MultiProgress;
 use serde_json::json;
@@ -281,12 +281,12 @@ impl Outcome {
 }
 
 impl Progress for Outcome {
-    fn event(&mut self, event: &Event<'_>) {
-        self.inner.event(event);
-        match event {
-            Event::Made { clip, summary } => self.made(*clip, summary),
-            Event::Failed { clip, error } => {
-                self.fail(*clip, error);
+    fn on_event(&mut self, event: &Event<'_>) {
+        self.inner.on_event(event);
+        match (event.clip, event.kind) {
+            (Some(clip), EventKind::Made(summary)) => self.made(clip, summary),
+            (Some(clip), EventKind::Failed(error)) => {
+                self.fail(clip, error);
                 self.write();
             }
             _ => {}

@@ -9,7 +9,7 @@ use crate::pipeline::Job;
 use crate::pipeline::condition::{Condition, Ends, ImageEncoder};
 use crate::pipeline::source_image::SourceImage;
 use crate::pipeline::text::dump_prompt;
-use crate::progress::{Progress, Stage};
+use crate::progress::{Progress, RunningPhase};
 use crate::runtime::Backend;
 use crate::text::TokenIds;
 
@@ -88,7 +88,7 @@ impl Clip {
     pub(super) fn encode_picture(
         &mut self,
         encoder: &mut ImageEncoder<'_>,
-        stage: &mut Stage,
+        stage: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
         let Job {

@@ -9,7 +9,7 @@ use super::{Clip, Scheduler};
 use crate::pipeline::Interrupted;
 use crate::pipeline::condition::{ImageEncoder, image_units};
 use crate::pipeline::text::TextEncoder;
-use crate::progress::{Event, Phase, Progress, Stage};
+use crate::progress::{Phase, Progress, RunningPhase};
 use crate::runtime::Backend;
 use crate::text::TokenIds;
 use crate::weights::Checkpoint;
@@ -57,8 +57,7 @@ impl Scheduler<'_> {
         if todo.is_empty() {
             return Ok(());
         }
-        progress.event(&Event::Turn(None));
-        let mut stage = Stage::start(Phase::Text, todo.len(), 0, progress);
+        let mut stage = RunningPhase::start(Phase::Text, todo.len(), 0, progress);
         let encoder = match TextEncoder::load(checkpoint, backend, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
@@ -105,8 +104,7 @@ impl Scheduler<'_> {
         if todo.is_empty() {
             return Ok(());
         }
-        progress.event(&Event::Turn(None));
-        let mut stage = Stage::start(Phase::Image, todo.values().sum(), 0, progress);
+        let mut stage = RunningPhase::start(Phase::Image, todo.values().sum(), 0, progress);
         let mut encoder = match ImageEncoder::load(checkpoint, backend, progress) {
             Ok(encoder) => encoder,
             Err(error) => {

@@ -23,7 +23,7 @@ use super::text::EncodedPrompts;
 use super::{Interrupted, Summary, initial_noise};
 use crate::persist::EmbeddingStore;
 use crate::persist::{SavedRun, StateWriter};
-use crate::progress::{Event, Progress, Stage};
+use crate::progress::{ForClip, Progress, RunningPhase};
 use crate::sampling::{Sampler, Schedule};
 use crate::weights::{Checkpoint, Expert};
 
@@ -97,7 +97,7 @@ impl Scheduler<'_> {
         if !clip.ready {
             clip.wants().for_each(|key| self.shelf.release(key));
         }
-        self.host.end(clip, Err(error), progress);
+        self.host.end(clip, Err(error), &mut for_clip(clip, progress));
         Ok(())
     }
 
@@ -183,8 +183,7 @@ impl Scheduler<'_> {
         clip: &mut Clip,
         progress: &mut dyn Progress,
     ) -> Result<StartedClip<'c>> {
-        progress.event(&Event::Turn(Some(clip.number)));
-        let saved = self.host.begin(clip, progress)?;
+        let saved = self.host.begin(clip, &mut for_clip(clip, progress))?;
         let dump = clip.dump()?;
         let tags = clip.job.tags(clip.backend)?;
         let plan = &clip.job.plan;
@@ -236,7 +235,7 @@ impl Scheduler<'_> {
         &mut self,
         index: usize,
         flights: &mut [ActiveClip<'_>],
-        open: &mut Option<(usize, Stage)>,
+        open: &mut Option<(usize, RunningPhase)>,
         experts: &mut Experts<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
@@ -247,6 +246,7 @@ impl Scheduler<'_> {
         let Work::Denoising(denoiser) = work else {
             return Ok(());
         };
+        let progress = &mut for_clip(clip, progress);
         denoiser.turn(experts, dump.as_ref(), self.host.keeper(clip), progress)
     }
 
@@ -255,7 +255,7 @@ impl Scheduler<'_> {
         &mut self,
         index: usize,
         flights: &mut [ActiveClip<'_>],
-        open: &mut Option<(usize, Stage)>,
+        open: &mut Option<(usize, RunningPhase)>,
         progress: &mut dyn Progress,
     ) {
         if open.as_ref().is_some_and(|(other, _)| *other == index) {
@@ -266,7 +266,7 @@ impl Scheduler<'_> {
         let Work::Denoising(denoiser) = work else {
             return;
         };
-        progress.event(&Event::Turn(Some(clip.number)));
+        let progress = &mut for_clip(clip, progress);
         *open = Some((index, denoiser.begin(self.host.keeper(clip), progress)));
         if !clip.ready {
             // Its own state has it now.
@@ -279,7 +279,7 @@ impl Scheduler<'_> {
     /// be at work for long now.
     fn close(
         &mut self,
-        open: &mut Option<(usize, Stage)>,
+        open: &mut Option<(usize, RunningPhase)>,
         flights: &mut [ActiveClip<'_>],
         progress: &mut dyn Progress,
     ) {
@@ -287,6 +287,7 @@ impl Scheduler<'_> {
             return;
         };
         let flight = &mut flights[index];
+        let progress = &mut for_clip(&flight.clip, progress);
         if flight.next_expert().is_some()
             && let Work::Denoising(denoiser) = &flight.work
             && let Some(keeper) = self.host.keeper(&flight.clip)
@@ -307,14 +308,21 @@ impl Scheduler<'_> {
         else {
             return Ok(());
         };
-        progress.event(&Event::Turn(Some(flight.clip.number)));
-        match flight.decode(&latents, passes, decoder, progress) {
+        let for_it = &mut for_clip(&flight.clip, progress);
+        match flight.decode(&latents, passes, decoder, for_it) {
             Ok(summary) => {
-                self.host.end(&flight.clip, Ok(summary), progress);
+                self.host.end(&flight.clip, Ok(summary), for_it);
                 Ok(())
             }
             Err(error) => self.fail(&flight.clip, error, progress),
         }
+    }
+}
+
+fn for_clip<'a>(clip: &Clip, progress: &'a mut dyn Progress) -> ForClip<'a> {
+    ForClip {
+        inner: progress,
+        clip: clip.number,
     }
 }
 
