@@ -7,7 +7,7 @@ use anyhow::Result;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use ndarray::Array3;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Model, Plan};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Model, Settings};
 use wan_i2v::diagnose::doctor;
 use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
@@ -170,7 +170,7 @@ pub struct Studio {
 
 /// A scene with its prompts and its picture encoded.
 pub struct Stage {
-    pub plan: Plan,
+    pub plan: Settings,
     pub prompts: EncodedPrompts,
     pub condition: Condition,
 }
@@ -185,7 +185,7 @@ impl Studio {
 
     pub fn stage(&self, scene: &Scene) -> Result<Stage> {
         let checkpoint = &self.checkpoint;
-        let plan = Plan {
+        let plan = Settings {
             seed: scene.seed,
             ..doctor::scene::plan(checkpoint, checkpoint.settings.frames)
         };

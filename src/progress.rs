@@ -6,12 +6,14 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use mlx_rs::memory;
 use nix::sys::resource::{UsageWho, getrusage};
+use serde::{Deserialize, Serialize};
 
-use crate::clip::Plan;
+use crate::clip::Settings;
 use crate::sampling::Expert;
 
 /// A part of a run that takes its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Encoding the prompts; a unit is a prompt.
     Text,
@@ -112,7 +114,7 @@ impl Passes {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// The settings it was made with.
-    pub plan: Plan,
+    pub settings: Settings,
     /// Passes through the transformers.
     pub passes: Passes,
     /// Its phases, in order.

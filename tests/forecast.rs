@@ -4,7 +4,7 @@ use mlx_rs::ops::{full, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::Array3;
 use wan_i2v::clip::{
-    CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Plan, Request, Size,
+    CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
 };
 use wan_i2v::media::Resize;
 use wan_i2v::model::cost::memory::{self as estimate, Denoising};
@@ -13,7 +13,7 @@ use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::vae::choose_decode_tiling;
 use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::pipeline::plan::{
-    Budget, Clip, Forecast, Operations, Settled, Tokens, fit, forecast, settle,
+    Budget, Clip, Forecast, Inputs, Operations, Settled, fit, forecast, settle,
 };
 use wan_i2v::pipeline::{
     DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
@@ -32,8 +32,8 @@ struct Measured {
     peak: u64,
 }
 
-fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -> Plan {
-    Plan {
+fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -> Settings {
+    Settings {
         width: size,
         height: size,
         frames,
@@ -48,15 +48,8 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
         },
         cache: CacheSettings::default(),
         seed: 1,
-        last_image: false,
+        resize: Resize::Lanczos,
         negative_prompt: String::new(),
-    }
-}
-
-fn with_last_image(plan: Plan) -> Plan {
-    Plan {
-        last_image: true,
-        ..plan
     }
 }
 
@@ -74,10 +67,16 @@ fn phase<T>(phases: &mut Vec<Measured>, run: impl FnOnce() -> T) -> T {
 }
 
 /// Runs a clip of the miniature, phase by phase.
-fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<Measured>) {
+fn run(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    plan: &Settings,
+    last_image: bool,
+) -> (Inputs, Vec<Measured>) {
     let mut phases = Vec::new();
     let ids = tokenize(checkpoint, "the red circle moves up", plan).unwrap();
-    let tokens = Tokens {
+    let inputs = Inputs {
+        last_image,
         prompt: ids.prompt.ids.len(),
         negative: ids.negative.as_ref().map(|ids| ids.ids.len()),
     };
@@ -88,7 +87,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<M
     let condition = phase(&mut phases, || {
         let ends = Ends {
             first: pixels.view(),
-            last: plan.last_image.then(|| pixels.view()),
+            last: last_image.then(|| pixels.view()),
         };
         encode_condition(checkpoint, backend, ends, plan, None, &mut Silent).unwrap()
     });
@@ -118,7 +117,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> (Tokens, Vec<M
         )
         .unwrap();
     });
-    (tokens, phases)
+    (inputs, phases)
 }
 
 /// The forecast of the same four phases: both experts together.
@@ -168,8 +167,8 @@ fn operations_are_exact() {
         vae_budget: Some(1),
         ..apart
     };
-    let last_image = with_last_image(plan(16, 61, half, (0.0, 1.0)));
-    for (checkpoint, plan, backend) in [
+    // The last one ends with a picture as well.
+    for (index, (checkpoint, plan, backend)) in [
         (&dense, plan(64, 17, guided, (0.0, 1.0)), whole),
         (&packed, plan(32, 1, guided, (0.0, 1.0)), whole),
         (&packed, plan(48, 5, half, (0.0, 1.0)), apart),
@@ -177,10 +176,13 @@ fn operations_are_exact() {
         (&packed, plan(48, 9, guided, (0.25, 0.75)), apart),
         (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts),
         (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts),
-        (&dense, last_image, whole),
-    ] {
-        let (tokens, measured) = run(checkpoint, backend, &plan);
-        let forecast = forecast(checkpoint, &plan, tokens, backend, None).unwrap();
+        (&dense, plan(16, 61, half, (0.0, 1.0)), whole),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (inputs, measured) = run(checkpoint, backend, &plan, index == 7);
+        let forecast = forecast(checkpoint, &plan, inputs, backend, None).unwrap();
         for ((expected, _), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
@@ -218,8 +220,8 @@ fn memory_is_within_15_percent() {
         (192, 9, in_parts(128, 1 << 20, 20_000_000)),
     ] {
         let plan = plan(size, frames, guided, (0.0, 1.0));
-        let (tokens, measured) = run(&checkpoint, backend, &plan);
-        let forecast = forecast(&checkpoint, &plan, tokens, backend, None).unwrap();
+        let (inputs, measured) = run(&checkpoint, backend, &plan, false);
+        let forecast = forecast(&checkpoint, &plan, inputs, backend, None).unwrap();
         for ((_, expected), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
@@ -312,45 +314,32 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         image: "start.png".into(),
         last_image: None,
         prompt: "the red circle moves up".into(),
-        negative_prompt: None,
+        options: Options {
+            frames: Some(33),
+            // Larger than the miniature's own size, so that every phase has something to cut.
+            size: Some(Size::Exact {
+                width: 256,
+                height: 256,
+            }),
+            ..Options::default()
+        },
         output: "clip.mp4".into(),
         strip: None,
         metadata: true,
-        size: None,
-        frames: Some(33),
-        fps: None,
-        steps: None,
-        solver: Solver::UniPc,
-        shift: None,
-        guide_scale: None,
-        guide_interval: GuideInterval::default(),
-        cache: CacheSettings::default(),
-        seed: 1,
-        resize: Resize::Lanczos,
         dump: None,
     };
     let checkpoint = request.model.open(request.bits).unwrap();
-    // Larger than the miniature's own size, so that every phase has something to cut.
-    let request = Request {
-        size: Some(Size::Exact {
-            width: 256,
-            height: 256,
-        }),
-        ..request
-    };
-    let planned = |request: &Request| {
-        let patch = checkpoint.high.patch_size[1];
-        request.plan(&checkpoint.settings, (64, 64), patch).unwrap()
-    };
+    let planned = |request: &Request| request.resolve(&checkpoint, (64, 64)).unwrap();
     let plan = planned(&request);
     let clip = Clip {
         request: &request,
         checkpoint: &checkpoint,
         picture: (64, 64),
-        plan: &plan,
-        tokens: Tokens {
+        settings: &plan,
+        inputs: Inputs {
             prompt: 9,
             negative: Some(1),
+            last_image: false,
         },
     };
     let budget = |megabytes: u64| Budget {
@@ -406,14 +395,12 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     };
     let enough = (number("--memory-budget ") * 1000.0) as u64;
     assert!(settled(enough).fits && !settled(enough - 10).fits);
-    let fewer = Request {
-        frames: Some(number("--frames ") as u32),
-        ..request.clone()
-    };
+    let mut fewer = request.clone();
+    fewer.options.frames = Some(number("--frames ") as u32);
     let plan = planned(&fewer);
     let clip = Clip {
         request: &fewer,
-        plan: &plan,
+        settings: &plan,
         ..clip
     };
     fit(clip, backend(), budget(120), None).unwrap();

@@ -10,8 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
-use wan_i2v::clip::{Model, Request};
-use wan_i2v::media::Resize;
+use wan_i2v::clip::{Model, Options, Request};
 use wan_i2v::pipeline::{Job, Observer, Silent};
 use wan_i2v::runtime::{Backend, to_host};
 use wan_i2v::sampling::Solver;
@@ -65,24 +64,16 @@ fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
     Request {
         model: Model::Tiny,
         bits: Default::default(),
-        guide_interval: Default::default(),
-        cache: Default::default(),
         image,
         last_image: None,
         prompt: prompt.into(),
-        negative_prompt: None,
+        options: Options {
+            seed: Some(7),
+            ..Options::default()
+        },
         output,
         strip: None,
         metadata: true,
-        size: None,
-        frames: None,
-        fps: None,
-        steps: None,
-        solver: Solver::UniPc,
-        shift: None,
-        guide_scale: None,
-        seed: 7,
-        resize: Resize::Lanczos,
         dump: None,
     }
 }
@@ -332,9 +323,12 @@ fn an_observer_hears_the_estimates_that_it_wants() {
     RgbImage::new(64, 64).save(&image).unwrap();
     let dump = folder.path().join("dump");
     let request = Request {
-        steps: Some(3),
-        frames: Some(5),
-        solver: Solver::Euler,
+        options: Options {
+            steps: Some(3),
+            frames: Some(5),
+            solver: Some(Solver::Euler),
+            ..Options::default()
+        },
         dump: Some(dump.clone()),
         ..request(
             image,

@@ -86,12 +86,16 @@ impl Needs {
         self.peak = self.peak.max(forecast.peak_bytes);
         self.held = self.held.max(entry.job().held_bytes());
         for phase in &forecast.phases {
-            if phase.phase.starts_with(&Phase::Denoising.to_string()) {
-                self.denoising = self.denoising.max(phase.peak_bytes);
-                self.expert = self.expert.max(phase.weight_bytes);
-            } else if phase.phase == Phase::Decoding.to_string() {
-                self.decoding = self.decoding.max(phase.peak_bytes);
-                self.decoder = self.decoder.max(phase.weight_bytes);
+            match phase.phase {
+                Phase::Text | Phase::Image => {}
+                Phase::Denoising => {
+                    self.denoising = self.denoising.max(phase.peak_bytes);
+                    self.expert = self.expert.max(phase.weight_bytes);
+                }
+                Phase::Decoding => {
+                    self.decoding = self.decoding.max(phase.peak_bytes);
+                    self.decoder = self.decoder.max(phase.weight_bytes);
+                }
             }
         }
     }

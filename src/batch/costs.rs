@@ -27,7 +27,7 @@ impl Costs {
         let mut costs = Self::default();
         let (mut texts, mut pictures) = (BTreeSet::new(), BTreeSet::new());
         // Clips and the largest weights of each phase, by model.
-        let mut models: BTreeMap<_, (usize, BTreeMap<String, u64>)> = BTreeMap::new();
+        let mut models: BTreeMap<_, (usize, BTreeMap<_, u64>)> = BTreeMap::new();
         for (entry, standing) in clips {
             let (model, backend) = (Rc::as_ptr(entry.job().checkpoint()), entry.backend());
             let kind = format!("{model:?} {} {}", backend.precision, backend.dense_above);
@@ -44,14 +44,14 @@ impl Costs {
             let new_picture = encodes && pictures.insert(keys.condition);
             let forecast = entry.forecast();
             for phase in &forecast.phases {
-                let counted = match phase.phase.as_str() {
-                    name if name == Phase::Text.to_string() => new_text,
-                    name if name == Phase::Image.to_string() => new_picture,
-                    _ => true,
+                let counted = match phase.phase {
+                    Phase::Text => new_text,
+                    Phase::Image => new_picture,
+                    Phase::Denoising | Phase::Decoding => true,
                 };
                 if counted {
                     costs.operations = costs.operations + phase.operations;
-                    let most = weights.entry(phase.phase.clone()).or_default();
+                    let most = weights.entry((phase.phase, phase.expert)).or_default();
                     *most = (*most).max(phase.weight_bytes);
                 }
             }
@@ -59,9 +59,12 @@ impl Costs {
         for (count, weights) in models.into_values() {
             let passes = count.div_ceil(room.at_once);
             costs.passes += passes;
-            for (phase, bytes) in weights {
-                let expert = phase.starts_with(&Phase::Denoising.to_string());
-                let often = expert || !room.beside && phase == Phase::Decoding.to_string();
+            for ((phase, _), bytes) in weights {
+                let often = match phase {
+                    Phase::Text | Phase::Image => false,
+                    Phase::Denoising => true,
+                    Phase::Decoding => !room.beside,
+                };
                 costs.loaded_bytes += bytes * if often { passes as u64 } else { 1 };
             }
         }

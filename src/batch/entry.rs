@@ -8,9 +8,8 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use super::report::ClipReport;
-use crate::clip::Identity;
 use crate::clip::metadata::Metadata;
-use crate::clip::{Plan, Request};
+use crate::clip::{Identity, Request, Settings, Stage};
 use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
 use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, Rates, Settled};
@@ -77,8 +76,8 @@ impl Entry {
     }
 
     /// Its settled settings.
-    pub fn plan(&self) -> &Plan {
-        self.job.plan()
+    pub fn settings(&self) -> &Settings {
+        self.job.settings()
     }
 
     /// Where it is computed.
@@ -105,18 +104,9 @@ impl Entry {
         self.job.output()
     }
 
-    /// What tells whether another clip is made from the same.
+    /// A hash that tells whether another clip is the same.
     pub fn digest(&self) -> String {
-        let plan = self.plan();
-        // Not in what parts it is computed, which may differ from run to run.
-        let identity = self
-            .identity
-            .hash_of(|name| !name.ends_with("(--memory-budget)"));
-        // What the pixels do not depend on, but the file does.
-        let file = format!("{}, {}", plan.fps, self.job.keeps_metadata());
-        blake3::hash(format!("{identity} {file}").as_bytes())
-            .to_hex()
-            .to_string()
+        self.identity.digest()
     }
 
     /// What is left to do; `before` is what an earlier report says of the clip.
@@ -183,7 +173,7 @@ impl Entry {
     fn is_whole(&self) -> bool {
         let output = self.output();
         match OutputKind::from_path(output) {
-            Ok(OutputKind::Frames) => frames(output) == self.plan().frames as usize,
+            Ok(OutputKind::Frames) => frames(output) == self.settings().frames as usize,
             _ => output.is_file(),
         }
     }
@@ -208,55 +198,16 @@ impl Entry {
         let hash = |what: &str, rest: &str| {
             blake3::hash(format!("{what} {here} {rest}").as_bytes()).to_hex()[..32].to_owned()
         };
-        let text = self.identity.hash_of(|name| TEXT.contains(&name));
+        let text = self.identity.hash_of(Stage::Text);
         let (prompt, negative) = self.job.token_ids();
         let key = |ids: &[u32]| hash("text", &format!("{text} {ids:?}"));
         Keys {
             prompt: key(prompt),
             negative: key(negative.unwrap_or_default()),
-            condition: hash(
-                "image",
-                &self.identity.hash_of(|name| !NOT_IMAGE.contains(&name)),
-            ),
+            condition: hash("image", &self.identity.hash_of(Stage::Image)),
         }
     }
 }
-
-/// What an encoded prompt depends on, besides its tokens.
-const TEXT: [&str; 5] = [
-    "the text encoder",
-    "bits of the text encoder",
-    "--device",
-    "--dtype",
-    "--dense-above",
-];
-
-/// What an encoded picture does not depend on. Whatever is new to an identity it is taken to depend
-/// on.
-const NOT_IMAGE: [&str; 22] = [
-    "--prompt",
-    "--negative-prompt",
-    "the prompts' tokens",
-    "--steps",
-    "--solver",
-    "--shift",
-    "--guide-scale",
-    "--guide-interval",
-    "--cache",
-    "--seed",
-    "--dense-above",
-    "the text encoder",
-    "bits of the text encoder",
-    "the high-noise expert",
-    "bits of the high-noise expert",
-    "the low-noise expert",
-    "bits of the low-noise expert",
-    "bits of the VAE",
-    "the boundary between the experts",
-    "joint passes (--memory-budget)",
-    "rows at once (--memory-budget)",
-    "tiles of the VAE's decoder (--memory-budget)",
-];
 
 /// The size of a clip's file; of a folder, of its frames together.
 pub fn bytes(output: &Path) -> u64 {

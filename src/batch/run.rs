@@ -9,7 +9,9 @@ use super::{Capacity, Entry};
 use crate::clip::Identity;
 use crate::media::clip::remove_stale;
 use crate::persist::{Lock, SavedRun, StateWriter, can_resume, state_path};
-use crate::pipeline::{Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary};
+use crate::pipeline::{
+    Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary,
+};
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const SHELF: &str = ".wan-batch";

@@ -75,7 +75,7 @@ impl AnalyzeArgs {
 
     /// As asked for, or as the clip's own record says.
     fn resize(&self) -> Resize {
-        let recorded = || parse_resize(&Metadata::read(&self.file).ok()?.resize).ok();
+        let recorded = || Some(Metadata::read(&self.file).ok()?.settings.resize);
         self.resize.or_else(recorded).unwrap_or(Resize::Lanczos)
     }
 

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use crate::clip::{CacheSettings, GuideInterval, GuideScale, Model, Request, Size};
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Size};
 use crate::media::Resize;
 use crate::pipeline::plan::Budget;
 use crate::runtime::{self, Backend, DeviceKind, Precision};
@@ -485,7 +485,7 @@ struct Blank {
     prompt: String,
     negative_prompt: Option<String>,
     output: PathBuf,
-    seed: u64,
+    seed: Option<u64>,
 }
 
 impl ClipArgs {
@@ -496,25 +496,27 @@ impl ClipArgs {
             image: blank.image,
             last_image: self.last_image,
             prompt: blank.prompt,
-            negative_prompt: blank.negative_prompt,
+            options: Options {
+                size: self.size.or(self.area),
+                frames: self.frames,
+                fps: self.fps,
+                steps: self.steps,
+                solver: Some(match self.solver {
+                    SolverArg::Unipc => Solver::UniPc,
+                    SolverArg::DpmPlusPlus => Solver::DpmPlusPlus,
+                    SolverArg::Euler => Solver::Euler,
+                }),
+                shift: self.shift,
+                guide_scale: self.guide_scale,
+                guide_interval: self.guide_interval,
+                cache: self.cache,
+                seed: blank.seed,
+                resize: None,
+                negative_prompt: blank.negative_prompt,
+            },
             output: blank.output,
             strip: None,
             metadata: true,
-            size: self.size.or(self.area),
-            frames: self.frames,
-            fps: self.fps,
-            steps: self.steps,
-            solver: match self.solver {
-                SolverArg::Unipc => Solver::UniPc,
-                SolverArg::DpmPlusPlus => Solver::DpmPlusPlus,
-                SolverArg::Euler => Solver::Euler,
-            },
-            shift: self.shift,
-            guide_scale: self.guide_scale,
-            guide_interval: self.guide_interval.unwrap_or_default(),
-            cache: self.cache.unwrap_or_default(),
-            seed: blank.seed,
-            resize: Resize::Lanczos,
             dump: None,
         }
     }
@@ -572,23 +574,20 @@ impl GenerateArgs {
         let output = self.output.or_else(|| open.output(seed));
         let output = output.context("--output is missing")?;
         let (model, bits) = self.model.into_model()?;
-        let request = self.clip.into_request(Blank {
+        let mut request = self.clip.into_request(Blank {
             model,
             bits,
             image,
             prompt,
             negative_prompt,
             output,
-            seed,
+            seed: Some(seed),
         });
-        let request = Request {
-            resize: match self.resize {
-                ResizeArg::Lanczos => Resize::Lanczos,
-                ResizeArg::Bicubic => Resize::Bicubic,
-            },
-            dump: self.dump,
-            ..request
-        };
+        request.options.resize = Some(match self.resize {
+            ResizeArg::Lanczos => Resize::Lanczos,
+            ResizeArg::Bicubic => Resize::Bicubic,
+        });
+        request.dump = self.dump;
         Ok(Generate {
             request: self.beside.apply(request),
             machine: self.machine,
@@ -655,7 +654,7 @@ impl PlanArgs {
             prompt,
             negative_prompt,
             output: PathBuf::new(),
-            seed: 0,
+            seed: None,
         });
         Ok((request, self.machine))
     }

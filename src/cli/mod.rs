@@ -146,7 +146,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     if let Some(seed) = start.seed().filter(|_| open.seed) {
         job.reseed(seed, output.clone());
     }
-    report::start(job.plan(), backend, &output);
+    report::start(job.settings(), backend, &output);
     start.tell(dumps);
     let listener = Listener::start()?;
     let mut progress = Stoppable {

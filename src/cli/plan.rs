@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::clip::{Plan, Request, Size};
+use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::{SPATIAL_STRIDE, Tiling, choose_decode_tiling, choose_encode_tiling};
-use crate::pipeline::plan::{Budget, Clip, Forecast, Rates, Settled, Tokens, refusal, settle};
+use crate::pipeline::plan::{Budget, Clip, Forecast, Inputs, Rates, Settled, refusal, settle};
 use crate::pipeline::tokenize;
 use crate::runtime::Backend;
 use crate::weights::quantize::Bits;
@@ -45,26 +45,25 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
     if let Some(last) = &request.last_image {
         Picture::open(last).context("--last-image")?;
     }
-    let patch = checkpoint.high.patch_size[1];
-    let plan = request.plan(&checkpoint.settings, picture, patch)?;
-    let tokens = tokens(&checkpoint, &request, &plan)?;
+    let settings = request.resolve(&checkpoint, picture)?;
+    let inputs = inputs(&checkpoint, &request, &settings)?;
     let clip = Clip {
         request: &request,
         checkpoint: &checkpoint,
         picture,
-        plan: &plan,
-        tokens,
+        settings: &settings,
+        inputs,
     };
     let rates = Rates::of_machine(backend, anew)?;
     let settled = settle(clip, backend, budget, Some(&rates))?;
     let refusal = (!settled.fits).then(|| refusal(clip, backend, budget, &settled.forecast));
-    let ways = Ways::of(&settled, &checkpoint, &plan);
+    let ways = Ways::of(&settled, &checkpoint, &settings);
     let text = if as_json {
         let report = json!({
-            "width": plan.width,
-            "height": plan.height,
-            "frames": plan.frames,
-            "steps": plan.steps,
+            "width": settings.width,
+            "height": settings.height,
+            "frames": settings.frames,
+            "steps": settings.steps,
             "device": backend.device.to_string(),
             "precision": backend.precision.to_string(),
             "rates": rates,
@@ -76,7 +75,7 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
         });
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        let mut text = phases(&settled.forecast, &plan, &rates);
+        let mut text = phases(&settled.forecast, &settings, &rates);
         let _ = writeln!(text, "\n{}", ways.describe(budget));
         // A model that knows one size only has nothing to choose.
         if checkpoint.settings.size.is_none() {
@@ -109,15 +108,15 @@ struct Ways {
 }
 
 impl Ways {
-    fn of(settled: &Settled, checkpoint: &Checkpoint, plan: &Plan) -> Self {
+    fn of(settled: &Settled, checkpoint: &Checkpoint, settings: &Settings) -> Self {
         let backend = settled.backend;
-        let grid = plan.latent_grid();
+        let grid = settings.latent_grid();
         let tokens = checkpoint.high.tokens(grid);
         let tiles = |tiling: Option<Tiling>| {
             tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
         };
         Self {
-            joint_guidance: plan.guide_scale.needs_negative() && backend.joins(tokens),
+            joint_guidance: settings.guide_scale.needs_negative() && backend.joins(tokens),
             chunk_tokens: (tokens > backend.chunk_rows).then_some(backend.chunk_rows),
             encoding_tiles: tiles(choose_encode_tiling(&checkpoint.vae, backend, grid)),
             decoding_tiles: tiles(choose_decode_tiling(&checkpoint.vae, backend, grid)),
@@ -158,31 +157,42 @@ fn size_of(image: &Path) -> Result<(usize, usize)> {
     Ok((picture.width(), picture.height()))
 }
 
-/// Token counts, of the real prompts where the model has a tokenizer.
-fn tokens(checkpoint: &Checkpoint, request: &Request, plan: &Plan) -> Result<Tokens> {
-    let ids = match tokenize(checkpoint, &request.prompt, plan) {
+/// Sizes of the inputs, of the real prompts where the model has a tokenizer.
+fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Result<Inputs> {
+    let last_image = request.last_image.is_some();
+    let ids = match tokenize(checkpoint, &request.prompt, settings) {
         Ok(ids) => ids,
         Err(error) => {
             say!("note: prompts are taken to have {PROMPT_TOKENS} tokens: {error:#}");
-            return Ok(Tokens {
+            return Ok(Inputs {
                 prompt: PROMPT_TOKENS,
-                negative: plan.guide_scale.needs_negative().then_some(PROMPT_TOKENS),
+                negative: settings
+                    .guide_scale
+                    .needs_negative()
+                    .then_some(PROMPT_TOKENS),
+                last_image,
             });
         }
     };
-    Ok(Tokens {
+    Ok(Inputs {
         prompt: match request.prompt.is_empty() {
             true => PROMPT_TOKENS,
             false => ids.prompt.ids.len(),
         },
         negative: ids.negative.map(|ids| ids.ids.len()),
+        last_image,
     })
 }
 
-fn phases(made: &Forecast, plan: &Plan, rates: &Rates) -> String {
+fn phases(made: &Forecast, settings: &Settings, rates: &Rates) -> String {
     let mut text = format!(
         "{} x {} pixels, {} frames, {} steps, {} passes; {}\n\n",
-        plan.width, plan.height, plan.frames, plan.steps, made.passes, rates.machine
+        settings.width,
+        settings.height,
+        settings.frames,
+        settings.steps,
+        made.passes,
+        rates.machine
     );
     let _ = writeln!(
         text,
@@ -193,7 +203,7 @@ fn phases(made: &Forecast, plan: &Plan, rates: &Rates) -> String {
         let _ = writeln!(
             text,
             "{:<24}{:>16}{:>12}{:>14}{:>14}",
-            phase.phase,
+            phase.name(),
             flops(phase.operations.total()),
             human_bytes(phase.weight_bytes),
             human_bytes(phase.peak_bytes),
@@ -236,18 +246,15 @@ fn choices(clip: Clip<'_>, backend: Backend, budget: Budget, rates: &Rates) -> R
                 let checkpoint = checkpoint.as_ref().unwrap_or(clip.checkpoint);
                 let mut row = format!("{name:<8}{frames:>8}{bits:>8}");
                 for (i, steps) in STEPS.into_iter().enumerate() {
-                    let request = Request {
-                        size: Some(Size::Area(area)),
-                        frames: Some(frames),
-                        steps: Some(steps),
-                        ..clip.request.clone()
-                    };
-                    let patch = checkpoint.high.patch_size[1];
-                    let plan = request.plan(&checkpoint.settings, clip.picture, patch)?;
+                    let mut request = clip.request.clone();
+                    request.options.size = Some(Size::Area(area));
+                    request.options.frames = Some(frames);
+                    request.options.steps = Some(steps);
+                    let settings = request.resolve(checkpoint, clip.picture)?;
                     let clip = Clip {
                         request: &request,
                         checkpoint,
-                        plan: &plan,
+                        settings: &settings,
                         ..clip
                     };
                     let settled = settle(clip, backend, budget, Some(rates))?;

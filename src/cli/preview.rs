@@ -73,7 +73,7 @@ impl PreviewArgs {
         let observer = Previews {
             map: job.latent_rgb()?.clone(),
             every: self.preview_every as usize,
-            fps: job.plan().fps,
+            fps: job.settings().fps,
             screen: Some(screen),
             rows: 0,
             console,

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::clip::{CacheMethod, Plan};
-use crate::pipeline::{Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary};
+use crate::clip::Settings;
+use crate::pipeline::{
+    Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
+};
 use crate::runtime::Backend;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
@@ -161,13 +163,16 @@ impl Progress for Bars {
             }
             EventKind::Step(step) => {
                 self.set_due(step.left);
-                self.message(&label, &format!(
-                    "{}, {} a step{}, {}",
-                    step.expert,
-                    seconds(step.seconds),
-                    reused(step.passes),
-                    human_bytes(step.memory.peak)
-                ));
+                self.message(
+                    &label,
+                    &format!(
+                        "{}, {} a step{}, {}",
+                        step.expert,
+                        seconds(step.seconds),
+                        reused(step.passes),
+                        human_bytes(step.memory.peak)
+                    ),
+                );
                 if let Some(bar) = &self.bar {
                     bar.set_position(step.step as u64);
                 }
@@ -324,65 +329,48 @@ fn phase(report: &PhaseReport) -> Value {
     })
 }
 
-fn settings(plan: &Plan, backend: Backend) -> Value {
-    let cache = match plan.cache.method {
-        CacheMethod::Off => json!({ "method": "off" }),
-        CacheMethod::TeaCache { threshold } => {
-            json!({ "method": "teacache", "threshold": threshold })
-        }
-        CacheMethod::EasyCache { threshold } => {
-            json!({ "method": "easycache", "threshold": threshold })
-        }
-    };
-    json!({
-        "width": plan.width,
-        "height": plan.height,
-        "frames": plan.frames,
-        "fps": plan.fps,
-        "steps": plan.steps,
-        "solver": plan.solver.to_string(),
-        "shift": plan.shift,
-        "guide_scale": { "low": plan.guide_scale.low, "high": plan.guide_scale.high },
-        "guide_interval": [plan.guide_interval.start, plan.guide_interval.end],
-        "cache": cache,
-        "seed": plan.seed,
-        "precision": backend.precision.to_string(),
-        "device": backend.device.to_string(),
-    })
+fn settings(settings: &Settings, backend: Backend) -> Value {
+    let mut fields = serde_json::to_value(settings).unwrap_or_default();
+    if let Some(fields) = fields.as_object_mut() {
+        let precision = backend.precision.to_string();
+        fields.insert("precision".into(), precision.into());
+        fields.insert("device".into(), backend.device.to_string().into());
+    }
+    fields
 }
 
 /// Tells what is about to be made.
-pub fn start(plan: &Plan, backend: Backend, output: &Path) {
+pub fn start(clip: &Settings, backend: Backend, output: &Path) {
     if style() == Style::Json {
         event(
             "start",
             json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "output": output.to_string_lossy(),
-                "settings": settings(plan, backend),
+                "settings": settings(clip, backend),
             }),
         );
         return;
     }
     say!(
         "{} x {} pixels, {} frames at {} fps; {}",
-        plan.width,
-        plan.height,
-        plan.frames,
-        plan.fps,
-        sampling(plan, backend)
+        clip.width,
+        clip.height,
+        clip.frames,
+        clip.fps,
+        sampling(clip, backend)
     );
 }
 
-fn sampling(plan: &Plan, backend: Backend) -> String {
+fn sampling(clip: &Settings, backend: Backend) -> String {
     format!(
         "{} steps of {}, shift {}, guidance {},{}; seed {}; {} on {}",
-        plan.steps,
-        plan.solver,
-        plan.shift,
-        plan.guide_scale.low,
-        plan.guide_scale.high,
-        plan.seed,
+        clip.steps,
+        clip.solver,
+        clip.shift,
+        clip.guide_scale.low,
+        clip.guide_scale.high,
+        clip.seed,
         backend.precision,
         backend.device,
     )
@@ -392,7 +380,7 @@ fn sampling(plan: &Plan, backend: Backend) -> String {
 pub fn made(summary: &Summary, backend: Backend, output: &Path) -> Value {
     json!({
         "output": output.to_string_lossy(),
-        "settings": settings(&summary.plan, backend),
+        "settings": settings(&summary.settings, backend),
         "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
         "passes": passes(summary.passes),
         "seconds": summary.seconds,
@@ -402,7 +390,7 @@ pub fn made(summary: &Summary, backend: Backend, output: &Path) -> Value {
 
 /// Tells what was made.
 pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
-    let plan = &summary.plan;
+    let clip = &summary.settings;
     if style() == Style::Json {
         event("result", made(summary, backend, output));
         return;
@@ -427,10 +415,10 @@ pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
     say!(
         "{}: {} frames of {} x {} pixels at {} fps; {}",
         output.display(),
-        plan.frames,
-        plan.width,
-        plan.height,
-        plan.fps,
-        sampling(plan, backend)
+        clip.frames,
+        clip.width,
+        clip.height,
+        clip.fps,
+        sampling(clip, backend)
     );
 }

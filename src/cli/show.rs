@@ -48,14 +48,15 @@ impl ShowArgs {
 /// The record and the command for people.
 fn table(record: &Metadata, command: &[String]) -> String {
     let model = &record.model;
-    let (guide, interval) = (record.guide_scale, record.guide_interval);
+    let clip = &record.settings;
+    let (guide, interval) = (clip.guide_scale, clip.guide_interval);
     let mut rows = vec![
         (
             "software",
             format!("{}, MLX {}", record.software, record.mlx),
         ),
         ("prompt", record.prompt.clone()),
-        ("negative", record.negative_prompt.clone()),
+        ("negative", record.settings.negative_prompt.clone()),
         ("picture", record.image.name.clone()),
         ("", format!("SHA-256 {}", record.image.sha256)),
     ];
@@ -76,25 +77,25 @@ fn table(record: &Metadata, command: &[String]) -> String {
             "clip",
             format!(
                 "{} x {} pixels, {} frames at {} fps",
-                record.width, record.height, record.frames, record.fps
+                clip.width, clip.height, clip.frames, clip.fps
             ),
         ),
         (
             "sampling",
             format!(
                 "{} steps of {}, shift {}, seed {}",
-                record.steps, record.solver, record.shift, record.seed
+                clip.steps, clip.solver, clip.shift, clip.seed
             ),
         ),
         (
             "guidance",
             format!(
                 "{} low-noise, {} high-noise, from {} to {} of the steps",
-                guide.0, guide.1, interval.0, interval.1
+                guide.low, guide.high, interval.start, interval.end
             ),
         ),
-        ("cache", record.cache.clone()),
-        ("resize", record.resize.clone()),
+        ("cache", clip.cache.to_string()),
+        ("resize", clip.resize.to_string()),
         ("computed", format!("{} on {}", record.dtype, record.device)),
     ]);
     let mut text = String::new();
@@ -124,25 +125,15 @@ fn command(record: &Metadata, output: &str) -> Vec<String> {
         flag("--last-image", last.name.clone());
     }
     flag("--prompt", prompt::escaped(&record.prompt));
-    if !record.negative_prompt.is_empty() {
+    if !record.settings.negative_prompt.is_empty() {
         flag(
             "--negative-prompt",
-            prompt::escaped(&record.negative_prompt),
+            prompt::escaped(&record.settings.negative_prompt),
         );
     }
-    flag("--size", format!("{}x{}", record.width, record.height));
-    flag("--frames", record.frames.to_string());
-    flag("--fps", record.fps.to_string());
-    flag("--steps", record.steps.to_string());
-    flag("--solver", record.solver.clone());
-    flag("--shift", record.shift.to_string());
-    let (low, high) = record.guide_scale;
-    flag("--guide-scale", format!("{low},{high}"));
-    let (start, end) = record.guide_interval;
-    flag("--guide-interval", format!("{start},{end}"));
-    flag("--cache", record.cache.clone());
-    flag("--seed", record.seed.to_string());
-    flag("--resize", record.resize.clone());
+    for item in record.settings.items() {
+        flag(&item.name, item.value);
+    }
     flag("--device", record.device.clone());
     flag("--dtype", record.dtype.clone());
     flag("--output", output.to_owned());

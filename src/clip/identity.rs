@@ -1,24 +1,66 @@
-//! What a run must have in common with the one that it goes on from.
+//! What a clip's content depends on, and the stages of making it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Everything that a clip's latents depend on, by the name that a user knows it by: settings as
-/// text, weights and the picture as hashes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity(Vec<(String, String)>);
+use super::settings::SEED;
 
-/// The seed's name.
-const SEED: &str = "--seed";
+/// The stages of making a clip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Encoding a text. Which text is no matter of the stage: its encoding is told by its tokens.
+    Text,
+    /// Encoding the pictures.
+    Image,
+    /// Denoising the latents.
+    Denoise,
+    /// Decoding them.
+    Decode,
+    /// Writing the file, which changes no pixel.
+    File,
+}
+
+/// Something that a clip depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// What a user calls it: a flag, or a few words.
+    pub name: String,
+    /// Its value; of weights and pictures a hash.
+    pub value: String,
+    /// The stages that it affects, apart from what they pass to later ones.
+    pub stages: Vec<Stage>,
+    /// Whether it follows from `--memory-budget`: it decides in which parts something is computed,
+    /// which changes last bits alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_budget: bool,
+}
+
+impl Item {
+    /// An item.
+    pub fn new(name: impl Into<String>, stages: &[Stage], value: impl ToString) -> Self {
+        Self {
+            name: name.into(),
+            value: value.to_string(),
+            stages: stages.to_vec(),
+            by_budget: false,
+        }
+    }
+}
+
+/// Everything that a clip depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity(Vec<Item>);
+
 /// Characters of a value that a message shows.
 const SHOWN: usize = 80;
 
-/// A setting that two runs do not share.
+/// An item in which two runs differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    what: String,
-    then: Option<String>,
+    name: String,
+    saved: Option<String>,
     now: Option<String>,
 }
 
@@ -32,8 +74,8 @@ impl fmt::Display for Difference {
             }
             Some(text) => text.clone(),
         };
-        let Self { what, then, now } = self;
-        write!(f, "{what}: {} then, {} now", show(then), show(now))
+        let Self { name, saved, now } = self;
+        write!(f, "{name}: {} then, {} now", show(saved), show(now))
     }
 }
 
@@ -41,60 +83,64 @@ fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-impl<const N: usize> From<[(&str, String); N]> for Identity {
-    fn from(items: [(&str, String); N]) -> Self {
-        let items = items.into_iter();
-        Self(
-            items
-                .map(|(what, value)| (what.to_owned(), value))
-                .collect(),
-        )
+impl From<Vec<Item>> for Identity {
+    fn from(items: Vec<Item>) -> Self {
+        let mut identity = Self(items);
+        if let Some(seed) = identity.seed() {
+            identity.set_seed(seed);
+        }
+        identity
     }
 }
 
 impl Identity {
-    /// Adds something.
-    pub fn add(&mut self, what: impl Into<String>, value: String) {
-        self.0.push((what.into(), value));
-    }
-
-    /// The same run with another seed, of which the low 32 bits count.
+    /// Takes another seed, of which the low 32 bits count.
     pub fn set_seed(&mut self, seed: u64) {
-        self.0.retain(|(what, _)| what != SEED);
-        self.add(SEED, (seed & u64::from(u32::MAX)).to_string());
+        let seed = (seed & u64::from(u32::MAX)).to_string();
+        for item in self.0.iter_mut().filter(|item| item.name == SEED) {
+            item.value.clone_from(&seed);
+        }
     }
 
     /// The seed.
     pub fn seed(&self) -> Option<u64> {
-        self.get(SEED)?.parse().ok()
+        self.get(SEED)?.value.parse().ok()
     }
 
-    fn get(&self, what: &str) -> Option<&String> {
-        let found = self.0.iter().find(|(name, _)| name == what);
-        found.map(|(_, value)| value)
+    fn get(&self, name: &str) -> Option<&Item> {
+        self.0.iter().find(|item| item.name == name)
     }
 
-    /// A hash of everything that `wanted` names.
-    pub fn hash_of(&self, wanted: impl Fn(&str) -> bool) -> String {
-        let items: Vec<_> = self.0.iter().filter(|(what, _)| wanted(what)).collect();
-        blake3::hash(format!("{items:?}").as_bytes())
-            .to_hex()
-            .to_string()
+    /// A hash of all items that affect `stage`.
+    pub fn hash_of(&self, stage: Stage) -> String {
+        self.hash(|item| item.stages.contains(&stage))
     }
 
-    /// How `now` differs from this one, the run then.
+    /// A hash of the clip, whatever the parts that it is computed in.
+    pub fn digest(&self) -> String {
+        self.hash(|item| !item.by_budget)
+    }
+
+    fn hash(&self, wanted: impl Fn(&Item) -> bool) -> String {
+        let items = self.0.iter().filter(|item| wanted(item));
+        let items: Vec<_> = items.map(|item| (&item.name, &item.value)).collect();
+        let text = format!("{items:?}");
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// The differences of `now` from this saved run, in what its latents and pixels depend on.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
-        let names = now
-            .0
-            .iter()
-            .chain(self.0.iter().filter(|(what, _)| now.get(what).is_none()));
-        names
-            .filter(|(what, _)| self.get(what) != now.get(what))
-            .map(|(what, _)| Difference {
-                what: what.clone(),
-                then: self.get(what).cloned(),
-                now: now.get(what).cloned(),
+        let gone = self.0.iter().filter(|item| now.get(&item.name).is_none());
+        let value = |run: &Self, name: &str| run.get(name).map(|item| item.value.clone());
+        let pixels = now.0.iter().chain(gone);
+        let pixels = pixels.filter(|item| item.stages != [Stage::File]);
+        pixels
+            .map(|Item { name, .. }| Difference {
+                name: name.clone(),
+                saved: value(self, name),
+                now: value(now, name),
             })
+            .filter(|difference| difference.saved != difference.now)
             .collect()
     }
 }
@@ -103,40 +149,62 @@ impl Identity {
 mod tests {
     use super::*;
 
+    fn identity(items: &[(&str, Stage, &str)]) -> Identity {
+        let items = items.iter();
+        let items = items.map(|(name, stage, value)| Item::new(*name, &[*stage], value));
+        Identity::from(items.collect::<Vec<_>>())
+    }
+
     #[test]
-    fn differences_are_told_by_name() {
-        let mut then = Identity::from([
-            ("--steps", "12".to_owned()),
-            ("the picture", "ab".repeat(32)),
-            ("gone", "x".to_owned()),
+    fn differences_have_names() {
+        let picture = ["ab".repeat(32), "cd".repeat(32)];
+        let saved = identity(&[
+            ("--steps", Stage::Denoise, "12"),
+            ("the picture", Stage::Image, &picture[0]),
+            ("gone", Stage::Denoise, "x"),
+            ("--fps", Stage::File, "16"),
+            (SEED, Stage::Denoise, "7"),
         ]);
-        then.set_seed(7);
-        assert_eq!(then.differences(&then.clone()), []);
-        let mut now = Identity::from([
-            ("--steps", "12".to_owned()),
-            ("the picture", "cd".repeat(32)),
-            ("new", "y".repeat(100)),
+        assert_eq!(saved.differences(&saved.clone()), []);
+        let long = "y".repeat(100);
+        let mut now = identity(&[
+            ("--steps", Stage::Denoise, "12"),
+            ("the picture", Stage::Image, &picture[1]),
+            ("new", Stage::Decode, &long),
+            // No pixel depends on it.
+            ("--fps", Stage::File, "24"),
+            // Only the low bits count.
+            (SEED, Stage::Denoise, &(7 + (1_u64 << 32)).to_string()),
         ]);
-        // Only the low bits count.
-        now.set_seed(7 + (1 << 32));
-        let told: Vec<String> = then
-            .differences(&now)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let lines = |now: &Identity| -> Vec<String> {
+            let differences = saved.differences(now);
+            differences.iter().map(ToString::to_string).collect()
+        };
         let long = format!("new: nothing then, {}… now", "y".repeat(80));
         let expected = [
             "the picture: abababababab then, cdcdcdcdcdcd now",
             long.as_str(),
             "gone: x then, nothing now",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(lines(&now), expected);
         now.set_seed(8);
         assert_eq!(now.seed(), Some(8));
-        let last = then.differences(&now);
-        assert!(
-            last.iter()
-                .any(|d| d.to_string() == "--seed: 7 then, 8 now")
-        );
+        assert!(lines(&now).contains(&"--seed: 7 then, 8 now".to_owned()));
+    }
+
+    #[test]
+    fn a_stage_is_told_by_what_affects_it() {
+        let one = identity(&[("--steps", Stage::Denoise, "4"), ("a", Stage::Image, "b")]);
+        let other = identity(&[("--steps", Stage::Denoise, "5"), ("a", Stage::Image, "b")]);
+        assert_eq!(one.hash_of(Stage::Image), other.hash_of(Stage::Image));
+        assert_ne!(one.hash_of(Stage::Denoise), other.hash_of(Stage::Denoise));
+        assert_ne!(one.digest(), other.digest());
+        let mut parts = one.clone();
+        let budget = Item::new("tiles", &[Stage::Decode], 4);
+        parts.0.push(Item {
+            by_budget: true,
+            ..budget
+        });
+        assert_eq!(parts.digest(), one.digest());
     }
 }

@@ -10,26 +10,27 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::clip::{Model, Plan, Request};
-use crate::media::Resize;
+use crate::clip::{Model, Request, Settings};
 use crate::media::tags::{self, Tags};
 use crate::runtime::{self, Backend, DeviceKind};
 use crate::weights::{Checkpoint, PartName};
 
+/// The version of [`Metadata`]; a new one means that something was removed or changed its meaning.
+const FORMAT: u64 = 2;
 /// What this program calls itself in its files, before its version.
 const SOFTWARE: &str = "wan-i2v ";
 
 /// What a clip was made from and with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
+    /// The version of what this says.
+    pub format: u64,
     /// The program and its version.
     pub software: String,
     /// MLX's version.
     pub mlx: String,
     /// What happens in the clip.
     pub prompt: String,
-    /// What was steered away from; empty when nothing was.
-    pub negative_prompt: String,
     /// The picture that it starts with.
     pub image: FileIdentity,
     /// The picture that it ends with, if one was given.
@@ -37,30 +38,9 @@ pub struct Metadata {
     pub last_image: Option<FileIdentity>,
     /// The model.
     pub model: ModelIdentity,
-    /// Pixels per row.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
-    /// Frames.
-    pub frames: u32,
-    /// Frames per second.
-    pub fps: f64,
-    /// Denoising steps.
-    pub steps: u32,
-    /// Solver of the differential equation.
-    pub solver: String,
-    /// Shift of the noise schedule.
-    pub shift: f64,
-    /// Guidance scales of the low-noise and the high-noise expert.
-    pub guide_scale: (f32, f32),
-    /// The share of the steps where guidance starts, and where it ends.
-    pub guide_interval: (f64, f64),
-    /// The cache, as `--cache` takes it.
-    pub cache: String,
-    /// Seed of the noise.
-    pub seed: u64,
-    /// How the picture was resized.
-    pub resize: String,
+    /// The settings.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// `gpu` or `cpu`.
     pub device: String,
     /// Dtype of matrix products.
@@ -93,49 +73,33 @@ pub struct ModelIdentity {
 }
 
 impl Metadata {
-    /// The record of a clip that is to be made; `picture` and `last` are the hashes of its pictures'
+    /// The metadata of a clip that is to be made; `picture` and `last` are the hashes of its pictures'
     /// files. Reads a little of each of the model's tensors.
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
     pub fn new(
         request: &Request,
-        plan: &Plan,
+        settings: &Settings,
         [picture, last]: [Option<&str>; 2],
         checkpoint: &Checkpoint,
         backend: Backend,
     ) -> Result<Self> {
-        let guided = plan.guide_scale.needs_negative();
+        let mut settings = settings.clone();
+        // The model's, which has a fingerprint.
+        settings.cache.polynomial.clear();
         Ok(Self {
+            format: FORMAT,
             software: format!("{SOFTWARE}{}", env!("CARGO_PKG_VERSION")),
             mlx: runtime::mlx_version(),
             prompt: request.prompt.clone(),
-            negative_prompt: match guided {
-                true => plan.negative_prompt.clone(),
-                false => String::new(),
-            },
             image: FileIdentity::new(&request.image, picture),
             last_image: request
                 .last_image
                 .as_deref()
                 .map(|path| FileIdentity::new(path, last)),
             model: ModelIdentity::new(request, checkpoint)?,
-            width: plan.width,
-            height: plan.height,
-            frames: plan.frames,
-            fps: plan.fps,
-            steps: plan.steps,
-            solver: plan.solver.to_string(),
-            shift: plan.shift,
-            guide_scale: (plan.guide_scale.low, plan.guide_scale.high),
-            guide_interval: (plan.guide_interval.start, plan.guide_interval.end),
-            cache: plan.cache.to_string(),
-            seed: plan.seed,
-            resize: match request.resize {
-                Resize::Lanczos => "lanczos",
-                Resize::Bicubic => "bicubic",
-            }
-            .into(),
+            settings,
             device: match backend.device {
                 DeviceKind::Gpu => "gpu",
                 DeviceKind::Cpu => "cpu",
@@ -145,8 +109,8 @@ impl Metadata {
         })
     }
 
-    /// Whether a clip with this record is the one with `other`: not what the program, the picture
-    /// and the model's folder are called, but everything else.
+    /// Whether a clip with this metadata is the one with `other`, whatever the names of program,
+    /// picture and the model's folder.
     pub fn is_of_same_clip(&self, other: &Self) -> bool {
         let mut renamed = self.clone();
         renamed.software.clone_from(&other.software);
@@ -191,6 +155,15 @@ impl Metadata {
                 comment.chars().take(40).collect::<String>()
             );
         };
+        // The first one had no number.
+        let format = value.get("format").map_or(Some(1), Value::as_u64);
+        if let Some(format) = format.filter(|&format| format != FORMAT) {
+            bail!(
+                "{}: {software} says how it was made in format {format}; this version reads format \
+                 {FORMAT}\nhint: show it with the version that made it",
+                path.display()
+            );
+        }
         serde_json::from_value(value).with_context(|| {
             format!(
                 "{}: {software} made it, and this version cannot read what it says",

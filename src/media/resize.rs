@@ -4,16 +4,28 @@ use anyhow::{Context, Result};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Rgb};
 use ndarray::{Array3, ArrayView3, Axis};
+use serde::{Deserialize, Serialize};
 
 /// How the start picture is brought to the clip's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Resize {
     /// Antialiased Lanczos (3 lobes), as PIL's `LANCZOS`, without its rounding to 8 bits; the
     /// result is clamped to the picture's range. Best for pictures larger than the clip.
+    #[default]
     Lanczos,
     /// What the reference does: `torch.nn.functional.interpolate(mode="bicubic")` with
     /// `align_corners=False` and no antialiasing. Not clamped.
     Bicubic,
+}
+
+impl std::fmt::Display for Resize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Resize::Lanczos => "lanczos",
+            Resize::Bicubic => "bicubic",
+        })
+    }
 }
 
 /// PyTorch's bicubic coefficient: `A` in `aten/src/ATen/native/UpSample.h`.

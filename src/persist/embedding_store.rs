@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use mlx_rs::Array;
 
-use crate::clip::Identity;
+use crate::clip::{Identity, Item};
 use crate::persist::{EXTENSION, SavedRun, file};
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
@@ -127,5 +127,5 @@ impl EmbeddingStore {
 }
 
 fn identity(key: &str) -> Identity {
-    Identity::from([("key", key.to_owned())])
+    Identity::from(vec![Item::new("key", &[], key)])
 }

@@ -18,7 +18,7 @@ use crate::clip::Identity;
 use crate::runtime::{self, State};
 
 /// Changes whenever a state of one version means nothing to another.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The metadata's key for [`Header`].
 const KEY: &str = "wan_i2v_run";
 /// The metadata's key for the checksum of everything else.
@@ -83,9 +83,10 @@ impl SavedRun {
     /// When it cannot be read, is damaged, or is of a program that writes another format.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(path, &bytes).with_context(|| {
-            format!(
-                "{} is no run that can be gone on from; --resume never starts anew and replaces it",
+        Self::parse(path, &bytes).map_err(|error| {
+            anyhow::anyhow!(
+                "{} is no saved run that can be resumed: {error:#}\n\
+                 hint: --resume never starts from the beginning and replaces it",
                 path.display()
             )
         })
@@ -108,7 +109,8 @@ impl SavedRun {
         let version: Version = serde_json::from_str(json).context(damaged)?;
         ensure!(
             version.format == FORMAT,
-            "its format is {}, this program's {FORMAT}; go on with the program that wrote it",
+            "its format is {}, and this program's is {FORMAT}\n\
+             hint: resume it with the program that wrote it",
             version.format
         );
         let header: Header = serde_json::from_str(json).context(damaged)?;
@@ -342,6 +344,7 @@ impl Checksum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clip::{Item, Stage};
     use crate::runtime::to_host;
 
     fn state() -> State {
@@ -368,7 +371,7 @@ mod tests {
     fn what_is_read_is_what_was_written_to_the_bit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.wan-state");
-        let identity = Identity::from([("--seed", "7".to_owned())]);
+        let identity = Identity::from(vec![Item::new("--seed", &[Stage::Denoise], 7)]);
         let before = state();
         let bytes = write(&path, &identity, &before).unwrap();
         assert_eq!(bytes, fs::metadata(&path).unwrap().len());
@@ -391,7 +394,7 @@ mod tests {
     fn no_damage_goes_unseen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.wan-state");
-        write(&path, &Identity::from([]), &state()).unwrap();
+        write(&path, &Identity::from(Vec::new()), &state()).unwrap();
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut bytes = whole.clone();

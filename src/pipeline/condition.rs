@@ -5,7 +5,7 @@ use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use ndarray::ArrayView3;
 
-use crate::clip::Plan;
+use crate::clip::Settings;
 use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, RunningPhase, load};
@@ -44,14 +44,14 @@ pub fn encode_condition<'a>(
     checkpoint: &Checkpoint,
     backend: Backend,
     ends: impl Into<Ends<'a>>,
-    plan: &Plan,
+    settings: &Settings,
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
-    let units = image_units(checkpoint, backend, plan);
+    let units = image_units(checkpoint, backend, settings);
     let mut stage = RunningPhase::start(Phase::Image, units, 0, progress);
     let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
-    let condition = encoder.encode(backend, ends.into(), plan, &mut stage, progress)?;
+    let condition = encoder.encode(backend, ends.into(), settings, &mut stage, progress)?;
     if let Some(dump) = dump {
         condition.dump(dump)?;
     }
@@ -62,8 +62,8 @@ pub fn encode_condition<'a>(
 }
 
 /// Units of encoding a clip's conditioning video.
-pub(super) fn image_units(checkpoint: &Checkpoint, backend: Backend, plan: &Plan) -> usize {
-    let grid = plan.latent_grid();
+pub(super) fn image_units(checkpoint: &Checkpoint, backend: Backend, settings: &Settings) -> usize {
+    let grid = settings.latent_grid();
     steps(choose_encode_tiling(&checkpoint.vae, backend, grid), grid)
 }
 
@@ -101,7 +101,7 @@ impl<'a> ImageEncoder<'a> {
         &mut self,
         backend: Backend,
         ends: Ends<'_>,
-        plan: &Plan,
+        settings: &Settings,
         stage: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
@@ -111,7 +111,7 @@ impl<'a> ImageEncoder<'a> {
             &self.encoder,
             backend,
             ends,
-            plan,
+            settings,
             &mut || stage.advance(progress),
         )
     }
@@ -130,14 +130,14 @@ fn encode(
     encoder: &VaeEncoder,
     backend: Backend,
     ends: Ends<'_>,
-    plan: &Plan,
+    settings: &Settings,
     advance: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Condition> {
-    let grid = plan.latent_grid();
+    let grid = settings.latent_grid();
     let frames = grid[0];
     let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     let Ends { first, last } = ends;
-    let (height, width) = (plan.height as i32, plan.width as i32);
+    let (height, width) = (settings.height as i32, settings.width as i32);
     let frame = |pixels: ArrayView3<'_, f32>| {
         ensure!(
             pixels.dim() == (height as usize, width as usize, 3),

@@ -18,7 +18,9 @@ use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::persist::StateWriter;
 use crate::persist::dump::Dump;
-use crate::progress::{EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop};
+use crate::progress::{
+    EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop,
+};
 use crate::runtime::{Backend, all_finite, to_host};
 use crate::sampling::Sampler;
 use crate::sampling::StepCache;

@@ -1,10 +1,10 @@
-//! What a clip's latents depend on.
+//! What a clip's content depends on.
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::Job;
-use crate::clip::Identity;
+use crate::clip::{Identity, Item, Stage};
 use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
 use crate::runtime::Backend;
 use crate::text::clean;
@@ -12,80 +12,99 @@ use crate::util::hex::to_hex;
 use crate::weights::PartName;
 
 impl Job {
-    /// What another run must have in common with this one to go on from it: whatever the clip's
-    /// pixels depend on. The frame rate, the clip's format and its place are not of it.
+    /// Everything that the clip depends on: what another run must have in common with this one to
+    /// resume it, and what only the file depends on. The clip's format and its place are not of it.
     ///
     /// # Errors
     /// When the model's files cannot be read any more.
     pub fn identity(&self, backend: Backend) -> Result<Identity> {
+        use Stage::{Decode, Denoise, File, Image, Text};
         let Self {
             request,
             checkpoint,
             picture,
             last,
             prompts,
-            plan,
+            settings,
             ..
         } = self;
-        let guided = plan.guide_scale.needs_negative();
-        let negative = if guided { &plan.negative_prompt } else { "" };
         let tokens = format!("{:?}", [Some(&prompts.prompt), prompts.negative.as_ref()]);
-        let mut identity = Identity::from([
-            ("the picture", picture.pixel_hash().to_owned()),
-            ("--prompt", clean(&request.prompt)),
-            ("--negative-prompt", clean(negative)),
-            ("the prompts' tokens", to_hex(&Sha256::digest(tokens))),
-            ("--size", format!("{}x{}", plan.width, plan.height)),
-            ("--frames", plan.frames.to_string()),
-            ("--steps", plan.steps.to_string()),
-            ("--solver", plan.solver.to_string()),
-            ("--shift", plan.shift.to_string()),
-            (
-                "--guide-scale",
-                format!("{},{}", plan.guide_scale.low, plan.guide_scale.high),
+        let tokens = to_hex(&Sha256::digest(tokens));
+        let computing = [Text, Image, Denoise, Decode];
+        let mut items = vec![
+            Item::new("the picture", &[Image], picture.pixel_hash()),
+            Item::new("--prompt", &[Denoise], clean(&request.prompt)),
+            Item::new(
+                "--negative-prompt",
+                &[Denoise],
+                clean(&settings.negative_prompt),
             ),
-            (
-                "--guide-interval",
-                format!("{},{}", plan.guide_interval.start, plan.guide_interval.end),
-            ),
-            ("--cache", format!("{:?}", plan.cache)),
-            ("--resize", format!("{:?}", request.resize)),
-            ("--device", backend.device.to_string()),
-            ("--dtype", backend.precision.to_string()),
+            Item::new("the prompts' tokens", &[Denoise], tokens),
+        ];
+        items.extend(settings.items());
+        items.extend([
+            Item::new("--device", &computing, backend.device),
+            Item::new("--dtype", &computing, backend.precision),
+            Item::new("--no-metadata", &[File], !request.metadata),
         ]);
-        identity.set_seed(plan.seed);
+        if !settings.cache.polynomial.is_empty() {
+            let polynomial = format!("{:?}", settings.cache.polynomial);
+            items.push(Item::new("TeaCache's polynomial", &[Denoise], polynomial));
+        }
         // What a device takes by itself goes with the dtype.
         let usual = Backend::new(backend.device, Some(backend.precision)).dense_above;
         if backend.dense_above != usual {
-            identity.add("--dense-above", backend.dense_above.to_string());
+            items.push(Item::new(
+                "--dense-above",
+                &[Text, Denoise],
+                backend.dense_above,
+            ));
         }
         if let Some(last) = last {
-            identity.add("the last picture", last.pixel_hash().to_owned());
+            items.push(Item::new("the last picture", &[Image], last.pixel_hash()));
         }
         for name in PartName::ALL {
+            let stages: &[Stage] = match name {
+                PartName::TextEncoder => &[Text],
+                PartName::Vae => &[Image, Decode],
+                PartName::HighNoise | PartName::LowNoise => &[Denoise],
+            };
             let part = checkpoint.part_fingerprint(name)?;
-            identity.add(format!("the {name}"), part.to_owned());
+            items.push(Item::new(format!("the {name}"), stages, part));
             let bits = checkpoint.load_bits().of(name);
             let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
-            identity.add(format!("bits of the {name}"), bits);
+            items.push(Item::new(format!("bits of the {name}"), stages, bits));
         }
-        let boundary = checkpoint.boundary_timestep.to_string();
-        identity.add("the boundary between the experts", boundary);
+        let boundary = checkpoint.boundary_timestep;
+        items.push(Item::new(
+            "the boundary between the experts",
+            &[Denoise],
+            boundary,
+        ));
         // Not the memory that it was fitted to, which may differ from run to run, but the choices that
         // followed: sums of other parts round otherwise.
-        let grid = plan.latent_grid();
+        let grid = settings.latent_grid();
         let joint = backend.joins(checkpoint.high.tokens(grid));
         let encoding = choose_encode_tiling(&checkpoint.vae, backend, grid);
         let decoding = choose_decode_tiling(&checkpoint.vae, backend, grid);
-        for (what, choice) in [
-            ("joint passes", joint.to_string()),
-            ("rows at once", backend.chunk_rows.to_string()),
-            ("bytes of scores at once", backend.score_bytes.to_string()),
-            ("tiles of the VAE's encoder", format!("{encoding:?}")),
-            ("tiles of the VAE's decoder", format!("{decoding:?}")),
+        let (encoding, decoding) = (format!("{encoding:?}"), format!("{decoding:?}"));
+        for (name, stages, choice) in [
+            ("joint passes", &[Denoise] as &[Stage], joint.to_string()),
+            ("rows at once", &[Denoise], backend.chunk_rows.to_string()),
+            (
+                "bytes of scores at once",
+                &[Image, Denoise, Decode],
+                backend.score_bytes.to_string(),
+            ),
+            ("tiles of the VAE's encoder", &[Image], encoding),
+            ("tiles of the VAE's decoder", &[Decode], decoding),
         ] {
-            identity.add(format!("{what} (--memory-budget)"), choice);
+            let item = Item::new(format!("{name} (--memory-budget)"), stages, choice);
+            items.push(Item {
+                by_budget: true,
+                ..item
+            });
         }
-        Ok(identity)
+        Ok(items.into())
     }
 }

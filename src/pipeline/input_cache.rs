@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::source_image::SourceImage;
 use super::text::{PromptIds, tokenize_with};
-use crate::clip::{Model, Plan};
+use crate::clip::{Model, Settings};
 use crate::text::Tokenizer;
 use crate::weights::{Checkpoint, LoadBits};
 
@@ -80,11 +80,11 @@ impl Opened {
     ///
     /// # Errors
     /// As there.
-    pub(super) fn tokenize(&mut self, prompt: &str, plan: &Plan) -> Result<PromptIds> {
+    pub(super) fn tokenize(&mut self, prompt: &str, settings: &Settings) -> Result<PromptIds> {
         let tokenizer = match &mut self.tokenizer {
             Some(tokenizer) => tokenizer,
             empty => empty.insert(self.checkpoint.load_tokenizer()?),
         };
-        tokenize_with(tokenizer, prompt, plan)
+        tokenize_with(tokenizer, prompt, settings)
     }
 }

@@ -17,8 +17,8 @@ mod source_image;
 mod text;
 
 pub use crate::progress::{
-    Event, EventKind, Interrupted, Memory, Network, Passes, Phase, PhaseReport, Progress, Silent, StepReport,
-    Summary,
+    Event, EventKind, Interrupted, Memory, Network, Passes, Phase, PhaseReport, Progress, Silent,
+    StepReport, Summary,
 };
 pub use condition::{Condition, Ends, encode_condition, frame_mask};
 pub use decode::decode_clip;
@@ -36,11 +36,11 @@ use mlx_rs::Array;
 pub(crate) use crate::persist::EmbeddingStore;
 pub(crate) use make::{Clip, ClipObserver, Keys, Scheduler};
 
-use self::plan::{Budget, Rates, Settled, Tokens, fit, settle};
+use self::plan::{Budget, Inputs, Rates, Settled, fit, settle};
 use self::source_image::SourceImage;
 use crate::clip::metadata::Metadata;
-use crate::clip::{Plan, Request};
-use crate::media::clip::{ClipSpec, OutputKind, check_writable};
+use crate::clip::{Request, Settings};
+use crate::media::clip::{OutputKind, check_writable};
 use crate::media::preview::LatentRgb;
 use crate::media::strip;
 use crate::persist::{SavedRun, StateWriter};
@@ -57,7 +57,7 @@ pub struct Job {
     picture: SourceImage,
     last: Option<SourceImage>,
     prompts: PromptIds,
-    plan: Plan,
+    settings: Settings,
     observer: Option<Box<dyn Observer>>,
 }
 
@@ -89,21 +89,20 @@ impl Job {
         }
         let model = stock.model(&request.model, request.bits)?;
         let checkpoint = model.checkpoint();
-        // As many rows as columns, which opening the checkpoint checks.
-        let patch = checkpoint.high.patch_size[1];
-        let plan = request.plan(&checkpoint.settings, picture.size(), patch)?;
-        plan.clip_spec()
+        let settings = request.resolve(&checkpoint, picture.size())?;
+        settings
+            .clip_spec()
             .check(OutputKind::from_path(&request.output)?)
             .with_context(|| format!("--output {}", request.output.display()))?;
-        check_positions(&plan, &checkpoint)?;
-        let prompts = model.tokenize(&request.prompt, &plan)?;
+        check_positions(&settings, &checkpoint)?;
+        let prompts = model.tokenize(&request.prompt, &settings)?;
         Ok(Self {
             request,
             checkpoint,
             picture,
             last,
             prompts,
-            plan,
+            settings,
             observer: None,
         })
     }
@@ -150,7 +149,12 @@ impl Job {
     /// latents, and what the solver remembers of three steps.
     pub fn held_bytes(&self) -> u64 {
         let number = |value: i32| value.max(0) as u64;
-        let cells: u64 = self.plan.latent_grid().into_iter().map(number).product();
+        let cells: u64 = self
+            .settings
+            .latent_grid()
+            .into_iter()
+            .map(number)
+            .product();
         let z = number(self.checkpoint.vae.z_dim);
         let (prompt, negative) = self.token_ids();
         let rows = (prompt.len() + negative.map_or(0, <[u32]>::len)) as u64;
@@ -174,15 +178,17 @@ impl Job {
         Ok(map)
     }
 
-    /// The settled settings.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// What the user should know before the run starts, such as a prompt that was cut.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.prompts.warnings();
-        if self.request.negative_prompt.is_some() && !self.plan.guide_scale.needs_negative() {
+        if self.request.options.negative_prompt.is_some()
+            && !self.settings.guide_scale.needs_negative()
+        {
             warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
         }
         if let Some(last) = &self.last {
@@ -227,18 +233,19 @@ impl Job {
             request: &self.request,
             checkpoint: &self.checkpoint,
             picture: self.picture.size(),
-            plan: &self.plan,
-            tokens: Tokens {
+            settings: &self.settings,
+            inputs: Inputs {
                 prompt: self.prompts.prompt.ids.len(),
                 negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
+                last_image: self.last.is_some(),
             },
         }
     }
 
     /// Takes another seed, and another place for the clip.
     pub fn reseed(&mut self, seed: u64, output: PathBuf) {
-        self.plan.seed = seed;
-        self.request.seed = seed;
+        self.settings.seed = seed;
+        self.request.options.seed = Some(seed);
         self.request.output = output;
     }
 
@@ -296,7 +303,7 @@ impl Job {
     pub fn record(&self, backend: Backend) -> Result<Metadata> {
         let Self {
             request,
-            plan,
+            settings,
             picture,
             last,
             checkpoint,
@@ -304,7 +311,7 @@ impl Job {
         } = self;
         let pictures = [Some(picture), last.as_ref()];
         let hashes = pictures.map(|picture| Some(picture?.file_hash()));
-        Metadata::new(request, plan, hashes, checkpoint, backend)
+        Metadata::new(request, settings, hashes, checkpoint, backend)
     }
 }
 
@@ -329,16 +336,6 @@ impl ClipObserver for SingleClip<'_> {
     }
 }
 
-impl Plan {
-    fn clip_spec(&self) -> ClipSpec {
-        ClipSpec {
-            width: self.width,
-            height: self.height,
-            fps: self.fps,
-        }
-    }
-}
-
 /// The initial noise `[z_dim, frames, height, width]` of a seed.
 ///
 /// PyTorch draws `[1, z_dim, frames, height, width]` in row-major order; so do we.
@@ -349,17 +346,17 @@ pub fn initial_noise(seed: u64, z_dim: i32, grid: [i32; 3]) -> Array {
 }
 
 /// Refuses grids beyond the rotary tables, which the reference cannot index either.
-fn check_positions(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
-    let grid = plan.latent_grid();
+fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
+    let grid = settings.latent_grid();
     for config in [&checkpoint.high, &checkpoint.low] {
         for tokens in config.token_grid(grid) {
             anyhow::ensure!(
                 tokens <= config.rope_max_seq_len,
                 "a clip of {} x {} pixels and {} frames has {} tokens along one axis; the model \
                  covers {}; choose fewer --frames or a smaller --size",
-                plan.width,
-                plan.height,
-                plan.frames,
+                settings.width,
+                settings.height,
+                settings.frames,
                 tokens,
                 config.rope_max_seq_len
             );
@@ -373,9 +370,9 @@ fn check_positions(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
             values <= i64::from(i32::MAX),
             "a clip of {} x {} pixels and {} frames is too large to compute; choose fewer \
              --frames or a smaller --size",
-            plan.width,
-            plan.height,
-            plan.frames
+            settings.width,
+            settings.height,
+            settings.frames
         );
     }
     Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use mlx_rs::{Array, memory};
 
-use crate::clip::Plan;
+use crate::clip::Settings;
 use crate::model::umt5::{Umt5, pad_rows};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, RunningPhase, load};
@@ -41,12 +41,16 @@ impl PromptIds {
 ///
 /// # Errors
 /// When the tokenizer is missing, broken or does not belong to the text encoder.
-pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, plan: &Plan) -> Result<PromptIds> {
-    tokenize_with(&checkpoint.load_tokenizer()?, prompt, plan)
+pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, settings: &Settings) -> Result<PromptIds> {
+    tokenize_with(&checkpoint.load_tokenizer()?, prompt, settings)
 }
 
 /// As [`tokenize`], with a tokenizer that is there already.
-pub(super) fn tokenize_with(tokenizer: &Tokenizer, prompt: &str, plan: &Plan) -> Result<PromptIds> {
+pub(super) fn tokenize_with(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    settings: &Settings,
+) -> Result<PromptIds> {
     let encode = |text: &str, flag: &str| {
         tokenizer
             .encode(&clean(text), TEXT_LEN)
@@ -54,8 +58,8 @@ pub(super) fn tokenize_with(tokenizer: &Tokenizer, prompt: &str, plan: &Plan) ->
     };
     Ok(PromptIds {
         prompt: encode(prompt, "--prompt")?,
-        negative: if plan.guide_scale.needs_negative() {
-            Some(encode(&plan.negative_prompt, "--negative-prompt")?)
+        negative: if settings.guide_scale.needs_negative() {
+            Some(encode(&settings.negative_prompt, "--negative-prompt")?)
         } else {
             None
         },

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 /// Threshold when none is given. Both methods estimate the same, how much the prediction has changed
 /// since it was last computed; `docs/performance.md` has what this saves and costs. Where EasyCache
@@ -10,7 +11,8 @@ use anyhow::{Context, Error, Result, bail, ensure};
 const THRESHOLD: f64 = 0.02;
 
 /// Which cache is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase")]
 pub enum CacheMethod {
     /// Every step is computed.
     #[default]
@@ -30,15 +32,17 @@ pub enum CacheMethod {
 }
 
 /// A cache with the steps that it leaves alone.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheSettings {
     /// Which cache.
+    #[serde(flatten)]
     pub method: CacheMethod,
     /// Steps at the beginning of each expert that are always computed.
     pub retention: usize,
     /// Steps at the end that are always computed.
     pub cutoff: usize,
-    /// TeaCache's polynomial, the highest power first.
+    /// TeaCache's polynomial, the highest power first; the model's, not the clip's.
+    #[serde(skip)]
     pub polynomial: Vec<f64>,
 }
 
@@ -119,7 +123,9 @@ impl CacheSettings {
             "--cache teacache: the model has no fitted polynomial (teacache in wan_i2v.json); use \
              --cache easycache"
         );
-        self.polynomial = polynomial.to_vec();
+        if let CacheMethod::TeaCache { .. } = self.method {
+            self.polynomial = polynomial.to_vec();
+        }
         Ok(self)
     }
 }

@@ -1,7 +1,10 @@
 //! Which of the two transformers predicts a step.
 
+use serde::Serialize;
+
 /// One of the two diffusion transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Expert {
     /// For timesteps at or above the boundary.
     HighNoise,

@@ -1,9 +1,11 @@
 //! How strongly, and when, the prompt is followed.
 
+use serde::{Deserialize, Serialize};
+
 use super::Expert;
 
 /// Guidance scale of each expert: `uncond + scale * (cond - uncond)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuideScale {
     /// For timesteps below the boundary.
     pub low: f32,
@@ -30,7 +32,8 @@ impl GuideScale {
 /// The steps that are guided, as shares of the schedule: those numbered from `start` to before
 /// `end`, each times the number of steps. Outside guidance is 1, which spares the unconditional
 /// pass (Kynkäänniemi et al., arXiv:2404.07724).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, f64)", into = "(f64, f64)")]
 pub struct GuideInterval {
     /// Where it begins.
     pub start: f64,
@@ -44,6 +47,18 @@ impl Default for GuideInterval {
             start: 0.0,
             end: 1.0,
         }
+    }
+}
+
+impl From<(f64, f64)> for GuideInterval {
+    fn from((start, end): (f64, f64)) -> Self {
+        Self { start, end }
+    }
+}
+
+impl From<GuideInterval> for (f64, f64) {
+    fn from(interval: GuideInterval) -> Self {
+        (interval.start, interval.end)
     }
 }
 

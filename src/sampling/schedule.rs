@@ -7,12 +7,17 @@
 //! A latent at noise level sigma is `(1 - sigma) * clean + sigma * noise`; the network predicts
 //! the velocity `noise - clean`. Coefficients are float64 on the host, latents float32.
 
+use serde::{Deserialize, Serialize};
+
 /// How the differential equation is solved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Solver {
     /// UniPC of order 2, `bh2`, predictor and corrector (arXiv:2302.04867).
+    #[default]
     UniPc,
     /// DPM-Solver++ (2M), midpoint (arXiv:2211.01095).
+    #[serde(rename = "dpm++")]
     DpmPlusPlus,
     /// Euler's method.
     Euler,

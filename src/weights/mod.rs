@@ -22,7 +22,7 @@ pub use container::mapped::mapped_at;
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
-pub use settings::Settings;
+pub use settings::Recommended;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -138,7 +138,7 @@ pub struct Checkpoint {
     /// Timesteps at or above this one belong to the high-noise expert.
     pub boundary_timestep: f64,
     /// What the model recommends to be run with.
-    pub settings: Settings,
+    pub settings: Recommended,
     /// See [`Self::part_fingerprint`].
     fingerprints: OnceLock<Vec<String>>,
 }
@@ -178,8 +178,8 @@ impl Checkpoint {
             // The reference compares integer timesteps with boundary * 1000.
             boundary_timestep: boundary * 1000.0,
             settings: match &root {
-                Some(root) => Settings::read(root)?,
-                None => Settings::default(),
+                Some(root) => Recommended::read(root)?,
+                None => Recommended::default(),
             },
             layout,
             bits,

@@ -16,7 +16,7 @@ pub const FILE: &str = "wan_i2v.json";
 /// (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`, `shared_config.py` and `generate.py`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Settings {
+pub struct Recommended {
     /// Pixels per frame; the image decides the aspect ratio, unless there is a `size`.
     pub area: u64,
     /// Width and height in pixels, for a model that knows one size only.
@@ -43,7 +43,7 @@ pub struct Settings {
     pub negative_prompt: String,
 }
 
-impl Default for Settings {
+impl Default for Recommended {
     fn default() -> Self {
         Self {
             area: 1280 * 720,
@@ -60,7 +60,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl Recommended {
     /// Reads `wan_i2v.json` in `root`, or returns the defaults when there is none.
     pub(super) fn read(root: &Files) -> Result<Self> {
         if !root.has(FILE) {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::pipeline::tokenize;
 use wan_i2v::sampling::Solver;
 
@@ -78,7 +78,7 @@ fn a_model_s_settings_are_honoured_and_checked() {
 #[test]
 fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
     let scratch = Scratch::new("a");
-    let plan = Plan {
+    let plan = Settings {
         width: 32,
         height: 32,
         frames: 1,
@@ -93,7 +93,7 @@ fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: 0,
-        last_image: false,
+        resize: Resize::Lanczos,
         negative_prompt: String::new(),
     };
     let checkpoint = open(scratch.root()).unwrap();

@@ -31,7 +31,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use image::RgbImage;
 use ndarray::Array3;
 use tempfile::TempDir;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
 };
@@ -88,7 +88,7 @@ struct Made {
 }
 
 fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
-    let plan = Plan {
+    let plan = Settings {
         width: 48,
         height: 32,
         frames: 9,
@@ -103,7 +103,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: 11,
-        last_image: false,
+        resize: Resize::Lanczos,
         negative_prompt: String::new(),
     };
     let ids = |ids: &[u32]| TokenIds {

@@ -7,7 +7,7 @@ use image::RgbImage;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use ndarray::Axis;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Settings};
 use wan_i2v::media::Resize;
 use wan_i2v::media::picture::Picture;
 use wan_i2v::persist::dump::Dump;
@@ -22,9 +22,9 @@ use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use crate::support::{Case, F32, Golden, golden_dir, relative_error};
 
-pub fn plan(case: &Case) -> Plan {
+pub fn plan(case: &Case) -> Settings {
     let settings = &case.settings;
-    Plan {
+    Settings {
         width: settings.width,
         height: settings.height,
         frames: settings.frames,
@@ -39,7 +39,7 @@ pub fn plan(case: &Case) -> Plan {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: settings.seed,
-        last_image: false,
+        resize: Resize::Lanczos,
         negative_prompt: String::new(),
     }
 }

@@ -4,7 +4,7 @@ use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{clip, concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
-use wan_i2v::clip::{Model, Plan};
+use wan_i2v::clip::{Model, Settings};
 use wan_i2v::model::vae::{
     Chunk, Footprint, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder, choose_decode_tiling,
     choose_encode_tiling, decode_peak_bytes, decode_phases, encode_peak_bytes, encode_phases,
@@ -390,7 +390,7 @@ fn a_budget_puts_a_clip_into_tiles() {
     let case = Case::load("a");
     let (checkpoint, vae) = Vae::embedded();
     drop(vae);
-    let plan = Plan {
+    let plan = Settings {
         width: 96,
         height: 144,
         frames: 5,

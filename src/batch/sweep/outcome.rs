@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::Run;
 use crate::clip::Identity;
 use crate::diagnose::analyze::{FrameStats, Report, Status, page};
-use crate::pipeline::{Passes, Summary};
+use crate::pipeline::{Passes, Phase, Summary};
 
 /// The version of an outcome's JSON. Outcomes of another one are made anew.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct Outcome {
     pub settings: Vec<(String, String)>,
     /// The clip's file, in the sweep's folder.
     pub clip: String,
-    /// Whatever the clip's pixels depend on.
+    /// Whatever the clip depends on.
     pub identity: Identity,
     /// Frames a second.
     pub fps: f64,
@@ -48,8 +48,8 @@ pub struct Outcome {
 /// What a phase took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseCost {
-    /// Its name.
-    pub phase: String,
+    /// Which one.
+    pub phase: Phase,
     /// Wall time in seconds.
     pub seconds: f64,
     /// The most memory that arrays took, in bytes.
@@ -124,7 +124,7 @@ impl Outcome {
             .phases
             .iter()
             .map(|phase| PhaseCost {
-                phase: phase.phase.to_string(),
+                phase: phase.phase,
                 seconds: phase.seconds,
                 peak_bytes: phase.memory.peak,
             })
@@ -137,10 +137,10 @@ impl Outcome {
             settings: run.settings.clone(),
             clip,
             identity,
-            fps: summary.plan.fps,
-            width: summary.plan.width,
-            height: summary.plan.height,
-            frames: summary.plan.frames,
+            fps: summary.settings.fps,
+            width: summary.settings.width,
+            height: summary.settings.height,
+            frames: summary.settings.frames,
             seconds: summary.seconds,
             peak_bytes: phases.iter().map(|p| p.peak_bytes).max().unwrap_or(0),
             phases,
@@ -157,13 +157,12 @@ impl Outcome {
         page::write(path, &(serde_json::to_string_pretty(self)? + "\n"))
     }
 
-    /// The outcome at `path`, if one is there of the same run, at the same rate, whose clip is in
-    /// `folder`. What cannot be read counts as not there.
-    pub fn finished(path: &Path, folder: &Path, identity: &Identity, fps: f64) -> Option<Self> {
+    /// The outcome at `path`, if one exists of the same run, whose clip is in `folder`. What cannot
+    /// be read counts as missing.
+    pub fn finished(path: &Path, folder: &Path, identity: &Identity) -> Option<Self> {
         let outcome: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         let same = outcome.schema == SCHEMA
             && outcome.identity == *identity
-            && outcome.fps == fps
             && folder.join(&outcome.clip).exists();
         same.then_some(outcome)
     }

@@ -102,7 +102,7 @@ fn row(number: usize, outcome: &Outcome, ready: Option<&Ready>) -> [String; 6] {
             String::new(),
         ];
     };
-    let plan = entry.plan();
+    let settings = entry.settings();
     let forecast = entry.forecast();
     let todo = *standing != ClipStatus::UpToDate;
     [
@@ -110,7 +110,7 @@ fn row(number: usize, outcome: &Outcome, ready: Option<&Ready>) -> [String; 6] {
         clip.place.clone(),
         format!(
             "{}x{}, {} frames, {} steps",
-            plan.width, plan.height, plan.frames, plan.steps
+            settings.width, settings.height, settings.frames, settings.steps
         ),
         match standing {
             ClipStatus::UpToDate => "there".into(),

@@ -59,8 +59,12 @@ impl Sweep {
         let identity = job.identity(settled.backend)?;
         let record = folder.join(record_name(run));
         Ok(Listed {
-            is_done: Outcome::finished(&record, folder, &identity, job.plan().fps).is_some(),
-            size: [job.plan().width, job.plan().height, job.plan().frames],
+            is_done: Outcome::finished(&record, folder, &identity).is_some(),
+            size: [
+                job.settings().width,
+                job.settings().height,
+                job.settings().frames,
+            ],
             settled,
         })
     }

@@ -240,7 +240,10 @@ impl Sweep {
         if request.model == Model::Tiny && is_first {
             say!("{}", tiny::NOTICE);
         }
-        let (image, resize) = (request.image.clone(), request.resize);
+        let (image, resize) = (
+            request.image.clone(),
+            request.options.resize.unwrap_or_default(),
+        );
         let output = request.output.clone();
         let job = Job::prepare(request)?;
         for warning in job.warnings() {
@@ -256,13 +259,13 @@ impl Sweep {
         }
         let identity = job.identity(backend)?;
         let record = folder.join(record_name(run));
-        if let Some(outcome) = Outcome::finished(&record, folder, &identity, job.plan().fps) {
+        if let Some(outcome) = Outcome::finished(&record, folder, &identity) {
             say!("it is there already");
             return Ok(outcome);
         }
         runtime::limit_memory(budget.bytes)?;
         let mut start = resume.start(&output, &identity, &open)?;
-        report::start(job.plan(), backend, &output);
+        report::start(job.settings(), backend, &output);
         start.tell(false);
         let mut progress = Stoppable {
             inner: &mut *report::reporter(MultiProgress::new(), Vec::new()),

@@ -12,7 +12,7 @@ use mlx_rs::{Array, memory};
 
 use super::judge::{Distance, distance};
 use super::{Bound, CheckResult, scene};
-use crate::clip::{GuideScale, Plan};
+use crate::clip::{GuideScale, Settings};
 use crate::model::dit::{CrossKv, Dit, Rope};
 use crate::model::umt5::pad_rows;
 use crate::model::vae::TEMPORAL_STRIDE;
@@ -68,7 +68,7 @@ pub struct Observed {
 /// When a weight is damaged or MLX fails.
 pub fn observe(checkpoint: &Checkpoint, backend: Backend) -> Result<Observed> {
     // A scale of 1 would need no negative prompt.
-    let plan = Plan {
+    let plan = Settings {
         guide_scale: GuideScale {
             low: 2.0,
             high: 2.0,
@@ -96,7 +96,7 @@ fn see(
     checkpoint: &Checkpoint,
     backend: Backend,
     expert: Expert,
-    plan: &Plan,
+    plan: &Settings,
     prompts: &EncodedPrompts,
     condition: &Condition,
 ) -> Result<Seen> {
@@ -113,7 +113,7 @@ fn see_loaded(
     checkpoint: &Checkpoint,
     dit: &Dit,
     expert: Expert,
-    plan: &Plan,
+    plan: &Settings,
     prompts: &EncodedPrompts,
     condition: &Condition,
 ) -> Result<Seen> {
@@ -158,7 +158,7 @@ fn see_loaded(
 fn place(
     checkpoint: &Checkpoint,
     expert: Expert,
-    plan: &Plan,
+    plan: &Settings,
     condition: &Condition,
 ) -> Result<(i64, Array)> {
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);

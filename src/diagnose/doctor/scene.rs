@@ -5,7 +5,7 @@ use image::RgbImage;
 use mlx_rs::Array;
 use ndarray::Array3;
 
-use crate::clip::{CacheSettings, GuideInterval, GuideScale, Plan};
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use crate::pipeline::{Silent, decode_clip};
 use crate::runtime::Backend;
 use crate::sampling::Solver;
@@ -21,11 +21,11 @@ const BACKGROUND: [f64; 3] = [196.0, 186.0, 170.0];
 const CIRCLE: [f64; 3] = [219.0, 33.0, 33.0];
 
 /// A clip of `frames` with the model's own settings.
-pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Plan {
+pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Settings {
     let settings = &checkpoint.settings;
     let (width, height) = settings.size.unwrap_or((SIDE, SIDE));
     let (low, high) = settings.guide_scale;
-    Plan {
+    Settings {
         width,
         height,
         frames,
@@ -37,7 +37,7 @@ pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Plan {
         guide_interval: GuideInterval::default(),
         cache: CacheSettings::default(),
         seed: SEED,
-        last_image: false,
+        resize: Resize::Lanczos,
         negative_prompt: settings.negative_prompt.clone(),
     }
 }

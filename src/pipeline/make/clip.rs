@@ -92,15 +92,14 @@ impl Clip {
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
         let Job {
-            request,
             picture,
             last,
-            plan,
+            settings,
             ..
         } = &mut self.job;
-        let (width, height) = (plan.width as usize, plan.height as usize);
+        let (width, height) = (settings.width as usize, settings.height as usize);
         let resized =
-            |still: &mut SourceImage| still.take()?.resized(width, height, request.resize);
+            |still: &mut SourceImage| still.take()?.resized(width, height, settings.resize);
         let first = resized(picture).context("--image")?;
         let last = last.as_mut().map(resized).transpose();
         let last = last.context("--last-image")?;
@@ -108,7 +107,7 @@ impl Clip {
             first: first.view(),
             last: last.as_ref().map(|last| last.view()),
         };
-        encoder.encode(self.backend, ends, plan, stage, progress)
+        encoder.encode(self.backend, ends, settings, stage, progress)
     }
 }
 

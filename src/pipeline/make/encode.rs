@@ -97,7 +97,7 @@ impl Scheduler<'_> {
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             let key = &clip.keys.condition;
             if !todo.contains_key(key) && !self.shelf.has(key) {
-                let units = image_units(checkpoint, clip.backend, &clip.job.plan);
+                let units = image_units(checkpoint, clip.backend, &clip.job.settings);
                 todo.insert(key.clone(), units);
             }
         }

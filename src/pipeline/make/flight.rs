@@ -92,13 +92,15 @@ impl ActiveClip<'_> {
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Summary> {
-        let Job { request, plan, .. } = &self.clip.job;
+        let Job {
+            request, settings, ..
+        } = &self.clip.job;
         let tags = self.tags.take();
-        let mut writer = ClipWriter::create(&request.output, &plan.clip_spec(), tags.as_ref())
+        let mut writer = ClipWriter::create(&request.output, &settings.clip_spec(), tags.as_ref())
             .with_context(|| format!("--output {}", request.output.display()))?;
         let strip = request.strip.as_deref();
         let mut strip = strip
-            .map(|path| FilmStrip::new(path, plan.frames, tags))
+            .map(|path| FilmStrip::new(path, settings.frames, tags))
             .transpose()
             .context("--strip")?;
         let (backend, dump) = (self.clip.backend, self.dump.as_ref());
@@ -120,7 +122,7 @@ impl ActiveClip<'_> {
             passes,
             phases: self.phases.clone(),
             memory: Memory::now(),
-            plan: self.clip.job.plan.clone(),
+            settings: self.clip.job.settings.clone(),
         })
     }
 }

@@ -97,7 +97,8 @@ impl Scheduler<'_> {
         if !clip.ready {
             clip.wants().for_each(|key| self.shelf.release(key));
         }
-        self.host.end(clip, Err(error), &mut for_clip(clip, progress));
+        self.host
+            .end(clip, Err(error), &mut for_clip(clip, progress));
         Ok(())
     }
 
@@ -186,16 +187,16 @@ impl Scheduler<'_> {
         let saved = self.host.begin(clip, &mut for_clip(clip, progress))?;
         let dump = clip.dump()?;
         let tags = clip.job.tags(clip.backend)?;
-        let plan = &clip.job.plan;
-        let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-        let sampler = Sampler::new(plan.solver, schedule.clone());
-        let settings = DenoiseSettings {
-            guide_scale: plan.guide_scale,
-            guide_interval: plan.guide_interval,
-            cache: plan.cache.clone(),
+        let settings = &clip.job.settings;
+        let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
+        let sampler = Sampler::new(settings.solver, schedule.clone());
+        let denoising = DenoiseSettings {
+            guide_scale: settings.guide_scale,
+            guide_interval: settings.guide_interval,
+            cache: settings.cache.clone(),
         };
         let denoiser = if let Some(saved) = saved {
-            Denoiser::resume(checkpoint, clip.backend, &saved.state, sampler, settings)
+            Denoiser::resume(checkpoint, clip.backend, &saved.state, sampler, denoising)
                 .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
         } else {
             let mut encoded = Vec::new();
@@ -205,7 +206,7 @@ impl Scheduler<'_> {
             let negative = (encoded.len() > 1).then(|| encoded.remove(1));
             let prompt = encoded.remove(0);
             let condition = Condition(self.shelf.get(&clip.keys.condition)?);
-            let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+            let noise = initial_noise(settings.seed, checkpoint.vae.z_dim, settings.latent_grid());
             if let Some(dump) = &dump {
                 dump.array("noise", &noise)?;
                 dump.integers("timesteps", &schedule.timesteps)?;
@@ -220,7 +221,7 @@ impl Scheduler<'_> {
                 condition,
                 noise,
                 sampler,
-                settings,
+                denoising,
             )
         };
         Ok(StartedClip {

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
 
-use super::{Forecast, Rates, Tokens, forecast};
-use crate::clip::{Plan, Request, Size};
+use super::{Forecast, Inputs, Rates, forecast};
+use crate::clip::{Options, Request, Settings, Size};
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::runtime::Backend;
 use crate::weights::{Bits, Checkpoint, LoadBits};
@@ -55,10 +55,10 @@ pub struct Clip<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Width and height of the picture.
     pub picture: (usize, usize),
-    /// Its settled settings.
-    pub plan: &'a Plan,
-    /// Lengths of the prompts.
-    pub tokens: Tokens,
+    /// Its settings.
+    pub settings: &'a Settings,
+    /// Sizes of what it is made from.
+    pub inputs: Inputs,
 }
 
 /// A way of computing a clip.
@@ -91,7 +91,7 @@ pub fn settle(
     let mut tried = whole;
     let mut chunks = CHUNKS.into_iter();
     loop {
-        let forecast = forecast(clip.checkpoint, clip.plan, clip.tokens, tried, rates)?;
+        let forecast = forecast(clip.checkpoint, clip.settings, clip.inputs, tried, rates)?;
         let fits = forecast.peak_bytes <= bytes;
         let next = chunks.next().filter(|_| !fits);
         let Some((chunk_rows, score_bytes)) = next else {
@@ -150,7 +150,7 @@ pub fn refusal(clip: Clip<'_>, backend: Backend, budget: Budget, least: &Forecas
         let _ = write!(
             message,
             ": {} needs {} GB, {} GB of them for weights, in however small parts it is computed",
-            phase.phase,
+            phase.name(),
             gigabytes(needed),
             gigabytes(phase.weight_bytes),
         );
@@ -174,17 +174,21 @@ fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String>
         .filter_map(|bits| Some((clip.request.model.open(LoadBits::all(bits)).ok()?, bits)))
         .collect();
     let fits = |checkpoint: &Checkpoint, request: &Request| {
-        let patch = checkpoint.high.patch_size[1];
-        let Ok(plan) = request.plan(&checkpoint.settings, clip.picture, patch) else {
+        let Ok(settings) = request.resolve(checkpoint, clip.picture) else {
             return false;
         };
         let clip = Clip {
             request,
             checkpoint,
-            plan: &plan,
+            settings: &settings,
             ..clip
         };
         settle(clip, backend, budget, None).is_ok_and(|settled| settled.fits)
+    };
+    let with = |change: &dyn Fn(&mut Options)| {
+        let mut request = clip.request.clone();
+        change(&mut request.options);
+        request
     };
     let alone = |checkpoint: &Checkpoint, bits: &str| {
         let mut found = Vec::new();
@@ -192,23 +196,17 @@ fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String>
             true => flag,
             false => format!("{bits} {flag}"),
         };
-        let frames = frames_below(clip.plan.frames).find(|&frames| {
-            let request = Request {
-                frames: Some(frames),
-                ..clip.request.clone()
-            };
-            fits(checkpoint, &request)
+        let frames = frames_below(clip.settings.frames).find(|&frames| {
+            let frames = Some(frames);
+            fits(checkpoint, &with(&|options| options.frames = frames))
         });
         found.extend(frames.map(|frames| join(format!("--frames {frames}"))));
-        let pixels = u64::from(clip.plan.width) * u64::from(clip.plan.height);
+        let pixels = u64::from(clip.settings.width) * u64::from(clip.settings.height);
         // A model that knows one size has no smaller one.
         let areas = areas_below(pixels).filter(|_| checkpoint.settings.size.is_none());
         for (name, area) in areas {
-            let request = Request {
-                size: Some(Size::Area(area)),
-                ..clip.request.clone()
-            };
-            if fits(checkpoint, &request) {
+            let size = Some(Size::Area(area));
+            if fits(checkpoint, &with(&|options| options.size = size)) {
                 found.push(join(format!("--area {name}")));
                 break;
             }

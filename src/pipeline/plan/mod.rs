@@ -12,7 +12,7 @@ use crate::model::cost::{flops, memory};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::clip::Plan;
+use crate::clip::Settings;
 use crate::model::dit::DitConfig;
 use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
 use crate::pipeline::{Phase, TEXT_LEN};
@@ -20,20 +20,24 @@ use crate::runtime::Backend;
 use crate::sampling::Schedule;
 use crate::weights::{Checkpoint, Expert, PartName};
 
-/// Token counts of the prompts.
+/// Sizes of what a clip is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    /// Of the prompt.
+pub struct Inputs {
+    /// Tokens of the prompt.
     pub prompt: usize,
-    /// Of the negative prompt, when any step needs one.
+    /// Tokens of the negative prompt, when any step needs one.
     pub negative: Option<usize>,
+    /// Whether the clip's last picture is given as well.
+    pub last_image: bool,
 }
 
 /// What one phase costs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhaseForecast {
-    /// Its name.
-    pub phase: String,
+    /// Which one.
+    pub phase: Phase,
+    /// Whose denoising.
+    pub expert: Option<Expert>,
     /// Floating-point operations.
     pub operations: Operations,
     /// Bytes of the weights that are loaded.
@@ -42,6 +46,16 @@ pub struct PhaseForecast {
     pub peak_bytes: u64,
     /// Seconds at this machine's rates, when they are known.
     pub seconds: Option<f64>,
+}
+
+impl PhaseForecast {
+    /// `text`, or `denoising (high-noise)`.
+    pub fn name(&self) -> String {
+        match self.expert {
+            Some(expert) => format!("{} ({expert})", self.phase),
+            None => self.phase.to_string(),
+        }
+    }
 }
 
 /// What a clip costs.
@@ -70,17 +84,18 @@ struct Steps {
 /// When a file of the checkpoint cannot be read any more.
 pub fn forecast(
     checkpoint: &Checkpoint,
-    plan: &Plan,
-    tokens: Tokens,
+    settings: &Settings,
+    inputs: Inputs,
     backend: Backend,
     rates: Option<&Rates>,
 ) -> Result<Forecast> {
-    let grid = plan.latent_grid();
+    let grid = settings.latent_grid();
     let cells = grid.map(|side| side.max(0) as u64);
     let mut phases = Vec::new();
-    let mut add = |name: String, operations: Operations, weight_bytes: u64, peak_bytes: u64| {
+    let mut add = |(phase, expert), operations: Operations, weight_bytes, peak_bytes| {
         phases.push(PhaseForecast {
-            phase: name,
+            phase,
+            expert,
             operations,
             weight_bytes,
             peak_bytes,
@@ -89,14 +104,14 @@ pub fn forecast(
     };
 
     let text = &checkpoint.text_encoder;
-    let prompts = [Some(tokens.prompt), tokens.negative];
+    let prompts = [Some(inputs.prompt), inputs.negative];
     let counts = || prompts.iter().flatten().map(|&n| n as u64);
     let held = checkpoint.weights_held(PartName::TextEncoder, backend)?;
     let longest = counts().max().unwrap_or(0);
     let encode =
         |n| flops::text_encoder(text, n) + flops::unpack_text_encoder(backend, held.quantized, n);
     add(
-        Phase::Text.to_string(),
+        (Phase::Text, None),
         counts().map(encode).sum(),
         held.bytes,
         held.bytes + memory::text_encoder(text, backend, longest, held.quantized),
@@ -105,21 +120,21 @@ pub fn forecast(
     let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
     let encode_tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
-    let pictures: &[i32] = match plan.last_image {
+    let pictures: &[i32] = match inputs.last_image {
         true => &[0, grid[0] - 1],
         false => &[0],
     };
     add(
-        Phase::Image.to_string(),
+        (Phase::Image, None),
         flops::encode(&checkpoint.vae, grid, encode_tiling, pictures),
         encoder,
         encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
     );
 
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
     let mut passes = 0;
     for expert in [Expert::HighNoise, Expert::LowNoise] {
-        let steps = steps_of(checkpoint, plan, &schedule, expert);
+        let steps = steps_of(checkpoint, settings, &schedule, expert);
         if steps.all == 0 {
             continue;
         }
@@ -130,21 +145,21 @@ pub fn forecast(
         };
         let sequence = config.tokens(grid).max(0) as u64;
         let rows = |n: usize| (n + usize::from(n < TEXT_LEN)) as u64;
-        let negative = tokens
+        let negative = inputs
             .negative
-            .filter(|_| plan.guide_scale.of(expert) != 1.0);
+            .filter(|_| settings.guide_scale.of(expert) != 1.0);
         let held = checkpoint.weights_held(expert.into(), backend)?;
-        let keys: Vec<u64> = [Some(tokens.prompt), negative]
+        let keys: Vec<u64> = [Some(inputs.prompt), negative]
             .into_iter()
             .flatten()
             .map(rows)
             .collect();
         add(
-            format!("{} ({expert})", Phase::Denoising),
+            (Phase::Denoising, Some(expert)),
             denoising(
                 config,
                 sequence,
-                rows(tokens.prompt),
+                rows(inputs.prompt),
                 negative.map(rows),
                 steps,
             ) + flops::unpack_expert(
@@ -166,14 +181,14 @@ pub fn forecast(
                         quantized: held.quantized > 0,
                         guided: steps.guided > 0,
                         cells,
-                        cache: plan.cache.method,
+                        cache: settings.cache.method,
                     },
                 ),
         );
     }
 
     add(
-        Phase::Decoding.to_string(),
+        (Phase::Decoding, None),
         flops::decode(&checkpoint.vae, grid, decode_tiling),
         decoder,
         decoder + memory::decode(&checkpoint.vae, backend, grid, decode_tiling),
@@ -190,13 +205,18 @@ pub fn forecast(
     })
 }
 
-fn steps_of(checkpoint: &Checkpoint, plan: &Plan, schedule: &Schedule, expert: Expert) -> Steps {
+fn steps_of(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    schedule: &Schedule,
+    expert: Expert,
+) -> Steps {
     let mut steps = Steps::default();
-    let guides = plan.guide_scale.of(expert) != 1.0;
+    let guides = settings.guide_scale.of(expert) != 1.0;
     for (index, &timestep) in schedule.timesteps.iter().enumerate() {
         if checkpoint.expert_for(timestep) == expert {
             steps.all += 1;
-            let covered = plan.guide_interval.covers(index, schedule.steps());
+            let covered = settings.guide_interval.covers(index, schedule.steps());
             steps.guided += u64::from(guides && covered);
         }
     }

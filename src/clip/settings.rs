@@ -1,0 +1,306 @@
+//! A clip's settings: the options that are asked for, and what they resolve to.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::identity::{Item, Stage};
+use crate::media::Resize;
+use crate::media::clip::ClipSpec;
+use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
+use crate::sampling::{CacheSettings, GuideInterval, GuideScale, Solver};
+use crate::text::clean;
+use crate::util::limits::{self, MAX_SIDE};
+use crate::weights::Recommended;
+
+/// Declares each setting once: as a field of [`Settings`], and as one of [`Options`] that may be
+/// absent.
+macro_rules! settings {
+    ($($(#[$doc:meta])+ $name:ident: $kind:ty,)+) => {
+        /// Everything about a clip that can be chosen, besides its pictures and its prompt.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct Settings {
+            /// Pixels per row.
+            pub width: u32,
+            /// Rows.
+            pub height: u32,
+            $($(#[$doc])+ pub $name: $kind,)+
+        }
+
+        /// The settings that are given explicitly.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Options {
+            /// Size of the clip.
+            pub size: Option<Size>,
+            $($(#[$doc])+ pub $name: Option<$kind>,)+
+        }
+    };
+}
+
+settings! {
+    /// Pixel frames, 4n + 1.
+    frames: u32,
+    /// Frames per second.
+    fps: f64,
+    /// Denoising steps.
+    steps: u32,
+    /// Solver of the differential equation.
+    solver: Solver,
+    /// Shift of the noise schedule.
+    shift: f64,
+    /// Guidance scales.
+    guide_scale: GuideScale,
+    /// The steps that are guided.
+    guide_interval: GuideInterval,
+    /// The cache.
+    cache: CacheSettings,
+    /// Seed of the initial noise, as PyTorch's CPU generator takes it.
+    seed: u64,
+    /// How pictures are resized.
+    resize: Resize,
+    /// The negative prompt; an empty option means the model's, an empty setting that no step needs
+    /// one.
+    negative_prompt: String,
+}
+
+/// How a clip's size is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Exactly this many pixels.
+    Exact {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+    /// About this many pixels in all, with the picture's aspect ratio.
+    Area(u64),
+}
+
+/// The flag of [`Settings::seed`].
+pub(super) const SEED: &str = "--seed";
+
+impl Options {
+    /// Checks what needs neither the model nor the picture.
+    ///
+    /// # Errors
+    /// Names the flag, what was given and what is expected.
+    pub fn check(&self) -> Result<()> {
+        if let Some(frames) = self.frames {
+            limits::check_frames("--frames", frames)?;
+        }
+        if let Some(steps) = self.steps {
+            limits::check_steps("--steps", steps)?;
+        }
+        if let Some(fps) = self.fps {
+            limits::check_fps("--fps", fps)?;
+        }
+        if let Some(shift) = self.shift {
+            limits::check_shift("--shift", shift)?;
+        }
+        if let Some(GuideScale { low, high }) = self.guide_scale {
+            limits::check_guide_scale("--guide-scale", low, high)?;
+        }
+        if let Some(GuideInterval { start, end }) = self.guide_interval {
+            ensure!(
+                (0.0..=1.0).contains(&start) && (0.0..=1.0).contains(&end) && start < end,
+                "--guide-interval {start},{end}: expected two shares of the steps from 0 to 1, the \
+                 first smaller than the second"
+            );
+        }
+        if let Some(Size::Area(area)) = self.size {
+            limits::check_area("--area", area)?;
+        }
+        Ok(())
+    }
+
+    /// The settings of a clip that starts with a picture of `picture` (width, height) pixels:
+    /// options, then the model's recommendations. The model has `patch` latent rows and columns per
+    /// token.
+    ///
+    /// # Errors
+    /// When a size does not fit the model's grid, or the model has no such cache.
+    pub fn resolve(
+        &self,
+        model: &Recommended,
+        picture: (usize, usize),
+        patch: i32,
+    ) -> Result<Settings> {
+        let recommended = match model.size {
+            Some((width, height)) => Size::Exact { width, height },
+            None => Size::Area(model.area),
+        };
+        let size = self.size.unwrap_or(recommended);
+        let (width, height) = size.resolve(picture, patch)?;
+        let guide_scale = self.guide_scale.unwrap_or(GuideScale {
+            low: model.guide_scale.0,
+            high: model.guide_scale.1,
+        });
+        // As given: cleaning twice resolves one level of escaping too many.
+        let negative = self.negative_prompt.as_ref();
+        let negative = negative.filter(|prompt| !clean(prompt).is_empty());
+        let negative = negative.unwrap_or(&model.negative_prompt);
+        Ok(Settings {
+            width,
+            height,
+            frames: self.frames.unwrap_or(model.frames),
+            fps: self.fps.unwrap_or(model.fps),
+            steps: self.steps.unwrap_or(model.steps),
+            solver: self.solver.unwrap_or_default(),
+            shift: self.shift.unwrap_or(model.shift),
+            guide_scale,
+            guide_interval: self.guide_interval.unwrap_or_default(),
+            cache: (self.cache.clone().unwrap_or_default()).for_model(&model.teacache)?,
+            seed: self.seed.unwrap_or_default(),
+            resize: self.resize.unwrap_or_default(),
+            negative_prompt: match guide_scale.needs_negative() {
+                true => negative.clone(),
+                false => String::new(),
+            },
+        })
+    }
+}
+
+impl Size {
+    /// Width and height for a picture of `picture` (width, height) pixels.
+    fn resolve(self, picture: (usize, usize), patch: i32) -> Result<(u32, u32)> {
+        let multiple = (SPATIAL_STRIDE * patch) as u32;
+        match self {
+            Size::Exact { width, height } => {
+                for (side, pixels) in [("width", width), ("height", height)] {
+                    ensure!(
+                        pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
+                        "--size {width}x{height}: the {side} {pixels} is not a multiple of \
+                         {multiple} from {multiple} to {MAX_SIDE}; the nearest is {}",
+                        nearest_multiple(pixels, multiple)
+                    );
+                }
+                Ok((width, height))
+            }
+            Size::Area(area) => {
+                let (width, height) = fit_area(area, picture, patch);
+                ensure!(
+                    width >= multiple && height >= multiple && width.max(height) <= MAX_SIDE,
+                    "the picture is {} x {} pixels, which makes a clip of {width} x {height} at \
+                     {area} pixels; choose --size, multiples of {multiple} from {multiple} to \
+                     {MAX_SIDE}",
+                    picture.0,
+                    picture.1
+                );
+                Ok((width, height))
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// Latent frames, rows and columns.
+    pub fn latent_grid(&self) -> [i32; 3] {
+        [
+            (self.frames as i32 - 1) / TEMPORAL_STRIDE + 1,
+            self.height as i32 / SPATIAL_STRIDE,
+            self.width as i32 / SPATIAL_STRIDE,
+        ]
+    }
+
+    /// The clip's file as its writer needs to know it.
+    pub(crate) fn clip_spec(&self) -> ClipSpec {
+        ClipSpec {
+            width: self.width,
+            height: self.height,
+            fps: self.fps,
+        }
+    }
+
+    /// Every setting but the negative prompt: its flag, its value as the command line takes it, and
+    /// the stages that it affects.
+    pub fn items(&self) -> Vec<Item> {
+        use Stage::{Decode, Denoise, File, Image};
+        let Self {
+            width,
+            height,
+            frames,
+            fps,
+            steps,
+            solver,
+            shift,
+            guide_scale: scale,
+            guide_interval: interval,
+            cache,
+            seed,
+            resize,
+            negative_prompt: _,
+        } = self;
+        vec![
+            Item::new(
+                "--size",
+                &[Image, Denoise, Decode],
+                format!("{width}x{height}"),
+            ),
+            Item::new("--frames", &[Image, Denoise, Decode], frames),
+            Item::new("--fps", &[File], fps),
+            Item::new("--steps", &[Denoise], steps),
+            Item::new("--solver", &[Denoise], solver),
+            Item::new("--shift", &[Denoise], shift),
+            Item::new(
+                "--guide-scale",
+                &[Denoise],
+                format!("{},{}", scale.low, scale.high),
+            ),
+            Item::new(
+                "--guide-interval",
+                &[Denoise],
+                format!("{},{}", interval.start, interval.end),
+            ),
+            Item::new("--cache", &[Denoise], cache),
+            Item::new(SEED, &[Denoise], seed),
+            Item::new("--resize", &[Image], resize),
+        ]
+    }
+}
+
+/// Width and height of about `area` pixels with the picture's aspect ratio, rounded down to whole
+/// tokens as `WanI2V.generate` of Wan-Video/Wan2.2 (`wan/image2video.py`) does.
+fn fit_area(area: u64, (width, height): (usize, usize), patch: i32) -> (u32, u32) {
+    let aspect = height as f64 / width as f64;
+    let pixels = |length: f64| {
+        let latents = (length / f64::from(SPATIAL_STRIDE)).floor();
+        let tokens = (latents / f64::from(patch)).floor();
+        (tokens * f64::from(patch * SPATIAL_STRIDE)) as u32
+    };
+    let area = area as f64;
+    (
+        pixels((area / aspect).sqrt()),
+        pixels((area * aspect).sqrt()),
+    )
+}
+
+fn nearest_multiple(pixels: u32, multiple: u32) -> u32 {
+    let rounded = (u64::from(pixels) + u64::from(multiple) / 2) / u64::from(multiple);
+    (rounded * u64::from(multiple)).clamp(
+        u64::from(multiple),
+        u64::from(MAX_SIDE / multiple * multiple),
+    ) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of the reference's own expression in numpy.
+    #[test]
+    fn areas_keep_the_aspect_ratio_as_the_reference_does() {
+        // The reference loses a row of tokens here: its root is 479.99999999999994.
+        assert_eq!(fit_area(480 * 832, (832, 480), 2), (832, 464));
+        assert_eq!(fit_area(1280 * 720, (1280, 720), 2), (1280, 720));
+        assert_eq!(fit_area(1280 * 720, (720, 1280), 2), (720, 1280));
+        assert_eq!(fit_area(480 * 832, (1000, 1000), 2), (624, 624));
+        assert_eq!(fit_area(480 * 832, (1920, 800), 2), (976, 400));
+    }
+
+    #[test]
+    fn nearest_multiples_stay_in_range() {
+        assert_eq!(nearest_multiple(0, 16), 16);
+        assert_eq!(nearest_multiple(100, 16), 96);
+        assert_eq!(nearest_multiple(u32::MAX, 16), MAX_SIDE);
+    }
+}
