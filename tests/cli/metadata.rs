@@ -50,11 +50,12 @@ fn every_kind_of_clip_says_how_it_was_made() {
         ("fps", json!(16.0)),
         ("steps", json!(2)),
         ("solver", json!("unipc")),
-        ("guide_scale", json!([1.5, 3.25])),
+        ("guide_scale", json!({ "low": 1.5, "high": 3.25 })),
+        ("format", json!(2)),
         ("guide_interval", json!([0.0, 1.0])),
         (
             "cache",
-            json!("easycache,threshold=0.5,retention=1,cutoff=1"),
+            json!({ "method": "easycache", "threshold": 0.5, "retention": 1, "cutoff": 1 }),
         ),
         ("seed", json!(7)),
         ("resize", json!("lanczos")),
@@ -240,6 +241,17 @@ fn files_of_others_are_refused() {
         gif(comment);
         refused("file.gif", &["file.gif", "is not of this program"]);
     }
-    gif(r#"{"software": "wan-i2v 99\u001b"}"#);
+    gif(r#"{"software": "wan-i2v 99\u001b", "format": 2}"#);
     refused("file.gif", &["wan-i2v 99\\u{1b} made it", "missing field"]);
+    gif(r#"{"software": "wan-i2v 99", "format": 3}"#);
+    let other = "wan-i2v 99 says how it was made in format 3; this version reads format 2";
+    refused("file.gif", &[other, "\nhint: "]);
+    // Made by the program of the first format.
+    let old = include_bytes!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/format-1.gif"
+    ));
+    fs::write(bench.path("file.gif"), old).unwrap();
+    let old = "wan-i2v 0.1.0 says how it was made in format 1; this version reads format 2";
+    refused("file.gif", &[old, "\nhint: "]);
 }

@@ -133,7 +133,7 @@ fn another_run_is_refused_with_the_difference() {
             "--guide-interval: 0,1 then, 0,0.5",
         ),
         (&["--cache", "easycache"], "--cache: "),
-        (&["--resize", "bicubic"], "--resize: Lanczos then, Bicubic"),
+        (&["--resize", "bicubic"], "--resize: lanczos then, bicubic"),
         (&["--dtype", "bf16"], "--dtype: f32 then, bf16 now"),
         (
             &["--text-bits", "8"],
@@ -213,6 +213,31 @@ fn a_damaged_state_is_not_lost_silently() {
     }
     let missing = run(&mut bench.clip("clip.mp4", &["--resume", "nowhere"]));
     missing.assert_refused(1, &["--resume", "nowhere"]);
+    succeed(&mut bench.clip("clip.mp4", &["--resume", "never"]));
+    bench.assert_only(&["clip.mp4"]);
+}
+
+/// `tests/data/format-1.wan-state` was written by the program of that format.
+#[test]
+fn a_state_of_the_first_format_is_refused() {
+    let bench = Bench::new("a");
+    let old = include_bytes!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/format-1.wan-state"
+    ));
+    let state = bench.state("clip.mp4");
+    fs::write(&state, old).unwrap();
+    let ran = run(&mut bench.clip("clip.mp4", &[]));
+    ran.assert_refused(
+        1,
+        &[
+            "clip.mp4.wan-state",
+            "its format is 1, and this program's is 2",
+            "\nhint: resume it with the program that wrote it",
+            "\nhint: --resume never",
+        ],
+    );
+    assert!(fs::read(&state).unwrap() == old);
     succeed(&mut bench.clip("clip.mp4", &["--resume", "never"]));
     bench.assert_only(&["clip.mp4"]);
 }

@@ -157,7 +157,10 @@ fn a_job_then_the_command_line_then_its_file_then_variables_then_the_config() {
         assert_eq!(record["prompt"], "a dog", "{record}");
         assert_eq!(record["fps"], fps);
         assert_eq!(record["shift"], 2.0);
-        assert_eq!(record["guide_scale"], json!([guide, guide]));
+        assert_eq!(
+            record["guide_scale"],
+            json!({ "low": guide, "high": guide })
+        );
         assert_eq!(record["solver"], "unipc");
         assert_eq!(
             (&record["width"], &record["height"]),
