@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/data/gguf/, for tests/checkpoint/gguf.rs and encoding.rs.
+"""Writes tests/data/gguf/, for tests/all/weights/gguf.rs and encoding.rs.
 
 types.gguf: a tensor of random blocks in every type, and metadata of every kind, written by the
 gguf package. values.safetensors: their float32 values by gguf.quants.dequantize; the values of

@@ -1,4 +1,4 @@
-"""Golden data for tests/media: run with torch, pillow and safetensors installed.
+"""Golden data for tests/all/media: run with torch, pillow and safetensors installed.
 
     python scripts/golden_media.py tests/data/media
 

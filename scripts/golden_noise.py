@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/data/noise.json: numbers drawn by PyTorch's CPU generator, for tests/noise.rs.
+"""Writes tests/data/noise.json: numbers drawn by PyTorch's CPU generator, for tests/all/noise.rs.
 
 Needs torch. Run from anywhere: python scripts/golden_noise.py
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/data/text/clean.json and tokens.json, for tests/text.rs.
+"""Writes tests/data/text/clean.json and tokens.json, for tests/all/text.rs.
 
 clean.json: prompts as the reference cleans them (Wan-Video/Wan2.2 wan/modules/tokenizers.py: ftfy,
 html.unescape twice, white space), and those on which src/text/clean.rs knowingly departs.

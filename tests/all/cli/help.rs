@@ -1,0 +1,183 @@
+//! What the program says of itself: help, suggestions, completions, man pages.
+
+use std::fs;
+use std::process::Command;
+
+use crate::cli::{Bench, program, run};
+
+const COMMANDS: [&str; 7] = [
+    "inspect",
+    "convert",
+    "pull",
+    "plan",
+    "show",
+    "completions",
+    "man",
+];
+
+fn said(arguments: &[&str]) -> String {
+    let ran = run(program().args(arguments).env("COLUMNS", "100"));
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (Some(0), ""),
+        "{arguments:?}"
+    );
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+/// The lines that begin with a flag, and what is said of it in the lines after.
+fn flags(help: &str) -> Vec<(String, String)> {
+    let mut flags: Vec<(String, String)> = Vec::new();
+    for line in help.lines().map(str::trim) {
+        if line.starts_with('-') {
+            // On its own line, or in the second column.
+            let (flag, text) = line.split_once("  ").unwrap_or((line, ""));
+            flags.push((flag.to_owned(), text.trim().to_owned()));
+        } else if let Some((_, text)) = flags.last_mut() {
+            *text += line;
+        }
+    }
+    flags
+}
+
+#[test]
+fn help_is_grouped_and_says_of_every_flag_what_it_is() {
+    let (short, long) = (said(&["-h"]), said(&["--help"]));
+    for heading in [
+        "Input", "Model", "Output", "Sampling", "Machine", "Progress",
+    ] {
+        for help in [&short, &long] {
+            assert!(
+                help.contains(&format!("\n{heading}:\n")),
+                "{heading}: {help}"
+            );
+        }
+    }
+    assert!(short.lines().count() * 2 < long.lines().count());
+    assert!(!short.contains("--dense-above") && long.contains("--dense-above"));
+    assert!(short.contains("wan-i2v --help") && long.contains("\nExamples:\n"));
+    for code in ["0", "1", "2", "101", "130", "143"] {
+        let at = format!("\n{code:>5}  ");
+        assert!(long.contains(&at), "{code}");
+    }
+    for short in [
+        "-i, --image",
+        "-p, --prompt",
+        "-m, --model",
+        "-o, --output",
+        "-s, --seed",
+    ] {
+        assert!(long.contains(short), "{short}");
+    }
+    let mut counted = 0;
+    for command in [""].iter().chain(&COMMANDS) {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        for (flag, text) in flags(&said(&arguments)) {
+            assert!(text.len() > 5, "{command} {flag} says {text:?}");
+            counted += 1;
+        }
+    }
+    assert!(counted > 80, "{counted}");
+}
+
+#[test]
+fn what_may_be_meant_is_said() {
+    let bench = Bench::new("a");
+    for (arguments, meant) in [
+        (&["pln"][..], "'plan'"),
+        (&["shwo", "x.mp4"], "'show'"),
+        (&["--imgae", "x"], "'--image'"),
+        (&["plan", "--stepps", "3"], "'--steps'"),
+        (&["convert", "a", "b", "--bit", "4"], "'--bits'"),
+        (&["plan", "--solver", "unipx"], "'unipc'"),
+        (&["plan", "--device", "gpuu"], "'gpu'"),
+        (&["-i=x", "-p=x", "--progress", "jsn"], "'json'"),
+        (&["completions", "bsh"], "'bash'"),
+        (&["inspect", "x", "--part", "hihg"], "'high'"),
+    ] {
+        let ran = run(program().current_dir(bench.work.path()).args(arguments));
+        ran.assert_refused(2, &["tip: ", meant]);
+    }
+    fs::write(bench.path("start.png"), "").unwrap();
+    fs::create_dir(bench.path("wan2.2")).unwrap();
+    for (arguments, meant) in [
+        (&["-i", "strat.png", "-p", "x"][..], "start.png"),
+        (&["plan", "-m", "./wan22"], "./wan2.2"),
+        (&["plan", "--vae", "wan2"], "wan2.2"),
+        (&["inspect", "wan.2.2"], "wan2.2"),
+        (&["convert", "wan-2.2", "x"], "wan2.2"),
+        (&["show", "start.pgn"], "start.png"),
+        (&["plan", "--config", "strt.png"], "start.png"),
+    ] {
+        let ran = run(program().current_dir(bench.work.path()).args(arguments));
+        assert!(matches!(ran.code, Some(1 | 2)), "{arguments:?}");
+        let meant = format!("; did you mean {meant}?");
+        assert!(ran.stderr.contains(&meant), "{arguments:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn completions_are_for_every_shell_and_bash_takes_them() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = said(&["completions", shell]);
+        for word in ["guide-scale", "wan-i2v", "inspect", "Denoising steps"] {
+            // Bash shows no descriptions.
+            let said = script.contains(word) || shell == "bash" && word.contains(' ');
+            assert!(said, "{shell}: {word}");
+        }
+    }
+    let script = said(&["completions", "bash"]);
+    // Completes the third word of the line.
+    let ask = "COMP_WORDS=(wan-i2v --solver u) COMP_CWORD=2\n\
+               words=($(complete -p wan-i2v)); declare -i at=0\n\
+               until [ \"${words[at]}\" = -F ]; do at+=1; done\n\
+               \"${words[at+1]}\" wan-i2v u --solver; echo \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    let ran = run(bash.args(["--norc", "-c", &format!("{script}\n{ask}")]));
+    assert_eq!(ran.stdout, b"unipc\n", "{}", ran.stderr);
+}
+
+#[test]
+fn man_pages_are_written_for_every_command() {
+    let bench = Bench::new("a");
+    let page = said(&["man"]);
+    for part in [".TH wan-i2v 1", "guide\\-scale", "Exit codes", ".SH INPUT"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let ran = run(program()
+        .current_dir(bench.work.path())
+        .args(["man", "a/man1"]));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let written: Vec<String> = COMMANDS
+        .iter()
+        .map(|name| format!("wan-i2v-{name}.1"))
+        .collect();
+    for name in written.iter().map(String::as_str).chain(["wan-i2v.1"]) {
+        let page = fs::read_to_string(bench.path("a/man1").join(name)).unwrap();
+        assert!(page.contains(".SH NAME"), "{name}");
+        let line = format!("a/man1/{name}\n");
+        assert!(String::from_utf8_lossy(&ran.stdout).contains(&line));
+    }
+    fs::write(bench.path("file"), "").unwrap();
+    let ran = run(program()
+        .current_dir(bench.work.path())
+        .args(["man", "file"]));
+    ran.assert_refused(1, &["cannot write man pages into file"]);
+}
+
+/// Escapes are for terminals, and stderr and stdout are asked each by itself.
+#[test]
+fn nothing_is_coloured_in_a_pipe() {
+    for arguments in [
+        &["--help"][..],
+        &["plan", "--json"],
+        &["--nothing"],
+        &["-i", "x", "-p", "x"],
+    ] {
+        let ran = run(program().args(arguments));
+        assert!(
+            !ran.stdout.contains(&0x1b) && !ran.stderr.contains('\u{1b}'),
+            "{arguments:?}"
+        );
+    }
+}

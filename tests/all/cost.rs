@@ -1,0 +1,572 @@
+//! What a forecast says against what a run does: operations to the last one, memory within 15%.
+
+use mlx_rs::ops::{full, zeros_dtype};
+use mlx_rs::{Array, Dtype, memory};
+use ndarray::Array3;
+use wan_i2v::clip::{
+    CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
+};
+use wan_i2v::media::Resize;
+use wan_i2v::model::cost::memory::{self as estimate, Denoising};
+use wan_i2v::model::dit::{Dit, DitConfig, Rope};
+use wan_i2v::model::layers::{Quantized, Weight};
+use wan_i2v::model::vae::choose_decode_tiling;
+use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::pipeline::plan::{
+    Budget, Clip, Forecast, Inputs, Operations, Settled, fit, forecast, settle,
+};
+use wan_i2v::pipeline::{
+    DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
+    initial_noise, tokenize,
+};
+use wan_i2v::runtime::{Backend, DeviceKind, Precision, operations, to_host, unpacked};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
+use wan_i2v::tiny;
+use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
+
+use crate::support::mlx;
+
+/// What one phase did.
+#[derive(Debug)]
+struct Measured {
+    operations: u64,
+    unpacked: u64,
+    peak: u64,
+}
+
+fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -> Settings {
+    Settings {
+        width: size,
+        height: size,
+        frames,
+        fps: 16.0,
+        steps: 4,
+        solver: Solver::UniPc,
+        shift: 5.0,
+        guide_scale,
+        guide_interval: GuideInterval {
+            start: interval.0,
+            end: interval.1,
+        },
+        cache: CacheSettings::default(),
+        seed: 1,
+        resize: Resize::Lanczos,
+        negative_prompt: String::new(),
+    }
+}
+
+fn phase<T>(phases: &mut Vec<Measured>, run: impl FnOnce() -> T) -> T {
+    memory::clear_cache().unwrap();
+    memory::reset_peak_memory().unwrap();
+    let (before, packed) = (operations(), unpacked());
+    let result = run();
+    phases.push(Measured {
+        operations: operations() - before,
+        unpacked: unpacked() - packed,
+        peak: memory::peak_memory().unwrap() as u64,
+    });
+    result
+}
+
+/// Runs a clip of the miniature, phase by phase.
+fn run(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    plan: &Settings,
+    last_image: bool,
+) -> (Inputs, Vec<Measured>) {
+    let mut phases = Vec::new();
+    let ids = tokenize(checkpoint, "the red circle moves up", plan).unwrap();
+    let inputs = Inputs {
+        last_image,
+        prompt: ids.prompt.ids.len(),
+        negative: ids.negative.as_ref().map(|ids| ids.ids.len()),
+    };
+    let encoded = phase(&mut phases, || {
+        encode_prompts(checkpoint, backend, &ids, None, &mut Silent).unwrap()
+    });
+    let pixels = Array3::zeros((plan.height as usize, plan.width as usize, 3));
+    let condition = phase(&mut phases, || {
+        let ends = Ends {
+            first: pixels.view(),
+            last: last_image.then(|| pixels.view()),
+        };
+        encode_condition(checkpoint, backend, ends, plan, None, &mut Silent).unwrap()
+    });
+    let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let settings = DenoiseSettings {
+        guide_scale: plan.guide_scale,
+        guide_interval: plan.guide_interval,
+        cache: plan.cache.clone(),
+    };
+    let latents = phase(&mut phases, || {
+        let sampler = Sampler::new(plan.solver, schedule);
+        Denoiser::new(
+            checkpoint, backend, encoded, condition, noise, sampler, settings,
+        )
+        .run(None, &mut Silent)
+        .unwrap()
+    });
+    phase(&mut phases, || {
+        decode_clip(
+            checkpoint,
+            backend,
+            &latents,
+            None,
+            &mut Silent,
+            &mut |_| Ok(()),
+        )
+        .unwrap();
+    });
+    (inputs, phases)
+}
+
+/// The forecast of the same four phases: both experts together.
+fn forecast_of(forecast: &Forecast) -> Vec<(Operations, u64)> {
+    let mut phases = vec![(Operations::default(), 0); 4];
+    let count = forecast.phases.len();
+    for (i, phase) in forecast.phases.iter().enumerate() {
+        let place = match i {
+            0 | 1 => i,
+            i if i + 1 == count => 3,
+            _ => 2,
+        };
+        let (operations, peak) = &mut phases[place];
+        *operations = *operations + phase.operations;
+        *peak = phase.peak_bytes.max(*peak);
+    }
+    phases
+}
+
+const NAMES: [&str; 4] = ["text", "image", "denoising", "decoding"];
+
+fn backend() -> Backend {
+    Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
+}
+
+#[test]
+fn operations_are_exact() {
+    let _mlx = mlx();
+    let embedded = |bits| Checkpoint::embedded(tiny::FILES, bits).unwrap();
+    let dense = embedded(LoadBits::default());
+    let packed = embedded(LoadBits::all(Bits::Four));
+    let guided = GuideScale {
+        low: 2.0,
+        high: 2.0,
+    };
+    let half = GuideScale {
+        low: 1.0,
+        high: 3.0,
+    };
+    let whole = backend();
+    let apart = Backend {
+        joint_tokens: 0,
+        ..whole
+    };
+    let in_parts = Backend {
+        chunk_rows: 20,
+        score_bytes: 1000,
+        vae_budget: Some(1),
+        ..apart
+    };
+    // The last one ends with a picture as well.
+    for (index, (checkpoint, plan, backend)) in [
+        (&dense, plan(64, 17, guided, (0.0, 1.0)), whole),
+        (&packed, plan(32, 1, guided, (0.0, 1.0)), whole),
+        (&packed, plan(48, 5, half, (0.0, 1.0)), apart),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), whole),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), apart),
+        (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts),
+        (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts),
+        (&dense, plan(16, 61, half, (0.0, 1.0)), whole),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (inputs, measured) = run(checkpoint, backend, &plan, index == 7);
+        let forecast = forecast(checkpoint, &plan, inputs, backend, None).unwrap();
+        for ((expected, _), (measured, name)) in forecast_of(&forecast)
+            .into_iter()
+            .zip(measured.iter().zip(NAMES))
+        {
+            assert_eq!(measured.operations, expected.total(), "{name} of {plan:?}");
+            assert_eq!(measured.unpacked, expected.unpacked, "{name} of {plan:?}");
+        }
+    }
+}
+
+#[test]
+fn memory_is_within_15_percent() {
+    let _mlx = mlx();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let guided = GuideScale {
+        low: 2.0,
+        high: 2.0,
+    };
+    let whole = backend();
+    let apart = Backend {
+        joint_tokens: 0,
+        ..whole
+    };
+    let in_parts = |chunk_rows, score_bytes, vae_budget| Backend {
+        chunk_rows,
+        score_bytes,
+        vae_budget: Some(vae_budget),
+        ..apart
+    };
+    for (size, frames, backend) in [
+        (64, 17, whole),
+        (96, 5, whole),
+        (128, 9, whole),
+        (128, 9, apart),
+        (128, 9, in_parts(256, 1 << 20, 30_000_000)),
+        (192, 9, in_parts(128, 1 << 20, 20_000_000)),
+    ] {
+        let plan = plan(size, frames, guided, (0.0, 1.0));
+        let (inputs, measured) = run(&checkpoint, backend, &plan, false);
+        let forecast = forecast(&checkpoint, &plan, inputs, backend, None).unwrap();
+        for ((_, expected), (measured, name)) in forecast_of(&forecast)
+            .into_iter()
+            .zip(measured.iter().zip(NAMES))
+        {
+            let ratio = expected as f64 / measured.peak as f64;
+            println!(
+                "measured {size} x {size}, {frames} frames, chunks of {}, {name}: {} bytes, \
+                 forecast {ratio:.3} of it",
+                backend.chunk_rows, measured.peak
+            );
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{size}, {frames}, {name}: {ratio}"
+            );
+        }
+    }
+}
+
+/// Latents do not depend on the way they are computed.
+#[test]
+fn every_way_of_computing_gives_the_same_latents() {
+    let _mlx = mlx();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let plan = plan(
+        64,
+        17,
+        GuideScale {
+            low: 2.0,
+            high: 3.5,
+        },
+        (0.0, 1.0),
+    );
+    let ids = tokenize(&checkpoint, "the red circle moves up", &plan).unwrap();
+    let apart = Backend {
+        joint_tokens: 0,
+        ..backend()
+    };
+    let encoded = encode_prompts(&checkpoint, apart, &ids, None, &mut Silent).unwrap();
+    let picture = |(y, x, c): (usize, usize, usize)| ((y * 7 + x * 3 + c * 50) % 256) as f32;
+    let pixels = Array3::from_shape_fn((64, 64, 3), |at| picture(at) / 127.5 - 1.0);
+    let condition =
+        encode_condition(&checkpoint, apart, pixels.view(), &plan, None, &mut Silent).unwrap();
+    let latents = |backend: Backend| {
+        let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+        let schedule = Schedule::new(plan.solver, 12, plan.shift);
+        let mut denoiser = Denoiser::new(
+            &checkpoint,
+            backend,
+            encoded.clone(),
+            condition.clone(),
+            noise,
+            Sampler::new(plan.solver, schedule),
+            plan.guide_scale,
+        );
+        to_host(&denoiser.run(None, &mut Silent).unwrap()).unwrap()
+    };
+    let expected = latents(apart);
+    let most = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    for (way, backend) in [
+        ("one batch", backend()),
+        (
+            "chunks of 7 tokens",
+            Backend {
+                chunk_rows: 7,
+                ..apart
+            },
+        ),
+        (
+            "scores in parts",
+            Backend {
+                score_bytes: 1000,
+                ..apart
+            },
+        ),
+    ] {
+        let differences = latents(backend).into_iter().zip(&expected);
+        let worst = differences.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
+        println!("measured {way}: {:.1e}", worst / most);
+        assert!(worst / most < 1e-5, "{way}: {worst} of {most}");
+        let may_agree = ["one batch", "scores in parts"].contains(&way);
+        assert!(worst > 0.0 || may_agree, "{way} changed nothing");
+    }
+}
+
+/// The miniature's denoising and decoding within ever less memory.
+#[test]
+fn a_budget_is_met_with_the_least_work_or_refused() {
+    let _mlx = mlx();
+    let request = Request {
+        model: Model::Tiny,
+        bits: LoadBits::default(),
+        image: "start.png".into(),
+        last_image: None,
+        prompt: "the red circle moves up".into(),
+        options: Options {
+            frames: Some(33),
+            // Larger than the miniature's own size, so that every phase has something to cut.
+            size: Some(Size::Exact {
+                width: 256,
+                height: 256,
+            }),
+            ..Options::default()
+        },
+        output: "clip.mp4".into(),
+        strip: None,
+        metadata: true,
+        dump: None,
+    };
+    let checkpoint = request.model.open(request.bits).unwrap();
+    let planned = |request: &Request| request.resolve(&checkpoint, (64, 64)).unwrap();
+    let plan = planned(&request);
+    let clip = Clip {
+        request: &request,
+        checkpoint: &checkpoint,
+        picture: (64, 64),
+        settings: &plan,
+        inputs: Inputs {
+            prompt: 9,
+            negative: Some(1),
+            last_image: false,
+        },
+    };
+    let budget = |megabytes: u64| Budget {
+        bytes: megabytes * 1_000_000,
+        asked: true,
+    };
+    let settled = |megabytes| settle(clip, backend(), budget(megabytes), None).unwrap();
+    let grid = plan.latent_grid();
+    let tiles = |settled: &Settled| {
+        choose_decode_tiling(&checkpoint.vae, settled.backend, grid)
+            .map_or(1, |tiling| tiling.tiles(grid[1], grid[2]).len())
+    };
+    let plenty = settled(10_000);
+    assert!(plenty.fits && plenty.backend.chunk_rows == i32::MAX);
+    assert_eq!(tiles(&plenty), 1);
+    let mut last = plenty.forecast.peak_bytes;
+    let mut operations = 0;
+    for megabytes in [250, 200, 170, 160] {
+        let way = settled(megabytes);
+        assert!(way.fits, "{megabytes} MB: {way:?}");
+        assert!(way.forecast.peak_bytes <= (megabytes - 100) * 1_000_000);
+        assert!(way.forecast.peak_bytes <= last);
+        last = way.forecast.peak_bytes;
+        let phases = way.forecast.phases.iter();
+        let sum: u64 = phases.map(|phase| phase.operations.total()).sum();
+        assert!(sum >= operations, "less memory never means less work");
+        operations = sum;
+    }
+    assert!(tiles(&settled(160)) > 1);
+    // Where the VAE does not fit, nothing is left untried.
+    let hopeless = settled(100);
+    assert!(!hopeless.fits && hopeless.backend.chunk_rows == 1024);
+
+    let error = fit(clip, backend(), budget(120), None)
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "--memory-budget 0.120",
+        "needs 0.1",
+        "weights",
+        "it would fit with --frames ",
+        "or allow more with --memory-budget 0.1",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    // What the message names is true.
+    let number = |after: &str| {
+        let (_, rest) = error.rsplit_once(after).unwrap();
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
+        rest[..end].parse::<f64>().unwrap()
+    };
+    let enough = (number("--memory-budget ") * 1000.0) as u64;
+    assert!(settled(enough).fits && !settled(enough - 10).fits);
+    let mut fewer = request.clone();
+    fewer.options.frames = Some(number("--frames ") as u32);
+    let plan = planned(&fewer);
+    let clip = Clip {
+        request: &fewer,
+        settings: &plan,
+        ..clip
+    };
+    fit(clip, backend(), budget(120), None).unwrap();
+}
+
+/// Every tensor 0.01, and linear layers of 4 bits where they are to be.
+struct Constant {
+    backend: Backend,
+    packed: bool,
+}
+
+impl TensorSource for Constant {
+    fn tensor(&mut self, _: &str, shape: &[i32], _: Role) -> anyhow::Result<Array> {
+        let array = full::<f32>(shape, Array::from_f32(0.01))?;
+        array.eval()?;
+        Ok(array)
+    }
+
+    fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> anyhow::Result<Weight> {
+        let [outputs, inputs] = shape;
+        if !self.packed || role != Role::Matmul {
+            return self.tensor(name, &shape, role).map(Weight::Dense);
+        }
+        let words = Array::from_slice(&[0x7654_3210_u32], &[1]);
+        let packed = full::<u32>(&[outputs, inputs / 8], words)?;
+        packed.eval()?;
+        Ok(Weight::Quantized(Quantized {
+            packed,
+            scales: self.tensor(name, &[outputs, inputs / 64], role)?,
+            biases: self.tensor(name, &[outputs, inputs / 64], role)?,
+            group_size: 64,
+            bits: 4,
+            dense_above: self.backend.dense_above,
+        }))
+    }
+}
+
+/// One guided step of an expert, measured and forecast, without its weights.
+fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backend) -> (u64, u64) {
+    let dit = Dit::load(config, &mut Constant { backend, packed }, backend).unwrap();
+    let [frames, height, width] = grid;
+    let tokens = frames * height / 2 * width / 2;
+    let latents = |channels| {
+        let x = zeros_dtype(&[channels, frames, height, width], Dtype::Float32).unwrap();
+        x.eval().unwrap();
+        x
+    };
+    memory::clear_cache().unwrap();
+    let before = memory::active_memory().unwrap();
+    memory::reset_peak_memory().unwrap();
+    let (noise, condition) = (latents(16), latents(20));
+    let rope = Rope::new([frames, height / 2, width / 2], config.attention_head_dim);
+    let condition = dit.embed_condition(&condition).unwrap();
+    let text = zeros_dtype(&[24, config.text_dim], Dtype::Float32).unwrap();
+    let kv = [(); 2].map(|()| dit.cross_kv(&text, 512).unwrap());
+    let time = dit.embed_time(500).unwrap();
+    let embedded = dit.embed_noise(&noise, &condition).unwrap();
+    let start = dit.start(&embedded, &time, &rope).unwrap();
+    drop(embedded);
+    let both = [kv[0].as_slice(), kv[1].as_slice()];
+    if tokens <= backend.joint_tokens {
+        let x = dit.finish_both(&start, &time, &rope, both, &mut |_, _| Ok(()));
+        drop(x.unwrap());
+    } else {
+        for kv in both {
+            let x = dit.finish(&start, &time, &rope, kv, &mut |_, _| Ok(()));
+            drop(x.unwrap());
+        }
+    }
+    let measured = memory::peak_memory().unwrap() - before;
+    let expected = estimate::denoising(
+        config,
+        backend,
+        Denoising {
+            tokens: tokens as u64,
+            text_rows: 50,
+            quantized: packed,
+            guided: true,
+            cells: grid.map(|side| side as u64),
+            cache: CacheMethod::Off,
+        },
+    );
+    (measured as u64, expected)
+}
+
+/// Shapes like the published model's, narrow enough to run: long sequences, wide hidden layers,
+/// many heads.
+#[test]
+fn memory_of_wide_experts_is_within_15_percent() {
+    let _mlx = mlx();
+    let config = |heads, head_dim, ffn_dim| DitConfig {
+        num_attention_heads: heads,
+        attention_head_dim: head_dim,
+        ffn_dim,
+        num_layers: 2,
+        text_dim: 64,
+        ..Checkpoint::embedded(tiny::FILES, LoadBits::default())
+            .unwrap()
+            .high
+    };
+    let whole = backend();
+    let apart = Backend {
+        joint_tokens: 0,
+        ..whole
+    };
+    let in_parts = |chunk_rows, score_bytes| Backend {
+        chunk_rows,
+        score_bytes,
+        ..apart
+    };
+    for (config, packed, grid, backend) in [
+        (config(4, 128, 1382), false, [5, 32, 48], apart),
+        (config(4, 128, 1382), false, [3, 32, 48], whole),
+        (config(4, 128, 512), false, [3, 48, 48], apart),
+        (
+            config(4, 128, 4096),
+            false,
+            [3, 48, 48],
+            in_parts(i32::MAX, 1 << 20),
+        ),
+        (config(8, 64, 2048), false, [3, 48, 48], apart),
+        (config(8, 128, 2764), false, [1, 32, 64], whole),
+        (config(8, 128, 2764), false, [1, 32, 64], apart),
+        (config(4, 32, 256), false, [1, 48, 48], whole),
+        (
+            config(8, 128, 2764),
+            false,
+            [3, 32, 64],
+            in_parts(1024, 4 << 20),
+        ),
+        (
+            config(8, 128, 2764),
+            false,
+            [3, 32, 64],
+            in_parts(256, 1 << 20),
+        ),
+        (config(8, 128, 2752), true, [1, 32, 64], whole),
+        (config(8, 128, 2752), true, [1, 32, 64], apart),
+        (
+            config(8, 128, 2752),
+            true,
+            [3, 32, 64],
+            in_parts(256, 1 << 20),
+        ),
+    ] {
+        let (measured, expected) = step_memory(&config, packed, grid, backend);
+        let stream = (grid.iter().product::<i32>() / 4 * config.dim() * 4) as f64;
+        let ratio = expected as f64 / measured as f64;
+        println!(
+            "measured {} x {}, ffn {}, packed {packed}, {grid:?}, chunks of {}: {measured} bytes, \
+             {:.2} streams, forecast {ratio:.3} of it",
+            config.num_attention_heads,
+            config.attention_head_dim,
+            config.ffn_dim,
+            backend.chunk_rows,
+            measured as f64 / stream,
+        );
+        assert!(
+            (0.85..1.15).contains(&ratio),
+            "{config:?} {grid:?}: {ratio}"
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! The commands that fetch, as a user types them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use image::RgbImage;
+use wan_i2v::hub::pull;
+
+use crate::hub::converting::{options, reference};
+use crate::hub::models::{HIGH, Model, assert_same};
+use crate::hub::program::{Ran, finish};
+use crate::hub::server::{COMMIT, Fault};
+use crate::hub::{Bench, content, repo};
+
+/// The arguments of a small clip.
+fn clip<'a>(model: &'a str, output: &'a str) -> Vec<&'a str> {
+    let mut args = vec!["--model", model, "--output", output];
+    args.extend(["--image", "start.png", "--prompt", "a red circle"]);
+    args.extend(["--frames", "5", "--steps", "1", "--guide-scale", "1"]);
+    args.extend(["--seed", "7", "--device", "cpu"]);
+    args
+}
+
+fn assert_says(ran: &Ran, parts: &[&str]) {
+    for part in parts {
+        assert!(ran.stderr.contains(part), "{part:?} in {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_model_is_pulled_once_and_used_by_name() {
+    let mut model = Model::miniature();
+    model.0.insert("assets/logo.png".into(), vec![0; 1_500_000]);
+    let bench = Bench::serving(&model);
+    RgbImage::from_fn(64, 64, |x, y| {
+        image::Rgb([(x * 4) as u8, (y * 4) as u8, 90])
+    })
+    .save(bench.folder.path().join("start.png"))
+    .unwrap();
+    bench
+        .offline(&["pull", "owner/model"])
+        .assert_fails(&["owner/model is not in the cache", "HF_HUB_OFFLINE=1"]);
+    bench.offline(&clip("owner/model", "a.mp4")).assert_fails(&[
+        "no such file or folder",
+        "not in the cache",
+        "HF_HUB_OFFLINE=1",
+    ]);
+    assert!(bench.server.log().is_empty(), "offline is offline");
+
+    // Not there yet: fetched first.
+    let snapshot = bench.repo_folder().join("snapshots").join(COMMIT);
+    let ran = bench.run(&clip("owner/model", "a.mp4"));
+    assert_eq!(ran.path(), "a.mp4");
+    assert_says(
+        &ran,
+        &[
+            "11.6 MB in 11 files (diffusers)",
+            "1.5 MB not needed",
+            "done in ",
+        ],
+    );
+    assert_eq!(bench.asked().len(), 4, "the weights");
+    assert!(snapshot.join(HIGH).exists() && !snapshot.join("assets").exists());
+
+    // Now the hub is not asked for anything but the listing, or not at all.
+    let ran = bench.run(&["pull", "owner/model"]);
+    assert_eq!(Path::new(ran.path()), snapshot);
+    assert_says(&ran, &["11.6 MB of it there already"]);
+    assert_eq!(bench.server.log().len(), 1);
+    let ran = bench.offline(&["pull", "owner/model"]);
+    assert_eq!(Path::new(ran.path()), snapshot);
+    let ran = bench.run(&clip("owner/model", "b.mp4"));
+    assert_eq!(ran.path(), "b.mp4");
+    let ran = bench.offline(&["inspect", "owner/model"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("wan-i2v can run this model"),
+        "{}",
+        ran.stdout
+    );
+    assert!(bench.server.log().is_empty());
+    let [a, b] = ["a.mp4", "b.mp4"].map(|name| fs::read(bench.folder.path().join(name)).unwrap());
+    assert!(a == b);
+
+    // A conversion takes what the cache has, and leaves it there.
+    let target = bench.target();
+    let path = target.to_str().unwrap();
+    let bits = ["--bits", "4", "--text-bits", "8", "--shard-size", "0"];
+    let args = [&["pull", "owner/model", "--output", path], &bits[..]].concat();
+    bench.offline(&args).path();
+    assert!(bench.server.log().is_empty());
+    model.0.remove("assets/logo.png");
+    assert_same(&target, &reference(&model, &options(), bench.folder.path()));
+    assert!(snapshot.join(HIGH).exists());
+}
+
+#[test]
+fn refusals() {
+    let bench = Bench::serving(&Model::miniature().only(&["transformer"]));
+    bench
+        .run(&["pull", "owner/model", "--bits", "4"])
+        .assert_fails(&["--bits converts while pulling", "--output DIR"]);
+    bench.run(&["pull", "model"]).assert_fails(&[
+        "\"model\" is no repository of the hub",
+        "owner/name[@revision]",
+    ]);
+    bench
+        .run(&["pull", "owner/model", "--output", "."])
+        .assert_fails(&["--output: .: is there already"]);
+    assert!(bench.server.log().is_empty());
+    bench
+        .run(&["pull", "owner/none"])
+        .assert_fails(&["there is no repository owner/none"]);
+    bench
+        .run(&["pull", "owner/model@v9"])
+        .assert_fails(&["owner/model has no revision \"v9\""]);
+    bench
+        .run(&["pull", "owner/model", "nothing.gguf"])
+        .assert_fails(&["the repository has no file \"nothing.gguf\""]);
+    let png = bench.folder.path().join("start.png");
+    RgbImage::new(64, 64).save(png).unwrap();
+    for (model, said) in [
+        ("models/wan", "no repository models/wan"),
+        // A revision with slashes is one all the same.
+        ("owner/model@refs/pr/1", "has no revision \"refs/pr/1\""),
+    ] {
+        let path = format!("--model {model}: no such file or folder, and the hub: ");
+        bench
+            .run(&clip(model, "a.mp4"))
+            .assert_fails(&[&path, said]);
+    }
+    let log = bench.server.log().len();
+    for path in ["./models/wan", "models/a/b", "a.safetensors", "/models/wan"] {
+        let ran = bench.run(&["inspect", path]);
+        ran.assert_fails(&[&format!("PATH {path}: no such file or folder")]);
+        assert!(!ran.stderr.contains("hub"), "{}", ran.stderr);
+    }
+    assert_eq!((log, bench.server.log().len()), (5, 0));
+    bench.server.require("hf_right");
+    bench
+        .run(&["pull", "owner/model"])
+        .assert_fails(&["owner/model: not found, or private", "set HF_TOKEN"]);
+    let mut command = bench.command(&["pull", "owner/model"]);
+    let ran = finish(command.env("HF_TOKEN", "hf_wrong"));
+    ran.assert_fails(&["the hub refuses the token"]);
+    assert!(!ran.stderr.contains("hf_wrong"), "{}", ran.stderr);
+}
+
+/// Runs the program where its target and its cache are on a disk of so many megabytes; `None`
+/// where no such disk can be made.
+fn on_small_disk(bench: &Bench, megabytes: u32, args: &[&str]) -> Option<Ran> {
+    let disk = bench.folder.path().join("small");
+    fs::create_dir_all(&disk).unwrap();
+    let mount = format!("mount -t tmpfs -o size={megabytes}m none \"$0\" || exit 77; exec \"$@\"");
+    let program = bench.command(args);
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount])
+        .arg(&disk)
+        .arg(program.get_program())
+        .args(args)
+        .env("HF_ENDPOINT", bench.server.url())
+        .env("HF_HOME", &disk)
+        .current_dir(bench.folder.path());
+    match command.output() {
+        Ok(run)
+            if matches!(run.status.code(), Some(0 | 1)) && !run.stderr.starts_with(b"unshare") =>
+        {
+            Some(Ran {
+                code: run.status.code(),
+                stdout: String::from_utf8(run.stdout).unwrap(),
+                stderr: String::from_utf8(run.stderr).unwrap(),
+            })
+        }
+        _ => {
+            eprintln!("skipped: this system lets no small file system be mounted");
+            None
+        }
+    }
+}
+
+#[test]
+fn no_room() {
+    let bench = Bench::serving(&Model::miniature());
+    let Some(ran) = on_small_disk(&bench, 8, &["pull", "owner/model"]) else {
+        return;
+    };
+    ran.assert_fails(&[
+        "11.61 MB are to be fetched",
+        "has room for 8.",
+        "HF_HUB_CACHE",
+    ]);
+    // The result and the largest file: 8.5 and 5.6 MB.
+    let args = [
+        "pull",
+        "owner/model",
+        "--bits",
+        "4",
+        "--output",
+        "small/out/model",
+    ];
+    let ran = on_small_disk(&bench, 12, &args).unwrap();
+    ran.assert_fails(&[
+        "--output small/out/model: about 1",
+        "are needed there and 12.",
+    ]);
+    assert_eq!(bench.asked(), [], "before anything large is fetched");
+    let ran = on_small_disk(&bench, 16, &args).unwrap();
+    assert_eq!(ran.path(), "small/out/model");
+}
+
+#[test]
+fn sizes_that_cannot_be() {
+    let bench = Bench::new();
+    let huge = u64::MAX - 5;
+    let file = |path: &str| {
+        let sha = "a".repeat(64);
+        format!(
+            r#"{{"rfilename": "{path}", "size": {huge}, "lfs": {{"sha256": "{sha}", "size": {huge}}}}}"#
+        )
+    };
+    let files: Vec<String> = ["high", "low"]
+        .map(|name| file(&format!("{name}_noise.safetensors")))
+        .into();
+    bench.server.listing(&format!(
+        r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#,
+        files.join(",")
+    ));
+    let names = ["high_noise.safetensors", "low_noise.safetensors"];
+    let pull = ["pull", "owner/model", names[0], names[1]];
+    bench.run(&pull).assert_fails(&["TB are to be fetched"]);
+    let output = [&pull[..], &["--output", "out"]].concat();
+    bench.run(&output).assert_fails(&["--output out: about"]);
+}
+
+#[test]
+fn what_is_there_needs_no_room() {
+    let bench = Bench::new();
+    let content = content(400_000);
+    let path = "transformer/diffusion_pytorch_model.safetensors";
+    bench.server.small("model_index.json", b"{}");
+    bench.server.large(path, &content);
+    bench
+        .server
+        .stuck(path, &[Fault::Cut(300_000), Fault::Cut(0)]);
+    let there = |bench: &Bench, commit: &str| {
+        let (_, selection) = pull::select(&bench.hub(), &repo(), &[]).unwrap();
+        bench.hub().fetched_bytes(&repo(), commit, &selection)
+    };
+    assert_eq!(there(&bench, COMMIT), 0);
+    bench.fetch(path).unwrap_err();
+    assert_eq!(there(&bench, COMMIT), 300_000);
+    bench.server.faults(path, &[]);
+    bench.fetch(path).unwrap();
+    assert_eq!(there(&bench, COMMIT), 400_000);
+    // Another commit with the same file.
+    assert_eq!(there(&bench, &"b".repeat(40)), 400_000);
+}
+
+#[test]
+fn a_branch_that_moves_on() {
+    let model = Model::miniature().only(&["transformer", "transformer_2"]);
+    let bench = Bench::serving(&model);
+    bench.server.stuck(HIGH, &[Fault::Status(404, "")]);
+    bench.convert_error();
+    bench.server.faults(HIGH, &[]);
+    bench.server.commit(&"b".repeat(40));
+    let path = bench.target();
+    let path = path.to_str().unwrap();
+    let bits = ["--bits", "4", "--text-bits", "8", "--shard-size", "0"];
+    let pull = |id| [&["pull", id, "--output", path], &bits[..]].concat();
+    let begun = format!("owner/model@{COMMIT}");
+    bench.run(&pull("owner/model")).assert_fails(&[&begun]);
+    bench.server.commit(COMMIT);
+    bench.run(&pull(&begun)).path();
+}

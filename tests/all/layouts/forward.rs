@@ -1,0 +1,78 @@
+//! What quantization costs: the error of one forward pass of an expert.
+
+use mlx_rs::Array;
+use wan_i2v::model::dit::{Dit, DitConfig, Rope};
+use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::part::{Loader, Part};
+use wan_i2v::weights::store::Location;
+use wan_i2v::weights::{Bits, PartName};
+
+use crate::layouts::{F32, backend, rms_error};
+use crate::support::layouts::{Form, content, expert_config, random_part};
+use crate::support::mlx;
+use crate::support::portable;
+
+const GRID: [i32; 3] = [3, 8, 12];
+
+fn input(name: &str, shape: &[i32], scale: f32) -> Array {
+    let dims: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+    Array::from_slice(&portable::input("layouts", name, &dims, scale), shape)
+}
+
+/// The velocity that an expert predicts for random latents and a prompt of 40 tokens.
+fn forward(part: &Part, config: &DitConfig, backend: Backend, bits: Option<Bits>) -> Vec<f32> {
+    let mut loader = Loader {
+        part,
+        backend,
+        bits,
+    };
+    let dit = Dit::load(config, &mut loader, backend).unwrap();
+    let [frames, rows, columns] = GRID;
+    let latents = input("latents", &[36, frames, rows, columns], 1.7);
+    let text = input("text", &[40, config.text_dim], 0.3);
+    let rope = Rope::new([frames, rows / 2, columns / 2], config.attention_head_dim);
+    let time = dit.embed_time(833).unwrap();
+    let cross = dit.cross_kv(&text, 512).unwrap();
+    to_host(&dit.forward(&latents, &time, &rope, &cross).unwrap()).unwrap()
+}
+
+#[test]
+fn a_forward_pass_of_512_channels() {
+    let _mlx = mlx();
+    let config = expert_config(4, 1024, 256);
+    let part = PartConfig::Expert(config.clone());
+    let mut tensors = random_part("forward", &part);
+    let form = Form::Diffusers(F32);
+    let content = content(form, PartName::HighNoise, &mut tensors);
+    let folder = tempfile::tempdir().unwrap();
+    form.write_part(&part, &content, PartName::HighNoise, folder.path());
+    let place = Location::at(&folder.path().join(form.place(PartName::HighNoise))).unwrap();
+    let part = Part::open(&place, PartName::HighNoise.kind()).unwrap();
+    let f32 = backend();
+    let bf16 = Backend {
+        precision: Precision::Bf16,
+        ..f32
+    };
+    let exact = forward(&part, &config, f32, None);
+    let rounded = forward(&part, &config, bf16, None);
+    println!(
+        "measured bf16 without quantization: {:.3e}",
+        rms_error(&rounded, &exact)
+    );
+    for (bits, most) in [(Bits::Eight, 0.01), (Bits::Four, 0.2)] {
+        for (precision, backend, plain) in [("f32", f32, &exact), ("bf16", bf16, &rounded)] {
+            let ours = forward(&part, &config, backend, Some(bits));
+            let error = rms_error(&ours, plain);
+            println!(
+                "measured {bits:?} bits in {precision}: {error:.3e} from the unquantized in \
+                 {precision}, {:.3e} from f32",
+                rms_error(&ours, &exact)
+            );
+            assert!(
+                error > 1e-5 && error < most,
+                "{bits:?} {precision}: {error:.3e}"
+            );
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Every part of the model against PyTorch and diffusers, by number.
+//!
+//! The golden data and what it holds: `scripts/golden/README.md`.
+
+mod dit;
+mod faults;
+mod memory;
+mod run;
+mod schedule;
+mod steady;
+mod tiling;
+mod umt5;
+mod vae;
+mod weights;

@@ -1,0 +1,269 @@
+//! The whole path, from token ids and a picture to 8-bit frames, against the reference's run.
+
+use std::fs;
+use std::path::Path;
+
+use image::RgbImage;
+use mlx_rs::Array;
+use mlx_rs::ops::indexing::TryIndexOp;
+use ndarray::Axis;
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Settings};
+use wan_i2v::media::Resize;
+use wan_i2v::media::picture::Picture;
+use wan_i2v::persist::dump::Dump;
+use wan_i2v::pipeline::{
+    Condition, Denoiser, EncodedPrompts, Ends, PromptIds, Silent, decode_clip, encode_condition,
+    encode_prompts, frame_mask, guide, initial_noise,
+};
+use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::sampling::{Sampler, Schedule, Solver};
+use wan_i2v::text::TokenIds;
+use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+
+use crate::support::golden::{Case, F32, Golden, golden_dir, relative_error};
+
+pub fn plan(case: &Case) -> Settings {
+    let settings = &case.settings;
+    Settings {
+        width: settings.width,
+        height: settings.height,
+        frames: settings.frames,
+        fps: 16.0,
+        steps: settings.steps as u32,
+        solver: Solver::UniPc,
+        shift: settings.shift,
+        guide_scale: GuideScale {
+            low: settings.guide_low,
+            high: settings.guide_high,
+        },
+        guide_interval: GuideInterval::default(),
+        cache: CacheSettings::default(),
+        seed: settings.seed,
+        resize: Resize::Lanczos,
+        negative_prompt: String::new(),
+    }
+}
+
+/// Encoded prompts and image condition of a case.
+pub fn inputs(
+    case: &Case,
+    checkpoint: &Checkpoint,
+    backend: Backend,
+) -> (EncodedPrompts, Condition) {
+    let ids = |length| TokenIds {
+        ids: case.ids(length),
+        cut: None,
+    };
+    let ids = PromptIds {
+        prompt: ids("medium"),
+        negative: Some(ids("long")),
+    };
+    let prompts = encode_prompts(checkpoint, backend, &ids, None, &mut Silent).unwrap();
+    let plan = plan(case);
+    let (width, height) = (plan.width as usize, plan.height as usize);
+    let picture = Picture::open(&golden_dir(case.name).join("start.png")).unwrap();
+    let pixels = picture.resized(width, height, Resize::Lanczos).unwrap();
+    let condition =
+        encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent).unwrap();
+    (prompts, condition)
+}
+
+/// The case's final latents, computed on `backend`.
+pub fn latents(
+    case: &Case,
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    dump: Option<&Dump>,
+) -> Array {
+    let (prompts, condition) = inputs(case, checkpoint, backend);
+    let plan = plan(case);
+    let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let sampler = Sampler::new(plan.solver, schedule);
+    Denoiser::new(
+        checkpoint,
+        backend,
+        prompts,
+        condition,
+        noise,
+        sampler,
+        plan.guide_scale,
+    )
+    .run(dump, &mut Silent)
+    .unwrap()
+}
+
+#[test]
+fn guided_run_of_12_steps() {
+    for name in Case::ALL {
+        let case = Case::load(name);
+        let folder = case.checkpoint();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let plan = plan(&case);
+        let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+        case.golden.check(name, "run/noise", &noise, 1e-6);
+        let (_, condition) = inputs(&case, &checkpoint, F32);
+        case.golden.check(name, "condition/y", &condition.0, 2e-4);
+
+        let latents = latents(&case, &checkpoint, F32, None);
+        case.golden.check(name, "run/latents", &latents, 2e-3);
+
+        let mut frames = Vec::new();
+        let mut push = |frame: &RgbImage| {
+            frames.extend_from_slice(frame.as_raw());
+            Ok(())
+        };
+        decode_clip(&checkpoint, F32, &latents, None, &mut Silent, &mut push).unwrap();
+        let expected = case.golden.bytes("run/frames_u8");
+        assert_eq!(frames.len(), expected.len());
+        let differences: Vec<u8> = frames
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| a.abs_diff(*b))
+            .collect();
+        let worst = differences.iter().max().copied().unwrap_or(0);
+        let mean =
+            differences.iter().map(|&d| f64::from(d)).sum::<f64>() / differences.len() as f64;
+        println!("measured {name} run/frames_u8: worst {worst} levels, mean {mean:.5}");
+        assert!(
+            worst <= 2 && mean <= 0.05,
+            "{name}: {worst} levels, mean {mean}"
+        );
+    }
+}
+
+#[test]
+fn every_step_of_a_run_and_its_dump() {
+    let case = Case::load("b");
+    let folder = case.checkpoint();
+    let checkpoint =
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let dump_folder = tempfile::tempdir().unwrap();
+    let dump = Dump::create(dump_folder.path()).unwrap();
+    latents(&case, &checkpoint, F32, Some(&dump));
+    for (tensor, file) in [("x", "latents"), ("cond", "cond"), ("uncond", "uncond")] {
+        let name = format!("run/steps/{tensor}");
+        let steps = case.golden.shape(&name)[0];
+        let expected = case.golden.floats(&name);
+        let per_step = expected.len() / steps as usize;
+        for (step, expected) in expected.chunks_exact(per_step).enumerate() {
+            let path = dump_folder
+                .path()
+                .join(format!("step_{step:03}_{file}.npy"));
+            let error = relative_error(&read_npy(&path), expected);
+            assert!(error < 2e-3, "{name} at step {step}: {error:.2e}");
+        }
+    }
+    for expert in ["high", "low"] {
+        for prompt in ["cond", "uncond"] {
+            let name = format!("text_embedding_{expert}_{prompt}.npy");
+            assert!(dump_folder.path().join(&name).is_file(), "{name}");
+        }
+    }
+}
+
+/// Guidance and solver alone: the reference's predictions lead to the reference's latents.
+#[test]
+fn guidance_formula_and_solver_on_the_references_predictions() {
+    let case = Case::load("b");
+    let plan = plan(&case);
+    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
+    let timesteps = schedule.timesteps.clone();
+    let mut sampler = Sampler::new(plan.solver, schedule);
+    let step = |name: &str, i: i32| {
+        let steps = case.golden.array(&format!("run/steps/{name}"));
+        steps.try_index(i).unwrap()
+    };
+    let mut x = case.golden.array("run/noise");
+    let mut worst = 0.0_f64;
+    for (i, &t) in timesteps.iter().enumerate() {
+        let i = i as i32;
+        let scale = if t >= case.settings.boundary {
+            plan.guide_scale.high
+        } else {
+            plan.guide_scale.low
+        };
+        let velocity = guide(&step("cond", i), &step("uncond", i), scale).unwrap();
+        x = sampler.step(&x, &velocity).unwrap();
+        let expected = to_host(&step("x", i)).unwrap();
+        worst = worst.max(relative_error(&to_host(&x).unwrap(), &expected));
+    }
+    println!("measured guidance and solver, 12 steps: {worst:.2e}");
+    assert!(worst < 1e-5, "{worst:.2e}");
+}
+
+#[test]
+fn mask() {
+    for name in Case::ALL {
+        let case = Case::load(name);
+        let mask = frame_mask(case.grid(), false).unwrap();
+        let expected = case.golden.array("condition/y").try_index(0..4).unwrap();
+        assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
+    }
+}
+
+#[test]
+fn equal_runs_give_equal_bytes() {
+    let case = Case::load("d");
+    let folder = case.checkpoint();
+    let checkpoint =
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let run = || to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    assert_eq!(bits(run()), bits(run()));
+}
+
+/// bf16 products with a float32 residual stream, norms and modulation: what a GPU uses.
+#[test]
+fn bf16_stays_within_two_percent_of_f32() {
+    let bf16 = Backend {
+        precision: Precision::Bf16,
+        ..F32
+    };
+    for name in Case::ALL {
+        let case = Case::load(name);
+        let folder = case.checkpoint();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let exact = to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
+        let mixed = to_host(&latents(&case, &checkpoint, bf16, None)).unwrap();
+        let error = relative_error(&mixed, &exact);
+        println!("measured {name} bf16 run/latents: {error:.2e}");
+        assert!(error < 0.02, "{name}: {error:.3e}");
+        assert!(error > 1e-6, "{name}: bf16 was not used");
+    }
+}
+
+fn read_npy(path: &Path) -> Vec<f32> {
+    let bytes = fs::read(path).unwrap();
+    npyz::NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
+}
+
+/// What diffusers' pipeline makes of a first and a last picture.
+#[test]
+fn both_ends_condition_as_in_diffusers() {
+    for name in ["a", "b", "c"] {
+        let case = Case::load(name);
+        let folder = case.checkpoint();
+        let checkpoint =
+            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+        let golden = Golden::read(&golden_dir(name).join("both_ends.safetensors"));
+        let plan = plan(&case);
+        let picture = Picture::open(&golden_dir(name).join("start.png")).unwrap();
+        let first = picture
+            .resized(plan.width as usize, plan.height as usize, Resize::Lanczos)
+            .unwrap();
+        let mut last = first.view();
+        last.invert_axis(Axis(0));
+        let ends = Ends {
+            first: first.view(),
+            last: Some(last),
+        };
+        let condition = encode_condition(&checkpoint, F32, ends, &plan, None, &mut Silent).unwrap();
+        golden.check(name, "condition/y", &condition.0, 2e-4);
+        let mask = frame_mask(case.grid(), true).unwrap();
+        let expected = golden.array("condition/y").try_index(0..4).unwrap();
+        assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
+    }
+}

@@ -1,0 +1,115 @@
+//! Chunks that are not computed because nothing in them is new.
+
+use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::{Array, Dtype};
+use wan_i2v::model::cost::flops;
+use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, static_chunks};
+use wan_i2v::runtime::{Backend, ConvMethod, Precision, operations, to_host};
+
+use crate::support::golden::{Case, F32};
+
+/// Latents of a clip in which `pictures` are chunks of random pixels, the others blank: called so,
+/// or zeros like any other pixels. And the operations that they took.
+fn encode(
+    case: &Case,
+    encoder: &VaeEncoder,
+    [frames, rows, columns]: [i32; 3],
+    pictures: &[i32],
+    tiling: Option<Tiling>,
+    called_blank: bool,
+) -> (Vec<f32>, u64) {
+    let [height, width] = [rows, columns].map(|side| 8 * side);
+    let zeros = |frames| zeros_dtype(&[frames, height, width, 3], Dtype::Float32).unwrap();
+    let chunk = |i: i32| {
+        let picture = case.input(&format!("picture{i}"), &[1, height, width, 3], 1.0);
+        Ok(match (pictures.contains(&i), i) {
+            (true, 0) => Chunk::Pixels(picture),
+            (true, _) => Chunk::Pixels(concatenate(&[zeros(3), picture], 0)?),
+            (false, _) if called_blank => Chunk::Blank,
+            (false, _) => Chunk::Pixels(zeros(4)),
+        })
+    };
+    let before = operations();
+    let latents: Array = encoder
+        .encode(frames, &chunk, tiling, &mut || Ok(()))
+        .unwrap();
+    (to_host(&latents).unwrap(), operations() - before)
+}
+
+/// Bit by bit the latents of the full computation, whatever the length, for less.
+#[test]
+fn blank_chunks_are_reused_to_the_bit() {
+    let native = Backend {
+        conv: ConvMethod::Native,
+        ..F32
+    };
+    let tiles = Some(Tiling {
+        tile: [2, 2],
+        overlap: 1,
+    });
+    for (name, backend, grid, pictures, tiling) in [
+        ("a", F32, [5, 2, 2], &[0][..], None),
+        ("a", F32, [21, 2, 3], &[0], None),
+        ("a", F32, [21, 2, 3], &[0], tiles),
+        ("b", F32, [21, 2, 2], &[0, 20], None),
+        ("c", F32, [16, 2, 3], &[0, 15], tiles),
+        ("a", native, [21, 2, 2], &[0], None),
+        ("a", native, [21, 3, 2], &[0, 20], tiles),
+        ("c", native, [9, 2, 2], &[0, 8], None),
+        // A picture amid blank ones; longer than the latents take to settle.
+        ("a", F32, [14, 2, 2], &[0, 3], None),
+        ("a", F32, [38, 1, 1], &[0, 36], None),
+        ("c", F32, [38, 2, 2], &[0, 36], tiles),
+    ] {
+        let label = format!("{name} {:?} {grid:?} {pictures:?}", backend.conv);
+        let case = Case::load(name);
+        let config: VaeConfig = case.config("vae");
+        let mut source = case.source("vae", Precision::F32);
+        let encoder = VaeEncoder::load(&config, &mut source, backend).unwrap();
+        let (full, all) = encode(&case, &encoder, grid, pictures, tiling, false);
+        let (ours, fewer) = encode(&case, &encoder, grid, pictures, tiling, true);
+        assert!(ours == full, "{label}");
+        let every: Vec<i32> = (0..grid[0]).collect();
+        let expected = |pictures| flops::encode(&config, grid, tiling, pictures).total();
+        assert_eq!(
+            (all, fewer),
+            (expected(&every), expected(pictures)),
+            "{label}"
+        );
+        println!(
+            "measured {label}: {:.3} of the work",
+            fewer as f64 / all as f64
+        );
+        assert!(fewer < all || grid[0] <= 5, "{label}");
+    }
+}
+
+/// The published encoder: two blocks a level.
+#[test]
+fn stages_of_the_published_encoder_settle_one_after_another() {
+    let case = Case::load("a");
+    let config = VaeConfig {
+        num_res_blocks: 2,
+        temperal_downsample: vec![false, true, true],
+        ..case.config("vae")
+    };
+    assert_eq!(static_chunks(&config), [4, 7, 11, 29]);
+}
+
+#[test]
+fn a_clip_cannot_begin_blank() {
+    let case = Case::load("a");
+    let mut source = case.source("vae", Precision::F32);
+    let encoder = VaeEncoder::load(&case.config("vae"), &mut source, F32).unwrap();
+    let error = encoder.stream().push(&Chunk::Blank).unwrap_err();
+    assert!(error.to_string().contains("cannot be blank"), "{error}");
+    let chunk = |_| Ok(Chunk::Blank);
+    let tiling = Tiling {
+        tile: [OVERLAP + 1; 2],
+        overlap: OVERLAP,
+    };
+    for tiling in [None, Some(tiling)] {
+        let error = encoder.encode(2, &chunk, tiling, &mut || Ok(()));
+        assert!(error.is_err());
+    }
+}
