@@ -14,6 +14,7 @@ mod pth;
 mod refusals;
 mod server;
 mod shards;
+mod trust;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -108,6 +108,10 @@ impl Server {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
 
+    pub fn content_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[1])
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
