@@ -8,6 +8,8 @@ mod compare;
 mod config;
 mod display;
 mod doctor;
+#[cfg(test)]
+mod flags_md;
 mod graphics;
 mod layers;
 mod outputs;
