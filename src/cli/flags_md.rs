@@ -55,14 +55,10 @@ fn split_default(help: &str) -> (String, String) {
         .split_once("[default: ")
         .and_then(|(before, after)| Some((before, after.split_once(']')?)))
     {
-        Some((before, (default, after))) => {
-            let after = after.trim();
-            let gap = if after.is_empty() { "" } else { " " };
-            (
-                format!("{}{gap}{after}", before.trim_end()),
-                default.to_owned(),
-            )
-        }
+        Some((before, (default, after))) => (
+            format!("{}{}", before.trim_end(), after.trim_end()),
+            default.to_owned(),
+        ),
         None => (help.to_owned(), String::new()),
     }
 }
@@ -71,9 +67,7 @@ fn split_default(help: &str) -> (String, String) {
 fn cell(text: &str) -> String {
     let paragraphs = text.split("\n\n").map(|paragraph| {
         let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-        line.replace('|', "\\|")
-            .replace('<', "&lt;")
-            .replace('*', "\\*")
+        line.replace('|', "\\|").replace('*', "\\*")
     });
     paragraphs.collect::<Vec<_>>().join(". ")
 }
@@ -160,7 +154,7 @@ fn document() -> String {
     {
         let _ = write!(text, "\n## wan-i2v {}\n", command.get_name());
         if let Some(about) = command.get_long_about().or_else(|| command.get_about()) {
-            let _ = write!(text, "\n{}\n", about.to_string().trim().replace('<', "\\<"));
+            let _ = write!(text, "\n{}\n", about.to_string().trim());
         }
         let rows: Vec<Row> = sections(command)
             .into_iter()
