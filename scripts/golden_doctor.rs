@@ -6,11 +6,11 @@
 
 use anyhow::Result;
 use wan_i2v::diagnose::doctor::golden::{Gist, render};
-use wan_i2v::runtime::{Backend, DeviceKind, Precision};
+use wan_i2v::runtime::{Device, DeviceKind, Precision};
 
 fn main() -> Result<()> {
-    let backend = Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32))?;
-    let frames = render(backend)?;
+    let device = Device::select(Some(DeviceKind::Cpu), Some(Precision::F32))?;
+    let frames = render(device)?;
     if let Some(folder) = std::env::args_os().nth(1) {
         // For looking at.
         for (i, frame) in frames.iter().enumerate() {

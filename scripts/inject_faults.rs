@@ -226,7 +226,7 @@ fn compare_prompts(studio: &Studio) -> Result<()> {
 
 /// Prints how far the experts are apart in what they make of a prompt.
 fn compare_experts(studio: &Studio) -> Result<()> {
-    let load = |expert| studio.checkpoint.load_expert(expert, studio.backend);
+    let load = |expert| studio.checkpoint.load_expert(expert, studio.device);
     let (high, low) = (load(Expert::HighNoise)?, load(Expert::LowNoise)?);
     let stage = studio.stage(&scene(SHOWN[0]))?;
     let text = &stage.prompts.prompt;

@@ -9,12 +9,13 @@ use mlx_rs::Array;
 use ndarray::Array3;
 use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Model, Settings};
 use wan_i2v::diagnose::doctor;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
     Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent,
     encode_condition, encode_prompts, initial_noise, tokenize,
 };
-use wan_i2v::runtime::Backend;
+use wan_i2v::runtime::Device;
 use wan_i2v::sampling::{Sampler, Schedule};
 use wan_i2v::weights::{Checkpoint, LoadBits};
 
@@ -165,7 +166,8 @@ pub struct Recipe {
 /// The miniature, and where it computes.
 pub struct Studio {
     pub checkpoint: Checkpoint,
-    pub backend: Backend,
+    pub device: Device,
+    pub memory: MemoryPlan,
 }
 
 /// A scene with its prompts and its picture encoded.
@@ -179,7 +181,8 @@ impl Studio {
     pub fn open() -> Result<Self> {
         Ok(Self {
             checkpoint: Model::Tiny.open(LoadBits::default())?,
-            backend: Backend::select(None, None)?,
+            device: Device::select(None, None)?,
+            memory: MemoryPlan::WHOLE,
         })
     }
 
@@ -190,14 +193,15 @@ impl Studio {
             ..doctor::scene::plan(checkpoint, checkpoint.settings.frames)
         };
         let ids = tokenize(checkpoint, &scene.prompt, &plan)?;
-        let prompts = encode_prompts(checkpoint, self.backend, &ids, None, &mut Silent)?;
+        let prompts = encode_prompts(checkpoint, self.device, &ids, None, &mut Silent)?;
         let shape = (plan.height as usize, plan.width as usize, 3);
         let pixels = Array3::from_shape_fn(shape, |(y, x, channel)| {
             f32::from(scene.picture.get_pixel(x as u32, y as u32)[channel]) / 127.5 - 1.0
         });
         let condition = encode_condition(
             checkpoint,
-            self.backend,
+            self.device,
+            &self.memory,
             pixels.view(),
             &plan,
             None,
@@ -241,7 +245,7 @@ impl Studio {
         };
         let mut denoiser = Denoiser::new(
             &self.checkpoint,
-            self.backend,
+            self.device,
             stage.prompts.clone(),
             stage.condition.clone(),
             noise,
@@ -250,6 +254,7 @@ impl Studio {
                 guide_scale,
                 guide_interval: recipe.guide_interval,
                 cache: recipe.cache.clone(),
+                memory: self.memory,
             },
         )
         .observed_by(observer.map(|observer| Box::new(observer) as Box<dyn Observer>));
@@ -259,6 +264,6 @@ impl Studio {
 
     /// The frames of latents.
     pub fn decode(&self, latents: &Array) -> Result<Vec<RgbImage>> {
-        doctor::scene::decoded(&self.checkpoint, self.backend, latents)
+        doctor::scene::decoded(&self.checkpoint, self.device, &self.memory, latents)
     }
 }

@@ -2,10 +2,10 @@
 
 use divan::Bencher;
 use mlx_rs::Dtype;
-use wan_i2v::runtime::attention;
+use wan_i2v::model::MemoryPlan;
 
 use crate::source::constant;
-use crate::{backend, bench_operations};
+use crate::{bench_operations, device};
 
 const HEADS: i32 = 40;
 const HEAD_DIM: i32 = 128;
@@ -29,14 +29,16 @@ fn padded_text(bencher: Bencher, tokens: i32) {
 }
 
 fn run(bencher: Bencher, queries: i32, keys: i32, weighted: bool) {
-    let backend = backend();
-    let dtype = backend.precision.matmul_dtype();
+    let device = device();
+    let dtype = device.dtype.matmul_dtype();
     let rows = |rows| constant(&[1, HEADS, rows, HEAD_DIM], dtype).unwrap();
     let (q, k, v) = (rows(queries), rows(keys), rows(keys));
     let weights = weighted.then(|| constant(&[1, 1, 1, keys], Dtype::Float32).unwrap());
     let scale = (HEAD_DIM as f32).powf(-0.5);
     bench_operations(bencher, || {
-        let out = attention(&q, &k, &v, scale, weights.as_ref(), backend.score_bytes).unwrap();
+        let scores = MemoryPlan::WHOLE.score_bytes;
+        let out = device.attention([&q, &k, &v], scale, weights.as_ref(), scores);
+        let out = out.unwrap();
         out.eval().unwrap();
         out
     });

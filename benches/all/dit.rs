@@ -3,10 +3,11 @@
 use divan::Bencher;
 use mlx_rs::Dtype;
 use mlx_rs::transforms::eval;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 
 use crate::source::{Constant, Storage, constant};
-use crate::{backend, bench_operations};
+use crate::{bench_operations, device};
 
 /// Real tokens of both prompts.
 const TEXT_ROWS: i32 = 24;
@@ -86,25 +87,27 @@ fn config(num_attention_heads: i32, ffn_dim: i32) -> DitConfig {
 }
 
 fn guided(bencher: Bencher, config: &DitConfig, storage: Storage, tokens: i32, passes: Passes) {
-    let backend = backend();
-    let dit = Dit::load(config, &mut Constant { backend, storage }, backend).unwrap();
+    let device = device();
+    let dit = Dit::load(config, &mut Constant { device, storage }, device).unwrap();
     let rope = Rope::new([1, 8, tokens / 8], config.attention_head_dim);
     let text = constant(&[TEXT_ROWS, config.text_dim], Dtype::Float32).unwrap();
     let kv = [(); 2].map(|()| dit.cross_kv(&text, 512).unwrap());
     let both = [kv[0].as_slice(), kv[1].as_slice()];
     let time = dit.embed_time(500).unwrap();
     eval([&time.embedding, &time.projection]).unwrap();
+    let memory = &MemoryPlan::WHOLE;
     let x = constant(&[tokens, config.dim()], Dtype::Float32).unwrap();
     bench_operations(bencher, || {
-        let start = dit.start(&x, &time, &rope).unwrap();
+        let start = dit.start(&x, &time, &rope, memory).unwrap();
         let observe = &mut |_, _: &_| Ok(());
         match passes {
             Passes::Joint => dit
-                .finish_both(&start, &time, &rope, both, observe)
+                .finish_both(&start, &time, &rope, both, memory, observe)
                 .unwrap(),
-            Passes::Separate => {
-                both.map(|kv| dit.finish(&start, &time, &rope, kv, observe).unwrap())
-            }
+            Passes::Separate => both.map(|kv| {
+                dit.finish(&start, &time, &rope, kv, memory, observe)
+                    .unwrap()
+            }),
         }
     });
 }

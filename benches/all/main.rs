@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, Divan};
-use wan_i2v::runtime::{Backend, operations};
+use wan_i2v::runtime::{Device, operations};
 
 fn main() {
     // The whole series in a few minutes on two cores; flags on the command line come first.
@@ -29,8 +29,8 @@ fn main() {
         .main();
 }
 
-fn backend() -> Backend {
-    Backend::select(None, None).unwrap()
+fn device() -> Device {
+    Device::select(None, None).unwrap()
 }
 
 /// Measures `f` after one run that warms it up and counts its operations.

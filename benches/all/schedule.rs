@@ -5,7 +5,7 @@ use divan::counter::ItemsCount;
 use mlx_rs::{Array, Dtype};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 
-use crate::backend;
+use crate::device;
 use crate::source::constant;
 
 const LATENTS: [i32; 4] = [16, 21, 60, 104];
@@ -14,7 +14,7 @@ const STEPS: usize = 40;
 /// Items are steps.
 #[divan::bench(args = [Solver::UniPc, Solver::DpmPlusPlus, Solver::Euler])]
 fn steps_40(bencher: Bencher, solver: Solver) {
-    backend();
+    device();
     let schedule = Schedule::new(solver, STEPS, 5.0);
     let latents = constant(&LATENTS, Dtype::Float32).unwrap();
     let velocity = constant(&LATENTS, Dtype::Float32).unwrap();

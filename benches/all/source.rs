@@ -5,7 +5,7 @@ use mlx_rs::ops::full;
 use mlx_rs::{Array, Dtype};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::Backend;
+use wan_i2v::runtime::Device;
 
 /// Inputs that share a scale and a bias.
 const GROUP_SIZE: i32 = 64;
@@ -21,14 +21,14 @@ pub enum Storage {
 
 /// Hands out tensors whose every value is small and the same: what they are changes no time.
 pub struct Constant {
-    pub backend: Backend,
+    pub device: Device,
     pub storage: Storage,
 }
 
 impl TensorSource for Constant {
     fn tensor(&mut self, _: &str, shape: &[i32], role: Role) -> Result<Array> {
         let dtype = match role {
-            Role::Matmul | Role::Table => self.backend.precision.matmul_dtype(),
+            Role::Matmul | Role::Table => self.device.dtype.matmul_dtype(),
             Role::Exact => Dtype::Float32,
         };
         constant(shape, dtype)
@@ -39,7 +39,7 @@ impl TensorSource for Constant {
         if self.storage == Storage::Dense || role != Role::Matmul {
             return self.tensor(name, &shape, role).map(Weight::Dense);
         }
-        let dtype = self.backend.precision.matmul_dtype();
+        let dtype = self.device.dtype.matmul_dtype();
         let words = Array::from_slice(&[0x7654_3210_u32], &[1]);
         let packed = full::<u32>(&[outputs, inputs / 8], words)?;
         packed.eval()?;
@@ -50,7 +50,7 @@ impl TensorSource for Constant {
             biases: constant(&groups, dtype)?,
             group_size: GROUP_SIZE,
             bits: 4,
-            dense_above: self.backend.dense_above,
+            device: self.device,
         }))
     }
 }

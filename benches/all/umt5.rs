@@ -4,7 +4,7 @@ use divan::Bencher;
 use wan_i2v::model::umt5::{Umt5, Umt5Config};
 
 use crate::source::{Constant, Storage};
-use crate::{backend, bench_operations};
+use crate::{bench_operations, device};
 
 const VOCABULARY: u32 = 1000;
 
@@ -31,8 +31,8 @@ fn layer(bencher: Bencher, storage: Storage, tokens: u32) {
         layer_norm_epsilon: 1e-6,
         feed_forward_proj: "gated-gelu".into(),
     };
-    let backend = backend();
-    let encoder = Umt5::load(&config, &mut Constant { backend, storage }).unwrap();
+    let device = device();
+    let encoder = Umt5::load(&config, &mut Constant { device, storage }, device).unwrap();
     let ids: Vec<u32> = (0..tokens).map(|i| i * 7 % VOCABULARY).collect();
     bench_operations(bencher, || encoder.encode(&ids).unwrap());
 }

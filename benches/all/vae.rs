@@ -3,10 +3,11 @@
 use divan::Bencher;
 use mlx_rs::Dtype;
 use mlx_rs::transforms::eval;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
 
 use crate::source::{Constant, Storage, constant};
-use crate::{backend, bench_operations};
+use crate::{bench_operations, device};
 
 const WIDTH: i32 = 64;
 const HEIGHT: i32 = 48;
@@ -32,7 +33,7 @@ fn config() -> VaeConfig {
 
 fn source() -> Constant {
     Constant {
-        backend: backend(),
+        device: device(),
         storage: Storage::Dense,
     }
 }
@@ -40,19 +41,21 @@ fn source() -> Constant {
 /// The clip's first frame, alone.
 #[divan::bench]
 fn encode_first_chunk(bencher: Bencher) {
-    let encoder = VaeEncoder::load(&config(), &mut source(), backend()).unwrap();
+    let encoder = VaeEncoder::load(&config(), &mut source(), device()).unwrap();
     let pixels = Chunk::Pixels(constant(&[1, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap());
-    bench_operations(bencher, || encoder.stream().push(&pixels).unwrap());
+    bench_operations(bencher, || {
+        encoder.stream(&MemoryPlan::WHOLE).push(&pixels).unwrap()
+    });
 }
 
 /// Four frames, after two chunks that filled the caches.
 #[divan::bench]
 fn encode_later_chunk(bencher: Bencher) {
-    let encoder = VaeEncoder::load(&config(), &mut source(), backend()).unwrap();
+    let encoder = VaeEncoder::load(&config(), &mut source(), device()).unwrap();
     let chunk =
         |frames| Chunk::Pixels(constant(&[frames, HEIGHT, WIDTH, 3], Dtype::Float32).unwrap());
     let (first, later) = (chunk(1), chunk(4));
-    let mut stream = encoder.stream();
+    let mut stream = encoder.stream(&MemoryPlan::WHOLE);
     stream.push(&first).unwrap();
     stream.push(&later).unwrap();
     bench_operations(bencher, || stream.push(&later).unwrap());
@@ -61,10 +64,10 @@ fn encode_later_chunk(bencher: Bencher) {
 /// The clip's first latent frame: one frame of pixels.
 #[divan::bench]
 fn decode_first_chunk(bencher: Bencher) {
-    let decoder = VaeDecoder::load(&config(), &mut source(), backend()).unwrap();
+    let decoder = VaeDecoder::load(&config(), &mut source(), device()).unwrap();
     let latents = constant(&[Z_DIM, 1, HEIGHT / 8, WIDTH / 8], Dtype::Float32).unwrap();
     bench_operations(bencher, || {
-        let pixels = decoder.stream().push(&latents).unwrap();
+        let pixels = decoder.stream(&MemoryPlan::WHOLE).push(&latents).unwrap();
         eval([&pixels]).unwrap();
         pixels
     });
@@ -73,9 +76,9 @@ fn decode_first_chunk(bencher: Bencher) {
 /// Four frames of pixels, after two chunks that filled the caches.
 #[divan::bench]
 fn decode_later_chunk(bencher: Bencher) {
-    let decoder = VaeDecoder::load(&config(), &mut source(), backend()).unwrap();
+    let decoder = VaeDecoder::load(&config(), &mut source(), device()).unwrap();
     let latents = constant(&[Z_DIM, 1, HEIGHT / 8, WIDTH / 8], Dtype::Float32).unwrap();
-    let mut stream = decoder.stream();
+    let mut stream = decoder.stream(&MemoryPlan::WHOLE);
     for _ in 0..2 {
         eval([&stream.push(&latents).unwrap()]).unwrap();
     }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_like, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::vae::{Chunk, EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
 use wan_i2v::pipeline::frame_mask;
 use wan_i2v::sampling::noise::randn;
@@ -50,8 +51,8 @@ fn encoded(studio: &Studio, scene: &Scene, frames: i32, case: &Case) -> Result<O
         if case.has(Fault::TemporalOrder) {
             config.temperal_downsample = vec![true, true, false];
         }
-        weights::load("vae", Kind::Vae, studio.backend, &changed, |source| {
-            VaeEncoder::load(&config, source, studio.backend)
+        weights::load("vae", Kind::Vae, studio.device, &changed, |source| {
+            VaeEncoder::load(&config, source, studio.device)
         })
     };
     let in_chunks = |level, forgetting| in_chunks(&load()?, scene, frames, level, forgetting);
@@ -118,7 +119,7 @@ fn in_chunks(
     forgetting: bool,
 ) -> Result<Array> {
     let [picture, blank] = chunks(scene, level).map(Chunk::Pixels);
-    let mut stream = encoder.stream();
+    let mut stream = encoder.stream(&MemoryPlan::WHOLE);
     let mut latents = vec![stream.push(&picture)?];
     for _ in 1..frames {
         if forgetting {
@@ -136,7 +137,7 @@ fn in_chunks(
 /// The latents of all frames as one chunk, with zeros in front of every convolution.
 fn at_once(encoder: &VaeEncoder, scene: &Scene, frames: i32) -> Result<Array> {
     let [picture, blank] = chunks(scene, 0.0);
-    let mut stream = encoder.stream();
+    let mut stream = encoder.stream(&MemoryPlan::WHOLE);
     prime(encoder, &mut stream, [&picture, &blank])?;
     let mut video = vec![picture];
     video.extend((1..frames).map(|_| blank.clone()));
@@ -147,7 +148,7 @@ fn at_once(encoder: &VaeEncoder, scene: &Scene, frames: i32) -> Result<Array> {
 ///
 /// After two chunks they are those that keep one frame, where other convolutions keep two.
 fn prime(encoder: &VaeEncoder, stream: &mut EncoderStream<'_>, chunks: [&Array; 2]) -> Result<()> {
-    let mut probe = encoder.stream();
+    let mut probe = encoder.stream(&MemoryPlan::WHOLE);
     for chunk in chunks {
         probe.push(&Chunk::Pixels(chunk.clone()))?;
     }

@@ -14,6 +14,7 @@ use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_dtype, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::pipeline::{TEXT_LEN, guide, initial_noise};
@@ -60,15 +61,15 @@ struct Experts {
 
 impl Experts {
     fn load(studio: &Studio, case: &Case) -> Result<Self> {
-        let backend = studio.backend;
+        let device = studio.device;
         let changed = |expert: Expert, change: weights::Change<'_>| -> Result<Dit> {
             let config = &studio.checkpoint.high;
             weights::load(
                 weights::folder(expert),
                 Kind::Expert,
-                backend,
+                device,
                 change,
-                |source| Dit::load(config, source, backend),
+                |source| Dit::load(config, source, device),
             )
         };
         // Norms of queries and keys as they are before training.
@@ -130,7 +131,7 @@ pub fn render(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Res
         let input = concatenate(&[x.clone(), condition.clone()], 0)?;
         let predict = |dit: &Dit, text: &Array| -> Result<Array> {
             let kv = text_kv(dit, &experts, text, case)?;
-            let velocity = dit.forward(&input, &time, &rope, &kv)?;
+            let velocity = dit.forward(&input, &time, &rope, &kv, &MemoryPlan::WHOLE)?;
             if !case.has(Fault::ZeroTail) {
                 return Ok(velocity);
             }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mlx_rs::Array;
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::Backend;
+use wan_i2v::runtime::Device;
 use wan_i2v::tiny;
 use wan_i2v::weights::naming::Kind;
 use wan_i2v::weights::part::{Loader, Part};
@@ -33,7 +33,7 @@ impl TensorSource for Changed<'_> {
 pub fn load<T>(
     folder: &str,
     kind: Kind,
-    backend: Backend,
+    device: Device,
     change: Change<'_>,
     load: impl FnOnce(&mut dyn TensorSource) -> Result<T>,
 ) -> Result<T> {
@@ -41,7 +41,7 @@ pub fn load<T>(
     let part = Part::open(&Location::in_folder(files)?, kind)?;
     let loader = Loader {
         part: &part,
-        backend,
+        device,
         bits: None,
     };
     load(&mut Changed { loader, change })

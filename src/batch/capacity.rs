@@ -36,8 +36,7 @@ pub fn room<'a>(
         most.raise(entry);
         clips += 1;
     }
-    // The backend has it without the program's own needs.
-    let left = most.budget.unwrap_or(budget.bytes);
+    let left = budget.for_arrays();
     let spare = left.saturating_sub(most.peak) / most.held.max(1);
     let fit = usize::try_from(spare)
         .unwrap_or(usize::MAX)
@@ -70,7 +69,6 @@ pub fn room<'a>(
 /// The largest of all clips, in bytes.
 #[derive(Debug, Default)]
 struct Needs {
-    budget: Option<u64>,
     peak: u64,
     denoising: u64,
     expert: u64,
@@ -82,7 +80,6 @@ struct Needs {
 impl Needs {
     fn raise(&mut self, entry: &Entry) {
         let forecast = entry.forecast();
-        self.budget = entry.backend().vae_budget.or(self.budget);
         self.peak = self.peak.max(forecast.peak_bytes);
         self.held = self.held.max(entry.job().held_bytes());
         for phase in &forecast.phases {

@@ -29,8 +29,8 @@ impl Costs {
         // Clips and the largest weights of each phase, by model.
         let mut models: BTreeMap<_, (usize, BTreeMap<_, u64>)> = BTreeMap::new();
         for (entry, standing) in clips {
-            let (model, backend) = (Rc::as_ptr(entry.job().checkpoint()), entry.backend());
-            let kind = format!("{model:?} {} {}", backend.precision, backend.dense_above);
+            let (model, device) = (Rc::as_ptr(entry.job().checkpoint()), entry.device());
+            let kind = format!("{model:?} {} {}", device.dtype, device.dense_above);
             let (count, weights) = models.entry(kind).or_default();
             *count += 1;
             let keys = entry.keys();

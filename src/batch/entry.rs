@@ -11,10 +11,11 @@ use super::report::ClipReport;
 use crate::clip::metadata::Metadata;
 use crate::clip::{Identity, Request, Settings, Stage};
 use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
+use crate::model::MemoryPlan;
 use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, Rates, Settled};
 use crate::pipeline::{Clip, InputCache, Job, Keys};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 
 /// What is left to do of a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,8 @@ pub enum ClipStatus {
 #[derive(Debug)]
 pub struct Entry {
     job: Job,
-    backend: Backend,
+    device: Device,
+    memory: MemoryPlan,
     identity: Identity,
     forecast: Forecast,
     record: OnceCell<Metadata>,
@@ -45,21 +47,22 @@ impl Entry {
     /// As [`Job::prepare`] and [`Job::fit`].
     pub fn prepare(
         request: Request,
-        backend: Backend,
+        device: Device,
         budget: Budget,
         rates: Option<&Rates>,
         stock: &mut InputCache,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
         let Settled {
-            backend, forecast, ..
-        } = job.fit(backend, budget, rates)?;
-        let identity = job.identity(backend)?;
+            memory, forecast, ..
+        } = job.fit(device, budget, rates)?;
+        let identity = job.identity(device, &memory)?;
         job.forget_pixels(stock);
         Ok(Self {
             forecast,
             job,
-            backend,
+            device,
+            memory,
             identity,
             record: OnceCell::new(),
         })
@@ -81,8 +84,8 @@ impl Entry {
     }
 
     /// Where it is computed.
-    pub fn backend(&self) -> Backend {
-        self.backend
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// What it costs.
@@ -93,8 +96,8 @@ impl Entry {
     /// Whether it is made with the same networks, loaded in the same way.
     pub(super) fn shares(&self, other: &Self) -> bool {
         let way = |entry: &Self| {
-            let backend = entry.backend;
-            (backend.device, backend.precision, backend.dense_above)
+            let device = entry.device;
+            (device.kind, device.dtype, device.dense_above)
         };
         Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint()) && way(self) == way(other)
     }
@@ -162,7 +165,7 @@ impl Entry {
         let record = match self.record.get() {
             Some(record) => record,
             None => {
-                let record = self.job.record(self.backend)?;
+                let record = self.job.record(self.device)?;
                 self.record.get_or_init(|| record)
             }
         };
@@ -183,7 +186,8 @@ impl Entry {
         let keys = self.keys();
         let clip = Clip {
             job: self.job,
-            backend: self.backend,
+            device: self.device,
+            memory: self.memory,
             ready,
             keys,
             number,

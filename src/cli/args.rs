@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Size};
 use crate::media::Resize;
 use crate::pipeline::plan::Budget;
-use crate::runtime::{self, Backend, DeviceKind, Precision};
+use crate::runtime::{self, Device, DeviceKind, Precision};
 use crate::sampling::Solver;
 use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
@@ -416,11 +416,11 @@ impl ReportingArgs {
 }
 
 impl MachineArgs {
-    /// The backend to compute on.
+    /// The device to compute on.
     ///
     /// # Errors
     /// When there is no such device.
-    pub fn backend(&self) -> Result<Backend> {
+    pub fn device(&self) -> Result<Device> {
         let device = self.device.map(|device| match device {
             DeviceArg::Gpu => DeviceKind::Gpu,
             DeviceArg::Cpu => DeviceKind::Cpu,
@@ -429,19 +429,19 @@ impl MachineArgs {
             DtypeArg::F32 => Precision::F32,
             DtypeArg::Bf16 => Precision::Bf16,
         });
-        let backend = Backend::select(device, precision)?;
-        Ok(Backend {
-            dense_above: self.dense_above.unwrap_or(backend.dense_above),
-            ..backend
+        let device = Device::select(device, precision)?;
+        Ok(Device {
+            dense_above: self.dense_above.unwrap_or(device.dense_above),
+            ..device
         })
     }
 
     /// The memory that may be taken.
-    pub fn budget(&self, backend: Backend) -> Budget {
+    pub fn budget(&self, device: Device) -> Budget {
         Budget {
             bytes: self
                 .memory_budget
-                .unwrap_or_else(|| runtime::default_memory_budget(backend.device)),
+                .unwrap_or_else(|| runtime::default_memory_budget(device.kind)),
             asked: self.memory_budget.is_some(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::clip::Model;
 use crate::diagnose::doctor::{Bound, Check, Diagnosis, Machine, Outcome, Settings, examine};
-use crate::runtime::{self, Backend};
+use crate::runtime;
 use crate::weights::Sources;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -55,13 +55,10 @@ impl DoctorArgs {
         // Before minutes have gone by.
         let report = self.report.as_deref().map(open_report).transpose()?;
         let (model, bits) = self.model.into_model()?;
-        let backend = self.machine.backend()?;
-        let budget = self.machine.budget(backend);
+        let device = self.machine.device()?;
+        let budget = self.machine.budget(device);
         let settings = Settings {
-            backend: Backend {
-                vae_budget: Some(budget.bytes),
-                ..backend
-            },
+            device,
             budget,
             quick: self.quick,
         };

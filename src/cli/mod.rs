@@ -136,19 +136,19 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
     for warning in job.warnings() {
         stderr::warning(&warning);
     }
-    let backend = machine.backend()?;
-    let budget = machine.budget(backend);
+    let device = machine.device()?;
+    let budget = machine.budget(device);
     let Settled {
-        backend, forecast, ..
-    } = job.fit(backend, budget, None)?;
-    stderr::warn_of_shortage(backend, forecast.peak_bytes);
+        memory, forecast, ..
+    } = job.fit(device, budget, None)?;
+    stderr::warn_of_shortage(device, forecast.peak_bytes);
     runtime::limit_memory(budget.bytes)?;
-    let mut start = resume.start(&output, &job.identity(backend)?, &open)?;
+    let mut start = resume.start(&output, &job.identity(device, &memory)?, &open)?;
     let output = start.output.clone();
     if let Some(seed) = start.seed().filter(|_| open.seed) {
         job.reseed(seed, output.clone());
     }
-    report::start(job.settings(), backend, &output);
+    report::start(job.settings(), device, &output);
     start.tell(dumps);
     let listener = Listener::start()?;
     let mut progress = Stoppable {
@@ -156,7 +156,8 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         listener: &listener,
     };
     let ran = job.run_kept(
-        backend,
+        device,
+        memory,
         Some(&mut start.keeper),
         start.from.as_ref(),
         &mut progress,
@@ -176,7 +177,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         }
     };
     start.keeper.finish();
-    report::finish(&summary, backend, &output);
+    report::finish(&summary, device, &output);
     print_path(output).context("the clip is complete")
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
-use crate::model::vae::{SPATIAL_STRIDE, Tiling, choose_decode_tiling, choose_encode_tiling};
+use crate::model::vae::{SPATIAL_STRIDE, Tiling};
 use crate::pipeline::plan::{Budget, Clip, Forecast, Inputs, Rates, Settled, refusal, settle};
 use crate::pipeline::tokenize;
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::weights::quantize::Bits;
 use crate::weights::{Checkpoint, LoadBits};
 use anyhow::{Context, Result};
@@ -35,8 +35,8 @@ const STEPS: [u32; 2] = [20, 40];
 pub fn run(args: PlanArgs) -> Result<ExitCode> {
     let (as_json, anew) = (args.json, args.measure);
     let (request, machine) = args.into_request()?;
-    let backend = machine.backend()?;
-    let budget = machine.budget(backend);
+    let device = machine.device()?;
+    let budget = machine.budget(device);
     let checkpoint = request.model.open(request.bits)?;
     let picture = match request.image.as_os_str().is_empty() {
         true => PICTURE,
@@ -54,9 +54,9 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
         settings: &settings,
         inputs,
     };
-    let rates = Rates::of_machine(backend, anew)?;
-    let settled = settle(clip, backend, budget, Some(&rates))?;
-    let refusal = (!settled.fits).then(|| refusal(clip, backend, budget, &settled.forecast));
+    let rates = Rates::of_machine(device, anew)?;
+    let settled = settle(clip, device, budget, Some(&rates))?;
+    let refusal = (!settled.fits).then(|| refusal(clip, device, budget, &settled.forecast));
     let ways = Ways::of(&settled, &checkpoint, &settings);
     let text = if as_json {
         let report = json!({
@@ -64,8 +64,8 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
             "height": settings.height,
             "frames": settings.frames,
             "steps": settings.steps,
-            "device": backend.device.to_string(),
-            "precision": backend.precision.to_string(),
+            "device": device.kind.to_string(),
+            "precision": device.dtype.to_string(),
             "rates": rates,
             "memory_budget": budget.bytes,
             "fits": settled.fits,
@@ -79,7 +79,7 @@ pub fn run(args: PlanArgs) -> Result<ExitCode> {
         let _ = writeln!(text, "\n{}", ways.describe(budget));
         // A model that knows one size only has nothing to choose.
         if checkpoint.settings.size.is_none() {
-            text += &choices(clip, backend, budget, &rates)?;
+            text += &choices(clip, device, budget, &rates)?;
         }
         text
     };
@@ -109,17 +109,17 @@ struct Ways {
 
 impl Ways {
     fn of(settled: &Settled, checkpoint: &Checkpoint, settings: &Settings) -> Self {
-        let backend = settled.backend;
+        let memory = &settled.memory;
         let grid = settings.latent_grid();
         let tokens = checkpoint.high.tokens(grid);
         let tiles = |tiling: Option<Tiling>| {
             tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
         };
         Self {
-            joint_guidance: settings.guide_scale.needs_negative() && backend.joins(tokens),
-            chunk_tokens: (tokens > backend.chunk_rows).then_some(backend.chunk_rows),
-            encoding_tiles: tiles(choose_encode_tiling(&checkpoint.vae, backend, grid)),
-            decoding_tiles: tiles(choose_decode_tiling(&checkpoint.vae, backend, grid)),
+            joint_guidance: settings.guide_scale.needs_negative() && memory.joint_passes,
+            chunk_tokens: (tokens > memory.chunk_rows).then_some(memory.chunk_rows),
+            encoding_tiles: tiles(memory.encode_tiling),
+            decoding_tiles: tiles(memory.decode_tiling),
         }
     }
 
@@ -224,7 +224,7 @@ fn phases(made: &Forecast, settings: &Settings, rates: &Rates) -> String {
 }
 
 /// Peak memory and time over sizes, frames, bits and steps.
-fn choices(clip: Clip<'_>, backend: Backend, budget: Budget, rates: &Rates) -> Result<String> {
+fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Result<String> {
     let mut text = format!(
         "\n{:<8}{:>8}{:>8}{:>14}",
         "size", "frames", "bits", "peak memory"
@@ -257,7 +257,7 @@ fn choices(clip: Clip<'_>, backend: Backend, budget: Budget, rates: &Rates) -> R
                         settings: &settings,
                         ..clip
                     };
-                    let settled = settle(clip, backend, budget, Some(rates))?;
+                    let settled = settle(clip, device, budget, Some(rates))?;
                     let made = &settled.forecast;
                     if i == 0 {
                         let _ = write!(row, "{:>14}", human_bytes(made.peak_bytes));

@@ -8,7 +8,7 @@ use crate::clip::Settings;
 use crate::pipeline::{
     Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
 };
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -329,25 +329,25 @@ fn phase(report: &PhaseReport) -> Value {
     })
 }
 
-fn settings(settings: &Settings, backend: Backend) -> Value {
+fn settings(settings: &Settings, device: Device) -> Value {
     let mut fields = serde_json::to_value(settings).unwrap_or_default();
     if let Some(fields) = fields.as_object_mut() {
-        let precision = backend.precision.to_string();
+        let precision = device.dtype.to_string();
         fields.insert("precision".into(), precision.into());
-        fields.insert("device".into(), backend.device.to_string().into());
+        fields.insert("device".into(), device.kind.to_string().into());
     }
     fields
 }
 
 /// Tells what is about to be made.
-pub fn start(clip: &Settings, backend: Backend, output: &Path) {
+pub fn start(clip: &Settings, device: Device, output: &Path) {
     if style() == Style::Json {
         event(
             "start",
             json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "output": output.to_string_lossy(),
-                "settings": settings(clip, backend),
+                "settings": settings(clip, device),
             }),
         );
         return;
@@ -358,11 +358,11 @@ pub fn start(clip: &Settings, backend: Backend, output: &Path) {
         clip.height,
         clip.frames,
         clip.fps,
-        sampling(clip, backend)
+        sampling(clip, device)
     );
 }
 
-fn sampling(clip: &Settings, backend: Backend) -> String {
+fn sampling(clip: &Settings, device: Device) -> String {
     format!(
         "{} steps of {}, shift {}, guidance {},{}; seed {}; {} on {}",
         clip.steps,
@@ -371,16 +371,16 @@ fn sampling(clip: &Settings, backend: Backend) -> String {
         clip.guide_scale.low,
         clip.guide_scale.high,
         clip.seed,
-        backend.precision,
-        backend.device,
+        device.dtype,
+        device.kind,
     )
 }
 
 /// What an event says of a clip that was made.
-pub fn made(summary: &Summary, backend: Backend, output: &Path) -> Value {
+pub fn made(summary: &Summary, device: Device, output: &Path) -> Value {
     json!({
         "output": output.to_string_lossy(),
-        "settings": settings(&summary.settings, backend),
+        "settings": settings(&summary.settings, device),
         "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
         "passes": passes(summary.passes),
         "seconds": summary.seconds,
@@ -389,10 +389,10 @@ pub fn made(summary: &Summary, backend: Backend, output: &Path) -> Value {
 }
 
 /// Tells what was made.
-pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
+pub fn finish(summary: &Summary, device: Device, output: &Path) {
     let clip = &summary.settings;
     if style() == Style::Json {
-        event("result", made(summary, backend, output));
+        event("result", made(summary, device, output));
         return;
     }
     let phases = summary.phases.iter();
@@ -419,6 +419,6 @@ pub fn finish(summary: &Summary, backend: Backend, output: &Path) {
         clip.width,
         clip.height,
         clip.fps,
-        sampling(clip, backend)
+        sampling(clip, device)
     );
 }

@@ -6,7 +6,7 @@ use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 use crate::pipeline::plan::shortage;
-use crate::runtime::{self, Backend, DeviceKind};
+use crate::runtime::{self, Device, DeviceKind};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -116,8 +116,8 @@ pub fn warning(text: &str) {
 
 /// Warns when less memory is free than a run of `peak_bytes` takes. What Metal recommends does not
 /// depend on what is free.
-pub fn warn_of_shortage(backend: Backend, peak_bytes: u64) {
-    let on_cpu = backend.device == DeviceKind::Cpu;
+pub fn warn_of_shortage(device: Device, peak_bytes: u64) {
+    let on_cpu = device.kind == DeviceKind::Cpu;
     if let Some(text) = on_cpu
         .then(runtime::free_memory)
         .and_then(|free| shortage(peak_bytes, free))

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::clip::{Model, Request, Settings};
 use crate::media::tags::{self, Tags};
-use crate::runtime::{self, Backend, DeviceKind};
+use crate::runtime::{self, Device, DeviceKind};
 use crate::weights::{Checkpoint, PartName};
 
 /// The version of [`Metadata`]; a new one means that something was removed or changed its meaning.
@@ -83,7 +83,7 @@ impl Metadata {
         settings: &Settings,
         [picture, last]: [Option<&str>; 2],
         checkpoint: &Checkpoint,
-        backend: Backend,
+        device: Device,
     ) -> Result<Self> {
         let mut settings = settings.clone();
         // The model's, which has a fingerprint.
@@ -100,12 +100,12 @@ impl Metadata {
                 .map(|path| FileIdentity::new(path, last)),
             model: ModelIdentity::new(request, checkpoint)?,
             settings,
-            device: match backend.device {
+            device: match device.kind {
                 DeviceKind::Gpu => "gpu",
                 DeviceKind::Cpu => "cpu",
             }
             .into(),
-            dtype: backend.precision.to_string(),
+            dtype: device.dtype.to_string(),
         })
     }
 

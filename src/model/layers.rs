@@ -1,14 +1,12 @@
 //! Layers that the networks share.
 
 use anyhow::Result as AnyResult;
+use mlx_rs::Array;
 use mlx_rs::error::Result;
-use mlx_rs::ops::{addmm, dequantize, quantized_matmul};
-use mlx_rs::{Array, Dtype, fast};
+use mlx_rs::ops::{addmm, quantized_matmul};
 
 use super::{Role, TensorSource};
-use crate::runtime::kernels::cpu;
-use crate::runtime::kernels::{compiled, elementwise};
-use crate::runtime::{DeviceKind, computes_on, count_product, count_unpacked, in_row_chunks};
+use crate::runtime::{Device, Kernels, count_product, count_unpacked, in_row_chunks};
 
 /// Inputs that share a scale and a bias in what this program writes.
 pub const GROUP_SIZE: usize = 64;
@@ -27,9 +25,8 @@ pub struct Quantized {
     pub group_size: i32,
     /// Bits per weight.
     pub bits: i32,
-    /// Products of more rows than this unpack the weight first and use the dense kernel, which
-    /// spares each row the unpacking.
-    pub dense_above: i32,
+    /// What it was loaded for.
+    pub device: Device,
 }
 
 impl Quantized {
@@ -38,13 +35,9 @@ impl Quantized {
     /// # Errors
     /// When MLX fails.
     pub fn dequantize(&self) -> Result<Array> {
-        let exact = self.scales.dtype() == Dtype::Float32;
-        if computes_on() == DeviceKind::Cpu && exact && cpu::unpacks(self.bits, self.group_size) {
-            let sides = [&self.scales, &self.biases];
-            return cpu::dequantize(&self.packed, sides, self.group_size, self.bits);
-        }
-        let (scales, biases) = (&self.scales, Some(&self.biases));
-        dequantize(&self.packed, scales, biases, self.group_size, self.bits)
+        let sides = [&self.scales, &self.biases];
+        self.device
+            .dequantize(&self.packed, sides, self.group_size, self.bits)
     }
 }
 
@@ -116,12 +109,12 @@ impl Linear {
         count_product(x.dim(0), x.dim(1), outputs);
         match &self.matrix {
             Matrix::Transposed(weight) => self.dense(x, weight),
-            Matrix::Quantized(q) if x.dim(0) > q.dense_above => {
+            Matrix::Quantized(q) if x.dim(0) > q.device.dense_above => {
                 let weight = q.dequantize()?.transpose()?;
                 count_unpacked(weight.size());
                 let y = self.dense(x, &weight)?;
                 drop(weight);
-                if computes_on() == DeviceKind::Cpu {
+                if q.device.kernels == Kernels::Cpu {
                     // The unpacked weight goes before the next one comes.
                     y.eval()?;
                 }
@@ -148,74 +141,6 @@ impl Linear {
             None => x.matmul(weight),
         })
     }
-}
-
-/// `x * sigmoid(x)`, in `x`'s dtype.
-pub fn silu(x: &Array) -> Result<Array> {
-    match computes_on() {
-        DeviceKind::Gpu => compiled::silu(x),
-        DeviceKind::Cpu => elementwise::silu(x),
-    }
-}
-
-/// The tanh approximation of GELU (Hendrycks and Gimpel, arXiv:1606.08415), of `[rows, columns]` in
-/// `x`'s dtype.
-pub fn gelu_tanh(x: &Array) -> Result<Array> {
-    match computes_on() {
-        DeviceKind::Gpu => compiled::gelu_tanh(x),
-        DeviceKind::Cpu if x.dtype() == Dtype::Float32 => cpu::gelu_tanh(x),
-        DeviceKind::Cpu => elementwise::gelu_tanh(x),
-    }
-}
-
-/// LayerNorm of `x` `[rows, width]` over the width, times `weight` plus `bias`, `[width]` each; all
-/// of it float32.
-pub fn layer_norm(x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array> {
-    match computes_on() {
-        DeviceKind::Gpu => fast::layer_norm(x, weight, bias, eps),
-        DeviceKind::Cpu => cpu::layer_norm(x, weight, bias, eps),
-    }
-}
-
-/// `x + h * gate`, float32: `x` `[rows, width]`, `h` of any float dtype, `gate` `[width]`.
-pub fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
-    match computes_on() {
-        DeviceKind::Gpu => compiled::add_gated(x, h, gate),
-        DeviceKind::Cpu => elementwise::add_gated(x, h, gate),
-    }
-}
-
-/// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]` by `cos` and `sin`
-/// `[tokens, 1, head_dim / 2]`; float32.
-pub fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
-    match computes_on() {
-        DeviceKind::Gpu => compiled::rotate(x, cos, sin),
-        DeviceKind::Cpu => elementwise::rotate(x, cos, sin),
-    }
-}
-
-/// Projections `[rows, heads * head_dim]` of any float dtype as attention wants them, `[1, heads,
-/// rows, head_dim]`, in float32 or, on the GPU and without a norm, as they come: RMS norm over the
-/// whole width with the weights and epsilon of `norm`, and then adjacent pairs rotated by the cosines
-/// and sines of `places`, `[rows, 1, head_dim / 2]`.
-pub fn to_heads(
-    x: &Array,
-    heads: i32,
-    norm: Option<(&Array, f32)>,
-    places: Option<[&Array; 2]>,
-) -> Result<Array> {
-    if computes_on() == DeviceKind::Cpu {
-        return cpu::to_heads(&f32(x)?, heads, norm, places);
-    }
-    let x = match norm {
-        Some((weight, eps)) => fast::rms_norm(f32(x)?, Some(weight), eps)?,
-        None => x.clone(),
-    };
-    let mut x = x.reshape(&[x.dim(0), heads, x.dim(1) / heads])?;
-    if let Some([cos, sin]) = places {
-        x = rotate(&x, cos, sin)?;
-    }
-    x.transpose_axes(&[1, 0, 2])?.expand_dims(0)
 }
 
 pub use crate::runtime::f32;

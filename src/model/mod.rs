@@ -6,13 +6,16 @@
 pub mod cost;
 pub mod dit;
 pub mod layers;
+mod memory_plan;
 pub mod umt5;
 pub mod vae;
 
 use anyhow::{Result, ensure};
 use mlx_rs::{Array, Dtype};
 
-use crate::runtime::{Backend, DeviceKind, Precision};
+pub use memory_plan::MemoryPlan;
+
+use crate::runtime::{Device, DeviceKind, Precision};
 use layers::Weight;
 
 /// What a tensor is for, which decides the dtype it is kept in.
@@ -98,7 +101,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// What to load a network with whose list of tensors is wanted; it does not depend on it.
-    pub const BACKEND: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
+    pub const DEVICE: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
 }
 
 impl TensorSource for Recorder {

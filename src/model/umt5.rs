@@ -11,9 +11,9 @@ use mlx_rs::ops::softmax_axis;
 use mlx_rs::{Array, fast};
 use serde::{Deserialize, Serialize};
 
-use super::layers::{Linear, f32, gelu_tanh};
+use super::layers::{Linear, f32};
 use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
-use crate::runtime::count_product;
+use crate::runtime::{Device, count_product};
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -93,6 +93,7 @@ impl Umt5Config {
 #[derive(Debug)]
 pub struct Umt5 {
     config: Umt5Config,
+    device: Device,
     embedding: Array,
     layers: Vec<Layer>,
     final_norm: Array,
@@ -118,7 +119,11 @@ impl Umt5 {
     ///
     /// # Errors
     /// Whatever the source refuses, with the tensor's name.
-    pub fn load(config: &Umt5Config, source: &mut dyn TensorSource) -> Result<Self> {
+    pub fn load(
+        config: &Umt5Config,
+        source: &mut dyn TensorSource,
+        device: Device,
+    ) -> Result<Self> {
         config.validate()?;
         let inner = config.num_heads * config.d_kv;
         let embedding = source.tensor(
@@ -168,6 +173,7 @@ impl Umt5 {
                 Role::Exact,
             )?,
             config: config.clone(),
+            device,
         })
     }
 
@@ -230,7 +236,8 @@ impl Umt5 {
         let x = x.add(f32(&layer.o.forward(&h)?)?)?;
 
         let h = fast::rms_norm(&x, Some(&layer.ffn_norm), eps)?;
-        let h = gelu_tanh(&layer.gate.forward(&h)?)?.multiply(layer.up.forward(&h)?)?;
+        let gate = self.device.gelu_tanh(&layer.gate.forward(&h)?)?;
+        let h = gate.multiply(layer.up.forward(&h)?)?;
         x.add(f32(&layer.down.forward(&h)?)?)
     }
 

@@ -1,15 +1,17 @@
 //! From the start picture to what the transformer sees of it.
 
 use anyhow::{Result, ensure};
+use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::{concatenate, zeros_dtype};
-use mlx_rs::{Array, Dtype, memory};
+use mlx_rs::{Array, Dtype};
 use ndarray::ArrayView3;
 
 use crate::clip::Settings;
-use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, choose_encode_tiling, steps};
+use crate::model::MemoryPlan;
+use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, RunningPhase, load};
-use crate::runtime::{Backend, all_finite, rows};
+use crate::runtime::{Device, all_finite, rows};
 use crate::weights::Checkpoint;
 
 /// The channels that are joined to the noise: `[4 + z_dim, frames, height, width]`, the mask and
@@ -33,8 +35,8 @@ impl<'a> From<ArrayView3<'a, f32>> for Ends<'a> {
 }
 
 /// Loads the VAE's encoder, encodes the conditioning video (the first picture, then zeros, and in
-/// the very last pixel frame the last picture if there is one), in tiles if the backend's budget
-/// asks for them, and lets the encoder go.
+/// the very last pixel frame the last picture if there is one), in tiles if `memory` asks
+/// for them, and lets the encoder go.
 ///
 /// Source: `WanImageToVideoPipeline.prepare_latents` of diffusers, with and without `last_image`.
 ///
@@ -42,29 +44,29 @@ impl<'a> From<ArrayView3<'a, f32>> for Ends<'a> {
 /// When a weight is damaged or MLX fails.
 pub fn encode_condition<'a>(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     ends: impl Into<Ends<'a>>,
     settings: &Settings,
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
-    let units = image_units(checkpoint, backend, settings);
+    let units = image_units(memory, settings);
     let mut stage = RunningPhase::start(Phase::Image, units, 0, progress);
-    let mut encoder = ImageEncoder::load(checkpoint, backend, progress)?;
-    let condition = encoder.encode(backend, ends.into(), settings, &mut stage, progress)?;
+    let encoder = ImageEncoder::load(checkpoint, device, progress)?;
+    let condition = encoder.encode(memory, ends.into(), settings, &mut stage, progress)?;
     if let Some(dump) = dump {
         condition.dump(dump)?;
     }
     drop(encoder);
-    memory::clear_cache()?;
+    clear_cache()?;
     stage.finish(progress);
     Ok(condition)
 }
 
 /// Units of encoding a clip's conditioning video.
-pub(super) fn image_units(checkpoint: &Checkpoint, backend: Backend, settings: &Settings) -> usize {
-    let grid = settings.latent_grid();
-    steps(choose_encode_tiling(&checkpoint.vae, backend, grid), grid)
+pub(super) fn image_units(memory: &MemoryPlan, settings: &Settings) -> usize {
+    steps(memory.encode_tiling, settings.latent_grid())
 }
 
 /// The VAE's encoder, loaded.
@@ -81,11 +83,11 @@ impl<'a> ImageEncoder<'a> {
     /// When a weight is damaged, or the run shall stop here.
     pub(super) fn load(
         checkpoint: &'a Checkpoint,
-        backend: Backend,
+        device: Device,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         let (encoder, _) = load(Network::VaeEncoder, progress, || {
-            checkpoint.load_vae_encoder(backend)
+            checkpoint.load_vae_encoder(device)
         })?;
         Ok(Self {
             checkpoint,
@@ -93,23 +95,22 @@ impl<'a> ImageEncoder<'a> {
         })
     }
 
-    /// See [`encode_condition`]; in the parts that `backend` asks for.
+    /// See [`encode_condition`].
     ///
     /// # Errors
     /// When MLX fails, the latents are not finite, or the run shall stop here.
     pub(super) fn encode(
-        &mut self,
-        backend: Backend,
+        &self,
+        memory: &MemoryPlan,
         ends: Ends<'_>,
         settings: &Settings,
         stage: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
-        self.encoder.set_score_bytes(backend.score_bytes);
         encode(
             self.checkpoint,
             &self.encoder,
-            backend,
+            memory,
             ends,
             settings,
             &mut || stage.advance(progress),
@@ -128,14 +129,13 @@ impl Condition {
 fn encode(
     checkpoint: &Checkpoint,
     encoder: &VaeEncoder,
-    backend: Backend,
+    memory: &MemoryPlan,
     ends: Ends<'_>,
     settings: &Settings,
     advance: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Condition> {
     let grid = settings.latent_grid();
     let frames = grid[0];
-    let tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
     let Ends { first, last } = ends;
     let (height, width) = (settings.height as i32, settings.width as i32);
     let frame = |pixels: ArrayView3<'_, f32>| {
@@ -168,7 +168,7 @@ fn encode(
         }
         .clone())
     };
-    let latents = encoder.encode(frames, &chunk, tiling, advance)?;
+    let latents = encoder.encode(frames, &chunk, memory, advance)?;
     let latents = checkpoint.vae.normalize(&latents)?;
     let mask = frame_mask(grid, last.is_some())?;
     let condition = concatenate(&[mask, latents], 0)?.contiguous()?;

@@ -2,35 +2,36 @@
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
+use mlx_rs::Array;
+use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::clip;
-use mlx_rs::{Array, memory};
 use ndarray::ArrayView4;
 
 use crate::media::frames::to_rgb8;
-use crate::model::vae::{
-    SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeDecoder, choose_decode_tiling, steps,
-};
+use crate::model::MemoryPlan;
+use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE, VaeDecoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
-use crate::runtime::{Backend, all_finite, to_host};
+use crate::runtime::{Device, all_finite, to_host};
 use crate::weights::Checkpoint;
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
-/// latent frame at a time, in tiles if the backend's budget asks for them, and gives each pixel
-/// frame to `emit`; then lets the decoder go.
+/// latent frame at a time, in tiles if `memory` asks for them, and gives each pixel frame
+/// to `emit`; then lets the decoder go.
 ///
 /// # Errors
 /// When a weight is damaged, MLX fails, a decoded value is not finite, or `emit` fails.
 pub fn decode_clip(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     latents: &Array,
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
 ) -> Result<()> {
     let mut decoder = ClipDecoder::new(checkpoint);
-    decoder.decode(backend, latents, dump, progress, emit)?;
+    decoder.decode(device, memory, latents, dump, progress, emit)?;
     Ok(())
 }
 
@@ -49,55 +50,55 @@ impl<'a> ClipDecoder<'a> {
         }
     }
 
-    /// See [`decode_clip`]; in the parts that `backend` asks for.
+    /// See [`decode_clip`].
     ///
     /// # Errors
     /// As there.
     pub(super) fn decode(
         &mut self,
-        backend: Backend,
+        device: Device,
+        memory: &MemoryPlan,
         latents: &Array,
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
         emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
     ) -> Result<PhaseReport> {
         let grid = [1, 2, 3].map(|axis| latents.dim(axis));
-        let tiling = choose_decode_tiling(&self.checkpoint.vae, backend, grid);
-        let mut stage = RunningPhase::start(Phase::Decoding, steps(tiling, grid), 0, progress);
-        let decoder = match &mut self.decoder {
+        let units = steps(memory.decode_tiling, grid);
+        let mut stage = RunningPhase::start(Phase::Decoding, units, 0, progress);
+        let decoder = match &self.decoder {
             Some(decoder) => decoder,
-            empty => {
+            None => {
                 let (decoder, _) = load(Network::VaeDecoder, progress, || {
-                    self.checkpoint.load_vae_decoder(backend)
+                    self.checkpoint.load_vae_decoder(device)
                 })?;
-                empty.insert(decoder)
+                self.decoder.insert(decoder)
             }
         };
-        decoder.set_score_bytes(backend.score_bytes);
         decode(
             self.checkpoint,
             decoder,
-            tiling,
+            memory,
             latents,
             dump,
             emit,
             &mut || stage.advance(progress),
         )?;
-        memory::clear_cache()?;
+        clear_cache()?;
         Ok(stage.finish(progress))
     }
 
     /// Lets the decoder go.
     pub(super) fn release(&mut self) -> Result<()> {
         self.decoder = None;
-        Ok(memory::clear_cache()?)
+        Ok(clear_cache()?)
     }
 }
 
 fn decode(
     checkpoint: &Checkpoint,
     decoder: &VaeDecoder,
-    tiling: Option<Tiling>,
+    memory: &MemoryPlan,
     latents: &Array,
     dump: Option<&Dump>,
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
@@ -140,7 +141,7 @@ fn decode(
         frame += 1;
         Ok(())
     };
-    decoder.decode(&latents, tiling, advance, &mut finish)?;
+    decoder.decode(&latents, memory, advance, &mut finish)?;
     if let Some(writer) = dumped {
         writer.finish()?;
     }

@@ -14,6 +14,7 @@ use super::eta::{Eta, PlannedStep};
 use super::experts::Experts;
 use super::text::{EncodedPrompts, TEXT_LEN};
 use crate::clip::{CacheMethod, CacheSettings, GuideInterval, GuideScale};
+use crate::model::MemoryPlan;
 use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::persist::StateWriter;
@@ -21,7 +22,7 @@ use crate::persist::dump::Dump;
 use crate::progress::{
     EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop,
 };
-use crate::runtime::{Backend, all_finite, to_host};
+use crate::runtime::{Device, all_finite, to_host};
 use crate::sampling::Sampler;
 use crate::sampling::StepCache;
 use crate::weights::{Checkpoint, Expert};
@@ -45,15 +46,18 @@ pub struct DenoiseSettings {
     pub guide_interval: GuideInterval,
     /// The cache.
     pub cache: CacheSettings,
+    /// In what parts it is computed.
+    pub memory: MemoryPlan,
 }
 
 impl From<GuideScale> for DenoiseSettings {
-    /// Every step computed and guided.
+    /// Every step computed and guided, in one part.
     fn from(guide_scale: GuideScale) -> Self {
         Self {
             guide_scale,
             guide_interval: GuideInterval::default(),
             cache: CacheSettings::default(),
+            memory: MemoryPlan::WHOLE,
         }
     }
 }
@@ -103,7 +107,7 @@ impl<O: Observer + ?Sized> Observer for &mut O {
 #[derive(Debug)]
 pub struct Denoiser<'a> {
     checkpoint: &'a Checkpoint,
-    backend: Backend,
+    device: Device,
     prompts: EncodedPrompts,
     condition: Condition,
     latents: Array,
@@ -122,7 +126,7 @@ impl<'a> Denoiser<'a> {
     /// A run from `noise` `[z_dim, frames, height, width]` along the sampler's schedule.
     pub fn new(
         checkpoint: &'a Checkpoint,
-        backend: Backend,
+        device: Device,
         prompts: EncodedPrompts,
         condition: Condition,
         noise: Array,
@@ -131,7 +135,7 @@ impl<'a> Denoiser<'a> {
     ) -> Self {
         Self {
             checkpoint,
-            backend,
+            device,
             prompts,
             condition,
             latents: noise,
@@ -310,6 +314,7 @@ impl<'a> Denoiser<'a> {
             tokens,
             latents: &self.latents,
             method: self.settings.cache.method,
+            memory: &self.settings.memory,
         };
         let guided = self.settings.guide_interval.covers(index, steps);
         self.passes.unguided += usize::from(loaded.negative.is_some() && !guided);
@@ -322,10 +327,9 @@ impl<'a> Denoiser<'a> {
         let skips = loaded
             .cache
             .may_skip(&self.latents, &pass.time.projection, left, ready)?;
-        let joint = self.backend.joins(loaded.rope.tokens());
         let predictions = match skips {
             true => pass.reuse(&voices),
-            false => pass.compute(&mut voices, joint),
+            false => pass.compute(&mut voices),
         }
         .with_context(place)?;
         let time_projection = pass.time.projection;
@@ -383,7 +387,7 @@ impl<'a> Denoiser<'a> {
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
     ) -> Result<Option<f64>> {
-        let seconds = experts.load(expert, self.backend, progress)?;
+        let seconds = experts.load(expert, self.device, progress)?;
         let Some((_, dit)) = experts.loaded() else {
             bail!("no expert is loaded");
         };
@@ -436,6 +440,7 @@ struct Pass<'a> {
     tokens: Array,
     latents: &'a Array,
     method: CacheMethod,
+    memory: &'a MemoryPlan,
 }
 
 impl Pass<'_> {
@@ -459,13 +464,13 @@ impl Pass<'_> {
             .collect()
     }
 
-    /// The prediction for each prompt, from the network: `joint`, or one after the other.
-    fn compute(&self, voices: &mut [&mut Branch], joint: bool) -> Result<Vec<Array>> {
-        let (dit, time) = (self.dit, &self.time);
-        let start = dit.start(&self.tokens, time, self.rope)?;
-        if let ([cond, uncond], true) = (&mut *voices, joint) {
+    /// The prediction for each prompt, from the network: jointly, or one after the other.
+    fn compute(&self, voices: &mut [&mut Branch]) -> Result<Vec<Array>> {
+        let (dit, time, memory) = (self.dit, &self.time, self.memory);
+        let start = dit.start(&self.tokens, time, self.rope, memory)?;
+        if let ([cond, uncond], true) = (&mut *voices, memory.joint_passes) {
             let both = [cond.kv.as_slice(), uncond.kv.as_slice()];
-            let x = dit.finish_both(&start, time, self.rope, both, &mut |_, _| Ok(()))?;
+            let x = dit.finish_both(&start, time, self.rope, both, memory, &mut |_, _| Ok(()))?;
             return x
                 .iter()
                 .zip(voices)
@@ -475,7 +480,8 @@ impl Pass<'_> {
         voices
             .iter_mut()
             .map(|voice| {
-                let x = dit.finish(&start, time, self.rope, &voice.kv, &mut |_, _| Ok(()))?;
+                let kv = &voice.kv;
+                let x = dit.finish(&start, time, self.rope, kv, memory, &mut |_, _| Ok(()))?;
                 self.conclude(&x, voice, &start)
             })
             .collect()
@@ -511,13 +517,19 @@ impl Pass<'_> {
         if !squares.is_finite() {
             // Once more, to name the first block whose output is not finite.
             let mut first = None;
-            self.dit
-                .finish(start, &self.time, self.rope, kv, &mut |block, x| {
+            self.dit.finish(
+                start,
+                &self.time,
+                self.rope,
+                kv,
+                self.memory,
+                &mut |block, x| {
                     if first.is_none() && !all_finite(x)? {
                         first = Some(block);
                     }
                     Ok(())
-                })?;
+                },
+            )?;
             bail!(
                 "the prediction is not finite, first in {}; try --dtype f32 or --device cpu \
                      and please report it",

@@ -6,7 +6,7 @@ use mlx_rs::memory;
 use super::Interrupted;
 use crate::model::dit::Dit;
 use crate::progress::{Network, Progress, load};
-use crate::runtime::{Backend, wire};
+use crate::runtime::{Device, wire};
 use crate::weights::{Checkpoint, Expert};
 
 /// Holds the expert that is in use, for as many clips as take turns with it.
@@ -27,8 +27,8 @@ impl<'a> Experts<'a> {
         }
     }
 
-    /// Makes `expert` the loaded one, which computes in the parts that `backend` asks for; returns
-    /// the seconds that loading took unless it was there already. The other goes first: a Mac holds
+    /// Makes `expert` the loaded one; returns the seconds that loading took unless it was there
+    /// already. The other goes first: a Mac holds
     /// one at a time.
     ///
     /// # Errors
@@ -36,11 +36,14 @@ impl<'a> Experts<'a> {
     pub(super) fn load(
         &mut self,
         expert: Expert,
-        backend: Backend,
+        device: Device,
         progress: &mut dyn Progress,
     ) -> Result<Option<f64>> {
-        if let Some((_, dit)) = self.loaded.as_mut().filter(|(there, _)| *there == expert) {
-            dit.set_parts(backend);
+        if self
+            .loaded
+            .as_ref()
+            .is_some_and(|(there, _)| *there == expert)
+        {
             return Ok(None);
         }
         if let Some((_, error)) = self.broken.as_ref().filter(|(which, _)| *which == expert) {
@@ -49,7 +52,7 @@ impl<'a> Experts<'a> {
         self.loaded = None;
         memory::clear_cache()?;
         let loaded = load(Network::Expert(expert), progress, || {
-            self.checkpoint.load_expert(expert, backend)
+            self.checkpoint.load_expert(expert, device)
         });
         let (dit, seconds) = loaded.inspect_err(|error| {
             if !error.is::<Interrupted>() {

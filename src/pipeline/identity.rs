@@ -5,8 +5,8 @@ use sha2::{Digest, Sha256};
 
 use super::Job;
 use crate::clip::{Identity, Item, Stage};
-use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
-use crate::runtime::Backend;
+use crate::model::MemoryPlan;
+use crate::runtime::Device;
 use crate::text::clean;
 use crate::util::hex::to_hex;
 use crate::weights::PartName;
@@ -17,7 +17,7 @@ impl Job {
     ///
     /// # Errors
     /// When the model's files cannot be read any more.
-    pub fn identity(&self, backend: Backend) -> Result<Identity> {
+    pub fn identity(&self, device: Device, memory: &MemoryPlan) -> Result<Identity> {
         use Stage::{Decode, Denoise, File, Image, Text};
         let Self {
             request,
@@ -43,8 +43,8 @@ impl Job {
         ];
         items.extend(settings.items());
         items.extend([
-            Item::new("--device", &computing, backend.device),
-            Item::new("--dtype", &computing, backend.precision),
+            Item::new("--device", &computing, device.kind),
+            Item::new("--dtype", &computing, device.dtype),
             Item::new("--no-metadata", &[File], !request.metadata),
         ]);
         if !settings.cache.polynomial.is_empty() {
@@ -52,12 +52,12 @@ impl Job {
             items.push(Item::new("TeaCache's polynomial", &[Denoise], polynomial));
         }
         // What a device takes by itself goes with the dtype.
-        let usual = Backend::new(backend.device, Some(backend.precision)).dense_above;
-        if backend.dense_above != usual {
+        let usual = Device::new(device.kind, Some(device.dtype)).dense_above;
+        if device.dense_above != usual {
             items.push(Item::new(
                 "--dense-above",
                 &[Text, Denoise],
-                backend.dense_above,
+                device.dense_above,
             ));
         }
         if let Some(last) = last {
@@ -83,18 +83,19 @@ impl Job {
         ));
         // Not the memory that it was fitted to, which may differ from run to run, but the choices that
         // followed: sums of other parts round otherwise.
-        let grid = settings.latent_grid();
-        let joint = backend.joins(checkpoint.high.tokens(grid));
-        let encoding = choose_encode_tiling(&checkpoint.vae, backend, grid);
-        let decoding = choose_decode_tiling(&checkpoint.vae, backend, grid);
-        let (encoding, decoding) = (format!("{encoding:?}"), format!("{decoding:?}"));
+        let encoding = format!("{:?}", memory.encode_tiling);
+        let decoding = format!("{:?}", memory.decode_tiling);
         for (name, stages, choice) in [
-            ("joint passes", &[Denoise] as &[Stage], joint.to_string()),
-            ("rows at once", &[Denoise], backend.chunk_rows.to_string()),
+            (
+                "joint passes",
+                &[Denoise] as &[Stage],
+                memory.joint_passes.to_string(),
+            ),
+            ("rows at once", &[Denoise], memory.chunk_rows.to_string()),
             (
                 "bytes of scores at once",
                 &[Image, Denoise, Decode],
-                backend.score_bytes.to_string(),
+                memory.score_bytes.to_string(),
             ),
             ("tiles of the VAE's encoder", &[Image], encoding),
             ("tiles of the VAE's decoder", &[Decode], decoding),

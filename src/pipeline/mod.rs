@@ -43,9 +43,10 @@ use crate::clip::{Request, Settings};
 use crate::media::clip::{OutputKind, check_writable};
 use crate::media::preview::LatentRgb;
 use crate::media::strip;
+use crate::model::MemoryPlan;
 use crate::persist::{SavedRun, StateWriter};
 use crate::progress::Recorder;
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::sampling::noise;
 use crate::weights::Checkpoint;
 
@@ -211,21 +212,16 @@ impl Job {
     ///
     /// # Errors
     /// As [`fit`].
-    pub fn fit(&self, backend: Backend, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
-        fit(self.clip(), backend, budget, rates)
+    pub fn fit(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
+        fit(self.clip(), device, budget, rates)
     }
 
     /// How the clip is computed within `budget`, and what it costs; see [`settle`].
     ///
     /// # Errors
     /// As [`settle`].
-    pub fn settle(
-        &self,
-        backend: Backend,
-        budget: Budget,
-        rates: Option<&Rates>,
-    ) -> Result<Settled> {
-        settle(self.clip(), backend, budget, rates)
+    pub fn settle(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
+        settle(self.clip(), device, budget, rates)
     }
 
     fn clip(&self) -> plan::Clip<'_> {
@@ -254,8 +250,13 @@ impl Job {
     /// # Errors
     /// When the folder for intermediates or the clip cannot be written, a weight is damaged, MLX
     /// fails, or a tensor stops being finite (named by step, expert and layer).
-    pub fn run(self, backend: Backend, progress: &mut dyn Progress) -> Result<Summary> {
-        self.run_kept(backend, None, None, progress)
+    pub fn run(
+        self,
+        device: Device,
+        memory: MemoryPlan,
+        progress: &mut dyn Progress,
+    ) -> Result<Summary> {
+        self.run_kept(device, memory, None, None, progress)
     }
 
     /// As [`Self::run`], with the run's state kept on disk, and going on from one that was; its
@@ -265,7 +266,8 @@ impl Job {
     /// As there, and [`Interrupted`] when `progress` asked for it; the keeper has what is kept.
     pub fn run_kept(
         self,
-        backend: Backend,
+        device: Device,
+        memory: MemoryPlan,
         keeper: Option<&mut StateWriter>,
         from: Option<&SavedRun>,
         progress: &mut dyn Progress,
@@ -281,7 +283,7 @@ impl Job {
             made: None,
         };
         let making = Scheduler {
-            clips: vec![Clip::single(self, backend, from.is_some())],
+            clips: vec![Clip::single(self, device, memory, from.is_some())],
             at_once: 1,
             beside: false,
             shelf: &mut EmbeddingStore::default(),
@@ -300,7 +302,7 @@ impl Job {
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
-    pub fn record(&self, backend: Backend) -> Result<Metadata> {
+    pub fn record(&self, device: Device) -> Result<Metadata> {
         let Self {
             request,
             settings,
@@ -311,7 +313,7 @@ impl Job {
         } = self;
         let pictures = [Some(picture), last.as_ref()];
         let hashes = pictures.map(|picture| Some(picture?.file_hash()));
-        Metadata::new(request, settings, hashes, checkpoint, backend)
+        Metadata::new(request, settings, hashes, checkpoint, device)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::model::umt5::{Umt5, pad_rows};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, RunningPhase, load};
 use crate::runtime::State;
-use crate::runtime::{Backend, all_finite};
+use crate::runtime::{Device, all_finite};
 use crate::text::{TokenIds, Tokenizer, clean};
 use crate::weights::Checkpoint;
 
@@ -101,11 +101,11 @@ impl TextEncoder {
     /// When a weight is damaged, or the run shall stop here.
     pub(super) fn load(
         checkpoint: &Checkpoint,
-        backend: Backend,
+        device: Device,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         let (encoder, _) = load(Network::TextEncoder, progress, || {
-            checkpoint.load_text_encoder(backend)
+            checkpoint.load_text_encoder(device)
         })?;
         Ok(Self(encoder))
     }
@@ -139,14 +139,14 @@ pub(super) fn dump_prompt(dump: &Dump, name: &str, ids: &TokenIds, encoded: &Arr
 /// When a weight is damaged, an id lies outside the vocabulary or MLX fails.
 pub fn encode_prompts(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
     ids: &PromptIds,
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<EncodedPrompts> {
     let prompts = 1 + usize::from(ids.negative.is_some());
     let mut stage = RunningPhase::start(Phase::Text, prompts, 0, progress);
-    let encoder = TextEncoder::load(checkpoint, backend, progress)?;
+    let encoder = TextEncoder::load(checkpoint, device, progress)?;
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
         let encoded = encoder.encode(ids)?;
         if let Some(dump) = dump {

@@ -78,12 +78,12 @@ impl PartConfig {
     pub fn specs(&self) -> Result<Vec<TensorSpec>> {
         let mut recorder = Recorder::default();
         match self {
-            Self::Expert(config) => drop(Dit::load(config, &mut recorder, Recorder::BACKEND)?),
+            Self::Expert(config) => drop(Dit::load(config, &mut recorder, Recorder::DEVICE)?),
             Self::Vae(config) => {
-                VaeEncoder::load(config, &mut recorder, Recorder::BACKEND)?;
-                VaeDecoder::load(config, &mut recorder, Recorder::BACKEND)?;
+                VaeEncoder::load(config, &mut recorder, Recorder::DEVICE)?;
+                VaeDecoder::load(config, &mut recorder, Recorder::DEVICE)?;
             }
-            Self::TextEncoder(config) => drop(Umt5::load(config, &mut recorder)?),
+            Self::TextEncoder(config) => drop(Umt5::load(config, &mut recorder, Recorder::DEVICE)?),
         }
         Ok(recorder.specs)
     }

@@ -40,7 +40,7 @@ use crate::model::Recorder;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 pub use crate::sampling::Expert;
 use crate::text::{Arrays, Tokenizer};
 
@@ -261,15 +261,15 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When its files cannot be read any more.
-    pub fn weight_bytes(&self, name: PartName, backend: Backend) -> Result<u64> {
-        Ok(self.weights_held(name, backend)?.bytes)
+    pub fn weight_bytes(&self, name: PartName, device: Device) -> Result<u64> {
+        Ok(self.weights_held(name, device)?.bytes)
     }
 
     /// What a part's weights take in memory.
     ///
     /// # Errors
     /// As [`Self::weight_bytes`].
-    pub fn weights_held(&self, name: PartName, backend: Backend) -> Result<Held> {
+    pub fn weights_held(&self, name: PartName, device: Device) -> Result<Held> {
         let config = match name {
             PartName::HighNoise => PartConfig::Expert(self.high.clone()),
             PartName::LowNoise => PartConfig::Expert(self.low.clone()),
@@ -277,19 +277,19 @@ impl Checkpoint {
             PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
         };
         let part = self.part(name)?;
-        self.loader(&part, name, backend).held(&config.specs()?)
+        self.loader(&part, name, device).held(&config.specs()?)
     }
 
     /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
     ///
     /// # Errors
     /// As there.
-    pub fn vae_bytes(&self, backend: Backend) -> Result<(u64, u64)> {
+    pub fn vae_bytes(&self, device: Device) -> Result<(u64, u64)> {
         let part = self.part(PartName::Vae)?;
-        let loader = self.loader(&part, PartName::Vae, backend);
+        let loader = self.loader(&part, PartName::Vae, device);
         let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
-        VaeEncoder::load(&self.vae, &mut encoder, Recorder::BACKEND)?;
-        VaeDecoder::load(&self.vae, &mut decoder, Recorder::BACKEND)?;
+        VaeEncoder::load(&self.vae, &mut encoder, Recorder::DEVICE)?;
+        VaeDecoder::load(&self.vae, &mut decoder, Recorder::DEVICE)?;
         Ok((
             loader.held(&encoder.specs)?.bytes,
             loader.held(&decoder.specs)?.bytes,
@@ -300,17 +300,17 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a file changed since [`Self::open`] or a weight is not finite; names the tensor.
-    pub fn load_text_encoder(&self, backend: Backend) -> Result<Umt5> {
+    pub fn load_text_encoder(&self, device: Device) -> Result<Umt5> {
         let part = self.part(PartName::TextEncoder)?;
-        let mut loader = self.loader(&part, PartName::TextEncoder, backend);
-        Umt5::load(&self.text_encoder, &mut loader)
+        let mut loader = self.loader(&part, PartName::TextEncoder, device);
+        Umt5::load(&self.text_encoder, &mut loader, device)
     }
 
     /// Loads one expert.
     ///
     /// # Errors
     /// As [`Self::load_text_encoder`].
-    pub fn load_expert(&self, expert: Expert, backend: Backend) -> Result<Dit> {
+    pub fn load_expert(&self, expert: Expert, device: Device) -> Result<Dit> {
         let config = match expert {
             Expert::HighNoise => &self.high,
             Expert::LowNoise => &self.low,
@@ -318,8 +318,8 @@ impl Checkpoint {
         let part = self.part(expert.into())?;
         Dit::load(
             config,
-            &mut self.loader(&part, expert.into(), backend),
-            backend,
+            &mut self.loader(&part, expert.into(), device),
+            device,
         )
     }
 
@@ -327,26 +327,26 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Self::load_text_encoder`].
-    pub fn load_vae_encoder(&self, backend: Backend) -> Result<VaeEncoder> {
+    pub fn load_vae_encoder(&self, device: Device) -> Result<VaeEncoder> {
         let part = self.part(PartName::Vae)?;
-        let mut loader = self.loader(&part, PartName::Vae, backend);
-        VaeEncoder::load(&self.vae, &mut loader, backend)
+        let mut loader = self.loader(&part, PartName::Vae, device);
+        VaeEncoder::load(&self.vae, &mut loader, device)
     }
 
     /// Loads the decoder half of the VAE.
     ///
     /// # Errors
     /// As [`Self::load_text_encoder`].
-    pub fn load_vae_decoder(&self, backend: Backend) -> Result<VaeDecoder> {
+    pub fn load_vae_decoder(&self, device: Device) -> Result<VaeDecoder> {
         let part = self.part(PartName::Vae)?;
-        let mut loader = self.loader(&part, PartName::Vae, backend);
-        VaeDecoder::load(&self.vae, &mut loader, backend)
+        let mut loader = self.loader(&part, PartName::Vae, device);
+        VaeDecoder::load(&self.vae, &mut loader, device)
     }
 
-    fn loader<'a>(&self, part: &'a Part, name: PartName, backend: Backend) -> Loader<'a> {
+    fn loader<'a>(&self, part: &'a Part, name: PartName, device: Device) -> Loader<'a> {
         Loader {
             part,
-            backend,
+            device,
             bits: self.bits.of(name),
         }
     }

@@ -8,9 +8,10 @@ use crate::support::mlx;
 use image::RgbImage;
 use wan_i2v::clip::{CacheSettings, GuideInterval};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{DitConfig, Rope};
 use wan_i2v::pipeline::{Passes, guide, initial_noise};
-use wan_i2v::runtime::{Backend, to_host};
+use wan_i2v::runtime::to_host;
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::weights::Expert;
 
@@ -25,22 +26,25 @@ struct Set {
 
 impl Set {
     fn new(number: u64) -> Self {
-        Self::computing(number, |backend| backend)
+        Self::computing(number, MemoryPlan::WHOLE)
     }
 
     /// With the two guidance passes one after the other: the products of a single
     /// [`Dit::forward`](wan_i2v::model::dit::Dit::forward), in the same shapes.
     fn apart(number: u64) -> Self {
-        Self::computing(number, |backend| Backend {
-            joint_tokens: 0,
-            ..backend
-        })
+        Self::computing(
+            number,
+            MemoryPlan {
+                joint_passes: false,
+                ..MemoryPlan::WHOLE
+            },
+        )
     }
 
-    fn computing(number: u64, way: impl FnOnce(Backend) -> Backend) -> Self {
+    fn computing(number: u64, memory: MemoryPlan) -> Self {
         let mlx = mlx();
         let mut studio = Studio::open().unwrap();
-        studio.backend = way(studio.backend);
+        studio.memory = memory;
         Self {
             stage: studio.stage(&scene(number)).unwrap(),
             studio,
@@ -106,7 +110,7 @@ fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
     for expert in [Expert::HighNoise, Expert::LowNoise] {
         let dit = studio
             .checkpoint
-            .load_expert(expert, studio.backend)
+            .load_expert(expert, studio.device)
             .unwrap();
         let patch = dit.config().patch_size;
         let tokens = [0, 1, 2].map(|axis| grid[axis] / patch[axis]);
@@ -119,9 +123,10 @@ fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
             }
             let input = mlx_rs::ops::concatenate(&[&latents, &stage.condition.0], 0).unwrap();
             let time = dit.embed_time(timestep).unwrap();
-            let [cond, uncond] = voices
-                .each_ref()
-                .map(|kv| dit.forward(&input, &time, &rope, kv).unwrap());
+            let [cond, uncond] = voices.each_ref().map(|kv| {
+                dit.forward(&input, &time, &rope, kv, &MemoryPlan::WHOLE)
+                    .unwrap()
+            });
             let velocity = guide(&cond, &uncond, scale).unwrap();
             latents = sampler.step(&latents, &velocity).unwrap();
         }
@@ -257,7 +262,7 @@ fn the_other_expert_starts_anew() {
     let dit = set
         .studio
         .checkpoint
-        .load_expert(Expert::LowNoise, set.studio.backend)
+        .load_expert(Expert::LowNoise, set.studio.device)
         .unwrap();
     let latents = read(&format!("step_{:03}_latents", HIGH_OF_12 - 1));
     let input = mlx_rs::ops::concatenate(&[&latents, &set.stage.condition.0], 0).unwrap();
@@ -266,7 +271,9 @@ fn the_other_expert_starts_anew() {
     let rope = Rope::new(tokens, dit.config().attention_head_dim);
     let time = dit.embed_time(timesteps[HIGH_OF_12]).unwrap();
     let kv = dit.cross_kv(&set.stage.prompts.prompt, 512).unwrap();
-    let expected = dit.forward(&input, &time, &rope, &kv).unwrap();
+    let expected = dit
+        .forward(&input, &time, &rope, &kv, &MemoryPlan::WHOLE)
+        .unwrap();
     let cond = read(&format!("step_{HIGH_OF_12:03}_cond"));
     assert!(to_host(&cond).unwrap() == to_host(&expected).unwrap());
 }

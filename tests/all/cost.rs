@@ -1,7 +1,8 @@
 //! What a forecast says against what a run does: operations to the last one, memory within 15%.
 
+use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
 use mlx_rs::ops::{full, zeros_dtype};
-use mlx_rs::{Array, Dtype, memory};
+use mlx_rs::{Array, Dtype};
 use ndarray::Array3;
 use wan_i2v::clip::{
     CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
@@ -10,8 +11,7 @@ use wan_i2v::media::Resize;
 use wan_i2v::model::cost::memory::{self as estimate, Denoising};
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
-use wan_i2v::model::vae::choose_decode_tiling;
-use wan_i2v::model::{Role, TensorSource};
+use wan_i2v::model::{MemoryPlan, Role, TensorSource};
 use wan_i2v::pipeline::plan::{
     Budget, Clip, Forecast, Inputs, Operations, Settled, fit, forecast, settle,
 };
@@ -19,7 +19,7 @@ use wan_i2v::pipeline::{
     DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
     initial_noise, tokenize,
 };
-use wan_i2v::runtime::{Backend, DeviceKind, Precision, operations, to_host, unpacked};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, operations, to_host, unpacked};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::tiny;
 use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
@@ -56,14 +56,14 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
 }
 
 fn phase<T>(phases: &mut Vec<Measured>, run: impl FnOnce() -> T) -> T {
-    memory::clear_cache().unwrap();
-    memory::reset_peak_memory().unwrap();
+    clear_cache().unwrap();
+    reset_peak_memory().unwrap();
     let (before, packed) = (operations(), unpacked());
     let result = run();
     phases.push(Measured {
         operations: operations() - before,
         unpacked: unpacked() - packed,
-        peak: memory::peak_memory().unwrap() as u64,
+        peak: peak_memory().unwrap() as u64,
     });
     result
 }
@@ -71,7 +71,8 @@ fn phase<T>(phases: &mut Vec<Measured>, run: impl FnOnce() -> T) -> T {
 /// Runs a clip of the miniature, phase by phase.
 fn run(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     plan: &Settings,
     last_image: bool,
 ) -> (Inputs, Vec<Measured>) {
@@ -83,7 +84,7 @@ fn run(
         negative: ids.negative.as_ref().map(|ids| ids.ids.len()),
     };
     let encoded = phase(&mut phases, || {
-        encode_prompts(checkpoint, backend, &ids, None, &mut Silent).unwrap()
+        encode_prompts(checkpoint, device, &ids, None, &mut Silent).unwrap()
     });
     let pixels = Array3::zeros((plan.height as usize, plan.width as usize, 3));
     let condition = phase(&mut phases, || {
@@ -91,7 +92,7 @@ fn run(
             first: pixels.view(),
             last: last_image.then(|| pixels.view()),
         };
-        encode_condition(checkpoint, backend, ends, plan, None, &mut Silent).unwrap()
+        encode_condition(checkpoint, device, memory, ends, plan, None, &mut Silent).unwrap()
     });
     let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
@@ -99,11 +100,12 @@ fn run(
         guide_scale: plan.guide_scale,
         guide_interval: plan.guide_interval,
         cache: plan.cache.clone(),
+        memory: *memory,
     };
     let latents = phase(&mut phases, || {
         let sampler = Sampler::new(plan.solver, schedule);
         Denoiser::new(
-            checkpoint, backend, encoded, condition, noise, sampler, settings,
+            checkpoint, device, encoded, condition, noise, sampler, settings,
         )
         .run(None, &mut Silent)
         .unwrap()
@@ -111,7 +113,8 @@ fn run(
     phase(&mut phases, || {
         decode_clip(
             checkpoint,
-            backend,
+            device,
+            memory,
             &latents,
             None,
             &mut Silent,
@@ -141,8 +144,8 @@ fn forecast_of(forecast: &Forecast) -> Vec<(Operations, u64)> {
 
 const NAMES: [&str; 4] = ["text", "image", "denoising", "decoding"];
 
-fn backend() -> Backend {
-    Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
+fn device() -> Device {
+    Device::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
 }
 
 #[test]
@@ -159,33 +162,35 @@ fn operations_are_exact() {
         low: 1.0,
         high: 3.0,
     };
-    let whole = backend();
-    let apart = Backend {
-        joint_tokens: 0,
+    let whole = MemoryPlan::WHOLE;
+    let apart = MemoryPlan {
+        joint_passes: false,
         ..whole
     };
-    let in_parts = Backend {
+    let in_parts = MemoryPlan {
         chunk_rows: 20,
         score_bytes: 1000,
-        vae_budget: Some(1),
         ..apart
     };
+    let any = u64::MAX;
     // The last one ends with a picture as well.
-    for (index, (checkpoint, plan, backend)) in [
-        (&dense, plan(64, 17, guided, (0.0, 1.0)), whole),
-        (&packed, plan(32, 1, guided, (0.0, 1.0)), whole),
-        (&packed, plan(48, 5, half, (0.0, 1.0)), apart),
-        (&packed, plan(48, 9, guided, (0.25, 0.75)), whole),
-        (&packed, plan(48, 9, guided, (0.25, 0.75)), apart),
-        (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts),
-        (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts),
-        (&dense, plan(16, 61, half, (0.0, 1.0)), whole),
+    for (index, (checkpoint, plan, parts, budget)) in [
+        (&dense, plan(64, 17, guided, (0.0, 1.0)), whole, any),
+        (&packed, plan(32, 1, guided, (0.0, 1.0)), whole, any),
+        (&packed, plan(48, 5, half, (0.0, 1.0)), apart, any),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), whole, any),
+        (&packed, plan(48, 9, guided, (0.25, 0.75)), apart, any),
+        (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts, 1),
+        (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts, 1),
+        (&dense, plan(16, 61, half, (0.0, 1.0)), whole, any),
     ]
     .into_iter()
     .enumerate()
     {
-        let (inputs, measured) = run(checkpoint, backend, &plan, index == 7);
-        let forecast = forecast(checkpoint, &plan, inputs, backend, None).unwrap();
+        let device = device();
+        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), budget);
+        let (inputs, measured) = run(checkpoint, device, &memory, &plan, index == 7);
+        let forecast = forecast(checkpoint, &plan, inputs, device, &memory, None).unwrap();
         for ((expected, _), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
@@ -204,28 +209,30 @@ fn memory_is_within_15_percent() {
         low: 2.0,
         high: 2.0,
     };
-    let whole = backend();
-    let apart = Backend {
-        joint_tokens: 0,
+    let whole = MemoryPlan::WHOLE;
+    let apart = MemoryPlan {
+        joint_passes: false,
         ..whole
     };
-    let in_parts = |chunk_rows, score_bytes, vae_budget| Backend {
+    let in_parts = |chunk_rows| MemoryPlan {
         chunk_rows,
-        score_bytes,
-        vae_budget: Some(vae_budget),
+        score_bytes: 1 << 20,
         ..apart
     };
-    for (size, frames, backend) in [
-        (64, 17, whole),
-        (96, 5, whole),
-        (128, 9, whole),
-        (128, 9, apart),
-        (128, 9, in_parts(256, 1 << 20, 30_000_000)),
-        (192, 9, in_parts(128, 1 << 20, 20_000_000)),
+    let any = u64::MAX;
+    for (size, frames, parts, budget) in [
+        (64, 17, whole, any),
+        (96, 5, whole, any),
+        (128, 9, whole, any),
+        (128, 9, apart, any),
+        (128, 9, in_parts(256), 30_000_000),
+        (192, 9, in_parts(128), 20_000_000),
     ] {
+        let device = device();
         let plan = plan(size, frames, guided, (0.0, 1.0));
-        let (inputs, measured) = run(&checkpoint, backend, &plan, false);
-        let forecast = forecast(&checkpoint, &plan, inputs, backend, None).unwrap();
+        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), budget);
+        let (inputs, measured) = run(&checkpoint, device, &memory, &plan, false);
+        let forecast = forecast(&checkpoint, &plan, inputs, device, &memory, None).unwrap();
         for ((_, expected), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
@@ -234,7 +241,7 @@ fn memory_is_within_15_percent() {
             println!(
                 "measured {size} x {size}, {frames} frames, chunks of {}, {name}: {} bytes, \
                  forecast {ratio:.3} of it",
-                backend.chunk_rows, measured.peak
+                memory.chunk_rows, measured.peak
             );
             assert!(
                 (0.85..1.15).contains(&ratio),
@@ -259,49 +266,61 @@ fn every_way_of_computing_gives_the_same_latents() {
         (0.0, 1.0),
     );
     let ids = tokenize(&checkpoint, "the red circle moves up", &plan).unwrap();
-    let apart = Backend {
-        joint_tokens: 0,
-        ..backend()
+    let device = device();
+    let apart = MemoryPlan {
+        joint_passes: false,
+        ..MemoryPlan::WHOLE
     };
-    let encoded = encode_prompts(&checkpoint, apart, &ids, None, &mut Silent).unwrap();
+    let encoded = encode_prompts(&checkpoint, device, &ids, None, &mut Silent).unwrap();
     let picture = |(y, x, c): (usize, usize, usize)| ((y * 7 + x * 3 + c * 50) % 256) as f32;
     let pixels = Array3::from_shape_fn((64, 64, 3), |at| picture(at) / 127.5 - 1.0);
-    let condition =
-        encode_condition(&checkpoint, apart, pixels.view(), &plan, None, &mut Silent).unwrap();
-    let latents = |backend: Backend| {
+    let condition = encode_condition(
+        &checkpoint,
+        device,
+        &apart,
+        pixels.view(),
+        &plan,
+        None,
+        &mut Silent,
+    )
+    .unwrap();
+    let latents = |memory: MemoryPlan| {
         let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
         let schedule = Schedule::new(plan.solver, 12, plan.shift);
         let mut denoiser = Denoiser::new(
             &checkpoint,
-            backend,
+            device,
             encoded.clone(),
             condition.clone(),
             noise,
             Sampler::new(plan.solver, schedule),
-            plan.guide_scale,
+            DenoiseSettings {
+                memory,
+                ..plan.guide_scale.into()
+            },
         );
         to_host(&denoiser.run(None, &mut Silent).unwrap()).unwrap()
     };
     let expected = latents(apart);
     let most = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-    for (way, backend) in [
-        ("one batch", backend()),
+    for (way, memory) in [
+        ("one batch", MemoryPlan::WHOLE),
         (
             "chunks of 7 tokens",
-            Backend {
+            MemoryPlan {
                 chunk_rows: 7,
                 ..apart
             },
         ),
         (
             "scores in parts",
-            Backend {
+            MemoryPlan {
                 score_bytes: 1000,
                 ..apart
             },
         ),
     ] {
-        let differences = latents(backend).into_iter().zip(&expected);
+        let differences = latents(memory).into_iter().zip(&expected);
         let worst = differences.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
         println!("measured {way}: {:.1e}", worst / most);
         assert!(worst / most < 1e-5, "{way}: {worst} of {most}");
@@ -352,14 +371,14 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         bytes: megabytes * 1_000_000,
         asked: true,
     };
-    let settled = |megabytes| settle(clip, backend(), budget(megabytes), None).unwrap();
+    let settled = |megabytes| settle(clip, device(), budget(megabytes), None).unwrap();
     let grid = plan.latent_grid();
     let tiles = |settled: &Settled| {
-        choose_decode_tiling(&checkpoint.vae, settled.backend, grid)
-            .map_or(1, |tiling| tiling.tiles(grid[1], grid[2]).len())
+        let tiling = settled.memory.decode_tiling;
+        tiling.map_or(1, |tiling| tiling.tiles(grid[1], grid[2]).len())
     };
     let plenty = settled(10_000);
-    assert!(plenty.fits && plenty.backend.chunk_rows == i32::MAX);
+    assert!(plenty.fits && plenty.memory.chunk_rows == i32::MAX);
     assert_eq!(tiles(&plenty), 1);
     let mut last = plenty.forecast.peak_bytes;
     let mut operations = 0;
@@ -377,9 +396,9 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     assert!(tiles(&settled(160)) > 1);
     // Where the VAE does not fit, nothing is left untried.
     let hopeless = settled(100);
-    assert!(!hopeless.fits && hopeless.backend.chunk_rows == 1024);
+    assert!(!hopeless.fits && hopeless.memory.chunk_rows == 1024);
 
-    let error = fit(clip, backend(), budget(120), None)
+    let error = fit(clip, device(), budget(120), None)
         .unwrap_err()
         .to_string();
     for part in [
@@ -409,12 +428,12 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         settings: &plan,
         ..clip
     };
-    fit(clip, backend(), budget(120), None).unwrap();
+    fit(clip, device(), budget(120), None).unwrap();
 }
 
 /// Every tensor 0.01, and linear layers of 4 bits where they are to be.
 struct Constant {
-    backend: Backend,
+    device: Device,
     packed: bool,
 }
 
@@ -439,14 +458,20 @@ impl TensorSource for Constant {
             biases: self.tensor(name, &[outputs, inputs / 64], role)?,
             group_size: 64,
             bits: 4,
-            dense_above: self.backend.dense_above,
+            device: self.device,
         }))
     }
 }
 
 /// One guided step of an expert, measured and forecast, without its weights.
-fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backend) -> (u64, u64) {
-    let dit = Dit::load(config, &mut Constant { backend, packed }, backend).unwrap();
+fn step_memory(
+    config: &DitConfig,
+    packed: bool,
+    grid: [i32; 3],
+    memory: &MemoryPlan,
+) -> (u64, u64) {
+    let device = device();
+    let dit = Dit::load(config, &mut Constant { device, packed }, device).unwrap();
     let [frames, height, width] = grid;
     let tokens = frames * height / 2 * width / 2;
     let latents = |channels| {
@@ -454,9 +479,9 @@ fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backen
         x.eval().unwrap();
         x
     };
-    memory::clear_cache().unwrap();
-    let before = memory::active_memory().unwrap();
-    memory::reset_peak_memory().unwrap();
+    clear_cache().unwrap();
+    let before = active_memory().unwrap();
+    reset_peak_memory().unwrap();
     let (noise, condition) = (latents(16), latents(20));
     let rope = Rope::new([frames, height / 2, width / 2], config.attention_head_dim);
     let condition = dit.embed_condition(&condition).unwrap();
@@ -464,22 +489,23 @@ fn step_memory(config: &DitConfig, packed: bool, grid: [i32; 3], backend: Backen
     let kv = [(); 2].map(|()| dit.cross_kv(&text, 512).unwrap());
     let time = dit.embed_time(500).unwrap();
     let embedded = dit.embed_noise(&noise, &condition).unwrap();
-    let start = dit.start(&embedded, &time, &rope).unwrap();
+    let start = dit.start(&embedded, &time, &rope, memory).unwrap();
     drop(embedded);
     let both = [kv[0].as_slice(), kv[1].as_slice()];
-    if tokens <= backend.joint_tokens {
-        let x = dit.finish_both(&start, &time, &rope, both, &mut |_, _| Ok(()));
+    if memory.joint_passes {
+        let x = dit.finish_both(&start, &time, &rope, both, memory, &mut |_, _| Ok(()));
         drop(x.unwrap());
     } else {
         for kv in both {
-            let x = dit.finish(&start, &time, &rope, kv, &mut |_, _| Ok(()));
+            let x = dit.finish(&start, &time, &rope, kv, memory, &mut |_, _| Ok(()));
             drop(x.unwrap());
         }
     }
-    let measured = memory::peak_memory().unwrap() - before;
+    let measured = peak_memory().unwrap() - before;
     let expected = estimate::denoising(
         config,
-        backend,
+        device,
+        memory,
         Denoising {
             tokens: tokens as u64,
             text_rows: 50,
@@ -507,17 +533,17 @@ fn memory_of_wide_experts_is_within_15_percent() {
             .unwrap()
             .high
     };
-    let whole = backend();
-    let apart = Backend {
-        joint_tokens: 0,
+    let whole = MemoryPlan::WHOLE;
+    let apart = MemoryPlan {
+        joint_passes: false,
         ..whole
     };
-    let in_parts = |chunk_rows, score_bytes| Backend {
+    let in_parts = |chunk_rows, score_bytes| MemoryPlan {
         chunk_rows,
         score_bytes,
         ..apart
     };
-    for (config, packed, grid, backend) in [
+    for (config, packed, grid, memory) in [
         (config(4, 128, 1382), false, [5, 32, 48], apart),
         (config(4, 128, 1382), false, [3, 32, 48], whole),
         (config(4, 128, 512), false, [3, 48, 48], apart),
@@ -552,7 +578,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
             in_parts(256, 1 << 20),
         ),
     ] {
-        let (measured, expected) = step_memory(&config, packed, grid, backend);
+        let (measured, expected) = step_memory(&config, packed, grid, &memory);
         let stream = (grid.iter().product::<i32>() / 4 * config.dim() * 4) as f64;
         let ratio = expected as f64 / measured as f64;
         println!(
@@ -561,7 +587,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
             config.num_attention_heads,
             config.attention_head_dim,
             config.ffn_dim,
-            backend.chunk_rows,
+            memory.chunk_rows,
             measured as f64 / stream,
         );
         assert!(

@@ -14,11 +14,11 @@ use wan_i2v::diagnose::doctor::guidance::{Observed, Seen, differs, observe};
 use wan_i2v::diagnose::doctor::judge::{distance, judge};
 use wan_i2v::diagnose::doctor::vae::{RoundTrip, checkerboard, round_trip};
 use wan_i2v::diagnose::doctor::{Bound, CheckResult};
-use wan_i2v::runtime::{Backend, DeviceKind, Precision};
+use wan_i2v::runtime::{Device, DeviceKind, Precision};
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
-fn backend(precision: Precision) -> Backend {
-    Backend::select(Some(DeviceKind::Cpu), Some(precision)).unwrap()
+fn device(precision: Precision) -> Device {
+    Device::select(Some(DeviceKind::Cpu), Some(precision)).unwrap()
 }
 
 /// A product of 40,000 rows, as it should be.
@@ -234,7 +234,7 @@ fn what_the_vae_does_wrong_is_named() {
 fn the_miniatures_clip_is_the_known_one() {
     let _mlx = mlx();
     let known = Gist::known().unwrap();
-    let frames = render(backend(Precision::F32)).unwrap();
+    let frames = render(device(Precision::F32)).unwrap();
     let measured = |frames: &[RgbImage]| {
         let finding = Gist::of(frames).unwrap().compare(&known).unwrap();
         assert_eq!(finding.bound, Some(Bound::AtMost(MOST)));
@@ -242,7 +242,7 @@ fn the_miniatures_clip_is_the_known_one() {
         finding
     };
     assert!(measured(&frames).measured.unwrap() < 0.5);
-    let bf16 = render(backend(Precision::Bf16)).unwrap();
+    let bf16 = render(device(Precision::Bf16)).unwrap();
     assert!(measured(&bf16).measured.unwrap() < 0.5 * MOST);
     let mut grey = frames.clone();
     for frame in &mut grey[4..] {
@@ -307,7 +307,7 @@ fn a_text_encoder_that_is_deaf_is_found() {
             .chunks_mut(row.len())
             .for_each(|other| other.copy_from_slice(&row));
     });
-    let findings = observe(&open(model.path()), backend(Precision::F32))
+    let findings = observe(&open(model.path()), device(Precision::F32), u64::MAX)
         .unwrap()
         .findings();
     let bad = failed(&findings);
@@ -323,7 +323,7 @@ fn a_vae_that_loses_the_picture_is_found() {
     let model = copy();
     let file = model.path().join("vae").join(WEIGHTS);
     change(&file, "encoder.conv_in.weight", |bytes| bytes.fill(0));
-    let trip = round_trip(&open(model.path()), backend(Precision::F32)).unwrap();
+    let trip = round_trip(&open(model.path()), device(Precision::F32), u64::MAX).unwrap();
     let findings = trip.findings();
     let bad = failed(&findings);
     assert!(bad.iter().any(|name| name.contains("PSNR")), "{findings:?}");

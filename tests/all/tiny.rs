@@ -11,8 +11,9 @@ use crate::support::mlx;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use wan_i2v::clip::{Model, Options, Request};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::pipeline::{Job, Observer, Silent};
-use wan_i2v::runtime::{Backend, to_host};
+use wan_i2v::runtime::{Device, to_host};
 use wan_i2v::sampling::Solver;
 
 const SIDE: u32 = 64;
@@ -97,8 +98,8 @@ fn render_between(picture: &RgbImage, last: Option<&RgbImage>, prompt: &str) -> 
         ..request(image, prompt, output.clone())
     };
     let job = Job::prepare(request).unwrap();
-    let backend = Backend::select(None, None).unwrap();
-    job.run(backend, &mut Silent).unwrap();
+    let device = Device::select(None, None).unwrap();
+    job.run(device, MemoryPlan::WHOLE, &mut Silent).unwrap();
     (0..17).map(|i| read(&output, i)).collect()
 }
 
@@ -336,8 +337,8 @@ fn an_observer_hears_the_estimates_that_it_wants() {
     let mut job = Job::prepare(request).unwrap();
     let estimates = Rc::default();
     job.observe(Box::new(Watcher(Rc::clone(&estimates))));
-    let backend = Backend::select(None, None).unwrap();
-    job.run(backend, &mut Silent).unwrap();
+    let device = Device::select(None, None).unwrap();
+    job.run(device, MemoryPlan::WHOLE, &mut Silent).unwrap();
     let estimates = estimates.borrow();
     assert_eq!(estimates.len(), 2);
     let load = |name: &str| -> Vec<f32> {

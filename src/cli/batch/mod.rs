@@ -150,10 +150,10 @@ impl BatchArgs {
 
         let mut folders = Folders::default();
         folders.make(folder).context("--output-dir")?;
-        let backend = self.defaults.args.machine.backend()?;
-        let budget = self.defaults.args.machine.budget(backend);
+        let device = self.defaults.args.machine.device()?;
+        let budget = self.defaults.args.machine.budget(device);
         let rates = match self.dry_run {
-            true => Some(Rates::of_machine(backend, false)?),
+            true => Some(Rates::of_machine(device, false)?),
             false => None,
         };
         let before = Report::read(folder);
@@ -211,7 +211,7 @@ impl BatchArgs {
     ) -> Result<ExitCode> {
         outcome.begin(room.at_once);
         if let Some((_, clip)) = ready.first() {
-            stderr::warn_of_shortage(clip.entry.backend(), room.peak_bytes);
+            stderr::warn_of_shortage(clip.entry.device(), room.peak_bytes);
         }
         if ready.iter().any(|(_, clip)| clip.is_tiny) {
             say!("{}", tiny::NOTICE);
@@ -286,7 +286,7 @@ fn prepare(
         let screen = preview.screen(&request)?;
         Ok(Ready {
             is_tiny: request.model == Model::Tiny,
-            entry: Entry::prepare(request, machine.backend()?, budget, rates, stock)?,
+            entry: Entry::prepare(request, machine.device()?, budget, rates, stock)?,
             standing: ClipStatus::Missing,
             preview: screen.map(|screen| (preview, screen)),
         })

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::batch::Entry;
 use crate::batch::report::{ClipReport, Report, Status};
 use crate::pipeline::{Event, EventKind, Progress, Summary};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use indicatif::MultiProgress;
 use serde_json::json;
 
@@ -25,7 +25,7 @@ pub struct Outcome {
     report: Report,
     folder: PathBuf,
     /// Where each clip's output is and where it is computed, as far as that is known.
-    clips: Vec<Option<(PathBuf, Backend)>>,
+    clips: Vec<Option<(PathBuf, Device)>>,
     /// Told of everything else.
     inner: Box<dyn Progress>,
     console: MultiProgress,
@@ -70,7 +70,7 @@ impl Outcome {
 
     /// What a clip will be.
     pub fn describe(&mut self, number: usize, output: &Path, entry: &Entry) {
-        self.clips[number] = Some((entry.output().to_owned(), entry.backend()));
+        self.clips[number] = Some((entry.output().to_owned(), entry.device()));
         let clip = &mut self.report.clips[number];
         clip.output = Some(output.to_owned());
         clip.digest = Some(entry.digest());
@@ -178,7 +178,7 @@ impl Outcome {
     }
 
     fn made(&mut self, number: usize, summary: &Summary) {
-        let Some((output, backend)) = self.clips[number].clone() else {
+        let Some((output, device)) = self.clips[number].clone() else {
             return;
         };
         let bytes = self.bytes(number);
@@ -194,7 +194,7 @@ impl Outcome {
             .suspend(|| std::io::stdout().write_all(&path).is_ok());
         self.unheard |= !told;
         if style() == Style::Json {
-            let mut fields = report::made(summary, backend, &output);
+            let mut fields = report::made(summary, device, &output);
             if let Some(fields) = fields.as_object_mut() {
                 fields.insert("clip".into(), (number + 1).into());
                 fields.insert("name".into(), self.name(number).into());

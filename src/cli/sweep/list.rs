@@ -50,13 +50,13 @@ impl Sweep {
             request, machine, ..
         } = self.read(run, folder)?.into_request()?;
         let job = Job::prepare(request)?;
-        let backend = machine.backend()?;
+        let device = machine.device()?;
         let rates = match rates {
             Some(rates) => rates,
-            None => rates.insert(Rates::of_machine(backend, false)?),
+            None => rates.insert(Rates::of_machine(device, false)?),
         };
-        let settled = job.settle(backend, machine.budget(backend), Some(rates))?;
-        let identity = job.identity(settled.backend)?;
+        let settled = job.settle(device, machine.budget(device), Some(rates))?;
+        let identity = job.identity(device, &settled.memory)?;
         let record = folder.join(record_name(run));
         Ok(Listed {
             is_done: Outcome::finished(&record, folder, &identity).is_some(),

@@ -249,15 +249,15 @@ impl Sweep {
         for warning in job.warnings() {
             stderr::warning(&warning);
         }
-        let backend = machine.backend()?;
-        let budget = machine.budget(backend);
+        let device = machine.device()?;
+        let budget = machine.budget(device);
         let Settled {
-            backend, forecast, ..
-        } = job.fit(backend, budget, None)?;
+            memory, forecast, ..
+        } = job.fit(device, budget, None)?;
         if is_first {
-            stderr::warn_of_shortage(backend, forecast.peak_bytes);
+            stderr::warn_of_shortage(device, forecast.peak_bytes);
         }
-        let identity = job.identity(backend)?;
+        let identity = job.identity(device, &memory)?;
         let record = folder.join(record_name(run));
         if let Some(outcome) = Outcome::finished(&record, folder, &identity) {
             say!("it is there already");
@@ -265,16 +265,16 @@ impl Sweep {
         }
         runtime::limit_memory(budget.bytes)?;
         let mut start = resume.start(&output, &identity, &open)?;
-        report::start(job.settings(), backend, &output);
+        report::start(job.settings(), device, &output);
         start.tell(false);
         let mut progress = Stoppable {
             inner: &mut *report::reporter(MultiProgress::new(), Vec::new()),
             listener,
         };
         let from = start.from.as_ref();
-        let summary = job.run_kept(backend, Some(&mut start.keeper), from, &mut progress)?;
+        let summary = job.run_kept(device, memory, Some(&mut start.keeper), from, &mut progress)?;
         start.keeper.finish();
-        report::finish(&summary, backend, &output);
+        report::finish(&summary, device, &output);
         let picture = Picture::open(&image)?;
         let report = analyze::file(&output, Some((&picture, resize)))?;
         let outcome = Outcome::of(run, clip_name(run), identity, &summary, &report)?;

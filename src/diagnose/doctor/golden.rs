@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::vae::mean_and_deviation;
 use super::{Bound, CheckResult, scene};
 use crate::clip::Model;
+use crate::model::MemoryPlan;
 use crate::pipeline::{
     Denoiser, Silent, encode_condition, encode_prompts, initial_noise, tokenize,
 };
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::sampling::{Sampler, Schedule};
 use crate::weights::LoadBits;
 
@@ -119,15 +120,17 @@ fn larger(a: f64, b: f64) -> f64 {
 ///
 /// # Errors
 /// When MLX fails, or a value is not finite.
-pub fn render(backend: Backend) -> Result<Vec<RgbImage>> {
+pub fn render(device: Device) -> Result<Vec<RgbImage>> {
     let checkpoint = Model::Tiny.open(LoadBits::default())?;
     let plan = scene::plan(&checkpoint, FRAMES);
     let ids = tokenize(&checkpoint, scene::PROMPT, &plan)?;
-    let prompts = encode_prompts(&checkpoint, backend, &ids, None, &mut Silent)?;
+    let prompts = encode_prompts(&checkpoint, device, &ids, None, &mut Silent)?;
     let pixels = scene::picture(plan.width, plan.height);
+    let memory = &MemoryPlan::WHOLE;
     let condition = encode_condition(
         &checkpoint,
-        backend,
+        device,
+        memory,
         pixels.view(),
         &plan,
         None,
@@ -138,7 +141,7 @@ pub fn render(backend: Backend) -> Result<Vec<RgbImage>> {
     let sampler = Sampler::new(plan.solver, schedule);
     let mut denoiser = Denoiser::new(
         &checkpoint,
-        backend,
+        device,
         prompts,
         condition,
         noise,
@@ -146,9 +149,9 @@ pub fn render(backend: Backend) -> Result<Vec<RgbImage>> {
         plan.guide_scale,
     );
     let latents = denoiser.run(None, &mut Silent)?;
-    scene::decoded(&checkpoint, backend, &latents)
+    scene::decoded(&checkpoint, device, memory, &latents)
 }
 
-pub(super) fn examine(backend: Backend) -> Result<CheckResult> {
-    Gist::of(&render(backend)?)?.compare(&Gist::known()?)
+pub(super) fn examine(device: Device) -> Result<CheckResult> {
+    Gist::of(&render(device)?)?.compare(&Gist::known()?)
 }

@@ -6,13 +6,14 @@
 //! the same for both prompts, and a wrong one when one expert's are taken for both.
 
 use anyhow::{Context, Result};
+use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, memory};
 
 use super::judge::{Distance, distance};
 use super::{Bound, CheckResult, scene};
 use crate::clip::{GuideScale, Settings};
+use crate::model::MemoryPlan;
 use crate::model::dit::{CrossKv, Dit, Rope};
 use crate::model::umt5::pad_rows;
 use crate::model::vae::TEMPORAL_STRIDE;
@@ -20,7 +21,7 @@ use crate::pipeline::{
     Condition, EncodedPrompts, Silent, TEXT_LEN, encode_condition, encode_prompts, initial_noise,
     tokenize,
 };
-use crate::runtime::{Backend, to_host, wire};
+use crate::runtime::{Device, to_host, wire};
 use crate::sampling::Schedule;
 use crate::weights::{Checkpoint, Expert};
 
@@ -62,11 +63,12 @@ pub struct Observed {
     pub low: Seen,
 }
 
-/// Encodes the prompts and the picture, and asks both experts, one in memory at a time.
+/// Encodes the prompts and the picture, with `budget` bytes for the VAE, and asks both experts, one
+/// in memory at a time.
 ///
 /// # Errors
 /// When a weight is damaged or MLX fails.
-pub fn observe(checkpoint: &Checkpoint, backend: Backend) -> Result<Observed> {
+pub fn observe(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<Observed> {
     // A scale of 1 would need no negative prompt.
     let plan = Settings {
         guide_scale: GuideScale {
@@ -76,15 +78,28 @@ pub fn observe(checkpoint: &Checkpoint, backend: Backend) -> Result<Observed> {
         ..scene::plan(checkpoint, FRAMES)
     };
     let ids = tokenize(checkpoint, scene::PROMPT, &plan)?;
-    let prompts = encode_prompts(checkpoint, backend, &ids, None, &mut Silent)?;
+    let prompts = encode_prompts(checkpoint, device, &ids, None, &mut Silent)?;
     let negative = prompts.negative.as_ref();
     let negative = negative.context("no negative prompt")?;
     let pixels = scene::picture(plan.width, plan.height);
-    let condition = encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent)?;
+    let memory = scene::memory_plan(checkpoint, device, &plan, budget);
+    let condition = encode_condition(
+        checkpoint,
+        device,
+        &memory,
+        pixels.view(),
+        &plan,
+        None,
+        &mut Silent,
+    )?;
     let rows = prompts.prompt.dim(0).min(negative.dim(0));
     let encoded = [&prompts.prompt, negative].map(|all| to_host(&all.try_index(0..rows)?));
     let [cond, uncond] = encoded;
-    let ask = |expert| see(checkpoint, backend, expert, &plan, &prompts, &condition);
+    let ask = |expert| {
+        see(
+            checkpoint, device, &memory, expert, &plan, &prompts, &condition,
+        )
+    };
     Ok(Observed {
         encoded: [cond?, uncond?],
         high: ask(Expert::HighNoise)?,
@@ -94,24 +109,26 @@ pub fn observe(checkpoint: &Checkpoint, backend: Backend) -> Result<Observed> {
 
 fn see(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     expert: Expert,
     plan: &Settings,
     prompts: &EncodedPrompts,
     condition: &Condition,
 ) -> Result<Seen> {
-    let dit = checkpoint.load_expert(expert, backend)?;
-    wire(memory::active_memory()? as u64);
-    let seen = see_loaded(checkpoint, &dit, expert, plan, prompts, condition);
+    let dit = checkpoint.load_expert(expert, device)?;
+    wire(mlx_rs::memory::active_memory()? as u64);
+    let seen = see_loaded(checkpoint, &dit, memory, expert, plan, prompts, condition);
     drop(dit);
     wire(0);
-    memory::clear_cache()?;
+    mlx_rs::memory::clear_cache()?;
     seen
 }
 
 fn see_loaded(
     checkpoint: &Checkpoint,
     dit: &Dit,
+    memory: &MemoryPlan,
     expert: Expert,
     plan: &Settings,
     prompts: &EncodedPrompts,
@@ -140,7 +157,7 @@ fn see_loaded(
     let rope = Rope::new(tokens, dit.config().attention_head_dim);
     let predict = |prompt: &Array| -> Result<Vec<f32>> {
         let kv = dit.cross_kv(prompt, TEXT_LEN as i32)?;
-        Ok(to_host(&dit.forward(&input, &time, &rope, &kv)?)?)
+        Ok(to_host(&dit.forward(&input, &time, &rope, &kv, memory)?)?)
     };
     let [cond, uncond] = embedded.each_ref().map(to_host);
     Ok(Seen {

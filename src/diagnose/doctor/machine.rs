@@ -57,7 +57,7 @@ pub struct PartFacts {
 
 impl Machine {
     pub(super) fn look(checkpoint: &Checkpoint, settings: &Settings) -> Result<Self> {
-        let backend = settings.backend;
+        let device = settings.device;
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         let os = sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.into());
@@ -66,22 +66,22 @@ impl Machine {
                 part: part.part,
                 stored_as: part.storage(),
                 dimensions: part.dimensions(),
-                memory: checkpoint.weight_bytes(part.part, backend)?,
+                memory: checkpoint.weight_bytes(part.part, device)?,
                 layout: part.layout,
             })
         });
         Ok(Self {
             program: env!("CARGO_PKG_VERSION").into(),
             system: format!("{os}, {}", std::env::consts::ARCH),
-            device: backend.device.to_string(),
-            chip: match backend.device {
+            device: device.kind.to_string(),
+            chip: match device.kind {
                 DeviceKind::Cpu if runtime::metal_is_available() => "processor".into(),
                 _ => runtime::device_name(),
             },
             cores: std::thread::available_parallelism().map_or(0, Into::into),
             mlx: runtime::mlx_version(),
             metal: runtime::metal_is_available(),
-            precision: backend.precision.to_string(),
+            precision: device.dtype.to_string(),
             memory: system.total_memory(),
             recommended_working_set: runtime::recommended_working_set(),
             largest_buffer: runtime::largest_buffer(),

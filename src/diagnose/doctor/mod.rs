@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::clip::Model;
 use crate::pipeline::plan::Budget;
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::weights::{Checkpoint, Expert, LoadBits, PartName};
 
 /// How a check ended.
@@ -140,7 +140,7 @@ impl Diagnosis {
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Where it is computed.
-    pub backend: Backend,
+    pub device: Device,
     /// What may be taken of the memory.
     pub budget: Budget,
     /// Whether what loads text encoder and experts is left out.
@@ -168,7 +168,7 @@ pub fn examine(
     round_trip(&mut round, &checkpoint);
     effect_of_guidance(&mut round, &checkpoint);
     round.check(Group::Clip, "the miniature's clip", false, |round| {
-        golden::examine(round.settings.backend)
+        golden::examine(round.settings.device)
     });
     let sound = round
         .checks
@@ -182,9 +182,9 @@ pub fn examine(
 }
 
 fn round_trip(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
-    let backend = round.settings.backend;
+    let device = round.settings.device;
     let start = Instant::now();
-    match vae::round_trip(checkpoint, backend) {
+    match vae::round_trip(checkpoint, device, round.settings.budget.bytes) {
         Ok(trip) => {
             round.take(Group::Vae, trip.findings(), start);
         }
@@ -195,7 +195,7 @@ fn round_trip(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
 fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
     const NAME: &str = "text and experts";
     let Settings {
-        backend,
+        device,
         budget,
         quick,
     } = round.settings;
@@ -208,7 +208,7 @@ fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
         Expert::HighNoise.into(),
         Expert::LowNoise.into(),
     ] {
-        match checkpoint.weight_bytes(part, backend) {
+        match checkpoint.weight_bytes(part, device) {
             Ok(bytes) if bytes > budget.bytes => {
                 let why = format!(
                     "the {part} takes {:.1} GB and {:.1} GB may be taken; --bits 4 makes it \
@@ -223,7 +223,7 @@ fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
         }
     }
     let start = Instant::now();
-    match guidance::observe(checkpoint, backend) {
+    match guidance::observe(checkpoint, device, budget.bytes) {
         Ok(observed) => {
             round.take(Group::Guidance, observed.findings(), start);
         }

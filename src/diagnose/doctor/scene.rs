@@ -6,8 +6,9 @@ use mlx_rs::Array;
 use ndarray::Array3;
 
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use crate::model::MemoryPlan;
 use crate::pipeline::{Silent, decode_clip};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::sampling::Solver;
 use crate::weights::Checkpoint;
 
@@ -59,13 +60,30 @@ pub fn picture(width: u32, height: u32) -> Array3<f32> {
     })
 }
 
+/// In what parts a clip of the scene is computed with `budget` bytes for the VAE.
+pub fn memory_plan(
+    checkpoint: &Checkpoint,
+    device: Device,
+    plan: &Settings,
+    budget: u64,
+) -> MemoryPlan {
+    let grid = plan.latent_grid();
+    MemoryPlan::of_tokens(checkpoint.high.tokens(grid)).in_tiles(
+        &checkpoint.vae,
+        device,
+        grid,
+        budget,
+    )
+}
+
 /// Every frame of latents `[z_dim, frames, height, width]`.
 ///
 /// # Errors
 /// As [`decode_clip`].
 pub fn decoded(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     latents: &Array,
 ) -> Result<Vec<RgbImage>> {
     let mut frames = Vec::new();
@@ -73,6 +91,14 @@ pub fn decoded(
         frames.push(frame.clone());
         Ok(())
     };
-    decode_clip(checkpoint, backend, latents, None, &mut Silent, &mut keep)?;
+    decode_clip(
+        checkpoint,
+        device,
+        memory,
+        latents,
+        None,
+        &mut Silent,
+        &mut keep,
+    )?;
     Ok(frames)
 }

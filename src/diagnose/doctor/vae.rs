@@ -9,7 +9,7 @@ use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::pipeline::{Silent, encode_condition};
-use crate::runtime::{Backend, to_host};
+use crate::runtime::{Device, to_host};
 use crate::weights::Checkpoint;
 
 /// Three latent frames: the first, one that follows it, and one in the middle.
@@ -32,14 +32,23 @@ pub struct RoundTrip {
     pub latents: Vec<(f64, f64)>,
 }
 
-/// Encodes and decodes.
+/// Encodes and decodes with at most `budget` bytes.
 ///
 /// # Errors
 /// When a weight is damaged, MLX fails, or a value is not finite.
-pub fn round_trip(checkpoint: &Checkpoint, backend: Backend) -> Result<RoundTrip> {
+pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<RoundTrip> {
     let plan = scene::plan(checkpoint, FRAMES);
     let pixels = scene::picture(plan.width, plan.height);
-    let condition = encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent)?;
+    let memory = scene::memory_plan(checkpoint, device, &plan, budget);
+    let condition = encode_condition(
+        checkpoint,
+        device,
+        &memory,
+        pixels.view(),
+        &plan,
+        None,
+        &mut Silent,
+    )?;
     let latents = condition.0.try_index(TEMPORAL_STRIDE..)?;
     let mut statistics = Vec::new();
     for frame in 0..latents.dim(1) {
@@ -48,7 +57,7 @@ pub fn round_trip(checkpoint: &Checkpoint, backend: Backend) -> Result<RoundTrip
     }
     Ok(RoundTrip {
         picture: to_rgb8(pixels.view())?,
-        frames: scene::decoded(checkpoint, backend, &latents)?,
+        frames: scene::decoded(checkpoint, device, &memory, &latents)?,
         latents: statistics,
     })
 }

@@ -5,10 +5,11 @@
 //!
 //! Beside them, the quantized weights that have to be unpacked for products of many rows.
 
+use crate::model::MemoryPlan;
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::{Tiling, VaeConfig, static_chunks};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 
 /// Operations of one kind of kernel each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -94,8 +95,8 @@ pub fn text_encoder(config: &Umt5Config, tokens: u64) -> Operations {
 }
 
 /// What has to be unpacked for a text encoder with `quantized` values to encode a prompt of `tokens`.
-pub fn unpack_text_encoder(backend: Backend, quantized: u64, tokens: u64) -> Operations {
-    match tokens > number(backend.dense_above) {
+pub fn unpack_text_encoder(device: Device, quantized: u64, tokens: u64) -> Operations {
+    match tokens > number(device.dense_above) {
         true => Operations::unpacking(quantized),
         false => Operations::default(),
     }
@@ -107,7 +108,8 @@ pub fn unpack_text_encoder(backend: Backend, quantized: u64, tokens: u64) -> Ope
 /// All of a block's products are taken to be quantized alike; those outside the blocks are few.
 pub fn unpack_expert(
     config: &DitConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     quantized: u64,
     rows: &[u64],
     tokens: u64,
@@ -117,15 +119,15 @@ pub fn unpack_expert(
     let square = width * width;
     let feed_forward = 2 * width * number(config.ffn_dim);
     let all = layers * (8 * square + feed_forward);
-    let least = number(backend.dense_above);
+    let least = number(device.dense_above);
     let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
     // Every chunk of tokens unpacks anew.
-    let chunk = tokens.min(number(backend.chunk_rows)).max(1);
+    let chunk = tokens.min(number(memory.chunk_rows)).max(1);
     let chunks = match chunk > least {
         true => tokens.div_ceil(chunk),
         false => 0,
     };
-    let passes = match i32::try_from(tokens).is_ok_and(|tokens| backend.joins(tokens)) {
+    let passes = match memory.joint_passes {
         true => steps,
         false => steps + guided,
     };

@@ -3,10 +3,11 @@
 //! Counted from what the code keeps alive between two evaluations; a test compares the sums with
 //! what MLX measures.
 
+use crate::model::MemoryPlan;
 use crate::model::dit::{DitConfig, SETTLED_BYTES};
 use crate::model::umt5::Umt5Config;
-use crate::model::vae::{Footprint, Tiling, VaeConfig, decode_phases, encode_phases};
-use crate::runtime::{Backend, DeviceKind};
+use crate::model::vae::{Footprint, VaeConfig, decode_phases, encode_phases};
+use crate::runtime::{Device, Kernels};
 use crate::sampling::CacheMethod;
 
 /// Bytes of a float32.
@@ -18,19 +19,19 @@ fn number(value: i32) -> u64 {
 
 /// The text encoder on `tokens` tokens, with `quantized` values: residual stream, one layer's
 /// activations, its scores, unpacked weights.
-pub fn text_encoder(config: &Umt5Config, backend: Backend, tokens: u64, quantized: u64) -> u64 {
+pub fn text_encoder(config: &Umt5Config, device: Device, tokens: u64, quantized: u64) -> u64 {
     let inner = number(config.num_heads) * number(config.d_kv);
     let scores = 3 * number(config.num_heads) * tokens * tokens;
     let width = number(config.d_model);
-    let unpacked = match backend.device {
-        _ if quantized == 0 || tokens <= number(backend.dense_above) => 0,
+    let unpacked = match device.kernels {
+        _ if quantized == 0 || tokens <= number(device.dense_above) => 0,
         // One after the other.
-        DeviceKind::Cpu => width * inner.max(number(config.d_ff)),
+        Kernels::Cpu => width * inner.max(number(config.d_ff)),
         // Those of a layer.
-        DeviceKind::Gpu => quantized / number(config.num_layers).max(1),
+        Kernels::Mlx => quantized / number(config.num_layers).max(1),
     };
     F32 * (tokens * (4 * width + 4 * inner + 3 * number(config.d_ff)) + scores)
-        + unpacked * backend.precision.matmul_dtype_size() as u64
+        + unpacked * device.dtype.matmul_dtype_size() as u64
 }
 
 /// What denoising with one expert is about.
@@ -52,10 +53,10 @@ pub struct Denoising {
 
 /// One expert: keys and values of all blocks, the condition's embedding, rotary tables, what a
 /// cache keeps, one block's activations.
-pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
+pub fn denoising(config: &DitConfig, device: Device, memory: &MemoryPlan, clip: Denoising) -> u64 {
     let (width, size) = (
         number(config.dim()),
-        backend.precision.matmul_dtype_size() as u64,
+        device.dtype.matmul_dtype_size() as u64,
     );
     let Denoising { tokens, cells, .. } = clip;
     let stream = tokens * width;
@@ -71,37 +72,38 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
     };
     // Residual stream, condition and the shared start stay.
     let kept = kv + tables + latents + cached + 3 * stream * F32;
-    let chunk = tokens.min(number(backend.chunk_rows));
-    let scores = backend.scores_at_once(
-        backend.precision.matmul_dtype(),
+    let chunk = tokens.min(number(memory.chunk_rows));
+    let scores = device.scores_at_once(
+        device.dtype.matmul_dtype(),
         [
             config.num_attention_heads,
             i32::try_from(chunk).unwrap_or(i32::MAX),
             i32::try_from(tokens).unwrap_or(i32::MAX),
             config.attention_head_dim,
         ],
+        memory.score_bytes,
     );
     let hidden = |rows: u64| rows * number(config.ffn_dim) * size;
-    let copies = match clip.guided && tokens <= number(backend.joint_tokens) {
+    let copies = match clip.guided && memory.joint_passes {
         true => 2,
         false => 1,
     };
     let rows = copies * stream * F32;
     let both = (copies - 1) * stream * F32;
-    let unpacks = clip.quantized && chunk > number(backend.dense_above);
+    let unpacks = clip.quantized && chunk > number(device.dense_above);
     // A weight of attention, and one of the feed-forward network.
     let [square, wide] =
         [width, number(config.ffn_dim)].map(|side| u64::from(unpacks) * width * side * size);
-    let work = match (backend.device, chunk < tokens) {
+    let work = match (device.kernels, chunk < tokens) {
         // Chains of operations are one pass, and unpacked weights come one by one, so that buffers
         // can be told from the code: keys, values and queries; what they weigh, of one copy;
         // projections and the same with heads first, one after the other.
-        (DeviceKind::Cpu, false) => {
+        (Kernels::Cpu, false) => {
             let attention = (3 * rows + stream * F32 + scores).max(5 * rows + square);
             let hidden = hidden(copies * tokens);
             both + attention.max(2 * rows + hidden + hidden.max(rows + wide))
         }
-        (DeviceKind::Cpu, true) => {
+        (Kernels::Cpu, true) => {
             let rows = chunk * width * F32;
             let finished = stream * F32 - rows;
             // Keys and values, while their chunks are joined and afterwards.
@@ -113,7 +115,7 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
         }
         // How many buffers of a row's width a graph of MLX's operations holds was measured, without
         // unpacked weights, all of which exist at once.
-        (DeviceKind::Gpu, false) => {
+        (Kernels::Mlx, false) => {
             let hidden = 2 * (hidden(copies * tokens) + wide);
             let scores = copies * scores + 4 * square;
             both + match rows > SETTLED_BYTES as u64 {
@@ -121,7 +123,7 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
                 false => 15 * rows + scores + hidden,
             }
         }
-        (DeviceKind::Gpu, true) => {
+        (Kernels::Mlx, true) => {
             let rows = chunk * width * F32;
             let finished = stream * F32;
             let attention = 2 * stream * size + finished + 10 * rows + scores + 4 * square;
@@ -133,13 +135,13 @@ pub fn denoising(config: &DitConfig, backend: Backend, clip: Denoising) -> u64 {
 
 /// Decoding a clip of `[frames, rows, columns]` latents: one latent frame's activations, or one
 /// tile's, and what the convolutions carry over.
-pub fn decode(config: &VaeConfig, backend: Backend, grid: [i32; 3], tiling: Option<Tiling>) -> u64 {
-    most(&decode_phases(config, backend, grid, tiling))
+pub fn decode(config: &VaeConfig, device: Device, memory: &MemoryPlan, grid: [i32; 3]) -> u64 {
+    most(&decode_phases(config, device, memory, grid))
 }
 
 /// Encoding the conditioning video, as [`decode`].
-pub fn encode(config: &VaeConfig, backend: Backend, grid: [i32; 3], tiling: Option<Tiling>) -> u64 {
-    most(&encode_phases(config, backend, grid, tiling))
+pub fn encode(config: &VaeConfig, device: Device, memory: &MemoryPlan, grid: [i32; 3]) -> u64 {
+    most(&encode_phases(config, device, memory, grid))
 }
 
 fn most(phases: &[Footprint]) -> u64 {

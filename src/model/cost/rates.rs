@@ -10,8 +10,9 @@ use mlx_rs::{Array, ops, random};
 use serde::{Deserialize, Serialize};
 
 use super::flops::Operations;
+use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
-use crate::runtime::{self, Backend, attention};
+use crate::runtime::{self, Device};
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
@@ -52,12 +53,12 @@ impl Rates {
     ///
     /// # Errors
     /// When MLX cannot compute.
-    pub fn of_machine(backend: Backend, anew: bool) -> Result<Self> {
+    pub fn of_machine(device: Device, anew: bool) -> Result<Self> {
         let machine = format!(
             "{}, MLX {}, {}",
             runtime::machine(),
             runtime::mlx_version(),
-            backend.precision
+            device.dtype
         );
         let file = cache_file();
         if !anew
@@ -67,7 +68,7 @@ impl Rates {
         {
             return Ok(rates);
         }
-        let rates = Self::measure(backend, machine)?;
+        let rates = Self::measure(device, machine)?;
         // That it is measured again next time is no reason to fail.
         if let (Some(file), Ok(json)) = (file, serde_json::to_vec(&rates)) {
             let _ = file.parent().map(fs::create_dir_all);
@@ -76,8 +77,8 @@ impl Rates {
         Ok(rates)
     }
 
-    fn measure(backend: Backend, machine: String) -> Result<Self> {
-        let dtype = backend.precision.matmul_dtype();
+    fn measure(device: Device, machine: String) -> Result<Self> {
+        let dtype = device.dtype.matmul_dtype();
         let noise = |shape: &[i32]| -> Result<Array> {
             let array = random::normal::<f32>(shape, None, None, None)?.as_dtype(dtype)?;
             array.eval()?;
@@ -89,7 +90,8 @@ impl Rates {
         let heads = noise(&[1, HEADS, TOKENS, HEAD_DIM])?;
         let work = 4.0 * f64::from(TOKENS).powi(2) * f64::from(HEADS * HEAD_DIM);
         let attention = per_second(work, || {
-            Ok(attention(&heads, &heads, &heads, 0.1, None, backend.score_bytes)?.eval()?)
+            let scores = device.attention([&heads; 3], 0.1, None, MemoryPlan::WHOLE.score_bytes)?;
+            Ok(scores.eval()?)
         })?;
         let (packed, scales, biases) = ops::quantize(&square, GROUP_SIZE as i32, BITS)?;
         eval([&packed, &scales, &biases])?;
@@ -99,7 +101,7 @@ impl Rates {
             biases,
             group_size: GROUP_SIZE as i32,
             bits: BITS,
-            dense_above: backend.dense_above,
+            device,
         };
         let source = vec![1_f32; (SIDE * SIDE) as usize];
         let copies = per_second(4.0 * side * side, || {

@@ -8,9 +8,9 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
 use super::{DitConfig, Rope};
-use crate::model::layers::{Linear, add_gated, f32, gelu_tanh, layer_norm, to_heads};
-use crate::model::{Role, TensorSource};
-use crate::runtime::{Backend, attention, rows};
+use crate::model::layers::{Linear, f32};
+use crate::model::{MemoryPlan, Role, TensorSource};
+use crate::runtime::{Device, rows};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
 pub const SETTLED_BYTES: usize = 1 << 20;
@@ -41,10 +41,16 @@ struct Attention {
     heads: i32,
     head_dim: i32,
     eps: f32,
+    device: Device,
 }
 
 impl Attention {
-    fn load(config: &DitConfig, source: &mut dyn TensorSource, name: &str) -> Result<Self> {
+    fn load(
+        config: &DitConfig,
+        source: &mut dyn TensorSource,
+        device: Device,
+        name: &str,
+    ) -> Result<Self> {
         let dim = config.dim();
         let mut linear =
             |part: &str| Linear::load(source, &format!("{name}.{part}"), dim, dim, Role::Matmul);
@@ -62,6 +68,7 @@ impl Attention {
             heads: config.num_attention_heads,
             head_dim: config.attention_head_dim,
             eps: config.eps,
+            device,
         })
     }
 
@@ -88,16 +95,19 @@ impl Attention {
         rope: Option<&Rope>,
     ) -> MlxResult<Array> {
         let norm = norm.map(|weight| (weight, self.eps));
-        let places = rope.map(|rope| [rope.cos(), rope.sin()]);
-        to_heads(projected, self.heads, norm, places)?.as_dtype(projected.dtype())
+        let rope = rope.map(|rope| [rope.cos(), rope.sin()]);
+        self.device
+            .to_heads(projected, self.heads, norm, rope)?
+            .as_dtype(projected.dtype())
     }
 
     /// Attention of `[1, heads, n, head_dim]` queries, before the output projection: `[n, dim]`.
-    fn weigh(&self, q: &Array, kv: &CrossKv, score_bytes: u64) -> MlxResult<Array> {
+    fn attend(&self, q: &Array, kv: &CrossKv, score_bytes: u64) -> MlxResult<Array> {
         let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
         let q = q.as_dtype(kv.values.dtype())?;
         let weights = kv.weights.as_ref();
-        let out = attention(&q, &kv.keys, &kv.values, scale, weights, score_bytes)?;
+        let qkv = [&q, &kv.keys, &kv.values];
+        let out = self.device.attention(qkv, scale, weights, score_bytes)?;
         let tokens = out.dim(2);
         out.transpose_axes(&[0, 2, 1, 3])?
             .reshape(&[tokens, self.heads * self.head_dim])
@@ -116,19 +126,19 @@ pub(super) struct Block {
     /// `[6, dim]`, float32.
     scale_shift_table: Array,
     eps: f32,
-    backend: Backend,
+    device: Device,
 }
 
 impl Block {
     pub(super) fn load(
         config: &DitConfig,
         source: &mut dyn TensorSource,
-        backend: Backend,
+        device: Device,
         name: &str,
     ) -> Result<Self> {
         let dim = config.dim();
-        let self_attention = Attention::load(config, source, &format!("{name}.attn1"))?;
-        let cross_attention = Attention::load(config, source, &format!("{name}.attn2"))?;
+        let self_attention = Attention::load(config, source, device, &format!("{name}.attn1"))?;
+        let cross_attention = Attention::load(config, source, device, &format!("{name}.attn2"))?;
         // diffusers calls the reference's norm3 norm2.
         let cross_norm = if config.cross_attn_norm {
             Some((
@@ -153,12 +163,8 @@ impl Block {
                 )?
                 .reshape(&[6, dim])?,
             eps: config.eps,
-            backend,
+            device,
         })
-    }
-
-    pub(super) fn set_parts(&mut self, backend: Backend) {
-        self.backend = backend;
     }
 
     /// Keys and values for embedded text `[rows, dim]`, its last row standing for `copies` equal
@@ -186,11 +192,17 @@ impl Block {
     /// The block's first half, self-attention, which no prompt has a part in: `x`
     /// `[copies * tokens, dim]`, float32, to the same; `time` is the projection `[6, dim]`. Copies
     /// of the sequence share the products and attend to themselves alone.
-    pub(super) fn attend_self(&self, x: &Array, time: &Array, rope: &Rope) -> MlxResult<Array> {
+    pub(super) fn attend_self(
+        &self,
+        x: &Array,
+        time: &Array,
+        rope: &Rope,
+        memory: &MemoryPlan,
+    ) -> MlxResult<Array> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
         let tokens = rope.tokens();
-        if x.dim(0) == tokens && tokens > self.backend.chunk_rows {
-            return self.attend_self_in_chunks(x, &modulation, rope);
+        if x.dim(0) == tokens && tokens > memory.chunk_rows {
+            return self.attend_self_in_chunks(x, &modulation, rope, memory);
         }
         let h = self.modulated(x, &modulation, 0)?;
         let attention = &self.self_attention;
@@ -217,30 +229,31 @@ impl Block {
                     values,
                     weights: None,
                 };
-                attention.weigh(&queries, &kv, self.backend.score_bytes)
+                attention.attend(&queries, &kv, memory.score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
         let weighed = joined(&weighed)?;
         settle(x, &[&weighed])?;
         let h = attention.to_out.forward(&weighed)?;
         drop(weighed);
-        let out = add_gated(x, &h, &modulation.row(2)?)?;
+        let out = self.device.add_gated(x, &h, &modulation.row(2)?)?;
         drop(h);
         settle(x, &[&out])?;
         Ok(out)
     }
 
-    /// [`Self::attend_self`] of one sequence, [`Backend::chunk_rows`] at a time: beside keys and
+    /// [`Self::attend_self`] of one sequence, [`MemoryPlan::chunk_rows`] at a time: beside keys and
     /// values only a chunk's activations exist at once. Evaluated.
     fn attend_self_in_chunks(
         &self,
         x: &Array,
         modulation: &Modulation,
         rope: &Rope,
+        memory: &MemoryPlan,
     ) -> MlxResult<Array> {
         let attention = &self.self_attention;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
+        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
             let h = self.modulated(&rows(x, start, end)?, modulation, 0)?;
             let value = attention.values(&attention.to_v.forward(&h)?)?;
             let part = rope.part(start, end)?;
@@ -257,14 +270,14 @@ impl Block {
         eval([&kv.keys, &kv.values])?;
         drop((keys, values));
         let mut out = Vec::new();
-        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
+        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
             let x = rows(x, start, end)?;
             let h = self.modulated(&x, modulation, 0)?;
             let part = rope.part(start, end)?;
             let queries = attention.queries(&attention.to_q.forward(&h)?, Some(&part))?;
-            let weighed = attention.weigh(&queries, &kv, self.backend.score_bytes)?;
+            let weighed = attention.attend(&queries, &kv, memory.score_bytes)?;
             let h = attention.to_out.forward(&weighed)?;
-            let x = add_gated(&x, &h, &modulation.row(2)?)?;
+            let x = self.device.add_gated(&x, &h, &modulation.row(2)?)?;
             x.eval()?;
             out.push(x);
         }
@@ -281,15 +294,17 @@ impl Block {
         x: &Array,
         time: &Array,
         prompts: &[&CrossKv],
+        memory: &MemoryPlan,
     ) -> MlxResult<Array> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
-        if prompts.len() > 1 || x.dim(0) <= self.backend.chunk_rows {
-            return self.attend_text_rows(x, &modulation, prompts);
+        if prompts.len() > 1 || x.dim(0) <= memory.chunk_rows {
+            return self.attend_text_rows(x, &modulation, prompts, memory.score_bytes);
         }
         // Every row by itself from here on.
         let mut out = Vec::new();
-        for (start, end) in chunks(x.dim(0), self.backend.chunk_rows) {
-            let x = self.attend_text_rows(&rows(x, start, end)?, &modulation, prompts)?;
+        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
+            let x = rows(x, start, end)?;
+            let x = self.attend_text_rows(&x, &modulation, prompts, memory.score_bytes)?;
             x.eval()?;
             out.push(x);
         }
@@ -303,9 +318,10 @@ impl Block {
         x: &Array,
         modulation: &Modulation,
         prompts: &[&CrossKv],
+        score_bytes: u64,
     ) -> MlxResult<Array> {
         let h = match &self.cross_norm {
-            Some((weight, bias)) => layer_norm(x, weight, bias, self.eps)?,
+            Some((weight, bias)) => self.device.layer_norm(x, weight, bias, self.eps)?,
             None => x.clone(),
         };
         let attention = &self.cross_attention;
@@ -319,7 +335,7 @@ impl Block {
         let weighed = queries
             .into_iter()
             .zip(prompts)
-            .map(|(queries, prompt)| attention.weigh(&queries, prompt, self.backend.score_bytes))
+            .map(|(queries, prompt)| attention.attend(&queries, prompt, score_bytes))
             .collect::<MlxResult<Vec<_>>>()?;
         let weighed = joined(&weighed)?;
         let x = x.add(f32(&attention.to_out.forward(&weighed)?)?)?;
@@ -329,18 +345,19 @@ impl Block {
         let h = self.modulated(&x, modulation, 3)?;
         let projected = self.ffn_in.forward(&h)?;
         drop(h);
-        let hidden = gelu_tanh(&projected)?;
+        let hidden = self.device.gelu_tanh(&projected)?;
         drop(projected);
         let h = self.ffn_out.forward(&hidden)?;
         drop(hidden);
-        add_gated(&x, &h, &modulation.row(5)?)
+        self.device.add_gated(&x, &h, &modulation.row(5)?)
     }
 
     /// LayerNorm, shifted by modulation vector `shift` and scaled by the one after it.
     fn modulated(&self, x: &Array, modulation: &Modulation, shift: i32) -> MlxResult<Array> {
         // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
         let scale = modulation.one_plus(shift + 1)?;
-        layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
+        self.device
+            .layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
     }
 }
 

@@ -20,10 +20,12 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 
-use super::layers::{Linear, Weight, f32, gelu_tanh, layer_norm, silu};
+use super::layers::{Linear, Weight, f32};
 use super::umt5::pad_rows;
-use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
-use crate::runtime::{Backend, rows};
+use super::{
+    MAX_LAYERS, MAX_WIDTH, MemoryPlan, Role, TensorSource, check_dimensions, check_epsilon, product,
+};
+use crate::runtime::{Device, rows};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
@@ -143,6 +145,7 @@ impl DitConfig {
 #[derive(Debug)]
 pub struct Dit {
     config: DitConfig,
+    device: Device,
     /// The patch embedding's columns for the noise's channels.
     patch_noise: Linear,
     /// Its columns for the condition's channels, and its bias.
@@ -173,11 +176,7 @@ impl Dit {
     ///
     /// # Errors
     /// Whatever the source refuses, with the tensor's name.
-    pub fn load(
-        config: &DitConfig,
-        source: &mut dyn TensorSource,
-        backend: Backend,
-    ) -> Result<Self> {
+    pub fn load(config: &DitConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
         let dim = config.dim();
         let [pt, ph, pw] = config.patch_size;
@@ -212,7 +211,7 @@ impl Dit {
         let text_out = linear("text_embedder.linear_2", dim, dim, Role::Matmul)?;
 
         let blocks = (0..config.num_layers)
-            .map(|i| Block::load(config, source, backend, &format!("blocks.{i}")))
+            .map(|i| Block::load(config, source, device, &format!("blocks.{i}")))
             .collect::<Result<Vec<_>>>()?;
         let head_values = config.out_channels * config.patch_volume();
         Ok(Self {
@@ -232,15 +231,8 @@ impl Dit {
                 .reshape(&[2, dim])?,
             proj_out: Linear::load(source, "proj_out", dim, head_values, Role::Exact)?,
             config: config.clone(),
+            device,
         })
-    }
-
-    /// From now on computes in the parts that `backend` asks for: rows and bytes of scores at once.
-    /// The rest of `backend` must be what the weights were loaded for.
-    pub fn set_parts(&mut self, backend: Backend) {
-        for block in &mut self.blocks {
-            block.set_parts(backend);
-        }
     }
 
     /// The expert's dimensions.
@@ -253,8 +245,8 @@ impl Dit {
     /// Each expert has weights of its own: sharing one expert's result with the other was the
     /// first bug of the report that this project grew from.
     pub fn embed_text(&self, encoded: &Array) -> MlxResult<Array> {
-        self.text_out
-            .forward(&gelu_tanh(&self.text_in.forward(encoded)?)?)
+        let hidden = self.device.gelu_tanh(&self.text_in.forward(encoded)?)?;
+        self.text_out.forward(&hidden)
     }
 
     /// Cross-attention keys and values of every block for one prompt; evaluated.
@@ -288,12 +280,11 @@ impl Dit {
 
     /// The MLPs behind [`Self::embed_time`], on a sinusoid `[1, freq_dim]`.
     pub fn embed_sinusoid(&self, sinusoid: &Array) -> MlxResult<TimeEmbedding> {
-        let embedding = self
-            .time_out
-            .forward(&silu(&self.time_in.forward(sinusoid)?)?)?;
+        let hidden = self.device.silu(&self.time_in.forward(sinusoid)?)?;
+        let embedding = self.time_out.forward(&hidden)?;
         let projection = self
             .time_proj
-            .forward(&silu(&embedding)?)?
+            .forward(&self.device.silu(&embedding)?)?
             .reshape(&[6, self.config.dim()])?;
         Ok(TimeEmbedding {
             embedding,
@@ -306,7 +297,8 @@ impl Dit {
     /// * `input`: `[in_channels, frames, height, width]` latents, noise then condition;
     /// * `time`: of [`Self::embed_time`];
     /// * `rope`: the tables of this latent grid;
-    /// * `cross`: of [`Self::cross_kv`].
+    /// * `cross`: of [`Self::cross_kv`];
+    /// * `memory`: rows and bytes of scores at once.
     ///
     /// Returns the predicted velocity `[out_channels, frames, height, width]`, float32.
     pub fn forward(
@@ -315,8 +307,9 @@ impl Dit {
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[CrossKv],
+        memory: &MemoryPlan,
     ) -> MlxResult<Array> {
-        self.forward_observed(input, time, rope, cross, &mut |_, _| Ok(()))
+        self.forward_observed(input, time, rope, cross, memory, &mut |_, _| Ok(()))
     }
 
     /// [`Self::forward`], showing the residual stream `[tokens, dim]` to `observe` after each
@@ -327,13 +320,14 @@ impl Dit {
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[CrossKv],
+        memory: &MemoryPlan,
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
         let noise = input.try_index(0..self.config.out_channels)?;
         let condition = input.try_index(self.config.out_channels..)?;
         let tokens = self.embed_noise(&noise, &self.embed_condition(&condition)?)?;
-        let start = self.start(&tokens, time, rope)?;
-        let x = self.finish(&start, time, rope, cross, observe)?;
+        let start = self.start(&tokens, time, rope, memory)?;
+        let x = self.finish(&start, time, rope, cross, memory, observe)?;
         self.head(&x, time, [1, 2, 3].map(|axis| input.dim(axis)))
     }
 
@@ -357,9 +351,15 @@ impl Dit {
     /// What a pass computes before it meets a prompt, shared by the conditional and the
     /// unconditional one: the first block's self-attention on `tokens` of
     /// [`Self::embed_noise`], to `[tokens, dim]`; evaluated.
-    pub fn start(&self, tokens: &Array, time: &TimeEmbedding, rope: &Rope) -> MlxResult<Array> {
+    pub fn start(
+        &self,
+        tokens: &Array,
+        time: &TimeEmbedding,
+        rope: &Rope,
+        memory: &MemoryPlan,
+    ) -> MlxResult<Array> {
         let x = match self.blocks.first() {
-            Some(first) => first.attend_self(tokens, &time.projection, rope)?,
+            Some(first) => first.attend_self(tokens, &time.projection, rope, memory)?,
             None => tokens.clone(),
         };
         x.eval()?;
@@ -374,9 +374,10 @@ impl Dit {
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[CrossKv],
+        memory: &MemoryPlan,
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
-        self.finish_all(start.clone(), time, rope, &[cross], observe)
+        self.finish_all(start.clone(), time, rope, &[cross], memory, observe)
     }
 
     /// [`Self::finish`] for two prompts at once: the same sums, but each weight is read once.
@@ -386,11 +387,12 @@ impl Dit {
         time: &TimeEmbedding,
         rope: &Rope,
         cross: [&[CrossKv]; 2],
+        memory: &MemoryPlan,
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<[Array; 2]> {
         let tokens = start.dim(0);
         let twice = concatenate(&[start, start], 0)?;
-        let x = self.finish_all(twice, time, rope, &cross, observe)?;
+        let x = self.finish_all(twice, time, rope, &cross, memory, observe)?;
         Ok([rows(&x, 0, tokens)?, rows(&x, tokens, 2 * tokens)?])
     }
 
@@ -400,15 +402,16 @@ impl Dit {
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[&[CrossKv]],
+        memory: &MemoryPlan,
         observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
     ) -> MlxResult<Array> {
         let mut x = start;
         for (i, block) in self.blocks.iter().enumerate() {
             let prompts: Vec<_> = cross.iter().filter_map(|kv| kv.get(i)).collect();
             if i > 0 {
-                x = block.attend_self(&x, &time.projection, rope)?;
+                x = block.attend_self(&x, &time.projection, rope, memory)?;
             }
-            x = block.attend_text(&x, &time.projection, &prompts)?;
+            x = block.attend_text(&x, &time.projection, &prompts, memory)?;
             // Block by block: one command buffer for a whole pass trips the GPU's watchdog
             // or its memory limit on long clips (ddalcu/mlx-serve#321).
             x.eval()?;
@@ -423,7 +426,7 @@ impl Dit {
         let modulation = self.scale_shift_table.add(&time.embedding)?;
         let shift = modulation.try_index(0)?;
         let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
-        let x = layer_norm(x, &scale, &shift, self.config.eps)?;
+        let x = self.device.layer_norm(x, &scale, &shift, self.config.eps)?;
         let x = self.proj_out.forward(&x)?;
         unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }

@@ -4,8 +4,6 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use crate::model::layers;
-
 /// Base of the frequencies (`rope_params` of Wan-Video/Wan2.2 `wan/modules/model.py`).
 const THETA: f64 = 10_000.0;
 
@@ -83,10 +81,5 @@ impl Rope {
             cos: self.cos.try_index(start..end)?,
             sin: self.sin.try_index(start..end)?,
         })
-    }
-
-    /// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]`, float32.
-    pub fn rotate(&self, x: &Array) -> Result<Array> {
-        layers::rotate(x, &self.cos, &self.sin)
     }
 }

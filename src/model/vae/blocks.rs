@@ -7,9 +7,7 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
 use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
-use crate::model::layers::silu;
-use crate::runtime::kernels::cpu::norm_silu;
-use crate::runtime::{DeviceKind, attention, rows};
+use crate::runtime::{Device, rows};
 
 /// The reference L2-normalises channels and multiplies by sqrt(channels), which is an RMS norm;
 /// this epsilon stands for its lower bound of 1e-12 on the length.
@@ -19,7 +17,7 @@ const NORM_EPS: f32 = 1e-24;
 #[derive(Debug)]
 pub(super) struct Norm {
     gamma: Array,
-    device: DeviceKind,
+    device: Device,
 }
 
 impl Norm {
@@ -35,7 +33,7 @@ impl Norm {
         let gamma = loader.exact(&format!("{name}.gamma"), stored)?;
         Ok(Self {
             gamma: gamma.reshape(&[channels])?,
-            device: loader.backend.device,
+            device: loader.device,
         })
     }
 
@@ -45,14 +43,7 @@ impl Norm {
 
     /// The norm and then SiLU, evaluated.
     pub(super) fn activate(&self, x: &Array) -> MlxResult<Array> {
-        match self.device {
-            DeviceKind::Cpu => norm_silu(x, &self.gamma, NORM_EPS),
-            DeviceKind::Gpu => {
-                let h = silu(&self.forward(x)?)?;
-                h.eval()?;
-                Ok(h)
-            }
-        }
+        self.device.norm_silu(x, &self.gamma, NORM_EPS)
     }
 }
 
@@ -112,7 +103,7 @@ struct AttentionBlock {
     norm: Norm,
     to_qkv: Conv,
     proj: Conv,
-    score_bytes: u64,
+    device: Device,
 }
 
 impl AttentionBlock {
@@ -127,11 +118,11 @@ impl AttentionBlock {
                 [channels, channels],
                 true,
             )?,
-            score_bytes: loader.backend.score_bytes,
+            device: loader.device,
         })
     }
 
-    fn forward(&self, x: &Array) -> MlxResult<Array> {
+    fn forward(&self, x: &Array, score_bytes: u64) -> MlxResult<Array> {
         let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
         let qkv = self.to_qkv.forward(&self.norm.forward(x)?)?;
         let parts = qkv.reshape(&[t, 1, h * w, 3 * c])?.split_equal(3, -1)?;
@@ -139,14 +130,9 @@ impl AttentionBlock {
         let frames = (0..t)
             .map(|i| {
                 let part = |j: usize| rows(&parts[j], i, i + 1);
-                attention(
-                    &part(0)?,
-                    &part(1)?,
-                    &part(2)?,
-                    scale,
-                    None,
-                    self.score_bytes,
-                )
+                let [q, k, v] = [part(0)?, part(1)?, part(2)?];
+                self.device
+                    .attention([&q, &k, &v], scale, None, score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
         let out = concatenate(&frames, 0)?.reshape(&[t, h, w, c])?;
@@ -174,14 +160,9 @@ impl MidBlock {
         })
     }
 
-    /// Bytes of scores that are computed at once from now on.
-    pub(super) fn set_score_bytes(&mut self, bytes: u64) {
-        self.attention.score_bytes = bytes;
-    }
-
     pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let x = self.first.forward(&x, cache)?;
-        let x = self.attention.forward(&x)?;
+        let x = self.attention.forward(&x, cache.score_bytes)?;
         self.second.forward(&x, cache)
     }
 }

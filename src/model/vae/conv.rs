@@ -8,9 +8,9 @@ use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::static_frames::Steady;
-use crate::model::{Role, TensorSource};
+use crate::model::{MemoryPlan, Role, TensorSource};
 use crate::runtime::kernels::cpu::{block_rows, in_parallel};
-use crate::runtime::{Backend, ConvMethod, count_product, in_chunks, rows};
+use crate::runtime::{Device, Kernels, count_product, in_chunks, rows};
 
 /// Below this many input channels one unfolded product beats a product per tap.
 pub(super) const MIN_TAP_CHANNELS: i32 = 8;
@@ -32,13 +32,16 @@ pub enum Slot {
 #[derive(Clone, Debug)]
 pub struct FeatureCache {
     slots: Vec<Slot>,
+    /// Bytes of scores that attention has at once.
+    pub(super) score_bytes: u64,
     pub(super) steady: Steady,
 }
 
 impl FeatureCache {
-    pub(super) fn new(slots: usize) -> Self {
+    pub(super) fn new(slots: usize, memory: &MemoryPlan) -> Self {
         Self {
             slots: vec![Slot::Empty; slots],
+            score_bytes: memory.score_bytes,
             steady: Steady::default(),
         }
     }
@@ -56,7 +59,7 @@ impl FeatureCache {
 /// Loads a network part by part and numbers its cache slots.
 pub(super) struct Loader<'a> {
     pub(super) source: &'a mut dyn TensorSource,
-    pub(super) backend: Backend,
+    pub(super) device: Device,
     pub(super) slots: usize,
 }
 
@@ -112,16 +115,16 @@ impl Conv {
             .exact(&format!("{name}.weight"), stored)?
             .reshape(&full)?;
         let bias = loader.exact(&format!("{name}.bias"), &[outputs])?;
-        Self::new(loader.backend, &weight, bias, stride)
+        Self::new(loader.device, &weight, bias, stride)
     }
 
     /// Of a weight `[outputs, inputs, kt, kh, kw]` and a bias `[outputs]`.
-    fn new(backend: Backend, weight: &Array, bias: Array, stride: [i32; 3]) -> Result<Self> {
+    fn new(device: Device, weight: &Array, bias: Array, stride: [i32; 3]) -> Result<Self> {
         let (outputs, inputs) = (weight.dim(0), weight.dim(1));
         let kernel = [2, 3, 4].map(|axis| weight.dim(axis));
         let taps: i32 = kernel.iter().product();
         let use_taps = taps == 1
-            || (backend.conv == ConvMethod::TapMatmul
+            || (device.kernels == Kernels::Cpu
                 && stride == [1, 1, 1]
                 && inputs >= MIN_TAP_CHANNELS);
         let weight = if use_taps {
@@ -141,7 +144,7 @@ impl Conv {
             bias,
             kernel,
             stride,
-            most_rows: backend.most_rows(),
+            most_rows: device.most_rows(),
         })
     }
 
@@ -255,13 +258,13 @@ impl Conv {
 /// # Errors
 /// When MLX fails.
 pub fn convolve(
-    backend: Backend,
+    device: Device,
     x: &Array,
     weight: &Array,
     bias: &Array,
     stride: [i32; 3],
 ) -> Result<Array> {
-    let conv = Conv::new(backend, weight, bias.clone(), stride)?;
+    let conv = Conv::new(device, weight, bias.clone(), stride)?;
     Ok(conv.forward(x)?)
 }
 
@@ -372,9 +375,9 @@ fn last_frames(before: Option<&Array>, x: &Array, count: i32) -> MlxResult<Array
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{DeviceKind, Precision, to_host};
+    use crate::runtime::{DeviceKind, to_host};
 
-    /// On the GPU no kernel call may see more than 32,767 rows.
+    /// No call of MLX's kernels may see more than 32,767 rows.
     #[test]
     fn many_rows_in_parts_are_the_same() {
         let filled = |shape: &[i32]| {
@@ -387,13 +390,10 @@ mod tests {
             filled(&[3, 4, 1, 1, 1]),
             filled(&[3]),
         );
-        let [whole, parts] = [DeviceKind::Cpu, DeviceKind::Gpu].map(|device| {
-            let backend = Backend::new(device, Some(Precision::F32));
-            assert_eq!(
-                2 * 150 * 150 > backend.most_rows(),
-                device == DeviceKind::Gpu
-            );
-            to_host(&convolve(backend, &x, &weight, &bias, [1, 1, 1]).unwrap()).unwrap()
+        let [whole, parts] = [Kernels::Cpu, Kernels::Mlx].map(|kernels| {
+            let device = Device::with_kernels(DeviceKind::Cpu, None, kernels);
+            assert_eq!(2 * 150 * 150 > device.most_rows(), kernels == Kernels::Mlx);
+            to_host(&convolve(device, &x, &weight, &bias, [1, 1, 1]).unwrap()).unwrap()
         });
         assert_eq!(whole, parts);
     }

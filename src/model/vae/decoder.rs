@@ -7,8 +7,8 @@ use mlx_rs::error::Result as MlxResult;
 use super::VaeConfig;
 use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
-use crate::model::TensorSource;
-use crate::runtime::Backend;
+use crate::model::{MemoryPlan, TensorSource};
+use crate::runtime::Device;
 
 /// The decoder half of the VAE with its weights.
 #[derive(Debug)]
@@ -33,15 +33,11 @@ impl VaeDecoder {
     ///
     /// # Errors
     /// Whatever the source refuses, with the tensor's name.
-    pub fn load(
-        config: &VaeConfig,
-        source: &mut dyn TensorSource,
-        backend: Backend,
-    ) -> Result<Self> {
+    pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
         let mut loader = Loader {
             source,
-            backend,
+            device,
             slots: 0,
         };
         let loader = &mut loader;
@@ -95,21 +91,16 @@ impl VaeDecoder {
         })
     }
 
-    /// From now on computes so many bytes of scores at once.
-    pub fn set_score_bytes(&mut self, bytes: u64) {
-        self.mid.set_score_bytes(bytes);
-    }
-
-    /// Starts a clip.
-    pub fn stream(&self) -> DecoderStream<'_> {
+    /// Starts a clip of whole frames.
+    pub fn stream(&self, memory: &MemoryPlan) -> DecoderStream<'_> {
         DecoderStream {
             decoder: self,
-            cache: self.new_cache(),
+            cache: self.new_cache(memory),
         }
     }
 
-    pub(super) fn new_cache(&self) -> FeatureCache {
-        FeatureCache::new(self.slots)
+    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
+        FeatureCache::new(self.slots, memory)
     }
 
     /// The part that works at the latents' own size: `[z_dim, 1, height, width]` to features

@@ -10,8 +10,8 @@ use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
 use super::static_frames::static_chunks;
 use super::{TEMPORAL_STRIDE, VaeConfig};
-use crate::model::TensorSource;
-use crate::runtime::Backend;
+use crate::model::{MemoryPlan, TensorSource};
+use crate::runtime::Device;
 
 /// The encoder half of the VAE with its weights.
 #[derive(Debug)]
@@ -51,15 +51,11 @@ impl VaeEncoder {
     ///
     /// # Errors
     /// Whatever the source refuses, with the tensor's name.
-    pub fn load(
-        config: &VaeConfig,
-        source: &mut dyn TensorSource,
-        backend: Backend,
-    ) -> Result<Self> {
+    pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
         let mut loader = Loader {
             source,
-            backend,
+            device,
             slots: 0,
         };
         let loader = &mut loader;
@@ -114,21 +110,16 @@ impl VaeEncoder {
         })
     }
 
-    /// From now on computes so many bytes of scores at once.
-    pub fn set_score_bytes(&mut self, bytes: u64) {
-        self.mid.set_score_bytes(bytes);
-    }
-
-    /// Starts a clip.
-    pub fn stream(&self) -> EncoderStream<'_> {
+    /// Starts a clip of whole frames.
+    pub fn stream(&self, memory: &MemoryPlan) -> EncoderStream<'_> {
         EncoderStream {
             encoder: self,
-            cache: self.new_cache(),
+            cache: self.new_cache(memory),
         }
     }
 
-    pub(super) fn new_cache(&self) -> FeatureCache {
-        FeatureCache::new(self.slots)
+    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
+        FeatureCache::new(self.slots, memory)
     }
 
     /// Channels of what [`Self::features`] returns.

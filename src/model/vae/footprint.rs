@@ -8,7 +8,8 @@ use mlx_rs::Dtype;
 
 use super::conv::MIN_TAP_CHANNELS;
 use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
-use crate::runtime::{Backend, ConvMethod, DeviceKind};
+use crate::model::MemoryPlan;
+use crate::runtime::{Device, DeviceKind, Kernels};
 
 /// What neighbouring tiles share, in latent rows and columns. With random weights 4 is the least
 /// that keeps 45 dB on average frames; 6 does so also when tiles are so small that every pixel
@@ -47,9 +48,9 @@ impl Footprint {
 /// for a clip of `[frames, rows, columns]` latents.
 pub fn decode_phases(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
-    tiling: Option<Tiling>,
 ) -> Vec<Footprint> {
     let [frames, rows, columns] = grid;
     let steady = frames > 1;
@@ -58,8 +59,8 @@ pub fn decode_phases(
     let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
     let pixels = whole.times(chunk, SPATIAL_STRIDE).volume(3);
 
-    let Some(tile) = part(tiling, rows, columns) else {
-        let mut meter = Meter::walk(backend, frames, |meter, _| {
+    let Some(tile) = part(memory.decode_tiling, rows, columns) else {
+        let mut meter = Meter::walk(device, memory, frames, |meter, _| {
             decoder_features(config, meter, whole);
             decoder_pixels(config, meter, whole);
         });
@@ -68,16 +69,16 @@ pub fn decode_phases(
         return vec![meter.footprint(0, latents, 0)];
     };
     let mut features = 0;
-    let below = Meter::walk(backend, frames, |meter, _| {
+    let below = Meter::walk(device, memory, frames, |meter, _| {
         features = decoder_features(config, meter, whole);
     });
-    let above = Meter::walk(backend, frames, |meter, _| {
+    let above = Meter::walk(device, memory, frames, |meter, _| {
         decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]));
     });
     let features = features * u64::try_from(frames).unwrap_or(0);
     let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
     let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
-    let mut end = Meter::new(backend, Chunk::First);
+    let mut end = Meter::new(device, memory, Chunk::First);
     end.see(3 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
     vec![
@@ -92,21 +93,21 @@ pub fn decode_phases(
 /// their own.
 pub fn encode_phases(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
-    tiling: Option<Tiling>,
 ) -> Vec<Footprint> {
     let [frames, rows, columns] = grid;
     let whole = Size::new(1, rows, columns);
     let inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
     let latents = values(&[config.z_dim, frames, rows, columns]);
 
-    let tile = part(tiling, rows, columns);
+    let tile = part(memory.encode_tiling, rows, columns);
     let [h, w] = tile
         .unwrap_or([rows, columns])
         .map(|side| side * SPATIAL_STRIDE);
     let mut channels = 0;
-    let above = Meter::walk(backend, frames, |meter, chunk| {
+    let above = Meter::walk(device, memory, frames, |meter, chunk| {
         channels = encoder_features(config, meter, Size::new(chunk, h, w));
         if tile.is_none() {
             encoder_mean(config, meter, whole, channels);
@@ -115,7 +116,7 @@ pub fn encode_phases(
     if tile.is_none() {
         return vec![above.footprint(0, inputs + latents, 0)];
     }
-    let below = Meter::walk(backend, frames, |meter, _| {
+    let below = Meter::walk(device, memory, frames, |meter, _| {
         encoder_mean(config, meter, whole, channels);
     });
     let host = whole.volume(channels) * u64::try_from(frames).unwrap_or(0);
@@ -129,47 +130,59 @@ pub fn encode_phases(
 /// The most bytes that decoding takes at once; see [`decode_phases`].
 pub fn decode_peak_bytes(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
-    tiling: Option<Tiling>,
 ) -> u64 {
-    most(&decode_phases(config, backend, grid, tiling))
+    most(&decode_phases(config, device, memory, grid))
 }
 
 /// The most bytes that encoding takes at once; see [`encode_phases`].
 pub fn encode_peak_bytes(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
-    tiling: Option<Tiling>,
 ) -> u64 {
-    most(&encode_phases(config, backend, grid, tiling))
+    most(&encode_phases(config, device, memory, grid))
 }
 
 fn most(phases: &[Footprint]) -> u64 {
     phases.iter().map(Footprint::total).max().unwrap_or(0)
 }
 
-/// The tiling with the least work among those that decode within [`Backend::vae_budget`]; `None`
-/// when a whole frame does. When nothing fits, the one that takes the least.
+/// The tiling with the least work among those that decode within `budget` bytes; `None` when a whole
+/// frame does. When nothing fits, the one that takes the least.
 pub fn choose_decode_tiling(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
+    budget: u64,
 ) -> Option<Tiling> {
-    choose(grid, OVERLAP, backend.vae_budget?, |tiling| {
-        decode_peak_bytes(config, backend, grid, tiling)
+    choose(grid, OVERLAP, budget, |decode_tiling| {
+        let memory = MemoryPlan {
+            decode_tiling,
+            ..*memory
+        };
+        decode_peak_bytes(config, device, &memory, grid)
     })
 }
 
 /// As [`choose_decode_tiling`], for encoding.
 pub fn choose_encode_tiling(
     config: &VaeConfig,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     grid: [i32; 3],
+    budget: u64,
 ) -> Option<Tiling> {
-    choose(grid, OVERLAP, backend.vae_budget?, |tiling| {
-        encode_peak_bytes(config, backend, grid, tiling)
+    choose(grid, OVERLAP, budget, |encode_tiling| {
+        let memory = MemoryPlan {
+            encode_tiling,
+            ..*memory
+        };
+        encode_peak_bytes(config, device, &memory, grid)
     })
 }
 
@@ -295,7 +308,8 @@ enum Chunk {
 
 /// Counts values while the network is walked.
 struct Meter {
-    backend: Backend,
+    device: Device,
+    score_bytes: u64,
     chunk: Chunk,
     weights: u64,
     caches: u64,
@@ -303,9 +317,10 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(backend: Backend, chunk: Chunk) -> Self {
+    fn new(device: Device, memory: &MemoryPlan, chunk: Chunk) -> Self {
         Self {
-            backend,
+            device,
+            score_bytes: memory.score_bytes,
             chunk,
             weights: 0,
             caches: 0,
@@ -315,16 +330,21 @@ impl Meter {
 
     /// The walk through the chunk that takes the most of a clip of `frames` latent frames, the
     /// last; `network` is also told the pixel frames of its chunk.
-    fn walk(backend: Backend, frames: i32, mut network: impl FnMut(&mut Self, i32)) -> Self {
-        let mut first = Self::new(backend, Chunk::First);
+    fn walk(
+        device: Device,
+        memory: &MemoryPlan,
+        frames: i32,
+        mut network: impl FnMut(&mut Self, i32),
+    ) -> Self {
+        let mut first = Self::new(device, memory, Chunk::First);
         network(&mut first, 1);
         let mut last = match frames {
             ..=1 => return first,
             2 => Self {
                 caches: first.caches,
-                ..Self::new(backend, Chunk::Second)
+                ..Self::new(device, memory, Chunk::Second)
             },
-            _ => Self::new(backend, Chunk::Later),
+            _ => Self::new(device, memory, Chunk::Later),
         };
         network(&mut last, TEMPORAL_STRIDE);
         last
@@ -364,7 +384,7 @@ impl Meter {
 
     /// MLX's CPU backend has no RMS norm of its own and composes one.
     fn norm_buffers(&self, x: Held) -> u64 {
-        match self.backend.device {
+        match self.device.kind {
             DeviceKind::Cpu => 2 * x.volume() + 3 * x.size.volume(1),
             DeviceKind::Gpu => x.volume(),
         }
@@ -373,10 +393,10 @@ impl Meter {
     /// Norm and SiLU of `x` beside `others`.
     fn activate(&mut self, x: Held, others: u64) -> Held {
         self.weights += values(&[x.channels]);
-        let work = match self.backend.device {
+        let work = match self.device.kernels {
             // One pass on the host.
-            DeviceKind::Cpu => x.volume(),
-            DeviceKind::Gpu => 2 * x.volume(),
+            Kernels::Cpu => x.volume(),
+            Kernels::Mlx => 2 * x.volume(),
         };
         self.see(others + x.buffer + work);
         Held::new(x.size, x.channels)
@@ -431,7 +451,7 @@ impl Meter {
         let size = Size::new(along(t + missing, 0), along(h, 1), along(w, 2));
         let mut out = Held::new(size, outputs);
         let tapped = taps == 1
-            || (self.backend.conv == ConvMethod::TapMatmul
+            || (self.device.kernels == Kernels::Cpu
                 && stride == [1, 1, 1]
                 && x.channels >= MIN_TAP_CHANNELS);
         // Frames that see zeros are computed apart, and joined to the others.
@@ -445,7 +465,7 @@ impl Meter {
             // of some rows each.
             let at_pitch = Size::new(size.t, h, w);
             out.buffer = at_pitch.volume(outputs);
-            let in_parts = at_pitch.volume(1) > values(&[self.backend.most_rows()]);
+            let in_parts = at_pitch.volume(1) > values(&[self.device.most_rows()]);
             if kernel[1] * kernel[2] > 1 || in_parts {
                 2 * out.buffer
             } else {
@@ -455,7 +475,7 @@ impl Meter {
             let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
             let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
             let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
-            let extra = match self.backend.device {
+            let extra = match self.device.kind {
                 DeviceKind::Cpu => x.volume() + unfolded,
                 // MLX's Metal kernels unfold only what they have no tiles for.
                 DeviceKind::Gpu if x.channels % 16 != 0 => unfolded,
@@ -485,7 +505,10 @@ impl Meter {
         self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
         let tokens = x.size.h * x.size.w;
         let shape = [1, tokens, tokens, c];
-        let scores = self.backend.scores_at_once(Dtype::Float32, shape) / VALUE;
+        let scores = self
+            .device
+            .scores_at_once(Dtype::Float32, shape, self.score_bytes)
+            / VALUE;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
         self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
     }

@@ -10,12 +10,14 @@ use std::ops::Range;
 
 use anyhow::{Result, bail, ensure};
 use half::f16;
+use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
+use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, memory};
 
 use super::{Chunk, SPATIAL_STRIDE, VaeDecoder, VaeEncoder};
+use crate::model::MemoryPlan;
 use crate::runtime::to_host;
 
 /// How frames are cut into tiles, in latent rows and columns.
@@ -231,14 +233,14 @@ impl VaeDecoder {
     pub fn decode(
         &self,
         latents: &Array,
-        tiling: Option<Tiling>,
+        memory: &MemoryPlan,
         advance: &mut dyn FnMut() -> Result<()>,
         emit: &mut dyn FnMut(&Array) -> Result<()>,
     ) -> Result<()> {
         let [frames, rows, columns] = [1, 2, 3].map(|axis| latents.dim(axis));
         let frame = |i: i32| latents.try_index((.., i..i + 1));
-        let Some((tiling, tiles)) = useful(tiling, rows, columns)? else {
-            let mut stream = self.stream();
+        let Some((tiling, tiles)) = useful(memory.decode_tiling, rows, columns)? else {
+            let mut stream = self.stream(memory);
             for i in 0..frames {
                 emit(&stream.push(&frame(i)?)?)?;
                 advance()?;
@@ -246,13 +248,13 @@ impl VaeDecoder {
             return Ok(());
         };
 
-        let mut cache = self.new_cache();
+        let mut cache = self.new_cache(memory);
         let features = (0..frames)
             .map(|i| self.features(&frame(i)?, &mut cache))
             .collect::<MlxResult<Vec<_>>>()?;
         drop(cache);
         // Kept buffers of these sizes serve no tile.
-        memory::clear_cache()?;
+        clear_cache()?;
 
         let (row_spans, column_spans) = tiling.spans(rows, columns);
         let row_weights = weights(&row_spans, SPATIAL_STRIDE);
@@ -272,7 +274,7 @@ impl VaeDecoder {
                 (tile.rows.start * SPATIAL_STRIDE) as usize,
                 (tile.columns.start * SPATIAL_STRIDE) as usize,
             );
-            let mut cache = self.new_cache();
+            let mut cache = self.new_cache(memory);
             for (i, features) in features.iter().enumerate() {
                 let features = features.try_index((.., tile.rows.clone(), tile.columns.clone()))?;
                 let pixels = to_host(&self.pixels(features, &mut cache)?)?;
@@ -299,7 +301,7 @@ impl VaeEncoder {
         &self,
         frames: i32,
         chunk: &dyn Fn(i32) -> MlxResult<Chunk>,
-        tiling: Option<Tiling>,
+        memory: &MemoryPlan,
         advance: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Array> {
         let Chunk::Pixels(first) = chunk(0)? else {
@@ -307,8 +309,8 @@ impl VaeEncoder {
         };
         let [rows, columns] = [1, 2].map(|axis| first.dim(axis) / SPATIAL_STRIDE);
         drop(first);
-        let Some((tiling, tiles)) = useful(tiling, rows, columns)? else {
-            let mut stream = self.stream();
+        let Some((tiling, tiles)) = useful(memory.encode_tiling, rows, columns)? else {
+            let mut stream = self.stream(memory);
             let mut means = Vec::new();
             for i in 0..frames {
                 means.push(stream.push(&chunk(i)?)?);
@@ -333,7 +335,7 @@ impl VaeEncoder {
                 &column_weights[index % column_spans.len()][..],
             ];
             let origin = (tile.rows.start as usize, tile.columns.start as usize);
-            let mut cache = self.new_cache();
+            let mut cache = self.new_cache(memory);
             for i in 0..frames {
                 let chunk = match chunk(i)? {
                     Chunk::Pixels(pixels) => Chunk::Pixels(pixels.try_index((
@@ -349,8 +351,8 @@ impl VaeEncoder {
                 advance()?;
             }
         }
-        memory::clear_cache()?;
-        let mut cache = self.new_cache();
+        clear_cache()?;
+        let mut cache = self.new_cache(memory);
         let means = (0..frames)
             .map(|i| {
                 cache.steady.next(matches!(chunk(i)?, Chunk::Blank));

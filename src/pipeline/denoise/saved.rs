@@ -7,7 +7,7 @@ use super::{DenoiseSettings, Denoiser, Passes, Prepared};
 use crate::clip::CacheMethod;
 use crate::pipeline::condition::Condition;
 use crate::pipeline::text::EncodedPrompts;
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::runtime::State;
 use crate::sampling::Sampler;
 use crate::sampling::StepCache;
@@ -69,7 +69,7 @@ impl<'a> Denoiser<'a> {
     /// When the state lacks something.
     pub fn resume(
         checkpoint: &'a Checkpoint,
-        backend: Backend,
+        device: Device,
         state: &State,
         sampler: Sampler,
         settings: impl Into<DenoiseSettings>,
@@ -78,7 +78,7 @@ impl<'a> Denoiser<'a> {
         let condition = Condition(state.array("condition")?);
         let latents = state.array("latents")?;
         let mut denoiser = Self::new(
-            checkpoint, backend, prompts, condition, latents, sampler, settings,
+            checkpoint, device, prompts, condition, latents, sampler, settings,
         );
         denoiser.sampler.restore(state)?;
         denoiser.passes = Passes {

@@ -4,13 +4,14 @@ use anyhow::{Context, Result};
 use mlx_rs::Array;
 
 use crate::media::tags::Tags;
+use crate::model::MemoryPlan;
 use crate::persist::dump::Dump;
 use crate::pipeline::Job;
 use crate::pipeline::condition::{Condition, Ends, ImageEncoder};
 use crate::pipeline::source_image::SourceImage;
 use crate::pipeline::text::dump_prompt;
 use crate::progress::{Progress, RunningPhase};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::text::TokenIds;
 
 /// A clip to be made.
@@ -18,8 +19,10 @@ use crate::text::TokenIds;
 pub(crate) struct Clip {
     /// What it is.
     pub(crate) job: Job,
-    /// Where and in what parts it is computed.
-    pub(crate) backend: Backend,
+    /// Where it is computed.
+    pub(crate) device: Device,
+    /// In what parts.
+    pub(crate) memory: MemoryPlan,
     /// Whether it needs nothing encoded any more, as when it goes on from a saved run.
     pub(crate) ready: bool,
     /// By what its prompt, negative prompt and condition are told from others.
@@ -38,10 +41,16 @@ pub(crate) struct Keys {
 
 impl Clip {
     /// A single clip, which shares nothing.
-    pub(in crate::pipeline) fn single(job: Job, backend: Backend, ready: bool) -> Self {
+    pub(in crate::pipeline) fn single(
+        job: Job,
+        device: Device,
+        memory: MemoryPlan,
+        ready: bool,
+    ) -> Self {
         Self {
             job,
-            backend,
+            device,
+            memory,
             ready,
             keys: Keys {
                 prompt: "prompt".into(),
@@ -87,7 +96,7 @@ impl Clip {
 
     pub(super) fn encode_picture(
         &mut self,
-        encoder: &mut ImageEncoder<'_>,
+        encoder: &ImageEncoder<'_>,
         stage: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
@@ -107,16 +116,16 @@ impl Clip {
             first: first.view(),
             last: last.as_ref().map(|last| last.view()),
         };
-        encoder.encode(self.backend, ends, settings, stage, progress)
+        encoder.encode(&self.memory, ends, settings, stage, progress)
     }
 }
 
 impl Job {
     /// What its file keeps of how it was made, if anything.
-    pub(super) fn tags(&self, backend: Backend) -> Result<Option<Tags>> {
+    pub(super) fn tags(&self, device: Device) -> Result<Option<Tags>> {
         if !self.request.metadata {
             return Ok(None);
         }
-        Ok(Some(self.record(backend)?.tags()?))
+        Ok(Some(self.record(device)?.tags()?))
     }
 }

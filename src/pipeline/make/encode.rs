@@ -10,7 +10,7 @@ use crate::pipeline::Interrupted;
 use crate::pipeline::condition::{ImageEncoder, image_units};
 use crate::pipeline::text::TextEncoder;
 use crate::progress::{Phase, Progress, RunningPhase};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::text::TokenIds;
 use crate::weights::Checkpoint;
 
@@ -43,7 +43,7 @@ impl Scheduler<'_> {
     pub(super) fn encode_texts(
         &mut self,
         checkpoint: &Checkpoint,
-        backend: Backend,
+        device: Device,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let mut todo: Vec<(String, TokenIds)> = Vec::new();
@@ -58,7 +58,7 @@ impl Scheduler<'_> {
             return Ok(());
         }
         let mut stage = RunningPhase::start(Phase::Text, todo.len(), 0, progress);
-        let encoder = match TextEncoder::load(checkpoint, backend, progress) {
+        let encoder = match TextEncoder::load(checkpoint, device, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
                 let wants = |clip: &Clip| clip.prompts().any(|(key, ..)| is_in(&todo, key));
@@ -90,14 +90,14 @@ impl Scheduler<'_> {
     pub(super) fn encode_pictures(
         &mut self,
         checkpoint: &Checkpoint,
-        backend: Backend,
+        device: Device,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let mut todo: BTreeMap<String, usize> = BTreeMap::new();
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             let key = &clip.keys.condition;
             if !todo.contains_key(key) && !self.shelf.has(key) {
-                let units = image_units(checkpoint, clip.backend, &clip.job.settings);
+                let units = image_units(&clip.memory, &clip.job.settings);
                 todo.insert(key.clone(), units);
             }
         }
@@ -105,7 +105,7 @@ impl Scheduler<'_> {
             return Ok(());
         }
         let mut stage = RunningPhase::start(Phase::Image, todo.values().sum(), 0, progress);
-        let mut encoder = match ImageEncoder::load(checkpoint, backend, progress) {
+        let encoder = match ImageEncoder::load(checkpoint, device, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
                 let wants = |clip: &Clip| todo.contains_key(&clip.keys.condition);
@@ -124,7 +124,7 @@ impl Scheduler<'_> {
             };
             let Some((key, units)) = wanted else { continue };
             done += units;
-            let made = clip.encode_picture(&mut encoder, &mut stage, progress);
+            let made = clip.encode_picture(&encoder, &mut stage, progress);
             let made = made.and_then(|condition| {
                 let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
                 for clip in self.clips.iter().filter(same) {

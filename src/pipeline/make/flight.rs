@@ -103,13 +103,20 @@ impl ActiveClip<'_> {
             .map(|path| FilmStrip::new(path, settings.frames, tags))
             .transpose()
             .context("--strip")?;
-        let (backend, dump) = (self.clip.backend, self.dump.as_ref());
-        let report = decoder.decode(backend, latents, dump, progress, &mut |frame| {
-            if let Some(strip) = &mut strip {
-                strip.push(frame);
-            }
-            writer.push(frame)
-        })?;
+        let (clip, dump) = (&self.clip, self.dump.as_ref());
+        let report = decoder.decode(
+            clip.device,
+            &clip.memory,
+            latents,
+            dump,
+            progress,
+            &mut |frame| {
+                if let Some(strip) = &mut strip {
+                    strip.push(frame);
+                }
+                writer.push(frame)
+            },
+        )?;
         writer
             .finish()
             .with_context(|| format!("--output {}", request.output.display()))?;

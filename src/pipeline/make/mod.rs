@@ -67,12 +67,12 @@ impl Scheduler<'_> {
             return Ok(());
         };
         let checkpoint = Rc::clone(&first.job.checkpoint);
-        let backend = first.backend;
+        let device = first.device;
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             clip.wants().for_each(|key| self.shelf.reserve(key));
         }
-        self.encode_texts(&checkpoint, backend, progress)?;
-        self.encode_pictures(&checkpoint, backend, progress)?;
+        self.encode_texts(&checkpoint, device, progress)?;
+        self.encode_pictures(&checkpoint, device, progress)?;
         let mut experts = Experts::new(&checkpoint);
         let mut decoder = ClipDecoder::new(&checkpoint);
         while !self.clips.is_empty() {
@@ -186,7 +186,7 @@ impl Scheduler<'_> {
     ) -> Result<StartedClip<'c>> {
         let saved = self.host.begin(clip, &mut for_clip(clip, progress))?;
         let dump = clip.dump()?;
-        let tags = clip.job.tags(clip.backend)?;
+        let tags = clip.job.tags(clip.device)?;
         let settings = &clip.job.settings;
         let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
         let sampler = Sampler::new(settings.solver, schedule.clone());
@@ -194,9 +194,10 @@ impl Scheduler<'_> {
             guide_scale: settings.guide_scale,
             guide_interval: settings.guide_interval,
             cache: settings.cache.clone(),
+            memory: clip.memory,
         };
         let denoiser = if let Some(saved) = saved {
-            Denoiser::resume(checkpoint, clip.backend, &saved.state, sampler, denoising)
+            Denoiser::resume(checkpoint, clip.device, &saved.state, sampler, denoising)
                 .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
         } else {
             let mut encoded = Vec::new();
@@ -216,7 +217,7 @@ impl Scheduler<'_> {
             }
             Denoiser::new(
                 checkpoint,
-                clip.backend,
+                clip.device,
                 EncodedPrompts { prompt, negative },
                 condition,
                 noise,

@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use super::{Forecast, Inputs, Rates, forecast};
 use crate::clip::{Options, Request, Settings, Size};
+use crate::model::MemoryPlan;
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::weights::{Bits, Checkpoint, LoadBits};
 
 /// What the program takes beside its arrays: code, threads, buffers of the media libraries.
@@ -31,6 +32,13 @@ pub struct Budget {
     pub bytes: u64,
     /// Whether the user named them.
     pub asked: bool,
+}
+
+impl Budget {
+    /// Bytes without what the program itself takes.
+    pub fn for_arrays(&self) -> u64 {
+        self.bytes.saturating_sub(PROGRAM_BYTES)
+    }
 }
 
 impl std::fmt::Display for Budget {
@@ -64,8 +72,8 @@ pub struct Clip<'a> {
 /// A way of computing a clip.
 #[derive(Clone, Debug)]
 pub struct Settled {
-    /// Guidance in one batch or two passes, chunks of tokens, tiles of frames.
-    pub backend: Backend,
+    /// In what parts.
+    pub memory: MemoryPlan,
     /// What it costs.
     pub forecast: Forecast,
     /// Whether it stays within the budget.
@@ -79,33 +87,36 @@ pub struct Settled {
 /// When a file of the checkpoint cannot be read any more.
 pub fn settle(
     clip: Clip<'_>,
-    backend: Backend,
+    device: Device,
     budget: Budget,
     rates: Option<&Rates>,
 ) -> Result<Settled> {
-    let bytes = budget.bytes.saturating_sub(PROGRAM_BYTES);
-    let whole = Backend {
-        vae_budget: Some(bytes),
-        ..backend
-    };
-    let mut tried = whole;
+    let bytes = budget.for_arrays();
+    let Clip {
+        checkpoint,
+        settings,
+        ..
+    } = clip;
+    let grid = settings.latent_grid();
+    let mut parts = MemoryPlan::of_tokens(checkpoint.high.tokens(grid));
     let mut chunks = CHUNKS.into_iter();
     loop {
-        let forecast = forecast(clip.checkpoint, clip.settings, clip.inputs, tried, rates)?;
+        let memory = parts.in_tiles(&checkpoint.vae, device, grid, bytes);
+        let forecast = forecast(checkpoint, settings, clip.inputs, device, &memory, rates)?;
         let fits = forecast.peak_bytes <= bytes;
         let next = chunks.next().filter(|_| !fits);
         let Some((chunk_rows, score_bytes)) = next else {
             return Ok(Settled {
-                backend: tried,
+                memory,
                 forecast,
                 fits,
             });
         };
-        tried = Backend {
+        parts = MemoryPlan {
             chunk_rows,
             score_bytes,
-            joint_tokens: 0,
-            ..whole
+            joint_passes: false,
+            ..parts
         };
     }
 }
@@ -117,13 +128,13 @@ pub fn settle(
 /// settings that fit. Also when a file of the checkpoint cannot be read any more.
 pub fn fit(
     clip: Clip<'_>,
-    backend: Backend,
+    device: Device,
     budget: Budget,
     rates: Option<&Rates>,
 ) -> Result<Settled> {
-    let settled = settle(clip, backend, budget, rates)?;
+    let settled = settle(clip, device, budget, rates)?;
     if !settled.fits {
-        bail!("{}", refusal(clip, backend, budget, &settled.forecast));
+        bail!("{}", refusal(clip, device, budget, &settled.forecast));
     }
     Ok(settled)
 }
@@ -143,7 +154,7 @@ pub fn shortage(peak_bytes: u64, free: Option<u64>) -> Option<String> {
 }
 
 /// Why a clip that takes `least` at least does not fit, and what would.
-pub fn refusal(clip: Clip<'_>, backend: Backend, budget: Budget, least: &Forecast) -> String {
+pub fn refusal(clip: Clip<'_>, device: Device, budget: Budget, least: &Forecast) -> String {
     let needed = least.peak_bytes + PROGRAM_BYTES;
     let mut message = budget.to_string();
     if let Some(phase) = least.phases.iter().max_by_key(|phase| phase.peak_bytes) {
@@ -155,7 +166,7 @@ pub fn refusal(clip: Clip<'_>, backend: Backend, budget: Budget, least: &Forecas
             gigabytes(phase.weight_bytes),
         );
     }
-    let others = alternatives(clip, backend, budget);
+    let others = alternatives(clip, device, budget);
     if !others.is_empty() {
         let _ = write!(message, "; it would fit with {}", others.join(", or "));
     }
@@ -167,7 +178,7 @@ pub fn refusal(clip: Clip<'_>, backend: Backend, budget: Budget, least: &Forecas
 
 /// Flags, one change at a time, with which the clip fits: fewer bits, fewer frames, fewer pixels;
 /// and all of them together when none does alone.
-fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String> {
+fn alternatives(clip: Clip<'_>, device: Device, budget: Budget) -> Vec<String> {
     // What is quantized already cannot be quantized again.
     let fewer_bits: Vec<_> = [Bits::Eight, Bits::Four]
         .into_iter()
@@ -183,7 +194,7 @@ fn alternatives(clip: Clip<'_>, backend: Backend, budget: Budget) -> Vec<String>
             settings: &settings,
             ..clip
         };
-        settle(clip, backend, budget, None).is_ok_and(|settled| settled.fits)
+        settle(clip, device, budget, None).is_ok_and(|settled| settled.fits)
     };
     let with = |change: &dyn Fn(&mut Options)| {
         let mut request = clip.request.clone();

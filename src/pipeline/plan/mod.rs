@@ -8,15 +8,15 @@ pub use crate::model::cost::flops::Operations;
 pub use budget::{Budget, Clip, Settled, fit, refusal, settle, shortage};
 
 use crate::model::cost::memory::Denoising;
-use crate::model::cost::{flops, memory};
+use crate::model::cost::{self, flops};
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::clip::Settings;
+use crate::model::MemoryPlan;
 use crate::model::dit::DitConfig;
-use crate::model::vae::{choose_decode_tiling, choose_encode_tiling};
 use crate::pipeline::{Phase, TEXT_LEN};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::sampling::Schedule;
 use crate::weights::{Checkpoint, Expert, PartName};
 
@@ -86,7 +86,8 @@ pub fn forecast(
     checkpoint: &Checkpoint,
     settings: &Settings,
     inputs: Inputs,
-    backend: Backend,
+    device: Device,
+    memory: &MemoryPlan,
     rates: Option<&Rates>,
 ) -> Result<Forecast> {
     let grid = settings.latent_grid();
@@ -106,29 +107,27 @@ pub fn forecast(
     let text = &checkpoint.text_encoder;
     let prompts = [Some(inputs.prompt), inputs.negative];
     let counts = || prompts.iter().flatten().map(|&n| n as u64);
-    let held = checkpoint.weights_held(PartName::TextEncoder, backend)?;
+    let held = checkpoint.weights_held(PartName::TextEncoder, device)?;
     let longest = counts().max().unwrap_or(0);
     let encode =
-        |n| flops::text_encoder(text, n) + flops::unpack_text_encoder(backend, held.quantized, n);
+        |n| flops::text_encoder(text, n) + flops::unpack_text_encoder(device, held.quantized, n);
     add(
         (Phase::Text, None),
         counts().map(encode).sum(),
         held.bytes,
-        held.bytes + memory::text_encoder(text, backend, longest, held.quantized),
+        held.bytes + cost::memory::text_encoder(text, device, longest, held.quantized),
     );
 
-    let (encoder, decoder) = checkpoint.vae_bytes(backend)?;
-    let encode_tiling = choose_encode_tiling(&checkpoint.vae, backend, grid);
-    let decode_tiling = choose_decode_tiling(&checkpoint.vae, backend, grid);
+    let (encoder, decoder) = checkpoint.vae_bytes(device)?;
     let pictures: &[i32] = match inputs.last_image {
         true => &[0, grid[0] - 1],
         false => &[0],
     };
     add(
         (Phase::Image, None),
-        flops::encode(&checkpoint.vae, grid, encode_tiling, pictures),
+        flops::encode(&checkpoint.vae, grid, memory.encode_tiling, pictures),
         encoder,
-        encoder + memory::encode(&checkpoint.vae, backend, grid, encode_tiling),
+        encoder + cost::memory::encode(&checkpoint.vae, device, memory, grid),
     );
 
     let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
@@ -148,7 +147,7 @@ pub fn forecast(
         let negative = inputs
             .negative
             .filter(|_| settings.guide_scale.of(expert) != 1.0);
-        let held = checkpoint.weights_held(expert.into(), backend)?;
+        let held = checkpoint.weights_held(expert.into(), device)?;
         let keys: Vec<u64> = [Some(inputs.prompt), negative]
             .into_iter()
             .flatten()
@@ -164,7 +163,8 @@ pub fn forecast(
                 steps,
             ) + flops::unpack_expert(
                 config,
-                backend,
+                device,
+                memory,
                 held.quantized,
                 &keys,
                 sequence,
@@ -172,9 +172,10 @@ pub fn forecast(
             ),
             held.bytes,
             held.bytes
-                + memory::denoising(
+                + cost::memory::denoising(
                     config,
-                    backend,
+                    device,
+                    memory,
                     Denoising {
                         tokens: sequence,
                         text_rows: keys.iter().sum(),
@@ -189,9 +190,9 @@ pub fn forecast(
 
     add(
         (Phase::Decoding, None),
-        flops::decode(&checkpoint.vae, grid, decode_tiling),
+        flops::decode(&checkpoint.vae, grid, memory.decode_tiling),
         decoder,
-        decoder + memory::decode(&checkpoint.vae, backend, grid, decode_tiling),
+        decoder + cost::memory::decode(&checkpoint.vae, device, memory, grid),
     );
     Ok(Forecast {
         passes,

@@ -8,7 +8,7 @@ use super::values::{PLAIN, array};
 use super::{Part, Values, may_quantize, usizes};
 use crate::model::layers::{Quantized, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
-use crate::runtime::Backend;
+use crate::runtime::Device;
 use crate::weights::naming::Arrangement;
 use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
 use mlx_rs::Array;
@@ -19,7 +19,7 @@ pub struct Loader<'a> {
     /// The part.
     pub part: &'a Part,
     /// Where it will be computed.
-    pub backend: Backend,
+    pub device: Device,
     /// Bits that eligible weights are quantized to while they are loaded.
     pub bits: Option<Bits>,
 }
@@ -40,7 +40,7 @@ impl Loader<'_> {
     }
 
     fn one_held(&self, spec: &TensorSpec) -> Result<Held> {
-        let matmul = self.backend.precision.matmul_dtype_size() as u64;
+        let matmul = self.device.dtype.matmul_dtype_size() as u64;
         let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
         let values: u64 = found.shape.iter().map(|&d| d as u64).product();
         let kind = self.part.names.kind;
@@ -84,11 +84,11 @@ impl TensorSource for Loader<'_> {
     fn tensor(&mut self, name: &str, shape: &[i32], role: Role) -> Result<Array> {
         let found = self.part.expect(name, &usizes(shape))?;
         let dtype = match role {
-            Role::Matmul => self.backend.precision.matmul_dtype(),
+            Role::Matmul => self.device.dtype.matmul_dtype(),
             Role::Exact => Dtype::Float32,
             Role::Table => table_dtype(&found.values),
         };
-        let array = self.part.dense(&found, dtype)?;
+        let array = self.part.dense(&found, dtype, self.device)?;
         // Now, so that the stored copy goes before the next tensor comes.
         array.eval()?;
         self.part.release(&found);
@@ -97,13 +97,12 @@ impl TensorSource for Loader<'_> {
 
     fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> Result<Weight> {
         let found = self.part.expect(name, &usizes(&shape))?;
-        let dtype = self.backend.precision.matmul_dtype();
-        let dense_above = self.backend.dense_above;
+        let dtype = self.device.dtype.matmul_dtype();
         if role != Role::Matmul {
             return self.tensor(name, &shape, role).map(Weight::Dense);
         }
         if matches!(found.values, Values::Affine { .. }) && found.arrangement == Arrangement::AsIs {
-            let quantized = self.part.affine(&found, dtype, dense_above)?;
+            let quantized = self.part.affine(&found, self.device.dtype, self.device)?;
             self.part.release(&found);
             return Ok(Weight::Quantized(quantized));
         }
@@ -133,7 +132,7 @@ impl TensorSource for Loader<'_> {
             biases: side(&all.biases)?,
             group_size: GROUP_SIZE as i32,
             bits: bits.number() as i32,
-            dense_above,
+            device: self.device,
         }))
     }
 }

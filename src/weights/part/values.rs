@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::{Found, Part, Values};
 use crate::model::layers::Quantized;
+use crate::runtime::{Device, Precision};
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::Arrangement;
 use crate::weights::quantize::{self, Bits, Packed};
@@ -96,12 +97,12 @@ impl Part {
         Ok(values)
     }
 
-    /// A found tensor as MLX array in `dtype`.
-    pub(super) fn dense(&self, found: &Found, dtype: Dtype) -> Result<Array> {
+    /// A found tensor as MLX array in `dtype`, by the kernels of `device`.
+    pub(super) fn dense(&self, found: &Found, dtype: Dtype, device: Device) -> Result<Array> {
         let shape = dimensions(&found.shape)?;
         match found.values {
             Values::Affine { .. } => {
-                let dense = self.affine(found, Dtype::Float32, i32::MAX)?.dequantize()?;
+                let dense = self.affine(found, Precision::F32, device)?.dequantize()?;
                 arrange(&dense, found, &shape)?.as_dtype(dtype)
             }
             Values::Stored { entry, scale } => {
@@ -139,12 +140,12 @@ impl Part {
         Ok(bytes)
     }
 
-    /// A found tensor that is stored in MLX's quantization, with scales and biases in `dtype`.
+    /// A found tensor that is stored in MLX's quantization, in `dtype`.
     pub(super) fn affine(
         &self,
         found: &Found,
-        dtype: Dtype,
-        dense_above: i32,
+        dtype: Precision,
+        device: Device,
     ) -> Result<Quantized> {
         let Values::Affine {
             packed,
@@ -156,6 +157,7 @@ impl Part {
         else {
             bail!("{} is not quantized", found.name);
         };
+        let dtype = dtype.matmul_dtype();
         let side = |entry: &Entry, end: &str| {
             let name = format!("{} ({end})", found.name);
             let stored = PLAIN
@@ -178,7 +180,7 @@ impl Part {
             biases: side(biases, "biases")?,
             group_size: group_size as i32,
             bits: bits as i32,
-            dense_above,
+            device,
         })
     }
 

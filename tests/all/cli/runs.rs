@@ -267,10 +267,10 @@ fn the_version_tells_what_computes() {
     let long = version("--version");
     let lines: Vec<&str> = long.lines().collect();
     assert_eq!(lines[0], concat!("wan-i2v ", env!("CARGO_PKG_VERSION")));
-    let (mlx, backend) = lines[1].split_once(", backend ").unwrap();
+    let (mlx, device) = lines[1].split_once(", backend ").unwrap();
     let number = mlx.strip_prefix("MLX ").unwrap();
     assert_eq!(number.split('.').count(), 3, "{long}");
-    assert!(["cpu", "metal"].contains(&backend), "{long}");
+    assert!(["cpu", "metal"].contains(&device), "{long}");
     assert!(
         lines[2].strip_prefix("device ").unwrap().len() > 3,
         "{long}"

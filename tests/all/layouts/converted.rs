@@ -10,7 +10,7 @@ use wan_i2v::weights::naming::Kind;
 use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources, quantize};
 
 use crate::layouts::{
-    BF16, F16, F32, Made, assert_identical, backend, folder, reference, rms_error, run, run_folder,
+    BF16, F16, F32, Made, assert_identical, device, folder, reference, rms_error, run, run_folder,
 };
 use crate::support::forms::is_linear;
 use crate::support::layouts::{Form, Model, Patch};
@@ -123,7 +123,7 @@ fn check_bits(bits: [Bits; 3], most: f64) {
     let [high, low, text] = bits.map(Bits::quantized);
     let load = LoadBits { high, low, text };
     let checkpoint = Checkpoint::open(&Sources::folder(source.path()), load).unwrap();
-    let loaded = run(&checkpoint, backend());
+    let loaded = run(&checkpoint, device());
     assert_identical(&converted, &loaded, &format!("{bits:?}"));
     let meant = reference(&quantized(&model, [high, low, text]));
     let error = rms_error(&loaded.latents, &meant.latents);

@@ -1,14 +1,15 @@
 //! What quantization costs: the error of one forward pass of an expert.
 
 use mlx_rs::Array;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
-use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::weights::config::PartConfig;
 use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
 use wan_i2v::weights::{Bits, PartName};
 
-use crate::layouts::{F32, backend, rms_error};
+use crate::layouts::{F32, device, rms_error};
 use crate::support::layouts::{Form, content, expert_config, random_part};
 use crate::support::mlx;
 use crate::support::portable;
@@ -21,20 +22,20 @@ fn input(name: &str, shape: &[i32], scale: f32) -> Array {
 }
 
 /// The velocity that an expert predicts for random latents and a prompt of 40 tokens.
-fn forward(part: &Part, config: &DitConfig, backend: Backend, bits: Option<Bits>) -> Vec<f32> {
-    let mut loader = Loader {
-        part,
-        backend,
-        bits,
-    };
-    let dit = Dit::load(config, &mut loader, backend).unwrap();
+fn forward(part: &Part, config: &DitConfig, device: Device, bits: Option<Bits>) -> Vec<f32> {
+    let mut loader = Loader { part, device, bits };
+    let dit = Dit::load(config, &mut loader, device).unwrap();
     let [frames, rows, columns] = GRID;
     let latents = input("latents", &[36, frames, rows, columns], 1.7);
     let text = input("text", &[40, config.text_dim], 0.3);
     let rope = Rope::new([frames, rows / 2, columns / 2], config.attention_head_dim);
     let time = dit.embed_time(833).unwrap();
     let cross = dit.cross_kv(&text, 512).unwrap();
-    to_host(&dit.forward(&latents, &time, &rope, &cross).unwrap()).unwrap()
+    to_host(
+        &dit.forward(&latents, &time, &rope, &cross, &MemoryPlan::WHOLE)
+            .unwrap(),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -49,9 +50,9 @@ fn a_forward_pass_of_512_channels() {
     form.write_part(&part, &content, PartName::HighNoise, folder.path());
     let place = Location::at(&folder.path().join(form.place(PartName::HighNoise))).unwrap();
     let part = Part::open(&place, PartName::HighNoise.kind()).unwrap();
-    let f32 = backend();
-    let bf16 = Backend {
-        precision: Precision::Bf16,
+    let f32 = device();
+    let bf16 = Device {
+        dtype: Precision::Bf16,
         ..f32
     };
     let exact = forward(&part, &config, f32, None);
@@ -61,8 +62,8 @@ fn a_forward_pass_of_512_channels() {
         rms_error(&rounded, &exact)
     );
     for (bits, most) in [(Bits::Eight, 0.01), (Bits::Four, 0.2)] {
-        for (precision, backend, plain) in [("f32", f32, &exact), ("bf16", bf16, &rounded)] {
-            let ours = forward(&part, &config, backend, Some(bits));
+        for (precision, device, plain) in [("f32", f32, &exact), ("bf16", bf16, &rounded)] {
+            let ours = forward(&part, &config, device, Some(bits));
             let error = rms_error(&ours, plain);
             println!(
                 "measured {bits:?} bits in {precision}: {error:.3e} from the unquantized in \

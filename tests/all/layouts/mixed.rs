@@ -9,7 +9,7 @@ use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
 
 use crate::layouts::converted::convert;
 use crate::layouts::{
-    BF16, F16, F32, assert_holds, assert_identical, backend, folder, open, reference, run,
+    BF16, F16, F32, assert_holds, assert_identical, device, folder, open, reference, run,
 };
 use crate::support::forms::SPIECE;
 use crate::support::isolated::program;
@@ -52,7 +52,7 @@ fn parts_of_four_layouts_are_one_model() {
     let _mlx = mlx();
     let model = Model::random();
     let (_folder, paths) = parts(&model);
-    let ours = run(&open_parts(&paths, None), backend());
+    let ours = run(&open_parts(&paths, None), device());
     assert_identical(&ours, &reference(&model), "mixed parts");
 }
 

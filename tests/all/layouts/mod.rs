@@ -15,10 +15,11 @@ use image::RgbImage;
 use ndarray::Array3;
 use tempfile::TempDir;
 use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
 };
-use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::container::encoding::Encoding;
@@ -30,8 +31,8 @@ const F32: Encoding = Encoding::F32;
 const F16: Encoding = Encoding::F16;
 const BF16: Encoding = Encoding::Bf16;
 
-fn backend() -> Backend {
-    Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
+fn device() -> Device {
+    Device::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
 }
 
 /// A model's folder in `form`, and the model of the values that it stands for.
@@ -63,7 +64,7 @@ struct Made {
     frames: Vec<u8>,
 }
 
-fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
+fn run(checkpoint: &Checkpoint, device: Device) -> Made {
     let plan = Settings {
         width: 48,
         height: 32,
@@ -90,12 +91,20 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
         prompt: ids(&[17, 401, 5, 999, 268, 64, 1]),
         negative: Some(ids(&[300, 2, 77, 1])),
     };
-    let prompts = encode_prompts(checkpoint, backend, &ids, None, &mut Silent).unwrap();
+    let prompts = encode_prompts(checkpoint, device, &ids, None, &mut Silent).unwrap();
     let pixels = Array3::from_shape_fn((32, 48, 3), |(y, x, c)| {
         ((7 * x + 5 * y + 11 * c) % 32) as f32 / 16.0 - 1.0
     });
-    let condition =
-        encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent).unwrap();
+    let condition = encode_condition(
+        checkpoint,
+        device,
+        &MemoryPlan::WHOLE,
+        pixels.view(),
+        &plan,
+        None,
+        &mut Silent,
+    )
+    .unwrap();
     let noise = initial_noise(plan.seed, 16, plan.latent_grid());
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
     let experts: Vec<_> = schedule
@@ -107,7 +116,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
     let sampler = Sampler::new(plan.solver, schedule);
     let mut denoiser = Denoiser::new(
         checkpoint,
-        backend,
+        device,
         prompts,
         condition,
         noise,
@@ -120,7 +129,16 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
         frames.extend_from_slice(frame.as_raw());
         Ok(())
     };
-    decode_clip(checkpoint, backend, &latents, None, &mut Silent, &mut push).unwrap();
+    decode_clip(
+        checkpoint,
+        device,
+        &MemoryPlan::WHOLE,
+        &latents,
+        None,
+        &mut Silent,
+        &mut push,
+    )
+    .unwrap();
     let latents = to_host(&latents).unwrap();
     assert!(latents.iter().all(|value| value.is_finite()));
     Made { latents, frames }
@@ -128,7 +146,7 @@ fn run(checkpoint: &Checkpoint, backend: Backend) -> Made {
 
 /// [`run`] of a folder.
 fn run_folder(root: &Path) -> Made {
-    run(&open(root).unwrap(), backend())
+    run(&open(root).unwrap(), device())
 }
 
 /// What `model` makes from the plainest layout: diffusers' in float32.

@@ -1,12 +1,12 @@
 //! Layouts that round: the latents are those of the rounded values.
 
 use tempfile::TempDir;
-use wan_i2v::runtime::{Backend, Precision};
+use wan_i2v::runtime::{Device, Precision};
 use wan_i2v::weights::PartName;
 use wan_i2v::weights::container::encoding::Encoding;
 
 use crate::layouts::{
-    Made, assert_identical, backend, folder, open, reference, rms_error, run, run_folder,
+    Made, assert_identical, device, folder, open, reference, rms_error, run, run_folder,
 };
 use crate::support::forms::{is_linear, mlx_quantize};
 use crate::support::layouts::{Form, Model, Patch, Tensor, decode};
@@ -85,9 +85,9 @@ fn check_mlx(bits: i32, group: i32, most: f64) {
     let _mlx = mlx();
     let form = Form::MlxQuantized { bits, group };
     let ([ours, expected, unrounded], folder) = runs(form);
-    let always = Backend {
+    let always = Device {
         dense_above: i32::MAX,
-        ..backend()
+        ..device()
     };
     let packed = run(&open(folder.path()).unwrap(), always);
     for made in [&ours, &packed] {
@@ -120,9 +120,9 @@ fn mlx_in_other_groups() {
 #[test]
 fn fp8_scaled_in_bf16() {
     let _mlx = mlx();
-    let bf16 = Backend {
-        precision: Precision::Bf16,
-        ..backend()
+    let bf16 = Device {
+        dtype: Precision::Bf16,
+        ..device()
     };
     let model = Model::random();
     let (ours, meant) = folder(Form::Scaled { newer: false }, &model);

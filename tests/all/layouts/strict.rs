@@ -3,13 +3,13 @@
 
 use std::fs;
 
-use wan_i2v::runtime::Backend;
+use wan_i2v::runtime::Device;
 use wan_i2v::weights::container::encoding::Encoding;
 use wan_i2v::weights::convert::Bits;
 use wan_i2v::weights::{Checkpoint, Expert, PartName};
 
 use crate::layouts::converted::convert;
-use crate::layouts::{BF16, F16, F32, assert_holds, backend, folder, open};
+use crate::layouts::{BF16, F16, F32, assert_holds, device, folder, open};
 use crate::support::layouts::{Content, Form, Model, Patch, Stored};
 use crate::support::mlx;
 
@@ -24,12 +24,12 @@ const TENSORS: [(PartName, &str); 4] = [
     ),
 ];
 
-fn load(checkpoint: &Checkpoint, part: PartName, backend: Backend) -> anyhow::Result<()> {
+fn load(checkpoint: &Checkpoint, part: PartName, device: Device) -> anyhow::Result<()> {
     match part {
-        PartName::HighNoise => checkpoint.load_expert(Expert::HighNoise, backend).map(drop),
-        PartName::LowNoise => checkpoint.load_expert(Expert::LowNoise, backend).map(drop),
-        PartName::Vae => checkpoint.load_vae_decoder(backend).map(drop),
-        PartName::TextEncoder => checkpoint.load_text_encoder(backend).map(drop),
+        PartName::HighNoise => checkpoint.load_expert(Expert::HighNoise, device).map(drop),
+        PartName::LowNoise => checkpoint.load_expert(Expert::LowNoise, device).map(drop),
+        PartName::Vae => checkpoint.load_vae_decoder(device).map(drop),
+        PartName::TextEncoder => checkpoint.load_text_encoder(device).map(drop),
     }
 }
 
@@ -55,7 +55,7 @@ fn scales(name: &str) -> String {
 
 fn check(form: Form) {
     let _mlx = mlx();
-    let backend = backend();
+    let device = device();
     let model = Model::random();
     let (contents, _) = model.in_form(form);
     let (folder, _) = folder(form, &model);
@@ -102,11 +102,11 @@ fn check(form: Form) {
         };
         poison(content.get_mut(&holder).unwrap());
         write(part, &content);
-        let error = load(&open(root).unwrap(), part, backend).unwrap_err();
+        let error = load(&open(root).unwrap(), part, device).unwrap_err();
         assert_holds(&format!("{error:#}"), &[&place, &name, "not finite"]);
 
         write(part, whole);
-        load(&open(root).unwrap(), part, backend).unwrap();
+        load(&open(root).unwrap(), part, device).unwrap();
     }
 }
 

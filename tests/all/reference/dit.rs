@@ -4,13 +4,13 @@ use mlx_rs::ops::{concatenate, stack};
 use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid, unpatchify};
 use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
-use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::model::{MemoryPlan, Role, TensorSource};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 
 use crate::support::golden::{Case, Golden, relative_error};
 
 /// Whole sequences, one pass after the other.
-const BACKEND: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
+const DEVICE: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
 
 pub const EXPERTS: [(&str, &str); 2] = [("high", "transformer"), ("low", "transformer_2")];
 
@@ -18,7 +18,7 @@ pub fn load(case: &Case, part: &'static str, precision: Precision) -> Dit {
     Dit::load(
         &case.config(part),
         &mut case.source(part, precision),
-        BACKEND,
+        DEVICE,
     )
     .unwrap()
 }
@@ -73,6 +73,7 @@ fn forward_pass() {
                     &time,
                     &rope(&case, &dit),
                     &cross,
+                    &MemoryPlan::WHOLE,
                     &mut |i, x| {
                         if i == 0 {
                             first_block = Some(x.clone());
@@ -126,7 +127,9 @@ fn padding_folds_into_one_key() {
             let rope = rope(&case, &dit);
             let run = |text: &Array| {
                 let cross = dit.cross_kv(text, 512).unwrap();
-                let velocity = dit.forward(&hidden(&case), &time, &rope, &cross).unwrap();
+                let velocity = dit
+                    .forward(&hidden(&case), &time, &rope, &cross, &MemoryPlan::WHOLE)
+                    .unwrap();
                 (cross[0].keys.dim(2), to_host(&velocity).unwrap())
             };
             let (all, expected) = run(&encoded_text(&case));
@@ -219,8 +222,8 @@ fn rotary_embedding() {
             config.attention_head_dim,
         ];
         let q = case.input("rope.q", &shape, 1.0);
-        case.golden
-            .check(name, "rope/q_rotated", &rope.rotate(&q).unwrap(), 1e-6);
+        let rotated = DEVICE.rotate(&q, rope.cos(), rope.sin()).unwrap();
+        case.golden.check(name, "rope/q_rotated", &rotated, 1e-6);
     }
 }
 

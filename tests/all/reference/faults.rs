@@ -6,6 +6,7 @@
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::Recorder;
 use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use wan_i2v::model::umt5::pad_rows;
@@ -55,7 +56,9 @@ fn single_table(case: &Case, dit: &Dit) -> Rope {
 
 fn forward_error(case: &Case, dit: &Dit, time: &TimeEmbedding, rope: &Rope) -> f64 {
     let cross = dit.cross_kv(&encoded_text(case), 512).unwrap();
-    let velocity = dit.forward(&hidden(case), time, rope, &cross).unwrap();
+    let velocity = dit
+        .forward(&hidden(case), time, rope, &cross, &MemoryPlan::WHOLE)
+        .unwrap();
     relative_error(
         &to_host(&velocity).unwrap(),
         case.golden.floats("dit/high/output"),
@@ -100,7 +103,7 @@ fn harmed_encoding(case: &Case, config: &VaeConfig, harm: impl Fn(&mut FeatureCa
         .input("vae.video", &[3, frames, height, width], 1.0)
         .transpose_axes(&[1, 2, 3, 0])
         .unwrap();
-    let mut stream = encoder.stream();
+    let mut stream = encoder.stream(&MemoryPlan::WHOLE);
     let first = Chunk::Pixels(video.try_index(0..1).unwrap());
     let mut latents = vec![stream.push(&first).unwrap()];
     harm(stream.cache_mut());
@@ -144,7 +147,11 @@ fn a_dropped_cache_slot() {
 fn slot_count(case: &Case, config: &VaeConfig) -> usize {
     let mut source = case.source("vae", Precision::F32);
     let encoder = VaeEncoder::load(config, &mut source, F32).unwrap();
-    encoder.stream().cache_mut().slots_mut().len()
+    encoder
+        .stream(&MemoryPlan::WHOLE)
+        .cache_mut()
+        .slots_mut()
+        .len()
 }
 
 /// The report's "Bug 5": zeros instead of the last chunk's frames in front of every convolution.
@@ -255,7 +262,10 @@ fn run(
         let time = dit.embed_time(t).unwrap();
         let rope = rope(case, dit);
         let input = concatenate(&[x.clone(), condition.0.clone()], 0).unwrap();
-        let predict = |text: &Array| dit.forward(&input, &time, &rope, &kv(dit, text)).unwrap();
+        let predict = |text: &Array| {
+            dit.forward(&input, &time, &rope, &kv(dit, text), &MemoryPlan::WHOLE)
+                .unwrap()
+        };
         let (cond, uncond) = (predict(&prompts.prompt), predict(negative));
         let velocity = if fault == LoopFault::SwappedGuidance {
             guide(&uncond, &cond, scale)

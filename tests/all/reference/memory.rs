@@ -1,6 +1,7 @@
 //! Peak memory of the stream of decoded frames does not grow with the clip's length.
 
 use mlx_rs::memory;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::vae::{VaeConfig, VaeDecoder};
 use wan_i2v::runtime::{Precision, rows};
 
@@ -14,7 +15,7 @@ fn decoding_peak(case: &Case, latent_frames: i32) -> usize {
     let frame = rows(&frame, 0, 1).unwrap().squeeze_axes(&[0]).unwrap();
     memory::clear_cache().unwrap();
     memory::reset_peak_memory().unwrap();
-    let mut stream = decoder.stream();
+    let mut stream = decoder.stream(&MemoryPlan::WHOLE);
     for _ in 0..latent_frames {
         stream.push(&frame).unwrap();
     }

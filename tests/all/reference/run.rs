@@ -7,15 +7,15 @@ use image::RgbImage;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use ndarray::Axis;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Settings};
-use wan_i2v::media::Resize;
+use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::media::picture::Picture;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
     Condition, Denoiser, EncodedPrompts, Ends, PromptIds, Silent, decode_clip, encode_condition,
     encode_prompts, frame_mask, guide, initial_noise,
 };
-use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
@@ -45,11 +45,7 @@ pub fn plan(case: &Case) -> Settings {
 }
 
 /// Encoded prompts and image condition of a case.
-pub fn inputs(
-    case: &Case,
-    checkpoint: &Checkpoint,
-    backend: Backend,
-) -> (EncodedPrompts, Condition) {
+pub fn inputs(case: &Case, checkpoint: &Checkpoint, device: Device) -> (EncodedPrompts, Condition) {
     let ids = |length| TokenIds {
         ids: case.ids(length),
         cut: None,
@@ -58,31 +54,34 @@ pub fn inputs(
         prompt: ids("medium"),
         negative: Some(ids("long")),
     };
-    let prompts = encode_prompts(checkpoint, backend, &ids, None, &mut Silent).unwrap();
+    let prompts = encode_prompts(checkpoint, device, &ids, None, &mut Silent).unwrap();
     let plan = plan(case);
     let (width, height) = (plan.width as usize, plan.height as usize);
     let picture = Picture::open(&golden_dir(case.name).join("start.png")).unwrap();
     let pixels = picture.resized(width, height, Resize::Lanczos).unwrap();
-    let condition =
-        encode_condition(checkpoint, backend, pixels.view(), &plan, None, &mut Silent).unwrap();
+    let condition = encode_condition(
+        checkpoint,
+        device,
+        &MemoryPlan::WHOLE,
+        pixels.view(),
+        &plan,
+        None,
+        &mut Silent,
+    )
+    .unwrap();
     (prompts, condition)
 }
 
-/// The case's final latents, computed on `backend`.
-pub fn latents(
-    case: &Case,
-    checkpoint: &Checkpoint,
-    backend: Backend,
-    dump: Option<&Dump>,
-) -> Array {
-    let (prompts, condition) = inputs(case, checkpoint, backend);
+/// The case's final latents, computed on `device`.
+pub fn latents(case: &Case, checkpoint: &Checkpoint, device: Device, dump: Option<&Dump>) -> Array {
+    let (prompts, condition) = inputs(case, checkpoint, device);
     let plan = plan(case);
     let noise = initial_noise(plan.seed, 16, plan.latent_grid());
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
     let sampler = Sampler::new(plan.solver, schedule);
     Denoiser::new(
         checkpoint,
-        backend,
+        device,
         prompts,
         condition,
         noise,
@@ -114,7 +113,16 @@ fn guided_run_of_12_steps() {
             frames.extend_from_slice(frame.as_raw());
             Ok(())
         };
-        decode_clip(&checkpoint, F32, &latents, None, &mut Silent, &mut push).unwrap();
+        decode_clip(
+            &checkpoint,
+            F32,
+            &MemoryPlan::WHOLE,
+            &latents,
+            None,
+            &mut Silent,
+            &mut push,
+        )
+        .unwrap();
         let expected = case.golden.bytes("run/frames_u8");
         assert_eq!(frames.len(), expected.len());
         let differences: Vec<u8> = frames
@@ -217,8 +225,8 @@ fn equal_runs_give_equal_bytes() {
 /// bf16 products with a float32 residual stream, norms and modulation: what a GPU uses.
 #[test]
 fn bf16_stays_within_two_percent_of_f32() {
-    let bf16 = Backend {
-        precision: Precision::Bf16,
+    let bf16 = Device {
+        dtype: Precision::Bf16,
         ..F32
     };
     for name in Case::ALL {
@@ -260,7 +268,16 @@ fn both_ends_condition_as_in_diffusers() {
             first: first.view(),
             last: Some(last),
         };
-        let condition = encode_condition(&checkpoint, F32, ends, &plan, None, &mut Silent).unwrap();
+        let condition = encode_condition(
+            &checkpoint,
+            F32,
+            &MemoryPlan::WHOLE,
+            ends,
+            &plan,
+            None,
+            &mut Silent,
+        )
+        .unwrap();
         golden.check(name, "condition/y", &condition.0, 2e-4);
         let mask = frame_mask(case.grid(), true).unwrap();
         let expected = golden.array("condition/y").try_index(0..4).unwrap();

@@ -2,10 +2,12 @@
 
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::cost::flops;
 use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, static_chunks};
-use wan_i2v::runtime::{Backend, ConvMethod, Precision, operations, to_host};
+use wan_i2v::runtime::{Device, Kernels, Precision, operations, to_host};
 
+use crate::reference::tiling::tiled;
 use crate::support::golden::{Case, F32};
 
 /// Latents of a clip in which `pictures` are chunks of random pixels, the others blank: called so,
@@ -31,7 +33,7 @@ fn encode(
     };
     let before = operations();
     let latents: Array = encoder
-        .encode(frames, &chunk, tiling, &mut || Ok(()))
+        .encode(frames, &chunk, &tiled(tiling), &mut || Ok(()))
         .unwrap();
     (to_host(&latents).unwrap(), operations() - before)
 }
@@ -39,15 +41,15 @@ fn encode(
 /// Bit by bit the latents of the full computation, whatever the length, for less.
 #[test]
 fn blank_chunks_are_reused_to_the_bit() {
-    let native = Backend {
-        conv: ConvMethod::Native,
+    let native = Device {
+        kernels: Kernels::Mlx,
         ..F32
     };
     let tiles = Some(Tiling {
         tile: [2, 2],
         overlap: 1,
     });
-    for (name, backend, grid, pictures, tiling) in [
+    for (name, device, grid, pictures, tiling) in [
         ("a", F32, [5, 2, 2], &[0][..], None),
         ("a", F32, [21, 2, 3], &[0], None),
         ("a", F32, [21, 2, 3], &[0], tiles),
@@ -61,11 +63,11 @@ fn blank_chunks_are_reused_to_the_bit() {
         ("a", F32, [38, 1, 1], &[0, 36], None),
         ("c", F32, [38, 2, 2], &[0, 36], tiles),
     ] {
-        let label = format!("{name} {:?} {grid:?} {pictures:?}", backend.conv);
+        let label = format!("{name} {:?} {grid:?} {pictures:?}", device.kernels);
         let case = Case::load(name);
         let config: VaeConfig = case.config("vae");
         let mut source = case.source("vae", Precision::F32);
-        let encoder = VaeEncoder::load(&config, &mut source, backend).unwrap();
+        let encoder = VaeEncoder::load(&config, &mut source, device).unwrap();
         let (full, all) = encode(&case, &encoder, grid, pictures, tiling, false);
         let (ours, fewer) = encode(&case, &encoder, grid, pictures, tiling, true);
         assert!(ours == full, "{label}");
@@ -101,7 +103,10 @@ fn a_clip_cannot_begin_blank() {
     let case = Case::load("a");
     let mut source = case.source("vae", Precision::F32);
     let encoder = VaeEncoder::load(&case.config("vae"), &mut source, F32).unwrap();
-    let error = encoder.stream().push(&Chunk::Blank).unwrap_err();
+    let error = encoder
+        .stream(&MemoryPlan::WHOLE)
+        .push(&Chunk::Blank)
+        .unwrap_err();
     assert!(error.to_string().contains("cannot be blank"), "{error}");
     let chunk = |_| Ok(Chunk::Blank);
     let tiling = Tiling {
@@ -109,7 +114,7 @@ fn a_clip_cannot_begin_blank() {
         overlap: OVERLAP,
     };
     for tiling in [None, Some(tiling)] {
-        let error = encoder.encode(2, &chunk, tiling, &mut || Ok(()));
+        let error = encoder.encode(2, &chunk, &tiled(tiling), &mut || Ok(()));
         assert!(error.is_err());
     }
 }

@@ -5,12 +5,13 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{clip, concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use wan_i2v::clip::{Model, Settings};
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::vae::{
     Chunk, Footprint, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder, choose_decode_tiling,
     choose_encode_tiling, decode_peak_bytes, decode_phases, encode_peak_bytes, encode_phases,
 };
 use wan_i2v::pipeline::{Silent, decode_clip, encode_condition};
-use wan_i2v::runtime::{Backend, ConvMethod, Precision, to_host};
+use wan_i2v::runtime::{Device, Kernels, Precision, to_host};
 use wan_i2v::weights::Checkpoint;
 
 use crate::reference::run::plan;
@@ -19,6 +20,15 @@ use crate::support::golden::{Case, F32};
 /// What tiles have to reach against whole frames.
 const DECIBELS: f64 = 45.0;
 
+/// Frames in tiles both ways.
+pub fn tiled(tiling: Option<Tiling>) -> MemoryPlan {
+    MemoryPlan {
+        encode_tiling: tiling,
+        decode_tiling: tiling,
+        ..MemoryPlan::WHOLE
+    }
+}
+
 /// Both halves of a VAE.
 struct Vae {
     decoder: VaeDecoder,
@@ -26,11 +36,11 @@ struct Vae {
 }
 
 impl Vae {
-    fn random(case: &Case, config: &VaeConfig, backend: Backend) -> Self {
+    fn random(case: &Case, config: &VaeConfig, device: Device) -> Self {
         let source = || case.source("vae", Precision::F32);
         Self {
-            decoder: VaeDecoder::load(config, &mut source(), backend).unwrap(),
-            encoder: VaeEncoder::load(config, &mut source(), backend).unwrap(),
+            decoder: VaeDecoder::load(config, &mut source(), device).unwrap(),
+            encoder: VaeEncoder::load(config, &mut source(), device).unwrap(),
         }
     }
 
@@ -50,7 +60,9 @@ impl Vae {
     fn encode(&self, chunks: &[Array], tiling: Option<Tiling>) -> Array {
         let chunk = |i: i32| Ok(Chunk::Pixels(chunks[i as usize].clone()));
         let frames = chunks.len() as i32;
-        let latents = self.encoder.encode(frames, &chunk, tiling, &mut || Ok(()));
+        let latents = self
+            .encoder
+            .encode(frames, &chunk, &tiled(tiling), &mut || Ok(()));
         latents.unwrap()
     }
 }
@@ -63,7 +75,7 @@ fn decode(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) -> Vec<
         Ok(())
     };
     decoder
-        .decode(latents, tiling, &mut || Ok(()), &mut emit)
+        .decode(latents, &tiled(tiling), &mut || Ok(()), &mut emit)
         .unwrap();
     to_host(&concatenate(&frames, 0).unwrap()).unwrap()
 }
@@ -229,7 +241,7 @@ fn a_tile_that_covers_the_frame_changes_no_bit() {
     let latents = random_latents(&case, &config, [2, 7, 9]);
     let chunks = random_chunks(&case, [2, 7, 9]);
     let whole = vae.decode(&latents, None);
-    let mut stream = vae.decoder.stream();
+    let mut stream = vae.decoder.stream(&MemoryPlan::WHOLE);
     let streamed: Vec<Array> = (0..2)
         .map(|i| latents.try_index((.., i..i + 1)).unwrap())
         .map(|frame| clip(stream.push(&frame).unwrap(), (-1.0, 1.0)).unwrap())
@@ -271,8 +283,8 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
             overlap: 4,
         })
     };
-    for conv in [ConvMethod::TapMatmul, ConvMethod::Native] {
-        let backend = Backend { conv, ..F32 };
+    for kernels in [Kernels::Cpu, Kernels::Mlx] {
+        let device = Device { kernels, ..F32 };
         let mut peaks = Vec::new();
         // The last one is all attention.
         for (grid, tiling) in [
@@ -282,29 +294,29 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
             ([2, 16, 15], None),
             ([1, 40, 30], t(22)),
         ] {
-            if conv == ConvMethod::Native && grid[0] < 3 {
+            if kernels == Kernels::Mlx && grid[0] < 3 {
                 continue;
             }
-            let label = format!("{conv:?} {grid:?} {:?}", tiling.map(|t| t.tile));
+            let label = format!("{kernels:?} {grid:?} {:?}", tiling.map(|t| t.tile));
             let latents = random_latents(&case, &config, grid);
             latents.eval().unwrap();
             let mut source = case.source("vae", Precision::F32);
-            let decoder = VaeDecoder::load(&config, &mut source, backend).unwrap();
+            let decoder = VaeDecoder::load(&config, &mut source, device).unwrap();
             let decoding = peak(|| decode_frames(&decoder, &latents, tiling));
             drop(decoder);
             let chunks = random_chunks(&case, grid);
             chunks.iter().for_each(|chunk| chunk.eval().unwrap());
             let mut source = case.source("vae", Precision::F32);
-            let encoder = VaeEncoder::load(&config, &mut source, backend).unwrap();
+            let encoder = VaeEncoder::load(&config, &mut source, device).unwrap();
             let chunk = |i: i32| Ok(Chunk::Pixels(chunks[i as usize].clone()));
             let encoding = peak(|| {
                 encoder
-                    .encode(grid[0], &chunk, tiling, &mut || Ok(()))
+                    .encode(grid[0], &chunk, &tiled(tiling), &mut || Ok(()))
                     .unwrap();
             });
             // Latents and pixels were there before, in the forecasts they are counted.
-            let [_, decode] = forecast(&decode_phases(&config, backend, grid, tiling));
-            let [_, encode] = forecast(&encode_phases(&config, backend, grid, tiling));
+            let [_, decode] = forecast(&decode_phases(&config, device, &tiled(tiling), grid));
+            let [_, encode] = forecast(&encode_phases(&config, device, &tiled(tiling), grid));
             let pixels = 4 * 3 * 64 * (grid[1] * grid[2]) as u64;
             for (what, measured, forecast) in [
                 ("decoding", decoding, decode),
@@ -324,7 +336,7 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
 
 fn decode_frames(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) {
     decoder
-        .decode(latents, tiling, &mut || Ok(()), &mut |_| Ok(()))
+        .decode(latents, &tiled(tiling), &mut || Ok(()), &mut |_| Ok(()))
         .unwrap();
 }
 
@@ -335,21 +347,15 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
     let mut config = random_config(&case);
     config.base_dim = 96;
     for grid in [[21, 60, 104], [21, 90, 160], [1, 13, 40], [21, 104, 60]] {
-        type Peak = fn(&VaeConfig, Backend, [i32; 3], Option<Tiling>) -> u64;
-        type Choose = fn(&VaeConfig, Backend, [i32; 3]) -> Option<Tiling>;
+        type Peak = fn(&VaeConfig, Device, &MemoryPlan, [i32; 3]) -> u64;
+        type Choose = fn(&VaeConfig, Device, &MemoryPlan, [i32; 3], u64) -> Option<Tiling>;
         let both: [(Peak, Choose); 2] = [
             (decode_peak_bytes, choose_decode_tiling),
             (encode_peak_bytes, choose_encode_tiling),
         ];
         for (bytes, choose) in both {
-            let whole = bytes(&config, F32, grid, None);
-            let within = |budget| {
-                let backend = Backend {
-                    vae_budget: Some(budget),
-                    ..F32
-                };
-                choose(&config, backend, grid)
-            };
+            let whole = bytes(&config, F32, &MemoryPlan::WHOLE, grid);
+            let within = |budget| choose(&config, F32, &MemoryPlan::WHOLE, grid, budget);
             assert_eq!(within(whole), None);
             let mut last = u64::MAX;
             for part in [1, 2, 3, 5, 1000] {
@@ -357,7 +363,7 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
                 let tiling = within(budget).unwrap();
                 tiling.validate().unwrap();
                 assert_eq!(tiling.overlap, OVERLAP);
-                let needed = bytes(&config, F32, grid, Some(tiling));
+                let needed = bytes(&config, F32, &tiled(Some(tiling)), grid);
                 println!(
                     "measured {grid:?} in {budget}: {:?}, {needed} bytes, {} tiles",
                     tiling.tile,
@@ -374,7 +380,7 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
                 };
                 if rows < grid[1] && columns < grid[2] && needed <= budget {
                     assert!(
-                        bytes(&config, F32, grid, Some(larger)) > budget
+                        bytes(&config, F32, &tiled(Some(larger)), grid) > budget
                             || larger.tiles(grid[1], grid[2]).len() as i32 * grid[1] * columns
                                 >= tiling.tiles(grid[1], grid[2]).len() as i32 * rows * columns
                     );
@@ -384,7 +390,7 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
     }
 }
 
-/// A budget on the backend reaches both ends of a clip.
+/// A budget reaches both ends of a clip.
 #[test]
 fn a_budget_puts_a_clip_into_tiles() {
     let case = Case::load("a");
@@ -396,18 +402,16 @@ fn a_budget_puts_a_clip_into_tiles() {
         frames: 5,
         ..plan(&case)
     };
-    let budget = Backend {
-        vae_budget: Some(1),
-        ..F32
-    };
+    let in_tiles = MemoryPlan::WHOLE.in_tiles(&checkpoint.vae, F32, plan.latent_grid(), 1);
     let picture = ndarray::Array3::from_shape_vec((144, 96, 3), scene(0, 144, 96)).unwrap();
-    let run = |backend| {
+    let run = |memory: &MemoryPlan| {
         let mut condition = None;
         let encoding = peak(|| {
             condition = Some(
                 encode_condition(
                     &checkpoint,
-                    backend,
+                    F32,
+                    memory,
                     picture.view(),
                     &plan,
                     None,
@@ -425,12 +429,21 @@ fn a_budget_puts_a_clip_into_tiles() {
             Ok(())
         };
         let decoding = peak(|| {
-            decode_clip(&checkpoint, backend, &latents, None, &mut Silent, &mut emit).unwrap();
+            decode_clip(
+                &checkpoint,
+                F32,
+                memory,
+                &latents,
+                None,
+                &mut Silent,
+                &mut emit,
+            )
+            .unwrap();
         });
         (condition, frames, [encoding, decoding])
     };
-    let (condition, frames, whole) = run(F32);
-    let (ours, tiled_frames, tiled) = run(budget);
+    let (condition, frames, whole) = run(&MemoryPlan::WHOLE);
+    let (ours, tiled_frames, tiled) = run(&in_tiles);
     let (encoded, _) = compare_latents(&ours, &condition);
     let (decoded, worst) = compare(&tiled_frames, &frames, 255.0);
     println!("measured: {encoded:.1} dB, {decoded:.1} dB, peaks {whole:?} and {tiled:?}");

@@ -2,8 +2,9 @@ use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use wan_i2v::media::frames::to_rgb8;
+use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
-use wan_i2v::runtime::{Backend, ConvMethod, Precision, to_host};
+use wan_i2v::runtime::{Device, Kernels, Precision, to_host};
 
 use crate::support::golden::{Case, F32};
 
@@ -27,11 +28,11 @@ fn chunks(case: &Case) -> Vec<Array> {
     chunks
 }
 
-fn encode(case: &Case, backend: Backend) -> Array {
+fn encode(case: &Case, device: Device) -> Array {
     let config: VaeConfig = case.config("vae");
     let mut source = case.source("vae", Precision::F32);
-    let encoder = VaeEncoder::load(&config, &mut source, backend).unwrap();
-    let mut stream = encoder.stream();
+    let encoder = VaeEncoder::load(&config, &mut source, device).unwrap();
+    let mut stream = encoder.stream(&MemoryPlan::WHOLE);
     let latents: Vec<Array> = chunks(case)
         .iter()
         .map(|chunk| stream.push(&Chunk::Pixels(chunk.clone())).unwrap())
@@ -40,14 +41,14 @@ fn encode(case: &Case, backend: Backend) -> Array {
 }
 
 /// Decodes normalised latents to `[frames, height, width, 3]`.
-fn decode(case: &Case, backend: Backend) -> Array {
+fn decode(case: &Case, device: Device) -> Array {
     let config: VaeConfig = case.config("vae");
     let mut source = case.source("vae", Precision::F32);
-    let decoder = VaeDecoder::load(&config, &mut source, backend).unwrap();
+    let decoder = VaeDecoder::load(&config, &mut source, device).unwrap();
     let [frames, height, width] = case.grid();
     let latents = case.input("vae.latents", &[16, frames, height, width], 1.7);
     let latents = config.denormalize(&latents).unwrap();
-    let mut stream = decoder.stream();
+    let mut stream = decoder.stream(&MemoryPlan::WHOLE);
     let pixels: Vec<Array> = (0..frames)
         .map(|i| {
             let frame = latents.try_index((.., i..i + 1)).unwrap();
@@ -112,8 +113,8 @@ fn decoded_frames() {
 /// Metal uses MLX's own convolutions, which must agree with the CPU's tap products.
 #[test]
 fn native_convolutions_agree_with_tap_products() {
-    let native = Backend {
-        conv: ConvMethod::Native,
+    let native = Device {
+        kernels: Kernels::Mlx,
         ..F32
     };
     for name in ["a", "b"] {
@@ -134,5 +135,12 @@ fn the_encoder_has_24_cache_slots() {
     let config: VaeConfig = case.config("vae");
     let mut source = case.source("vae", Precision::F32);
     let encoder = VaeEncoder::load(&config, &mut source, F32).unwrap();
-    assert_eq!(encoder.stream().cache_mut().slots_mut().len(), 24);
+    assert_eq!(
+        encoder
+            .stream(&MemoryPlan::WHOLE)
+            .cache_mut()
+            .slots_mut()
+            .len(),
+        24
+    );
 }

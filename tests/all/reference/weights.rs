@@ -1,7 +1,7 @@
 //! What the strict loader hands out is what is in the file.
 
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::{Backend, Precision, to_host};
+use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
 
@@ -14,17 +14,17 @@ fn every_tensor_of_every_part() {
     for name in ["b", "d"] {
         let case = Case::load(name);
         let folder = case.checkpoint();
-        let bf16 = Backend {
-            precision: Precision::Bf16,
+        let bf16 = Device {
+            dtype: Precision::Bf16,
             ..F32
         };
         let (mut tensors, mut worst) = (0, 0.0_f64);
         for part in PARTS {
             let location = Location::at(&folder.path().join(part)).unwrap();
             let opened = Part::open(&location, kind(part)).unwrap();
-            let loader = |backend| Loader {
+            let loader = |device| Loader {
                 part: &opened,
-                backend,
+                device,
                 bits: None,
             };
             let (mut exact, mut mixed) = (loader(F32), loader(bf16));

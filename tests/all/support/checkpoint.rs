@@ -11,7 +11,7 @@ use wan_i2v::model::dit::Dit;
 use wan_i2v::model::umt5::Umt5;
 use wan_i2v::model::vae::{VaeDecoder, VaeEncoder};
 use wan_i2v::model::{Recorder, TensorSpec};
-use wan_i2v::runtime::{Backend, DeviceKind};
+use wan_i2v::runtime::{Device, DeviceKind};
 use wan_i2v::weights::naming::Kind;
 
 use super::portable;
@@ -87,16 +87,16 @@ pub fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Res
 /// Names and shapes of a part's tensors, by the configuration in `configs`.
 pub fn specs(configs: &Path, part: &str) -> Result<Vec<TensorSpec>> {
     let path = configs.join(part).join("config.json");
-    let backend = Backend::new(DeviceKind::Cpu, None);
+    let device = Device::new(DeviceKind::Cpu, None);
     let mut recorder = Recorder::default();
     match part {
         "vae" => {
             let config = read(&path)?;
-            VaeEncoder::load(&config, &mut recorder, backend)?;
-            VaeDecoder::load(&config, &mut recorder, backend)?;
+            VaeEncoder::load(&config, &mut recorder, device)?;
+            VaeDecoder::load(&config, &mut recorder, device)?;
         }
-        "text_encoder" => drop(Umt5::load(&read(&path)?, &mut recorder)?),
-        _ => drop(Dit::load(&read(&path)?, &mut recorder, backend)?),
+        "text_encoder" => drop(Umt5::load(&read(&path)?, &mut recorder, device)?),
+        _ => drop(Dit::load(&read(&path)?, &mut recorder, device)?),
     }
     Ok(recorder.specs)
 }

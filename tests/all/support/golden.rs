@@ -11,12 +11,12 @@ use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 
 use super::{checkpoint, mlx, portable};
 
-/// The backend that golden data is compared on.
-pub const F32: Backend = Backend::new(DeviceKind::Cpu, Some(Precision::F32));
+/// The device that golden data is compared on.
+pub const F32: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
 
 /// A run's settings (`case.json`).
 #[derive(Clone, Debug, Deserialize)]
@@ -143,7 +143,7 @@ impl Case {
 
     pub fn load(name: &'static str) -> Self {
         let mlx = mlx();
-        Backend::select(Some(DeviceKind::Cpu), None).unwrap();
+        Device::select(Some(DeviceKind::Cpu), None).unwrap();
         Self {
             name,
             settings: read_json(&golden_dir(name).join("case.json")),

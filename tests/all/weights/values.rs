@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::support::mlx;
 use safetensors::tensor::Dtype;
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::{Backend, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
@@ -15,8 +15,8 @@ use crate::support::checkpoint::kind;
 use crate::support::scratch::{Scratch, Tensor, Tensors, read_tensors, write_tensors};
 use crate::weights::{HIGH, LOW, TEXT, VAE, assert_holds, open};
 
-fn backend() -> Backend {
-    Backend::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
+fn device() -> Device {
+    Device::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
 }
 
 /// The message of loading every part in turn.
@@ -24,11 +24,11 @@ fn load_error(root: &Path) -> String {
     let _mlx = mlx();
     let load = || {
         let checkpoint = Checkpoint::open(&Sources::folder(root), LoadBits::default())?;
-        checkpoint.load_text_encoder(backend())?;
-        checkpoint.load_expert(Expert::HighNoise, backend())?;
-        checkpoint.load_expert(Expert::LowNoise, backend())?;
-        checkpoint.load_vae_encoder(backend())?;
-        checkpoint.load_vae_decoder(backend()).map(drop)
+        checkpoint.load_text_encoder(device())?;
+        checkpoint.load_expert(Expert::HighNoise, device())?;
+        checkpoint.load_expert(Expert::LowNoise, device())?;
+        checkpoint.load_vae_encoder(device())?;
+        checkpoint.load_vae_decoder(device()).map(drop)
     };
     format!("{:#}", load().unwrap_err())
 }
@@ -40,7 +40,7 @@ fn handed_out(root: &Path, part: &str, expected: &Tensors) -> Vec<Vec<f32>> {
     let part = Part::open(&location, kind(part)).unwrap();
     let mut component = Loader {
         part: &part,
-        backend: backend(),
+        device: device(),
         bits: None,
     };
     let mut values = |(name, tensor): (&String, &Tensor)| {

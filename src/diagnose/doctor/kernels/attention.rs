@@ -7,7 +7,8 @@ use mlx_rs::{Array, error::Result};
 use super::{Case, PRECISIONS, array, exact, is_used, products_tolerance};
 use crate::diagnose::doctor::CheckRunner;
 use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
-use crate::runtime::{Precision, attention};
+use crate::model::MemoryPlan;
+use crate::runtime::Precision;
 
 /// Heads, queries, keys, channels of a head: odd; cross-attention; more queries than a kernel call
 /// may see; more keys.
@@ -51,7 +52,7 @@ fn attend(
     [heads, queries, keys, dim]: [i32; 4],
     masked: bool,
 ) {
-    let backend = round.settings.backend;
+    let device = round.settings.device;
     let values = |seed, rows: i32| {
         let values = uniform(seed, (heads * rows * dim) as usize, 2.0);
         match precision {
@@ -75,10 +76,10 @@ fn attend(
     let size = format!("{precision}, {mask}, {heads} x {queries} x {keys} x {dim}");
     // Without a fused kernel the scores are rounded too, and then they are in an exponent.
     let tolerance = match precision {
-        Precision::F32 => products_tolerance(backend, precision),
+        Precision::F32 => products_tolerance(device, precision),
         Precision::Bf16 => 0.5_f64.powi(5),
     };
-    let used = is_used(backend, precision);
+    let used = is_used(device, precision);
     let case = |name| Case::new(name, tolerance, dim as usize, &expected);
     let arrays = || -> Result<[Array; 4]> {
         let shape = |rows| [1, heads, rows, dim];
@@ -94,7 +95,7 @@ fn attend(
     round.kernel(&whole.only_noted_if(!used), &|| {
         let [q, k, v, weights] = arrays()?;
         let weights = masked.then_some(&weights);
-        attention(&q, &k, &v, scale, weights, backend.score_bytes)
+        device.attention([&q, &k, &v], scale, weights, MemoryPlan::WHOLE.score_bytes)
     });
     if queries == 40_000 {
         let case = case(format!("attention, one call, {size}")).only_noted_if(true);

@@ -6,7 +6,7 @@ use super::{Case, exact, products_tolerance};
 use crate::diagnose::doctor::CheckRunner;
 use crate::diagnose::doctor::reference::{self, uniform};
 use crate::model::vae::convolve;
-use crate::runtime::{Backend, ConvMethod, Precision};
+use crate::runtime::{Device, Kernels, Precision};
 
 /// Padded input `[t, h, w, inputs]`, outputs, kernel, stride.
 type Sizes = ([i32; 4], i32, [i32; 3], [i32; 3]);
@@ -37,15 +37,12 @@ pub fn examine(round: &mut CheckRunner<'_>) {
             kernel.map(|side| side as usize),
             stride.map(|side| side as usize),
         );
-        for (conv, way) in [
-            (ConvMethod::Native, "MLX's"),
-            (ConvMethod::TapMatmul, "by taps"),
-        ] {
-            let backend = Backend {
-                conv,
-                ..round.settings.backend
+        for (kernels, way) in [(Kernels::Mlx, "MLX's"), (Kernels::Cpu, "by taps")] {
+            let device = Device {
+                kernels,
+                ..round.settings.device
             };
-            let tolerance = products_tolerance(backend, Precision::F32);
+            let tolerance = products_tolerance(device, Precision::F32);
             let name = format!(
                 "convolution, {way}, {kernel:?} stride {stride:?} on {sides:?} to {outputs}"
             );
@@ -53,7 +50,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
                 &Case::new(name, tolerance, outputs as usize, &expected),
                 &|| {
                     let (weight, bias) = (exact(&weight, &shape), exact(&bias, &[outputs]));
-                    convolve(backend, &exact(&x, &sides), &weight, &bias, stride)
+                    convolve(device, &exact(&x, &sides), &weight, &bias, stride)
                         .map_err(|error| Exception::custom(format!("{error:#}")))
                 },
             );

@@ -16,7 +16,7 @@ use mlx_rs::{Array, Stream, with_stream};
 
 use super::judge::judge;
 use super::{Bound, CheckResult, CheckRunner, Group};
-use crate::runtime::{Backend, DeviceKind, Precision, to_host};
+use crate::runtime::{Device, DeviceKind, Precision, to_host};
 
 /// Tokens of a clip of 832 x 480 x 81 with guidance in one batch: rows of the black clips.
 const TALL: i32 = 65_520;
@@ -71,7 +71,7 @@ impl CheckRunner<'_> {
     /// Runs a kernel on the chosen device and judges what it gives; where that is wrong on a GPU, so
     /// is what MLX's CPU backend gives.
     pub(super) fn kernel(&mut self, case: &Case<'_>, run: &dyn Fn() -> MlxResult<Array>) {
-        let device = self.settings.backend.device;
+        let device = self.settings.device.kind;
         self.check(Group::Kernel, &case.name, case.only_noted, |_| {
             run_case(case, device, run)
         });
@@ -113,8 +113,8 @@ fn exact(values: &[f32], shape: &[i32]) -> Array {
 
 /// By how much products may be off. In bfloat16 the result is rounded, to a quarter of this; on
 /// the newest GPUs MLX multiplies float32 as TF32 (`MLX_ENABLE_TF32`), whose operands have 11 bits.
-fn products_tolerance(backend: Backend, precision: Precision) -> f64 {
-    match (precision, backend.device) {
+fn products_tolerance(device: Device, precision: Precision) -> f64 {
+    match (precision, device.kind) {
         (Precision::Bf16, _) => 0.5_f64.powi(7),
         (Precision::F32, DeviceKind::Gpu) => 0.5_f64.powi(9),
         (Precision::F32, DeviceKind::Cpu) => 2e-5,
@@ -122,8 +122,8 @@ fn products_tolerance(backend: Backend, precision: Precision) -> f64 {
 }
 
 /// Whether a run computes in this precision: what every run does in float32, it does anywhere.
-fn is_used(backend: Backend, precision: Precision) -> bool {
-    precision == Precision::F32 || precision == backend.precision
+fn is_used(device: Device, precision: Precision) -> bool {
+    precision == Precision::F32 || precision == device.dtype
 }
 
 /// As float64, for what is only moved.
@@ -149,7 +149,7 @@ mod tests {
         let mut hear = |check: &Check| heard.push(check.clone());
         let mut round = CheckRunner {
             settings: Settings {
-                backend: Backend::select(Some(DeviceKind::Cpu), None).unwrap(),
+                device: Device::select(Some(DeviceKind::Cpu), None).unwrap(),
                 budget: Budget {
                     bytes: 1 << 30,
                     asked: true,

@@ -9,8 +9,7 @@ use super::{Case, PRECISIONS, array, doubles, exact, is_used};
 use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
 use crate::diagnose::doctor::{CheckResult, CheckRunner, Group};
 use crate::model::dit::Rope;
-use crate::model::layers::{add_gated, gelu_tanh, layer_norm, silu, to_heads};
-use crate::runtime::{Precision, all_finite};
+use crate::runtime::{Device, Precision, all_finite};
 
 /// Rows and width: one of 14B's; tokens of a clip of 1280 x 720 x 81, which norms see at once.
 const NORMS: [(i32, i32); 2] = [(33, 5120), (75_600, 48)];
@@ -45,9 +44,10 @@ fn norms(round: &mut CheckRunner<'_>, rows: i32, width: i32) {
         width as usize,
         &expected,
     );
+    let device = round.settings.device;
     round.kernel(&case, &|| {
         let (weight, bias) = (exact(&weight, &[width]), exact(&bias, &[width]));
-        layer_norm(&exact(&x, &shape), &weight, &bias, 1e-6)
+        device.layer_norm(&exact(&x, &shape), &weight, &bias, 1e-6)
     });
     // The second is the VAE's.
     for eps in [1e-6_f32, 1e-24] {
@@ -72,18 +72,23 @@ fn activations(round: &mut CheckRunner<'_>, precision: Precision) {
         Precision::F32 => 1e-5,
         Precision::Bf16 => 0.5_f64.powi(6),
     };
-    let used = is_used(round.settings.backend, precision);
-    type Layer = (&'static str, fn(f64) -> f64, fn(&Array) -> Result<Array>);
+    let device = round.settings.device;
+    let used = is_used(device, precision);
+    type Layer = (
+        &'static str,
+        fn(f64) -> f64,
+        fn(&Device, &Array) -> Result<Array>,
+    );
     let layers: [Layer; 2] = [
-        ("SiLU", reference::silu, silu),
-        ("GELU (tanh)", reference::gelu, gelu_tanh),
+        ("SiLU", reference::silu, Device::silu),
+        ("GELU (tanh)", reference::gelu, Device::gelu_tanh),
     ];
     for (name, meant, layer) in layers {
         let expected: Vec<f64> = x.iter().map(|&v| meant(f64::from(v))).collect();
         let name = format!("{name}, {precision}, {rows} x {width}");
         let case = Case::new(name, tolerance, width as usize, &expected);
         round.kernel(&case.only_noted_if(!used), &|| {
-            layer(&array(&x, &[rows, width], precision)?)
+            layer(&device, &array(&x, &[rows, width], precision)?)
         });
     }
 }
@@ -104,12 +109,13 @@ fn gated(round: &mut CheckRunner<'_>, precision: Precision) {
         .zip(gates)
         .map(|((&x, &h), &gate)| f64::from(x) + f64::from(h) * f64::from(gate))
         .collect();
-    let used = is_used(round.settings.backend, precision);
+    let device = round.settings.device;
+    let used = is_used(device, precision);
     let name = format!("gated residual, {precision}, {rows} x {width}");
     let case = Case::new(name, 1e-6, width as usize, &expected);
     round.kernel(&case.only_noted_if(!used), &|| {
         let shape = [rows, width];
-        add_gated(
+        device.add_gated(
             &exact(&x, &shape),
             &array(&h, &shape, precision)?,
             &exact(&gate, &[width]),
@@ -157,9 +163,10 @@ fn rotation(round: &mut CheckRunner<'_>) {
     let rope = Rope::new(grid, dim);
     let x = uniform(14, (tokens * dim) as usize, 1.0);
     let expected = turned(&doubles(&x), &angles(grid, dim));
+    let device = round.settings.device;
     let name = format!("rotary embedding, {tokens} x {dim}");
     round.kernel(&Case::new(name, 1e-6, dim as usize, &expected), &|| {
-        rope.rotate(&exact(&x, &[tokens, 1, dim]))
+        device.rotate(&exact(&x, &[tokens, 1, dim]), rope.cos(), rope.sin())
     });
 }
 
@@ -184,12 +191,13 @@ fn heads(round: &mut CheckRunner<'_>) {
             })
         })
         .collect();
+    let device = round.settings.device;
     let name = format!("heads normed and rotated, {tokens} x {heads} x {dim}");
     round.kernel(&Case::new(name, 1e-5, dim_values, &expected), &|| {
         let weight = exact(&weight, &[heads * dim]);
-        let places = Some([rope.cos(), rope.sin()]);
+        let tables = Some([rope.cos(), rope.sin()]);
         let x = exact(&x, &[tokens, heads * dim]);
-        to_heads(&x, heads, Some((&weight, 1e-6)), places)
+        device.to_heads(&x, heads, Some((&weight, 1e-6)), tables)
     });
 }
 

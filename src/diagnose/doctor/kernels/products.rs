@@ -8,7 +8,7 @@ use super::{Case, PRECISIONS, TALL, array, is_used, products_tolerance};
 use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
 use crate::diagnose::doctor::{CheckRunner, Group};
 use crate::model::layers::{Linear, Quantized, Weight};
-use crate::runtime::{DeviceKind, Precision};
+use crate::runtime::{Device, DeviceKind, Precision};
 use crate::weights::quantize::{self, Bits, GROUP_SIZE};
 
 /// Rows, inner width and columns: odd; as wide as a transformer block of 14B; a whole clip.
@@ -19,15 +19,15 @@ const PACKED: [(i32, i32, i32); 3] = [(1, 512, 256), (12, 5120, 512), (200, 256,
 const UNPACKED: [(i32, i32, i32); 2] = [(2000, 256, 96), (TALL, 64, 32)];
 
 pub fn examine(round: &mut CheckRunner<'_>) {
-    let backend = round.settings.backend;
+    let device = round.settings.device;
     for precision in PRECISIONS {
-        let tolerance = products_tolerance(backend, precision);
+        let tolerance = products_tolerance(device, precision);
         for (rows, inner, columns) in DENSE {
             let product = Product::new(precision, rows, inner, columns);
             let size = format!("{precision}, {rows} x {inner} x {columns}");
             let expected =
                 reference::linear(&product.x, &product.w, Some(&product.bias), inner as usize);
-            let used = is_used(backend, precision);
+            let used = is_used(device, precision);
             let name = format!("addmm, {size}");
             let case = Case::new(name, tolerance, columns as usize, &expected);
             round.kernel(&case.only_noted_if(!used), &|| {
@@ -53,7 +53,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
     for bits in [Bits::Eight, Bits::Four] {
         for precision in PRECISIONS {
             let sizes = PACKED.map(|size| (size, i32::MAX));
-            let unpacked = UNPACKED.map(|size| (size, backend.dense_above));
+            let unpacked = UNPACKED.map(|size| (size, device.dense_above));
             for ((rows, inner, columns), dense_above) in sizes.into_iter().chain(unpacked) {
                 let size = format!("{bits} bits, {precision}, {rows} x {inner} x {columns}");
                 if let Err(error) = quantized(
@@ -141,9 +141,12 @@ fn quantized(
         biases: side(biases)?,
         group_size: GROUP_SIZE as i32,
         bits: bits.number() as i32,
-        dense_above,
+        device: Device {
+            dense_above,
+            ..round.settings.device
+        },
     };
-    let tolerance = products_tolerance(round.settings.backend, precision);
+    let tolerance = products_tolerance(round.settings.device, precision);
     let expected = reference::linear(&product.x, &weights, Some(&product.bias), inner as usize);
     let way = if rows > dense_above {
         "unpacked"
@@ -151,8 +154,8 @@ fn quantized(
         "packed"
     };
     // With so many rows this machine's runs unpack.
-    let backend = round.settings.backend;
-    let used = is_used(backend, precision) && (rows > dense_above || rows <= backend.dense_above);
+    let device = round.settings.device;
+    let used = is_used(device, precision) && (rows > dense_above || rows <= device.dense_above);
     let name = format!("quantized product, {way}, {size}");
     let case = Case::new(name, tolerance, columns as usize, &expected);
     round.kernel(&case.only_noted_if(!used), &|| {
@@ -162,7 +165,7 @@ fn quantized(
             .map_err(|error| mlx_rs::error::Exception::custom(format!("{error:#}")))
     });
     // MLX's CPU kernel counts no rows in an int16, and takes seconds in bfloat16.
-    let raw = is_used(backend, precision) || backend.device == DeviceKind::Gpu;
+    let raw = is_used(device, precision) || device.kind == DeviceKind::Gpu;
     if rows == TALL && raw {
         let expected = reference::linear(&product.x, &weights, None, inner as usize);
         let name = format!("quantized_matmul, one call, {size}");
@@ -184,7 +187,7 @@ fn quantized(
         };
         let name = format!("dequantize, {bits} bits, {precision}, {columns} x {inner}");
         let case = Case::new(name, tolerance, inner as usize, &expected);
-        let case = case.only_noted_if(!is_used(backend, precision));
+        let case = case.only_noted_if(!is_used(device, precision));
         round.kernel(&case, &|| quantized.dequantize()?.as_dtype(Dtype::Float32));
     }
     Ok(())

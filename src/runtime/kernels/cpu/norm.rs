@@ -51,13 +51,13 @@ vectorised! {
 
 /// Projections `[rows, heads * head_dim]`, float32, ready for attention: RMS norm over the whole
 /// width with the weights and epsilon of `norm`, adjacent pairs rotated by the cosines and sines of
-/// `places`, `[rows, head_dim / 2]` or `[rows, 1, head_dim / 2]`, and then heads first, `[1, heads,
+/// `rope`, `[rows, head_dim / 2]` or `[rows, 1, head_dim / 2]`, and then heads first, `[1, heads,
 /// rows, head_dim]`.
 pub fn to_heads(
     x: &Array,
     heads: i32,
     norm: Option<(&Array, f32)>,
-    places: Option<[&Array; 2]>,
+    rope: Option<[&Array; 2]>,
 ) -> Result<Array> {
     let rows = Rows::of_matrix(x)?;
     let heads = heads.max(1) as usize;
@@ -66,9 +66,9 @@ pub fn to_heads(
         Some((gamma, _)) => vector(gamma, rows.values)?,
         None => &[],
     };
-    let tables = places
-        .map(|places| -> Result<_> {
-            let tables = [Rows::of_matrix(places[0])?, Rows::of_matrix(places[1])?];
+    let tables = rope
+        .map(|rope| -> Result<_> {
+            let tables = [Rows::of_matrix(rope[0])?, Rows::of_matrix(rope[1])?];
             for table in &tables {
                 if [table.count(), 2 * table.values] != [rows.count(), head_dim] {
                     return Err(Exception::custom(format!(
@@ -167,8 +167,7 @@ mod tests {
     use mlx_rs::{Device, fast};
 
     use super::*;
-    use crate::model::dit::Rope;
-    use crate::model::layers;
+    use crate::runtime::kernels::elementwise;
 
     fn cpu() {
         Device::set_default(&Device::cpu());
@@ -198,7 +197,7 @@ mod tests {
             let gamma = values(&[channels], 0.3);
             let whole = norm_silu(&x, &gamma, 1e-24).unwrap();
             let normed = fast::rms_norm(&x, Some(&gamma), 1e-24).unwrap();
-            let expected = layers::silu(&normed).unwrap();
+            let expected = elementwise::silu(&normed).unwrap();
             let off = worst(&whole, &expected);
             assert!(off <= 4e-6, "{channels}: {off}");
 
@@ -247,7 +246,7 @@ mod tests {
     fn heads_are_normed_rotated_and_put_first() {
         cpu();
         let (tokens, heads, head_dim) = (24, 3, 12);
-        let rope = Rope::new([2, 3, 4], head_dim);
+        let [cos, sin] = [0.0, 1.0].map(|offset| values(&[tokens, 1, head_dim / 2], offset));
         let x = values(&[tokens, heads * head_dim], 0.5);
         let gamma = values(&[heads * head_dim], 0.2);
         let apart = |x: &Array| x.reshape(&[tokens, heads, head_dim]).unwrap();
@@ -256,9 +255,9 @@ mod tests {
             x.expand_dims(0).unwrap()
         };
         let normed = fast::rms_norm(&x, Some(&gamma), 1e-6).unwrap();
-        let places = Some([rope.cos(), rope.sin()]);
-        let all = to_heads(&x, heads, Some((&gamma, 1e-6)), places).unwrap();
-        let expected = first(&rope.rotate(&apart(&normed)).unwrap());
+        let tables = Some([&cos, &sin]);
+        let all = to_heads(&x, heads, Some((&gamma, 1e-6)), tables).unwrap();
+        let expected = first(&elementwise::rotate(&apart(&normed), &cos, &sin).unwrap());
         assert!(worst(&all, &expected) < 4e-6);
         let unplaced = to_heads(&x, heads, Some((&gamma, 1e-6)), None).unwrap();
         assert!(worst(&unplaced, &first(&apart(&normed))) < 4e-6);
@@ -266,7 +265,7 @@ mod tests {
         assert_eq!(worst(&plain, &first(&apart(&x))), 0.0);
 
         let some = x.try_index(4..9).unwrap();
-        assert!(to_heads(&some, heads, None, places).is_err());
-        assert!(to_heads(&some, heads, Some((rope.cos(), 1e-6)), None).is_err());
+        assert!(to_heads(&some, heads, None, tables).is_err());
+        assert!(to_heads(&some, heads, Some((&cos, 1e-6)), None).is_err());
     }
 }

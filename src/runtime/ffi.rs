@@ -1,0 +1,138 @@
+//! Calls of mlx-c, OpenBLAS and libc that mlx-rs has no safe function for.
+
+use std::ffi::CStr;
+
+/// MLX's version, such as `0.32.2`.
+pub fn mlx_version() -> String {
+    mlx_string(|s| unsafe { mlx_sys::mlx_version(s) }).unwrap_or_else(|| "unknown".into())
+}
+
+/// True when MLX was built with Metal and finds a device.
+pub fn metal_is_available() -> bool {
+    install_error_handler();
+    let mut available = false;
+    // SAFETY: the call writes one bool and keeps no pointer.
+    let status = unsafe { mlx_sys::mlx_metal_is_available(&mut available) };
+    status == 0 && available
+}
+
+/// The name of the device that would be chosen, such as `Apple M4 Max`.
+pub fn device_name() -> String {
+    install_error_handler();
+    let device = if metal_is_available() {
+        mlx_sys::mlx_device_type__MLX_GPU
+    } else {
+        mlx_sys::mlx_device_type__MLX_CPU
+    };
+    // SAFETY: the handles are created and freed here; the string is copied before the info goes.
+    let name = unsafe {
+        let device = mlx_sys::mlx_device_new_type(device, 0);
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut text: *const std::ffi::c_char = std::ptr::null();
+        let found = mlx_sys::mlx_device_info_get(&mut info, device) == 0
+            && mlx_sys::mlx_device_info_get_string(&mut text, info, c"device_name".as_ptr()) == 0
+            && !text.is_null();
+        let name = found.then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
+        mlx_sys::mlx_device_info_free(info);
+        mlx_sys::mlx_device_free(device);
+        name
+    };
+    name.unwrap_or_else(|| "unknown".into())
+}
+
+/// OpenBLAS's kernels, and the threads that it gives to a large product.
+#[cfg(target_os = "linux")]
+pub(super) fn blas() -> Option<(String, i32)> {
+    // SAFETY: the name is a string constant of OpenBLAS; 0 changes nothing.
+    let (kernels, threads) = unsafe {
+        let name = shim::mlx_shim_blas_kernels();
+        let kernels = (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy());
+        (kernels?.into_owned(), shim::mlx_shim_blas_threads(0))
+    };
+    Some((kernels, threads))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn blas() -> Option<(String, i32)> {
+    None
+}
+
+/// Gives large products as many threads as this process may keep busy. OpenBLAS counts processors,
+/// and of a container's share of them it knows nothing.
+#[cfg(target_os = "linux")]
+pub(super) fn limit_blas_threads() {
+    if std::env::var_os("OPENBLAS_NUM_THREADS").is_some() {
+        return;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // SAFETY: the call sets one number.
+    unsafe {
+        let threads = shim::mlx_shim_blas_threads(0);
+        shim::mlx_shim_blas_threads(threads.min(i32::try_from(cores).unwrap_or(i32::MAX)));
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn limit_blas_threads() {}
+
+/// `scripts/linux/mlx_shim.c`, which is linked into mlx-c there.
+#[cfg(target_os = "linux")]
+mod shim {
+    unsafe extern "C" {
+        pub fn mlx_shim_blas_kernels() -> *const std::ffi::c_char;
+        pub fn mlx_shim_blas_threads(wanted: i32) -> i32;
+    }
+}
+
+/// A number that MLX knows of the Metal device.
+pub(super) fn metal_size(key: &CStr) -> Option<u64> {
+    if !metal_is_available() {
+        return None;
+    }
+    // SAFETY: the handles are created and freed here; the call writes one integer.
+    unsafe {
+        let device = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut bytes = 0;
+        let found = mlx_sys::mlx_device_info_get(&mut info, device) == 0
+            && mlx_sys::mlx_device_info_get_size(&mut bytes, info, key.as_ptr()) == 0;
+        mlx_sys::mlx_device_info_free(info);
+        mlx_sys::mlx_device_free(device);
+        (found && bytes > 0).then_some(bytes as u64)
+    }
+}
+
+/// MLX's CPU backend asks malloc for every array. glibc maps large blocks anew and unmaps them when
+/// they are freed, and so the kernel zeroes every page of every activation: a seventh of the VAE's
+/// time. Kept in the heap they are used again.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(super) fn keep_freed_memory() {
+    // SAFETY: mallopt takes two integers and changes how malloc gets its memory, no more. What it
+    // refuses leaves malloc as it was.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(super) fn keep_freed_memory() {}
+
+/// mlx-c ends the process on an error until mlx-rs's first call puts its own handler in place.
+fn install_error_handler() {
+    let _ = mlx_rs::Device::try_default();
+}
+
+fn mlx_string(fill: impl FnOnce(*mut mlx_sys::mlx_string) -> i32) -> Option<String> {
+    // SAFETY: mlx-c's string handles are created, filled, read and freed here only.
+    unsafe {
+        let mut handle = mlx_sys::mlx_string_new();
+        let status = fill(&mut handle);
+        let data = mlx_sys::mlx_string_data(handle);
+        let text = (status == 0 && !data.is_null())
+            .then(|| CStr::from_ptr(data).to_string_lossy().into_owned());
+        mlx_sys::mlx_string_free(handle);
+        text
+    }
+}

@@ -1,0 +1,73 @@
+//! Memory: what the machine has, and what MLX may take of it.
+
+use mlx_rs::error::Result;
+use mlx_rs::memory;
+
+use super::DeviceKind;
+use super::ffi::metal_size;
+
+/// Bytes that a run may take when nobody says how many: on the GPU what Metal recommends to keep
+/// resident, elsewhere as large a share of what the machine, or its container, has.
+///
+/// Not what is free at the moment: in what parts a clip is computed follows from this number, and
+/// the same command is to compute the same products on an idle machine and on a busy one.
+pub fn default_memory_budget(kind: DeviceKind) -> u64 {
+    if kind == DeviceKind::Gpu
+        && let Some(bytes) = recommended_working_set()
+    {
+        return bytes;
+    }
+    let system = memory_of_the_system();
+    let limit = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.total_memory);
+    // Three quarters of the whole is what Metal names on a Mac.
+    system.total_memory().min(limit) / 4 * 3
+}
+
+/// Bytes that nobody uses now, where the system says so.
+pub fn free_memory() -> Option<u64> {
+    let system = memory_of_the_system();
+    let limit = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.free_memory);
+    match system.available_memory() {
+        // macOS does not count what it could evict.
+        0 => None,
+        available => Some(available.min(limit)),
+    }
+}
+
+fn memory_of_the_system() -> sysinfo::System {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system
+}
+
+/// The most bytes that Metal recommends to keep resident.
+pub fn recommended_working_set() -> Option<u64> {
+    metal_size(c"max_recommended_working_set_size")
+}
+
+/// Bytes of the largest buffer that Metal makes.
+pub fn largest_buffer() -> Option<u64> {
+    metal_size(c"max_buffer_length")
+}
+
+/// Makes MLX give back freed buffers that it keeps for later rather than take more than `bytes`.
+///
+/// # Errors
+/// When MLX refuses.
+pub fn limit_memory(bytes: u64) -> Result<()> {
+    memory::set_memory_limit(usize::try_from(bytes).unwrap_or(usize::MAX)).map(drop)
+}
+
+/// Lets Metal keep `bytes` wired, as far as the system allows; 0 wires nothing. Without it a model
+/// of more than three quarters of the memory is paged out between steps
+/// (osaurus-ai/vmlx-swift#417). Elsewhere than on Metal nothing happens.
+pub fn wire(bytes: u64) {
+    if let Some(most) = recommended_working_set() {
+        // A system that refuses (before macOS 15) is slower for it, no more.
+        let _ = memory::set_wired_limit(bytes.min(most) as usize);
+    }
+}
