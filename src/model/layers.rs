@@ -66,29 +66,24 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Loads `{name}.weight` `[outputs, inputs]` and `{name}.bias` `[outputs]`.
+    /// Loads `weight` `[outputs, inputs]` and `bias` `[outputs]`.
     pub fn load(
         source: &mut dyn TensorSource,
-        name: &str,
-        inputs: i32,
-        outputs: i32,
+        [inputs, outputs]: [i32; 2],
         role: Role,
     ) -> AnyResult<Self> {
-        let mut linear = Self::load_without_bias(source, name, inputs, outputs, role)?;
-        linear.bias = Some(source.tensor(&format!("{name}.bias"), &[outputs], role)?);
+        let mut linear = Self::load_without_bias(source, [inputs, outputs], role)?;
+        linear.bias = Some(source.tensor("bias", &[outputs], role)?);
         Ok(linear)
     }
 
-    /// Loads `{name}.weight` `[outputs, inputs]` alone.
+    /// Loads `weight` `[outputs, inputs]` alone.
     pub fn load_without_bias(
         source: &mut dyn TensorSource,
-        name: &str,
-        inputs: i32,
-        outputs: i32,
+        [inputs, outputs]: [i32; 2],
         role: Role,
     ) -> AnyResult<Self> {
-        let weight = source.weight(&format!("{name}.weight"), [outputs, inputs], role)?;
-        Self::from_weight(weight, None)
+        Self::from_weight(source.weight("weight", [outputs, inputs], role)?, None)
     }
 
     /// From a weight `[outputs, inputs]` and an optional bias `[outputs]`.

@@ -12,7 +12,9 @@ use mlx_rs::{Array, fast};
 use serde::{Deserialize, Serialize};
 
 use super::layers::{Linear, f32};
-use super::{MAX_LAYERS, MAX_WIDTH, Role, TensorSource, check_dimensions, check_epsilon, product};
+use super::{
+    MAX_LAYERS, MAX_WIDTH, Role, Scope, TensorSource, check_dimensions, check_epsilon, product,
+};
 use crate::runtime::{Device, count_product};
 
 /// Dimensions of the encoder, with transformers' names (`text_encoder/config.json`).
@@ -114,6 +116,42 @@ struct Layer {
     down: Linear,
 }
 
+impl Layer {
+    fn load(config: &Umt5Config, source: &mut Scope<'_>) -> Result<Self> {
+        let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
+        let mut attention = source.scope("0.SelfAttention");
+        let mut linear = |name, sides| {
+            Linear::load_without_bias(&mut attention.scope(name), sides, Role::Matmul)
+        };
+        let q = linear("q", [width, inner])?;
+        let k = linear("k", [width, inner])?;
+        let v = linear("v", [width, inner])?;
+        let o = linear("o", [inner, width])?;
+        let mut ffn = source.scope("1.DenseReluDense");
+        let mut linear =
+            |name, sides| Linear::load_without_bias(&mut ffn.scope(name), sides, Role::Matmul);
+        let gate = linear("wi_0", [width, config.d_ff])?;
+        let up = linear("wi_1", [width, config.d_ff])?;
+        let down = linear("wo", [config.d_ff, width])?;
+        let mut exact = |name, shape: &[i32]| source.tensor(name, shape, Role::Exact);
+        Ok(Self {
+            position_table: exact(
+                "0.SelfAttention.relative_attention_bias.weight",
+                &[config.relative_attention_num_buckets, config.num_heads],
+            )?,
+            attention_norm: exact("0.layer_norm.weight", &[width])?,
+            ffn_norm: exact("1.layer_norm.weight", &[width])?,
+            q,
+            k,
+            v,
+            o,
+            gate,
+            up,
+            down,
+        })
+    }
+}
+
 impl Umt5 {
     /// Takes every tensor of the encoder from `source`.
     ///
@@ -125,53 +163,21 @@ impl Umt5 {
         device: Device,
     ) -> Result<Self> {
         config.validate()?;
-        let inner = config.num_heads * config.d_kv;
         let embedding = source.tensor(
             "shared.weight",
             &[config.vocab_size, config.d_model],
             Role::Table,
         )?;
+        let mut encoder = source.scope("encoder");
         let layers = (0..config.num_layers)
-            .map(|i| {
-                let name = |part: &str| format!("encoder.block.{i}.layer.{part}");
-                let mut linear = |part: &str, inputs, outputs| {
-                    Linear::load_without_bias(source, &name(part), inputs, outputs, Role::Matmul)
-                };
-                let q = linear("0.SelfAttention.q", config.d_model, inner)?;
-                let k = linear("0.SelfAttention.k", config.d_model, inner)?;
-                let v = linear("0.SelfAttention.v", config.d_model, inner)?;
-                let o = linear("0.SelfAttention.o", inner, config.d_model)?;
-                let gate = linear("1.DenseReluDense.wi_0", config.d_model, config.d_ff)?;
-                let up = linear("1.DenseReluDense.wi_1", config.d_model, config.d_ff)?;
-                let down = linear("1.DenseReluDense.wo", config.d_ff, config.d_model)?;
-                let mut exact = |part: &str, shape: &[i32]| {
-                    source.tensor(&format!("{}.weight", name(part)), shape, Role::Exact)
-                };
-                Ok(Layer {
-                    position_table: exact(
-                        "0.SelfAttention.relative_attention_bias",
-                        &[config.relative_attention_num_buckets, config.num_heads],
-                    )?,
-                    attention_norm: exact("0.layer_norm", &[config.d_model])?,
-                    ffn_norm: exact("1.layer_norm", &[config.d_model])?,
-                    q,
-                    k,
-                    v,
-                    o,
-                    gate,
-                    up,
-                    down,
-                })
-            })
+            .map(|i| Layer::load(config, &mut encoder.scope(&format!("block.{i}.layer"))))
             .collect::<Result<Vec<_>>>()?;
+        let final_norm =
+            encoder.tensor("final_layer_norm.weight", &[config.d_model], Role::Exact)?;
         Ok(Self {
             embedding,
             layers,
-            final_norm: source.tensor(
-                "encoder.final_layer_norm.weight",
-                &[config.d_model],
-                Role::Exact,
-            )?,
+            final_norm,
             config: config.clone(),
             device,
         })

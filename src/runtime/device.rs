@@ -132,3 +132,29 @@ pub fn machine() -> String {
         None => device,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_and_thresholds_follow_from_the_device() {
+        let gpu = Device::new(DeviceKind::Gpu, None);
+        let chosen = (gpu.dtype, gpu.kernels, gpu.dense_above, gpu.most_rows());
+        assert_eq!(chosen, (Precision::Bf16, Kernels::Mlx, 768, 32_767));
+        let cpu = Device::new(DeviceKind::Cpu, None);
+        let chosen = (cpu.dtype, cpu.kernels, cpu.dense_above, cpu.most_rows());
+        assert_eq!(chosen, (Precision::F32, Kernels::Cpu, 2, i32::MAX));
+        // MLX's kernels on the CPU are a GPU's way, but for the product that adds up in bfloat16.
+        let mlx = |dtype| Device::with_kernels(DeviceKind::Cpu, Some(dtype), Kernels::Mlx);
+        let exact = Device::new(DeviceKind::Gpu, Some(Precision::F32));
+        assert_eq!(
+            mlx(Precision::F32),
+            Device {
+                kind: DeviceKind::Cpu,
+                ..exact
+            }
+        );
+        assert_eq!(mlx(Precision::Bf16).dense_above, 0);
+    }
+}

@@ -4,7 +4,7 @@
 //! what MLX measures.
 
 use crate::model::MemoryPlan;
-use crate::model::dit::{DitConfig, SETTLED_BYTES};
+use crate::model::dit::{DitConfig, LARGE_BYTES};
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::{Footprint, VaeConfig, decode_phases, encode_phases};
 use crate::runtime::{Device, Kernels};
@@ -118,7 +118,7 @@ pub fn denoising(config: &DitConfig, device: Device, memory: &MemoryPlan, clip: 
         (Kernels::Mlx, false) => {
             let hidden = 2 * (hidden(copies * tokens) + wide);
             let scores = copies * scores + 4 * square;
-            both + match rows > SETTLED_BYTES as u64 {
+            both + match rows > LARGE_BYTES as u64 {
                 true => (9 * rows + scores).max(4 * rows + hidden),
                 false => 15 * rows + scores + hidden,
             }

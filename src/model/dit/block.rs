@@ -9,11 +9,11 @@ use mlx_rs::transforms::eval;
 
 use super::{DitConfig, Rope};
 use crate::model::layers::{Linear, f32};
-use crate::model::{MemoryPlan, Role, TensorSource};
+use crate::model::{MemoryPlan, Role, Scope, TensorSource};
 use crate::runtime::{Device, rows};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
-pub const SETTLED_BYTES: usize = 1 << 20;
+pub const LARGE_BYTES: usize = 1 << 20;
 
 /// A block's cross-attention keys and values for one prompt: `[1, heads, rows, head_dim]` each, in
 /// the matmul dtype.
@@ -45,26 +45,19 @@ struct Attention {
 }
 
 impl Attention {
-    fn load(
-        config: &DitConfig,
-        source: &mut dyn TensorSource,
-        device: Device,
-        name: &str,
-    ) -> Result<Self> {
+    fn load(config: &DitConfig, source: &mut Scope<'_>, device: Device) -> Result<Self> {
         let dim = config.dim();
-        let mut linear =
-            |part: &str| Linear::load(source, &format!("{name}.{part}"), dim, dim, Role::Matmul);
+        let mut linear = |name| Linear::load(&mut source.scope(name), [dim, dim], Role::Matmul);
         let (to_q, to_k, to_v) = (linear("to_q")?, linear("to_k")?, linear("to_v")?);
         let to_out = linear("to_out.0")?;
-        let mut norm =
-            |part: &str| source.tensor(&format!("{name}.{part}.weight"), &[dim], Role::Exact);
+        let mut norm = |name| source.tensor(name, &[dim], Role::Exact);
         Ok(Self {
             to_q,
             to_k,
             to_v,
             to_out,
-            norm_q: norm("norm_q")?,
-            norm_k: norm("norm_k")?,
+            norm_q: norm("norm_q.weight")?,
+            norm_k: norm("norm_k.weight")?,
             heads: config.num_attention_heads,
             head_dim: config.attention_head_dim,
             eps: config.eps,
@@ -130,37 +123,29 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn load(
-        config: &DitConfig,
-        source: &mut dyn TensorSource,
-        device: Device,
-        name: &str,
-    ) -> Result<Self> {
+    pub(super) fn load(config: &DitConfig, source: &mut Scope<'_>, device: Device) -> Result<Self> {
         let dim = config.dim();
-        let self_attention = Attention::load(config, source, device, &format!("{name}.attn1"))?;
-        let cross_attention = Attention::load(config, source, device, &format!("{name}.attn2"))?;
+        let self_attention = Attention::load(config, &mut source.scope("attn1"), device)?;
+        let cross_attention = Attention::load(config, &mut source.scope("attn2"), device)?;
         // diffusers calls the reference's norm3 norm2.
         let cross_norm = if config.cross_attn_norm {
             Some((
-                source.tensor(&format!("{name}.norm2.weight"), &[dim], Role::Exact)?,
-                source.tensor(&format!("{name}.norm2.bias"), &[dim], Role::Exact)?,
+                source.tensor("norm2.weight", &[dim], Role::Exact)?,
+                source.tensor("norm2.bias", &[dim], Role::Exact)?,
             ))
         } else {
             None
         };
-        let ffn = |part: &str| format!("{name}.ffn.net.{part}");
+        let mut ffn = source.scope("ffn.net");
+        let mut linear = |name, sides| Linear::load(&mut ffn.scope(name), sides, Role::Matmul);
         Ok(Self {
             self_attention,
             cross_attention,
             cross_norm,
-            ffn_in: Linear::load(source, &ffn("0.proj"), dim, config.ffn_dim, Role::Matmul)?,
-            ffn_out: Linear::load(source, &ffn("2"), config.ffn_dim, dim, Role::Matmul)?,
+            ffn_in: linear("0.proj", [dim, config.ffn_dim])?,
+            ffn_out: linear("2", [config.ffn_dim, dim])?,
             scale_shift_table: source
-                .tensor(
-                    &format!("{name}.scale_shift_table"),
-                    &[1, 6, dim],
-                    Role::Exact,
-                )?
+                .tensor("scale_shift_table", &[1, 6, dim], Role::Exact)?
                 .reshape(&[6, dim])?,
             eps: config.eps,
             device,
@@ -204,23 +189,24 @@ impl Block {
         if x.dim(0) == tokens && tokens > memory.chunk_rows {
             return self.attend_self_in_chunks(x, &modulation, rope, memory);
         }
-        let h = self.modulated(x, &modulation, 0)?;
+        // Self-attention
+        let h = self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)?;
         let attention = &self.self_attention;
         let copies = x.dim(0) / tokens.max(1);
         let values = of_copies(&attention.to_v.forward(&h)?, copies, |values| {
             attention.values(values)
         })?;
-        settle_all(x, &values)?;
+        eval_all_if_large(x, &values)?;
         let keys = of_copies(&attention.to_k.forward(&h)?, copies, |keys| {
             attention.keys(keys, Some(rope))
         })?;
-        settle_all(x, &keys)?;
+        eval_all_if_large(x, &keys)?;
         let queries = of_copies(&attention.to_q.forward(&h)?, copies, |queries| {
             attention.queries(queries, Some(rope))
         })?;
         drop(h);
-        settle_all(x, &queries)?;
-        let weighed = queries
+        eval_all_if_large(x, &queries)?;
+        let attended = queries
             .into_iter()
             .zip(keys.into_iter().zip(values))
             .map(|(queries, (keys, values))| {
@@ -232,13 +218,13 @@ impl Block {
                 attention.attend(&queries, &kv, memory.score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
-        let weighed = joined(&weighed)?;
-        settle(x, &[&weighed])?;
-        let h = attention.to_out.forward(&weighed)?;
-        drop(weighed);
-        let out = self.device.add_gated(x, &h, &modulation.row(2)?)?;
+        let attended = joined(&attended)?;
+        eval_if_large(x, &[&attended])?;
+        let h = attention.to_out.forward(&attended)?;
+        drop(attended);
+        let out = self.device.add_gated(x, &h, &modulation.gate_msa)?;
         drop(h);
-        settle(x, &[&out])?;
+        eval_if_large(x, &[&out])?;
         Ok(out)
     }
 
@@ -254,7 +240,11 @@ impl Block {
         let attention = &self.self_attention;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
-            let h = self.modulated(&rows(x, start, end)?, modulation, 0)?;
+            let h = self.modulated(
+                &rows(x, start, end)?,
+                &modulation.scale_msa,
+                &modulation.shift_msa,
+            )?;
             let value = attention.values(&attention.to_v.forward(&h)?)?;
             let part = rope.part(start, end)?;
             let key = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
@@ -272,12 +262,12 @@ impl Block {
         let mut out = Vec::new();
         for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
             let x = rows(x, start, end)?;
-            let h = self.modulated(&x, modulation, 0)?;
+            let h = self.modulated(&x, &modulation.scale_msa, &modulation.shift_msa)?;
             let part = rope.part(start, end)?;
             let queries = attention.queries(&attention.to_q.forward(&h)?, Some(&part))?;
-            let weighed = attention.attend(&queries, &kv, memory.score_bytes)?;
-            let h = attention.to_out.forward(&weighed)?;
-            let x = self.device.add_gated(&x, &h, &modulation.row(2)?)?;
+            let attended = attention.attend(&queries, &kv, memory.score_bytes)?;
+            let h = attention.to_out.forward(&attended)?;
+            let x = self.device.add_gated(&x, &h, &modulation.gate_msa)?;
             x.eval()?;
             out.push(x);
         }
@@ -320,6 +310,7 @@ impl Block {
         prompts: &[&CrossKv],
         score_bytes: u64,
     ) -> MlxResult<Array> {
+        // Cross-attention
         let h = match &self.cross_norm {
             Some((weight, bias)) => self.device.layer_norm(x, weight, bias, self.eps)?,
             None => x.clone(),
@@ -331,48 +322,48 @@ impl Block {
             attention.queries(queries, None)
         })?;
         drop(projected);
-        settle_all(x, &queries)?;
-        let weighed = queries
+        eval_all_if_large(x, &queries)?;
+        let attended = queries
             .into_iter()
             .zip(prompts)
             .map(|(queries, prompt)| attention.attend(&queries, prompt, score_bytes))
             .collect::<MlxResult<Vec<_>>>()?;
-        let weighed = joined(&weighed)?;
-        let x = x.add(f32(&attention.to_out.forward(&weighed)?)?)?;
-        drop(weighed);
-        settle(&x, &[&x])?;
+        let attended = joined(&attended)?;
+        let x = x.add(f32(&attention.to_out.forward(&attended)?)?)?;
+        drop(attended);
+        eval_if_large(&x, &[&x])?;
 
-        let h = self.modulated(&x, modulation, 3)?;
+        // Feed-forward
+        let h = self.modulated(&x, &modulation.c_scale_msa, &modulation.c_shift_msa)?;
         let projected = self.ffn_in.forward(&h)?;
         drop(h);
         let hidden = self.device.gelu_tanh(&projected)?;
         drop(projected);
         let h = self.ffn_out.forward(&hidden)?;
         drop(hidden);
-        self.device.add_gated(&x, &h, &modulation.row(5)?)
+        self.device.add_gated(&x, &h, &modulation.c_gate_msa)
     }
 
-    /// LayerNorm, shifted by modulation vector `shift` and scaled by the one after it.
-    fn modulated(&self, x: &Array, modulation: &Modulation, shift: i32) -> MlxResult<Array> {
-        // (1 + scale) and shift are the weight and bias of one LayerNorm kernel.
-        let scale = modulation.one_plus(shift + 1)?;
-        self.device
-            .layer_norm(x, &scale, &modulation.row(shift)?, self.eps)
+    /// `LayerNorm(x) * (1 + scale) + shift`.
+    fn modulated(&self, x: &Array, scale: &Array, shift: &Array) -> MlxResult<Array> {
+        // They are the weight and bias of one LayerNorm kernel.
+        let weight = scale.add(Array::from_f32(1.0))?;
+        self.device.layer_norm(x, &weight, shift, self.eps)
     }
 }
 
 /// Evaluates `arrays` when they belong to a long sequence `x`: MLX allocates all buffers of a
 /// graph before its first kernel is done, and frees none while they wait. For a short one waiting
 /// costs more than the memory.
-fn settle(x: &Array, arrays: &[&Array]) -> MlxResult<()> {
-    if x.nbytes() > SETTLED_BYTES {
+fn eval_if_large(x: &Array, arrays: &[&Array]) -> MlxResult<()> {
+    if x.nbytes() > LARGE_BYTES {
         eval(arrays.iter().copied())?;
     }
     Ok(())
 }
 
-fn settle_all(x: &Array, arrays: &[Array]) -> MlxResult<()> {
-    settle(x, &arrays.iter().collect::<Vec<_>>())
+fn eval_all_if_large(x: &Array, arrays: &[Array]) -> MlxResult<()> {
+    eval_if_large(x, &arrays.iter().collect::<Vec<_>>())
 }
 
 /// `f` of each of the `copies` that follow each other in the rows of `all`.
@@ -406,19 +397,29 @@ fn chunks(count: i32, most: i32) -> impl Iterator<Item = (i32, i32)> {
         .map(move |start| (start, start.saturating_add(most).min(count)))
 }
 
-/// A block's six modulation vectors at one timestep.
-struct Modulation(Array);
+/// A block's modulation at one timestep, `[dim]` each, float32: of self-attention (`msa`) and of the
+/// feed-forward network (`c`).
+struct Modulation {
+    shift_msa: Array,
+    scale_msa: Array,
+    gate_msa: Array,
+    c_shift_msa: Array,
+    c_scale_msa: Array,
+    c_gate_msa: Array,
+}
 
 impl Modulation {
+    /// Of the block's table and the projection of the time embedding, `[6, dim]` each.
     fn new(table: &Array, time: &Array) -> MlxResult<Self> {
-        table.add(time).map(Self)
-    }
-
-    fn row(&self, i: i32) -> MlxResult<Array> {
-        self.0.try_index(i)
-    }
-
-    fn one_plus(&self, i: i32) -> MlxResult<Array> {
-        self.row(i)?.add(Array::from_f32(1.0))
+        let all = table.add(time)?;
+        let row = |i: i32| all.try_index(i);
+        Ok(Self {
+            shift_msa: row(0)?,
+            scale_msa: row(1)?,
+            gate_msa: row(2)?,
+            c_shift_msa: row(3)?,
+            c_scale_msa: row(4)?,
+            c_gate_msa: row(5)?,
+        })
     }
 }

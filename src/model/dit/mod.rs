@@ -9,7 +9,7 @@ mod block;
 mod embed;
 mod rope;
 
-pub use block::{CrossKv, SETTLED_BYTES};
+pub use block::{CrossKv, LARGE_BYTES};
 pub use embed::{patchify, time_sinusoid, unpatchify};
 pub use rope::Rope;
 
@@ -195,23 +195,24 @@ impl Dit {
             Ok(Weight::Dense(patch_weight.try_index((.., from..to))?))
         };
 
-        let mut linear = |name: &str, inputs, outputs, role| {
-            Linear::load(
-                source,
-                &format!("condition_embedder.{name}"),
-                inputs,
-                outputs,
-                role,
-            )
-        };
-        let time_in = linear("time_embedder.linear_1", config.freq_dim, dim, Role::Exact)?;
-        let time_out = linear("time_embedder.linear_2", dim, dim, Role::Exact)?;
-        let time_proj = linear("time_proj", dim, 6 * dim, Role::Exact)?;
-        let text_in = linear("text_embedder.linear_1", config.text_dim, dim, Role::Matmul)?;
-        let text_out = linear("text_embedder.linear_2", dim, dim, Role::Matmul)?;
+        let mut embedder = source.scope("condition_embedder");
+        let mut linear = |name, sides, role| Linear::load(&mut embedder.scope(name), sides, role);
+        let time_in = linear(
+            "time_embedder.linear_1",
+            [config.freq_dim, dim],
+            Role::Exact,
+        )?;
+        let time_out = linear("time_embedder.linear_2", [dim, dim], Role::Exact)?;
+        let time_proj = linear("time_proj", [dim, 6 * dim], Role::Exact)?;
+        let text_in = linear(
+            "text_embedder.linear_1",
+            [config.text_dim, dim],
+            Role::Matmul,
+        )?;
+        let text_out = linear("text_embedder.linear_2", [dim, dim], Role::Matmul)?;
 
         let blocks = (0..config.num_layers)
-            .map(|i| Block::load(config, source, device, &format!("blocks.{i}")))
+            .map(|i| Block::load(config, &mut source.scope(&format!("blocks.{i}")), device))
             .collect::<Result<Vec<_>>>()?;
         let head_values = config.out_channels * config.patch_volume();
         Ok(Self {
@@ -229,7 +230,11 @@ impl Dit {
             scale_shift_table: source
                 .tensor("scale_shift_table", &[1, 2, dim], Role::Exact)?
                 .reshape(&[2, dim])?,
-            proj_out: Linear::load(source, "proj_out", dim, head_values, Role::Exact)?,
+            proj_out: Linear::load(
+                &mut source.scope("proj_out"),
+                [dim, head_values],
+                Role::Exact,
+            )?,
             config: config.clone(),
             device,
         })

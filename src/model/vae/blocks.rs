@@ -21,16 +21,11 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// Loads `{name}.gamma`, `[channels, 1, 1, 1]`, or `[channels, 1, 1]` when `planar`.
-    pub(super) fn load(
-        loader: &mut Loader,
-        name: &str,
-        channels: i32,
-        planar: bool,
-    ) -> Result<Self> {
+    /// Loads `gamma`, `[channels, 1, 1, 1]`, or `[channels, 1, 1]` when `planar`.
+    pub(super) fn load(loader: &mut Loader, channels: i32, planar: bool) -> Result<Self> {
         let shape = [channels, 1, 1, 1];
         let stored = if planar { &shape[..3] } else { &shape[..] };
-        let gamma = loader.exact(&format!("{name}.gamma"), stored)?;
+        let gamma = loader.exact("gamma", stored)?;
         Ok(Self {
             gamma: gamma.reshape(&[channels])?,
             device: loader.device,
@@ -58,26 +53,17 @@ pub(super) struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    pub(super) fn load(
-        loader: &mut Loader,
-        name: &str,
-        [inputs, outputs]: [i32; 2],
-    ) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, [inputs, outputs]: [i32; 2]) -> Result<Self> {
         Ok(Self {
-            norm1: Norm::load(loader, &format!("{name}.norm1"), inputs, false)?,
-            conv1: CausalConv::load(loader, &format!("{name}.conv1"), [inputs, outputs])?,
-            norm2: Norm::load(loader, &format!("{name}.norm2"), outputs, false)?,
-            conv2: CausalConv::load(loader, &format!("{name}.conv2"), [outputs, outputs])?,
+            norm1: Norm::load(&mut loader.scope("norm1"), inputs, false)?,
+            conv1: CausalConv::load(&mut loader.scope("conv1"), [inputs, outputs])?,
+            norm2: Norm::load(&mut loader.scope("norm2"), outputs, false)?,
+            conv2: CausalConv::load(&mut loader.scope("conv2"), [outputs, outputs])?,
             shortcut: if inputs == outputs {
                 None
             } else {
-                let name = format!("{name}.conv_shortcut");
-                Some(Conv::load_pointwise(
-                    loader,
-                    &name,
-                    [inputs, outputs],
-                    false,
-                )?)
+                let loader = &mut loader.scope("conv_shortcut");
+                Some(Conv::load_pointwise(loader, [inputs, outputs], false)?)
             },
         })
     }
@@ -107,17 +93,13 @@ struct AttentionBlock {
 }
 
 impl AttentionBlock {
-    fn load(loader: &mut Loader, name: &str, channels: i32) -> Result<Self> {
-        let qkv = format!("{name}.to_qkv");
+    fn load(loader: &mut Loader, channels: i32) -> Result<Self> {
+        let pointwise =
+            |loader: &mut Loader, outputs| Conv::load_pointwise(loader, [channels, outputs], true);
         Ok(Self {
-            norm: Norm::load(loader, &format!("{name}.norm"), channels, true)?,
-            to_qkv: Conv::load_pointwise(loader, &qkv, [channels, 3 * channels], true)?,
-            proj: Conv::load_pointwise(
-                loader,
-                &format!("{name}.proj"),
-                [channels, channels],
-                true,
-            )?,
+            norm: Norm::load(&mut loader.scope("norm"), channels, true)?,
+            to_qkv: pointwise(&mut loader.scope("to_qkv"), 3 * channels)?,
+            proj: pointwise(&mut loader.scope("proj"), channels)?,
             device: loader.device,
         })
     }
@@ -151,12 +133,12 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn load(loader: &mut Loader, name: &str, channels: i32) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, channels: i32) -> Result<Self> {
         let both = [channels, channels];
         Ok(Self {
-            first: ResidualBlock::load(loader, &format!("{name}.resnets.0"), both)?,
-            attention: AttentionBlock::load(loader, &format!("{name}.attentions.0"), channels)?,
-            second: ResidualBlock::load(loader, &format!("{name}.resnets.1"), both)?,
+            first: ResidualBlock::load(&mut loader.scope("resnets.0"), both)?,
+            attention: AttentionBlock::load(&mut loader.scope("attentions.0"), channels)?,
+            second: ResidualBlock::load(&mut loader.scope("resnets.1"), both)?,
         })
     }
 
@@ -175,19 +157,14 @@ pub(super) struct Downsample {
 }
 
 impl Downsample {
-    pub(super) fn load(
-        loader: &mut Loader,
-        name: &str,
-        channels: i32,
-        temporal: bool,
-    ) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, channels: i32, temporal: bool) -> Result<Self> {
         let both = [channels, channels];
-        let space = format!("{name}.resample.1");
+        let space = &mut loader.scope("resample.1");
         Ok(Self {
-            space: Conv::load(loader, &space, both, [1, 3, 3], [1, 2, 2], true)?,
+            space: Conv::load(space, both, [1, 3, 3], [1, 2, 2], true)?,
             time: if temporal {
-                let name = format!("{name}.time_conv");
-                let conv = Conv::load(loader, &name, both, [3, 1, 1], [2, 1, 1], false)?;
+                let time = &mut loader.scope("time_conv");
+                let conv = Conv::load(time, both, [3, 1, 1], [2, 1, 1], false)?;
                 Some((conv, loader.next_slot()))
             } else {
                 None
@@ -229,24 +206,18 @@ pub(super) struct Upsample {
 }
 
 impl Upsample {
-    pub(super) fn load(
-        loader: &mut Loader,
-        name: &str,
-        channels: i32,
-        temporal: bool,
-    ) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, channels: i32, temporal: bool) -> Result<Self> {
         let space = Conv::load(
-            loader,
-            &format!("{name}.resample.1"),
+            &mut loader.scope("resample.1"),
             [channels, channels / 2],
             [1, 3, 3],
             [1, 1, 1],
             true,
         )?;
         let time = if temporal {
-            let name = format!("{name}.time_conv");
+            let loader = &mut loader.scope("time_conv");
             let channels = [channels, 2 * channels];
-            Some(CausalConv::load_kernel(loader, &name, channels, [3, 1, 1])?)
+            Some(CausalConv::load_kernel(loader, channels, [3, 1, 1])?)
         } else {
             None
         };

@@ -8,7 +8,7 @@ use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::static_frames::Steady;
-use crate::model::{MemoryPlan, Role, TensorSource};
+use crate::model::{MemoryPlan, Role, Scope, TensorSource};
 use crate::runtime::kernels::cpu::{block_rows, in_parallel};
 use crate::runtime::{Device, Kernels, count_product, in_chunks, rows};
 
@@ -56,17 +56,27 @@ impl FeatureCache {
     }
 }
 
-/// Loads a network part by part and numbers its cache slots.
+/// Loads a part of a network and numbers its cache slots.
 pub(super) struct Loader<'a> {
-    pub(super) source: &'a mut dyn TensorSource,
+    pub(super) source: Scope<'a>,
     pub(super) device: Device,
-    pub(super) slots: usize,
+    /// Slots so far, of the whole network.
+    pub(super) slots: &'a mut usize,
 }
 
 impl Loader<'_> {
+    /// The part `name` of this part.
+    pub(super) fn scope(&mut self, name: &str) -> Loader<'_> {
+        Loader {
+            source: self.source.scope(name),
+            device: self.device,
+            slots: self.slots,
+        }
+    }
+
     pub(super) fn next_slot(&mut self) -> usize {
-        self.slots += 1;
-        self.slots - 1
+        *self.slots += 1;
+        *self.slots - 1
     }
 
     pub(super) fn exact(&mut self, name: &str, shape: &[i32]) -> Result<Array> {
@@ -94,11 +104,9 @@ enum Weight {
 }
 
 impl Conv {
-    /// Loads `{name}.weight` `[outputs, inputs, kt, kh, kw]` and `{name}.bias`; `planar` weights
-    /// lack the kt axis.
+    /// Loads `weight` `[outputs, inputs, kt, kh, kw]` and `bias`; `planar` weights lack the kt axis.
     pub(super) fn load(
         loader: &mut Loader,
-        name: &str,
         [inputs, outputs]: [i32; 2],
         kernel: [i32; 3],
         stride: [i32; 3],
@@ -111,10 +119,8 @@ impl Conv {
         } else {
             &full
         };
-        let weight = loader
-            .exact(&format!("{name}.weight"), stored)?
-            .reshape(&full)?;
-        let bias = loader.exact(&format!("{name}.bias"), &[outputs])?;
+        let weight = loader.exact("weight", stored)?.reshape(&full)?;
+        let bias = loader.exact("bias", &[outputs])?;
         Self::new(loader.device, &weight, bias, stride)
     }
 
@@ -151,11 +157,10 @@ impl Conv {
     /// A 1x1x1 convolution: a linear layer on channels.
     pub(super) fn load_pointwise(
         loader: &mut Loader,
-        name: &str,
         channels: [i32; 2],
         planar: bool,
     ) -> Result<Self> {
-        Self::load(loader, name, channels, [1, 1, 1], [1, 1, 1], planar)
+        Self::load(loader, channels, [1, 1, 1], [1, 1, 1], planar)
     }
 
     /// Convolves padded `x`: each output axis is `(input - kernel) / stride + 1`.
@@ -284,19 +289,18 @@ pub(super) struct CausalConv {
 
 impl CausalConv {
     /// A 3x3x3 convolution that keeps the size.
-    pub(super) fn load(loader: &mut Loader, name: &str, channels: [i32; 2]) -> Result<Self> {
-        Self::load_kernel(loader, name, channels, [3, 3, 3])
+    pub(super) fn load(loader: &mut Loader, channels: [i32; 2]) -> Result<Self> {
+        Self::load_kernel(loader, channels, [3, 3, 3])
     }
 
     /// A convolution of another odd kernel that keeps the size.
     pub(super) fn load_kernel(
         loader: &mut Loader,
-        name: &str,
         channels: [i32; 2],
         kernel: [i32; 3],
     ) -> Result<Self> {
         Ok(Self {
-            conv: Conv::load(loader, name, channels, kernel, [1, 1, 1], false)?,
+            conv: Conv::load(loader, channels, kernel, [1, 1, 1], false)?,
             slot: loader.next_slot(),
         })
     }

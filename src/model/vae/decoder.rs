@@ -35,12 +35,21 @@ impl VaeDecoder {
     /// Whatever the source refuses, with the tensor's name.
     pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
-        let mut loader = Loader {
-            source,
+        let mut slots = 0;
+        let post_quant_conv = Conv::load_pointwise(
+            &mut Loader {
+                source: source.scope("post_quant_conv"),
+                device,
+                slots: &mut slots,
+            },
+            [config.z_dim, config.z_dim],
+            false,
+        )?;
+        let loader = &mut Loader {
+            source: source.scope("decoder"),
             device,
-            slots: 0,
+            slots: &mut slots,
         };
-        let loader = &mut loader;
         let widths: Vec<i32> = config
             .dim_mult
             .iter()
@@ -48,28 +57,22 @@ impl VaeDecoder {
             .map(|m| config.decoder_dim() * m)
             .collect();
         let mut channels = widths[0];
-        let post_quant_conv = Conv::load_pointwise(
-            loader,
-            "post_quant_conv",
-            [config.z_dim, config.z_dim],
-            false,
-        )?;
-        let conv_in = CausalConv::load(loader, "decoder.conv_in", [config.z_dim, channels])?;
-        let mid = MidBlock::load(loader, "decoder.mid_block", channels)?;
+        let conv_in = CausalConv::load(&mut loader.scope("conv_in"), [config.z_dim, channels])?;
+        let mid = MidBlock::load(&mut loader.scope("mid_block"), channels)?;
         let mut levels = Vec::new();
         let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
         for (level, &outputs) in widths.iter().enumerate() {
-            let name = format!("decoder.up_blocks.{level}");
+            let loader = &mut loader.scope(&format!("up_blocks.{level}"));
             let mut blocks = Vec::new();
             for block in 0..=config.num_res_blocks {
-                let name = format!("{name}.resnets.{block}");
-                blocks.push(ResidualBlock::load(loader, &name, [channels, outputs])?);
+                let loader = &mut loader.scope(&format!("resnets.{block}"));
+                blocks.push(ResidualBlock::load(loader, [channels, outputs])?);
                 channels = outputs;
             }
             let up = match temporal.get(level) {
                 Some(&temporal) => {
-                    let name = format!("{name}.upsamplers.0");
-                    let up = Upsample::load(loader, &name, channels, temporal)?;
+                    let loader = &mut loader.scope("upsamplers.0");
+                    let up = Upsample::load(loader, channels, temporal)?;
                     channels /= 2;
                     Some(up)
                 }
@@ -77,9 +80,11 @@ impl VaeDecoder {
             };
             levels.push(Level { blocks, up });
         }
-        let norm_out = Norm::load(loader, "decoder.norm_out", channels, false)?;
-        let conv_out =
-            CausalConv::load(loader, "decoder.conv_out", [channels, config.out_channels])?;
+        let norm_out = Norm::load(&mut loader.scope("norm_out"), channels, false)?;
+        let conv_out = CausalConv::load(
+            &mut loader.scope("conv_out"),
+            [channels, config.out_channels],
+        )?;
         Ok(Self {
             post_quant_conv,
             conv_in,
@@ -87,7 +92,7 @@ impl VaeDecoder {
             levels,
             norm_out,
             conv_out,
-            slots: loader.slots,
+            slots,
         })
     }
 

@@ -53,36 +53,35 @@ impl VaeEncoder {
     /// Whatever the source refuses, with the tensor's name.
     pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
-        let mut loader = Loader {
-            source,
+        let mut slots = 0;
+        let loader = &mut Loader {
+            source: source.scope("encoder"),
             device,
-            slots: 0,
+            slots: &mut slots,
         };
-        let loader = &mut loader;
         let mut channels = config.base_dim;
-        let conv_in = CausalConv::load(loader, "encoder.conv_in", [config.in_channels, channels])?;
+        let conv_in =
+            CausalConv::load(&mut loader.scope("conv_in"), [config.in_channels, channels])?;
         let mut levels = Vec::new();
         let mut feature_channels = channels;
         // diffusers numbers residual blocks and downsamplers in one list.
         let mut index = 0;
         let mut next_name = || {
             index += 1;
-            format!("encoder.down_blocks.{}", index - 1)
+            format!("down_blocks.{}", index - 1)
         };
         for (level, multiplier) in config.dim_mult.iter().enumerate() {
             let outputs = config.base_dim * multiplier;
             let mut blocks = Vec::new();
             for _ in 0..config.num_res_blocks {
-                blocks.push(ResidualBlock::load(
-                    loader,
-                    &next_name(),
-                    [channels, outputs],
-                )?);
+                let loader = &mut loader.scope(&next_name());
+                blocks.push(ResidualBlock::load(loader, [channels, outputs])?);
                 channels = outputs;
             }
             let down = match config.temperal_downsample.get(level) {
                 Some(&temporal) => {
-                    Some(Downsample::load(loader, &next_name(), channels, temporal)?)
+                    let loader = &mut loader.scope(&next_name());
+                    Some(Downsample::load(loader, channels, temporal)?)
                 }
                 None => None,
             };
@@ -92,21 +91,25 @@ impl VaeEncoder {
             levels.push(Level { blocks, down });
         }
         let moments = 2 * config.z_dim;
-        let encoder = Self {
+        let mid = MidBlock::load(&mut loader.scope("mid_block"), channels)?;
+        let norm_out = Norm::load(&mut loader.scope("norm_out"), channels, false)?;
+        let conv_out = CausalConv::load(&mut loader.scope("conv_out"), [channels, moments])?;
+        let loader = &mut Loader {
+            source: source.scope("quant_conv"),
+            device,
+            slots: &mut slots,
+        };
+        Ok(Self {
             z_dim: config.z_dim,
             feature_channels,
             conv_in,
             levels,
-            mid: MidBlock::load(loader, "encoder.mid_block", channels)?,
-            norm_out: Norm::load(loader, "encoder.norm_out", channels, false)?,
-            conv_out: CausalConv::load(loader, "encoder.conv_out", [channels, moments])?,
-            quant_conv: Conv::load_pointwise(loader, "quant_conv", [moments, moments], false)?,
-            slots: 0,
+            mid,
+            norm_out,
+            conv_out,
+            quant_conv: Conv::load_pointwise(loader, [moments, moments], false)?,
+            slots,
             settling: static_chunks(config),
-        };
-        Ok(Self {
-            slots: loader.slots,
-            ..encoder
         })
     }
 

@@ -46,38 +46,3 @@ pub fn to_heads(
     let x = x.reshape(&[x.dim(0), heads, x.dim(1) / heads])?;
     rotate(x)?.transpose_axes(&[1, 0, 2])?.expand_dims(0)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::kernels::cpu;
-    use crate::runtime::to_host;
-
-    #[test]
-    fn scores_in_parts_are_the_same_attention() {
-        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
-        let values = |shape: [i32; 4], seed: i32| {
-            let values: Vec<f32> = (0..shape.iter().product())
-                .map(|i| ((i * 37 + seed) % 1009) as f32 / 300.0 - 1.7)
-                .collect();
-            Array::from_slice(&values, &shape)
-        };
-        let [q, k, v] = [3, 17, 5].map(|seed| values([1, 3, 40, 16], seed));
-        let weights = values([1, 1, 1, 40], 11);
-        for weights in [None, Some(&weights)] {
-            let with = |score_bytes| {
-                let all = attention(&q, &k, &v, 0.25, weights, score_bytes);
-                to_host(&all.unwrap()).unwrap()
-            };
-            // Seven rows of scores at once.
-            let parts = with(7 * 4 * 3 * 40);
-            let host = cpu::attention(&q, &k, &v, 0.25, weights, u64::MAX).unwrap();
-            let all = with(u64::MAX);
-            for other in [parts, to_host(&host).unwrap()] {
-                for (a, b) in all.iter().zip(&other) {
-                    assert!((a - b).abs() < 1e-5, "{a} {b}");
-                }
-            }
-        }
-    }
-}

@@ -190,3 +190,95 @@ impl Device {
         ops::dequantize(packed, scales, Some(biases), group_size, bits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{Precision, to_host};
+
+    fn values(shape: &[i32], seed: i32, dtype: Dtype) -> Array {
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|i| ((i * 37 + seed) % 1009) as f32 / 300.0 - 1.7)
+            .collect();
+        Array::from_slice(&values, shape).as_dtype(dtype).unwrap()
+    }
+
+    /// What either set makes of the same, and how far apart it may be in float32 and in bfloat16.
+    fn agree(what: &str, dtype: Dtype, run: impl Fn(&Device) -> Result<Array>) {
+        let tolerance = match dtype {
+            Dtype::Bfloat16 => 0.05,
+            _ => 1e-5,
+        };
+        let [ours, mlx] = [Kernels::Cpu, Kernels::Mlx].map(|kernels| {
+            let precision = Some(Precision::F32);
+            let device = Device::with_kernels(DeviceKind::Cpu, precision, kernels);
+            run(&device).unwrap()
+        });
+        assert_eq!(ours.shape(), mlx.shape(), "{what}");
+        for (a, b) in to_host(&ours).unwrap().iter().zip(to_host(&mlx).unwrap()) {
+            assert!((a - b).abs() <= tolerance, "{what} in {dtype:?}: {a} {b}");
+        }
+    }
+
+    #[test]
+    fn both_sets_are_the_same_functions() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        let exact = |shape: &[i32], seed| values(shape, seed, Dtype::Float32);
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let x = values(&[24, 36], 3, dtype);
+            agree("SiLU", dtype, |device| device.silu(&x));
+            agree("GELU", dtype, |device| device.gelu_tanh(&x));
+            let (stream, gate) = (exact(&[24, 36], 5), exact(&[36], 7));
+            agree("gated", dtype, |device| {
+                device.add_gated(&stream, &x, &gate)
+            });
+            let (cos, sin) = (exact(&[24, 1, 6], 11), exact(&[24, 1, 6], 13));
+            let tables = Some([&cos, &sin]);
+            for (norm, tables) in [
+                (None, None),
+                (Some((&gate, 1e-6)), None),
+                (Some((&gate, 1e-6)), tables),
+            ] {
+                agree("heads", dtype, |device| {
+                    device.to_heads(&x, 3, norm, tables)
+                });
+            }
+            let [q, k, v] = [17, 19, 23].map(|seed| values(&[1, 3, 40, 16], seed, dtype));
+            let weights = exact(&[1, 1, 1, 40], 29);
+            for weights in [None, Some(&weights)] {
+                // Seven rows of scores at once.
+                for bytes in [u64::MAX, 7 * 4 * 3 * 40] {
+                    agree("attention", dtype, |device| {
+                        device.attention([&q, &k, &v], 0.25, weights, bytes)
+                    });
+                }
+            }
+            let weight = exact(&[48, 256], 31);
+            for bits in [4, 8] {
+                let (packed, scales, biases) = ops::quantize(&weight, 64, bits).unwrap();
+                let [scales, biases] = [scales, biases].map(|x| x.as_dtype(dtype).unwrap());
+                agree("dequantize", dtype, |device| {
+                    device.dequantize(&packed, [&scales, &biases], 64, bits)
+                });
+            }
+        }
+        let x = exact(&[2, 5, 7, 24], 37);
+        let (weight, bias) = (exact(&[24], 41), exact(&[24], 43));
+        agree("norm and SiLU", Dtype::Float32, |device| {
+            device.norm_silu(&x, &weight, 1e-24)
+        });
+        let x = exact(&[70, 24], 47);
+        agree("layer norm", Dtype::Float32, |device| {
+            device.layer_norm(&x, &weight, &bias, 1e-6)
+        });
+    }
+
+    #[test]
+    fn a_gpu_has_the_scores_that_it_may_have_and_a_row_at_least() {
+        let gpu = Device::new(DeviceKind::Gpu, None);
+        let scores = |bytes| gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 128], bytes);
+        assert_eq!(scores(u64::MAX), 160_000_000);
+        assert_eq!(scores(1 << 20), 1 << 20);
+        assert_eq!(scores(0), 160_000);
+    }
+}
