@@ -12,11 +12,11 @@ use wan_i2v::diagnose::doctor;
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::persist::dump::Dump;
 use wan_i2v::pipeline::{
-    Condition, DenoiseSettings, Denoiser, EncodedPrompts, Observer, Passes, Silent,
-    encode_condition, encode_prompts, initial_noise, tokenize,
+    Condition, Denoiser, EncodedPrompts, Observer, Passes, Silent, encode_condition,
+    encode_prompts, initial_noise, tokenize,
 };
 use wan_i2v::runtime::Device;
-use wan_i2v::sampling::{Sampler, Schedule};
+use wan_i2v::sampling::Schedule;
 use wan_i2v::weights::{Checkpoint, LoadBits};
 
 const SIDE: u32 = 64;
@@ -235,27 +235,28 @@ impl Studio {
         let plan = &stage.plan;
         let grid = plan.latent_grid();
         let noise = initial_noise(plan.seed, self.checkpoint.vae.z_dim, grid);
-        let schedule = Schedule::new(plan.solver, recipe.steps as usize, plan.shift);
         if let Some(dump) = dump {
+            let schedule = Schedule::new(plan.solver, recipe.steps as usize, plan.shift);
             dump.integers("timesteps", &schedule.timesteps)?;
         }
-        let guide_scale = GuideScale {
-            low: recipe.guide_scale,
-            high: recipe.guide_scale,
+        let settings = Settings {
+            steps: recipe.steps,
+            guide_scale: GuideScale {
+                low: recipe.guide_scale,
+                high: recipe.guide_scale,
+            },
+            guide_interval: recipe.guide_interval,
+            cache: recipe.cache.clone(),
+            ..plan.clone()
         };
         let mut denoiser = Denoiser::new(
             &self.checkpoint,
             self.device,
+            self.memory,
             stage.prompts.clone(),
             stage.condition.clone(),
             noise,
-            Sampler::new(plan.solver, schedule),
-            DenoiseSettings {
-                guide_scale,
-                guide_interval: recipe.guide_interval,
-                cache: recipe.cache.clone(),
-                memory: self.memory,
-            },
+            &settings,
         )
         .observed_by(observer.map(|observer| Box::new(observer) as Box<dyn Observer>));
         let latents = denoiser.run(dump, &mut Silent)?;

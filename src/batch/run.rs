@@ -61,9 +61,9 @@ pub fn run(
         let making = Scheduler {
             clips,
             at_once: terms.room.at_once,
-            beside: terms.room.beside,
-            shelf: &mut shelf,
-            host: &mut host,
+            concurrent: terms.room.beside,
+            store: &mut shelf,
+            observer: &mut host,
         };
         making.run(progress)?;
     }
@@ -133,7 +133,7 @@ impl ClipObserver for Batch<'_> {
         Ok(saved)
     }
 
-    fn keeper(&mut self, clip: &Clip) -> Option<&mut StateWriter> {
+    fn writer(&mut self, clip: &Clip) -> Option<&mut StateWriter> {
         let begun = self.begun.get_mut(&clip.number)?;
         Some(&mut begun.keeper)
     }

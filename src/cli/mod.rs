@@ -155,7 +155,7 @@ fn generate(args: GenerateArgs) -> Result<ExitCode> {
         inner: &mut *report::reporter(console, Vec::new()),
         listener: &listener,
     };
-    let ran = job.run_kept(
+    let ran = job.run_saved(
         device,
         memory,
         Some(&mut start.keeper),

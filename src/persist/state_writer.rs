@@ -72,7 +72,7 @@ impl StateWriter {
 
     /// Writes the state after `step` steps, unless it is the last one written. That it cannot be is
     /// a warning.
-    pub(crate) fn keep(
+    pub(crate) fn save(
         &mut self,
         step: usize,
         state: impl FnOnce() -> State,

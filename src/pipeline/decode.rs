@@ -17,7 +17,7 @@ use crate::weights::Checkpoint;
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
 /// latent frame at a time, in tiles if `memory` asks for them, and gives each pixel frame
-/// to `emit`; then lets the decoder go.
+/// to `emit`; then drops the decoder.
 ///
 /// # Errors
 /// When a weight is damaged, MLX fails, a decoded value is not finite, or `emit` fails.
@@ -65,7 +65,7 @@ impl<'a> ClipDecoder<'a> {
     ) -> Result<PhaseReport> {
         let grid = [1, 2, 3].map(|axis| latents.dim(axis));
         let units = steps(memory.decode_tiling, grid);
-        let mut stage = RunningPhase::start(Phase::Decoding, units, 0, progress);
+        let mut phase = RunningPhase::start(Phase::Decoding, units, 0, progress);
         let decoder = match &self.decoder {
             Some(decoder) => decoder,
             None => {
@@ -82,13 +82,13 @@ impl<'a> ClipDecoder<'a> {
             latents,
             dump,
             emit,
-            &mut || stage.advance(progress),
+            &mut || phase.advance(progress),
         )?;
         clear_cache()?;
-        Ok(stage.finish(progress))
+        Ok(phase.finish(progress))
     }
 
-    /// Lets the decoder go.
+    /// Drops the decoder.
     pub(super) fn release(&mut self) -> Result<()> {
         self.decoder = None;
         Ok(clear_cache()?)

@@ -40,7 +40,7 @@ impl Eta {
         self.loading = seconds;
     }
 
-    /// The step `index` was taken, with so many passes computed.
+    /// The step `index` was taken, with `computed` passes computed.
     pub(super) fn took(&mut self, index: usize, computed: usize, seconds: f64) {
         if let Some(step) = self.steps.get(index) {
             self.taken.push(TimedStep {
@@ -67,7 +67,7 @@ impl Eta {
         }
         let seconds: f64 = settled.iter().map(|t| t.seconds).sum();
         let passes: usize = settled.iter().map(|t| t.passes).sum();
-        // A cache may go on to spare as many as it has.
+        // A cache is taken to spare as many as it has so far.
         let share = computed as f64 / passes.max(1) as f64;
         let coming: usize = ahead.iter().map(|step| step.passes).sum();
         let loading = if ahead.iter().any(|step| step.expert != now) {

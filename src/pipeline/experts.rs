@@ -14,7 +14,7 @@ use crate::weights::{Checkpoint, Expert};
 pub(super) struct Experts<'a> {
     checkpoint: &'a Checkpoint,
     loaded: Option<(Expert, Dit)>,
-    /// Why one cannot be loaded; the next clip need not find out again.
+    /// Why one cannot be loaded; the next clip need not try again.
     broken: Option<(Expert, String)>,
 }
 
@@ -27,9 +27,8 @@ impl<'a> Experts<'a> {
         }
     }
 
-    /// Makes `expert` the loaded one; returns the seconds that loading took unless it was there
-    /// already. The other goes first: a Mac holds
-    /// one at a time.
+    /// Makes `expert` the loaded one; returns the seconds that loading took unless it was
+    /// loaded already. The other is dropped first: a Mac holds one at a time.
     ///
     /// # Errors
     /// When a weight is damaged, or the run shall stop here.
@@ -42,7 +41,7 @@ impl<'a> Experts<'a> {
         if self
             .loaded
             .as_ref()
-            .is_some_and(|(there, _)| *there == expert)
+            .is_some_and(|(loaded, _)| *loaded == expert)
         {
             return Ok(None);
         }
@@ -69,7 +68,7 @@ impl<'a> Experts<'a> {
         self.loaded.as_ref().map(|(expert, dit)| (*expert, dit))
     }
 
-    /// Lets it go.
+    /// Drops it.
     pub(super) fn release(&mut self) -> Result<()> {
         self.loaded = None;
         wire(0);

@@ -1,4 +1,4 @@
-//! What jobs have in common while they are prepared.
+//! Inputs that jobs share while they are prepared.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -53,21 +53,20 @@ impl InputCache {
         Ok(&mut self.models[index])
     }
 
-    /// A picture. Its pixels are kept for the first who asks alone.
+    /// A picture. Only the first job that asks for it gets pixels that are in memory.
     ///
     /// # Errors
     /// As [`Picture::open`](crate::media::picture::Picture::open).
     pub(super) fn picture(&mut self, path: &Path) -> Result<SourceImage> {
-        if let Some(still) = self.pictures.get(path) {
-            return Ok(still.clone());
+        if let Some(image) = self.pictures.get(path) {
+            return Ok(image.clone());
         }
-        let still = SourceImage::open(path)?;
-        Ok(still)
+        SourceImage::open(path)
     }
 
-    /// Has a picture's description for the next who asks for it, without pixels.
-    pub(super) fn keep_picture(&mut self, path: &Path, still: &SourceImage) {
-        self.pictures.insert(path.to_owned(), still.clone());
+    /// Keeps a picture, without its pixels, for the next job that asks for it.
+    pub(super) fn keep_picture(&mut self, path: &Path, image: &SourceImage) {
+        self.pictures.insert(path.to_owned(), image.clone());
     }
 }
 

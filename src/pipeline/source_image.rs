@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::media::picture::Picture;
 use crate::util::hex::to_hex;
 
-/// What a picture is, and its pixels while they are kept.
+/// A picture's size and hashes, and its pixels while they are kept.
 #[derive(Clone, Debug)]
 pub(super) struct SourceImage {
     path: PathBuf,
@@ -60,13 +60,13 @@ impl SourceImage {
         })
     }
 
-    /// Lets the pixels go; they are read again when they are wanted.
+    /// Drops the pixels; they are read again when they are wanted.
     pub(super) fn forget(&mut self) {
         self.pixel_hash();
         self.picture = None;
     }
 
-    /// The pixels, which are kept no longer.
+    /// Takes the pixels, reading them again if they were dropped.
     ///
     /// # Errors
     /// When they have to be read again, and cannot be or are not the same any more.

@@ -45,7 +45,7 @@ pub fn tokenize(checkpoint: &Checkpoint, prompt: &str, settings: &Settings) -> R
     tokenize_with(&checkpoint.load_tokenizer()?, prompt, settings)
 }
 
-/// As [`tokenize`], with a tokenizer that is there already.
+/// As [`tokenize`], with a tokenizer that is loaded already.
 pub(super) fn tokenize_with(
     tokenizer: &Tokenizer,
     prompt: &str,
@@ -110,7 +110,7 @@ impl TextEncoder {
         Ok(Self(encoder))
     }
 
-    /// A prompt's rows, in row-major order, as a run that goes on gets them.
+    /// A prompt's rows, in row-major order, as a run that resumes reads them.
     ///
     /// # Errors
     /// When an id lies outside the vocabulary, the output is not finite, or MLX fails.
@@ -133,7 +133,7 @@ pub(super) fn dump_prompt(dump: &Dump, name: &str, ids: &TokenIds, encoded: &Arr
     dump.array(&format!("text_encoded_{name}"), &padded)
 }
 
-/// Loads the text encoder, encodes the prompts and lets the encoder go.
+/// Loads the text encoder, encodes the prompts and drops the encoder.
 ///
 /// # Errors
 /// When a weight is damaged, an id lies outside the vocabulary or MLX fails.
@@ -145,14 +145,14 @@ pub fn encode_prompts(
     progress: &mut dyn Progress,
 ) -> Result<EncodedPrompts> {
     let prompts = 1 + usize::from(ids.negative.is_some());
-    let mut stage = RunningPhase::start(Phase::Text, prompts, 0, progress);
+    let mut phase = RunningPhase::start(Phase::Text, prompts, 0, progress);
     let encoder = TextEncoder::load(checkpoint, device, progress)?;
     let mut encode = |ids: &TokenIds, name: &str| -> Result<Array> {
         let encoded = encoder.encode(ids)?;
         if let Some(dump) = dump {
             dump_prompt(dump, name, ids, &encoded)?;
         }
-        stage.advance(progress)?;
+        phase.advance(progress)?;
         Ok(encoded)
     };
     let encoded = EncodedPrompts {
@@ -164,6 +164,6 @@ pub fn encode_prompts(
     };
     drop(encoder);
     memory::clear_cache()?;
-    stage.finish(progress);
+    phase.finish(progress);
     Ok(encoded)
 }

@@ -16,11 +16,10 @@ use wan_i2v::pipeline::plan::{
     Budget, Clip, Forecast, Inputs, Operations, Settled, fit, forecast, settle,
 };
 use wan_i2v::pipeline::{
-    DenoiseSettings, Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts,
-    initial_noise, tokenize,
+    Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use wan_i2v::runtime::{Device, DeviceKind, Precision, operations, to_host, unpacked};
-use wan_i2v::sampling::{Sampler, Schedule, Solver};
+use wan_i2v::sampling::Solver;
 use wan_i2v::tiny;
 use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
 
@@ -95,20 +94,10 @@ fn run(
         encode_condition(checkpoint, device, memory, ends, plan, None, &mut Silent).unwrap()
     });
     let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-    let settings = DenoiseSettings {
-        guide_scale: plan.guide_scale,
-        guide_interval: plan.guide_interval,
-        cache: plan.cache.clone(),
-        memory: *memory,
-    };
     let latents = phase(&mut phases, || {
-        let sampler = Sampler::new(plan.solver, schedule);
-        Denoiser::new(
-            checkpoint, device, encoded, condition, noise, sampler, settings,
-        )
-        .run(None, &mut Silent)
-        .unwrap()
+        Denoiser::new(checkpoint, device, *memory, encoded, condition, noise, plan)
+            .run(None, &mut Silent)
+            .unwrap()
     });
     phase(&mut phases, || {
         decode_clip(
@@ -286,18 +275,18 @@ fn every_way_of_computing_gives_the_same_latents() {
     .unwrap();
     let latents = |memory: MemoryPlan| {
         let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
-        let schedule = Schedule::new(plan.solver, 12, plan.shift);
+        let settings = Settings {
+            steps: 12,
+            ..plan.clone()
+        };
         let mut denoiser = Denoiser::new(
             &checkpoint,
             device,
+            memory,
             encoded.clone(),
             condition.clone(),
             noise,
-            Sampler::new(plan.solver, schedule),
-            DenoiseSettings {
-                memory,
-                ..plan.guide_scale.into()
-            },
+            &settings,
         );
         to_host(&denoiser.run(None, &mut Silent).unwrap()).unwrap()
     };

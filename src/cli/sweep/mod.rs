@@ -272,7 +272,8 @@ impl Sweep {
             listener,
         };
         let from = start.from.as_ref();
-        let summary = job.run_kept(device, memory, Some(&mut start.keeper), from, &mut progress)?;
+        let summary =
+            job.run_saved(device, memory, Some(&mut start.keeper), from, &mut progress)?;
         start.keeper.finish();
         report::finish(&summary, device, &output);
         let picture = Picture::open(&image)?;

@@ -12,7 +12,6 @@ use crate::pipeline::{
     Denoiser, Silent, encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use crate::runtime::Device;
-use crate::sampling::{Sampler, Schedule};
 use crate::weights::LoadBits;
 
 /// Frames of the clip.
@@ -137,16 +136,14 @@ pub fn render(device: Device) -> Result<Vec<RgbImage>> {
         &mut Silent,
     )?;
     let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-    let sampler = Sampler::new(plan.solver, schedule);
     let mut denoiser = Denoiser::new(
         &checkpoint,
         device,
+        *memory,
         prompts,
         condition,
         noise,
-        sampler,
-        plan.guide_scale,
+        &plan,
     );
     let latents = denoiser.run(None, &mut Silent)?;
     scene::decoded(&checkpoint, device, memory, &latents)

@@ -1,15 +1,16 @@
-//! Denoising that goes on where an earlier run was.
+//! The state that a run saves, and denoising that resumes from it.
 
 use anyhow::Result;
 use mlx_rs::Array;
 
-use super::{DenoiseSettings, Denoiser, Passes, Prepared};
-use crate::clip::CacheMethod;
-use crate::pipeline::condition::Condition;
+use super::step::Prepared;
+use super::{Denoiser, Passes};
+use crate::clip::{CacheMethod, Settings};
+use crate::model::MemoryPlan;
+use crate::pipeline::image::Condition;
 use crate::pipeline::text::EncodedPrompts;
 use crate::runtime::Device;
 use crate::runtime::State;
-use crate::sampling::Sampler;
 use crate::sampling::StepCache;
 use crate::weights::{Checkpoint, Expert};
 
@@ -37,7 +38,7 @@ impl Restored {
 }
 
 impl<'a> Denoiser<'a> {
-    /// What the run needs to go on from here, to the bit.
+    /// Everything that the run needs to resume here, to the bit.
     pub fn state(&self) -> State {
         let mut state = State::default();
         self.prompts.save(&mut state);
@@ -63,22 +64,22 @@ impl<'a> Denoiser<'a> {
         state
     }
 
-    /// A run that goes on from where an earlier one was, along the same schedule.
+    /// A run that resumes where an earlier one of the same settings was.
     ///
     /// # Errors
     /// When the state lacks something.
     pub fn resume(
         checkpoint: &'a Checkpoint,
         device: Device,
+        memory: MemoryPlan,
         state: &State,
-        sampler: Sampler,
-        settings: impl Into<DenoiseSettings>,
+        settings: &Settings,
     ) -> Result<Self> {
         let prompts = EncodedPrompts::restore(state)?;
         let condition = Condition(state.array("condition")?);
         let latents = state.array("latents")?;
         let mut denoiser = Self::new(
-            checkpoint, device, prompts, condition, latents, sampler, settings,
+            checkpoint, device, memory, prompts, condition, latents, settings,
         );
         denoiser.sampler.restore(state)?;
         denoiser.passes = Passes {

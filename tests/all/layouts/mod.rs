@@ -20,7 +20,7 @@ use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
 };
 use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
-use wan_i2v::sampling::{Sampler, Schedule, Solver};
+use wan_i2v::sampling::{Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::container::encoding::Encoding;
 use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
@@ -113,15 +113,14 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         .map(|&t| checkpoint.expert_for(t))
         .collect();
     assert!(experts.first() != experts.last(), "{experts:?}");
-    let sampler = Sampler::new(plan.solver, schedule);
     let mut denoiser = Denoiser::new(
         checkpoint,
         device,
+        MemoryPlan::WHOLE,
         prompts,
         condition,
         noise,
-        sampler,
-        plan.guide_scale,
+        &plan,
     );
     let latents = denoiser.run(None, &mut Silent).unwrap();
     let mut frames = Vec::new();

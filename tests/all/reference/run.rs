@@ -77,16 +77,14 @@ pub fn latents(case: &Case, checkpoint: &Checkpoint, device: Device, dump: Optio
     let (prompts, condition) = inputs(case, checkpoint, device);
     let plan = plan(case);
     let noise = initial_noise(plan.seed, 16, plan.latent_grid());
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-    let sampler = Sampler::new(plan.solver, schedule);
     Denoiser::new(
         checkpoint,
         device,
+        MemoryPlan::WHOLE,
         prompts,
         condition,
         noise,
-        sampler,
-        plan.guide_scale,
+        &plan,
     )
     .run(dump, &mut Silent)
     .unwrap()

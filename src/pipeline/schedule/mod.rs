@@ -1,30 +1,28 @@
 //! Makes clips, one or many of one model: all text is encoded first, then all pictures; then the
 //! clips take turns with each expert, and each is decoded when its last step is done.
 //!
-//! Every network is loaded once for all clips, an expert once for as many as are in flight.
+//! Every network is loaded once for all clips, an expert once for as many as are in clip_under_way.
 
+mod active;
 mod clip;
 mod encode;
-mod flight;
 
 pub(crate) use clip::{Clip, Keys};
 
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
-use mlx_rs::Array;
 
-use self::flight::{ActiveClip, StartedClip, Work};
-use super::condition::Condition;
+use self::active::{ActiveClip, StartedClip, Work};
 use super::decode::ClipDecoder;
-use super::denoise::{DenoiseSettings, Denoiser};
+use super::denoise::Denoiser;
 use super::experts::Experts;
+use super::image::Condition;
 use super::text::EncodedPrompts;
 use super::{Interrupted, Summary, initial_noise};
 use crate::persist::EmbeddingStore;
 use crate::persist::{SavedRun, StateWriter};
 use crate::progress::{ForClip, Progress, RunningPhase};
-use crate::sampling::{Sampler, Schedule};
 use crate::weights::{Checkpoint, Expert};
 
 /// Who has the clips made.
@@ -33,7 +31,7 @@ pub(crate) trait ClipObserver {
     fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<SavedRun>>;
 
     /// What keeps a clip's state, since it has begun.
-    fn keeper(&mut self, clip: &Clip) -> Option<&mut StateWriter>;
+    fn writer(&mut self, clip: &Clip) -> Option<&mut StateWriter>;
 
     /// A clip is there, or cannot be made.
     fn end(&mut self, clip: &Clip, made: Result<Summary>, progress: &mut dyn Progress);
@@ -43,12 +41,12 @@ pub(crate) trait ClipObserver {
 pub(crate) struct Scheduler<'a> {
     /// The clips, all of one model and one device.
     pub(crate) clips: Vec<Clip>,
-    /// How many of them are in flight at once.
+    /// How many of them are in clip_under_way at once.
     pub(crate) at_once: usize,
     /// Whether there is room for the VAE's decoder at work beside an expert.
-    pub(crate) beside: bool,
-    pub(crate) shelf: &'a mut EmbeddingStore,
-    pub(crate) host: &'a mut dyn ClipObserver,
+    pub(crate) concurrent: bool,
+    pub(crate) store: &'a mut EmbeddingStore,
+    pub(crate) observer: &'a mut dyn ClipObserver,
 }
 
 impl Scheduler<'_> {
@@ -58,7 +56,7 @@ impl Scheduler<'_> {
     /// [`Interrupted`], or MLX fails where it is no clip's.
     pub(crate) fn run(mut self, progress: &mut dyn Progress) -> Result<()> {
         for clip in std::mem::take(&mut self.clips) {
-            match clip.dump() {
+            match clip.job.dump() {
                 Ok(_) => self.clips.push(clip),
                 Err(error) => self.fail(&clip, error, progress)?,
             }
@@ -69,7 +67,7 @@ impl Scheduler<'_> {
         let checkpoint = Rc::clone(&first.job.checkpoint);
         let device = first.device;
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
-            clip.wants().for_each(|key| self.shelf.reserve(key));
+            clip.wants().for_each(|key| self.store.reserve(key));
         }
         self.encode_texts(&checkpoint, device, progress)?;
         self.encode_pictures(&checkpoint, device, progress)?;
@@ -78,8 +76,8 @@ impl Scheduler<'_> {
         while !self.clips.is_empty() {
             let many = self.at_once.clamp(1, self.clips.len());
             let clips = self.clips.drain(..many).collect();
-            let flights = self.begin_all(&checkpoint, clips, &mut decoder, progress)?;
-            self.pass(flights, &mut experts, &mut decoder, progress)?;
+            let active = self.begin_all(&checkpoint, clips, &mut decoder, progress)?;
+            self.pass(active, &mut experts, &mut decoder, progress)?;
         }
         Ok(())
     }
@@ -95,14 +93,14 @@ impl Scheduler<'_> {
             return Err(error);
         }
         if !clip.ready {
-            clip.wants().for_each(|key| self.shelf.release(key));
+            clip.wants().for_each(|key| self.store.release(key));
         }
-        self.host
+        self.observer
             .end(clip, Err(error), &mut for_clip(clip, progress));
         Ok(())
     }
 
-    /// Begins clips that are to be in flight together. One whose saved run has taken every step is
+    /// Begins clips that are to be in clip_under_way together. One whose saved run has taken every step is
     /// decoded at once.
     fn begin_all<'c>(
         &mut self,
@@ -111,67 +109,67 @@ impl Scheduler<'_> {
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<ActiveClip<'c>>> {
-        let mut flights: Vec<ActiveClip<'c>> = Vec::new();
+        let mut active: Vec<ActiveClip<'c>> = Vec::new();
         for mut clip in clips {
             match self.begin(checkpoint, &mut clip, progress) {
-                Ok(begun) => flights.push(begun.flight(clip)),
+                Ok(begun) => active.push(begun.activate(clip)),
                 Err(error) => self.fail(&clip, error, progress)?,
             }
         }
         let mut open = None;
-        for index in 0..flights.len() {
-            if flights[index].next_expert().is_none() {
-                self.open(index, &mut flights, &mut open, progress);
-                self.close(&mut open, &mut flights, progress);
-                flights[index].denoised();
-                self.decode(&mut flights[index], decoder, progress)?;
+        for index in 0..active.len() {
+            if active[index].next_expert().is_none() {
+                self.open(index, &mut active, &mut open, progress);
+                self.close(&mut open, &mut active, progress);
+                active[index].denoised();
+                self.decode(&mut active[index], decoder, progress)?;
             }
         }
-        if !self.beside {
+        if !self.concurrent {
             decoder.release()?;
         }
-        Ok(flights)
+        Ok(active)
     }
 
-    /// Denoises and decodes clips that are in flight together.
+    /// Denoises and decodes clips that are in clip_under_way together.
     fn pass(
         &mut self,
-        mut flights: Vec<ActiveClip<'_>>,
+        mut active: Vec<ActiveClip<'_>>,
         experts: &mut Experts<'_>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let mut open = None;
-        while let Some(expert) = next_expert(&flights) {
-            for index in 0..flights.len() {
-                if flights[index].next_expert() != Some(expert) {
+        while let Some(expert) = next_expert(&active) {
+            for index in 0..active.len() {
+                if active[index].next_expert() != Some(expert) {
                     continue;
                 }
-                if let Err(error) = self.turn(index, &mut flights, &mut open, experts, progress) {
+                if let Err(error) = self.turn(index, &mut active, &mut open, experts, progress) {
                     open = None;
-                    flights[index].work = Work::Ended;
-                    self.fail(&flights[index].clip, error, progress)?;
+                    active[index].work = Work::Ended;
+                    self.fail(&active[index].clip, error, progress)?;
                     continue;
                 }
-                if flights[index].next_expert().is_some() {
+                if active[index].next_expert().is_some() {
                     continue;
                 }
-                let last = next_expert(&flights).is_none();
+                let last = next_expert(&active).is_none();
                 if last {
                     experts.release()?;
                 }
-                self.close(&mut open, &mut flights, progress);
-                flights[index].denoised();
-                if self.beside && !last {
-                    self.decode(&mut flights[index], decoder, progress)?;
+                self.close(&mut open, &mut active, progress);
+                active[index].denoised();
+                if self.concurrent && !last {
+                    self.decode(&mut active[index], decoder, progress)?;
                 }
             }
         }
         experts.release()?;
-        for flight in &mut flights {
-            self.decode(flight, decoder, progress)?;
+        for clip_under_way in &mut active {
+            self.decode(clip_under_way, decoder, progress)?;
         }
-        if !self.beside {
+        if !self.concurrent {
             decoder.release()?;
         }
         Ok(())
@@ -184,46 +182,29 @@ impl Scheduler<'_> {
         clip: &mut Clip,
         progress: &mut dyn Progress,
     ) -> Result<StartedClip<'c>> {
-        let saved = self.host.begin(clip, &mut for_clip(clip, progress))?;
-        let dump = clip.dump()?;
+        let saved = self.observer.begin(clip, &mut for_clip(clip, progress))?;
+        let dump = clip.job.dump()?;
         let tags = clip.job.tags(clip.device)?;
-        let settings = &clip.job.settings;
-        let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
-        let sampler = Sampler::new(settings.solver, schedule.clone());
-        let denoising = DenoiseSettings {
-            guide_scale: settings.guide_scale,
-            guide_interval: settings.guide_interval,
-            cache: settings.cache.clone(),
-            memory: clip.memory,
-        };
+        let (device, memory, settings) = (clip.device, clip.memory, &clip.job.settings);
         let denoiser = if let Some(saved) = saved {
-            Denoiser::resume(checkpoint, clip.device, &saved.state, sampler, denoising)
-                .with_context(|| format!("{} cannot be gone on from", saved.path.display()))?
+            Denoiser::resume(checkpoint, device, memory, &saved.state, settings)
+                .with_context(|| format!("{} cannot be resumed", saved.path.display()))?
         } else {
             let mut encoded = Vec::new();
             for (key, ..) in clip.prompts() {
-                encoded.push(self.shelf.get(key)?);
+                encoded.push(self.store.get(key)?);
             }
             let negative = (encoded.len() > 1).then(|| encoded.remove(1));
             let prompt = encoded.remove(0);
-            let condition = Condition(self.shelf.get(&clip.keys.condition)?);
+            let condition = Condition(self.store.get(&clip.keys.condition)?);
             let noise = initial_noise(settings.seed, checkpoint.vae.z_dim, settings.latent_grid());
-            if let Some(dump) = &dump {
-                dump.array("noise", &noise)?;
-                dump.integers("timesteps", &schedule.timesteps)?;
-                let sigmas: Vec<f32> = schedule.sigmas.iter().map(|&s| s as f32).collect();
-                let sigmas = Array::from_slice(&sigmas, &[sigmas.len() as i32]);
-                dump.array("sigmas", &sigmas)?;
-            }
-            Denoiser::new(
-                checkpoint,
-                clip.device,
-                EncodedPrompts { prompt, negative },
-                condition,
-                noise,
-                sampler,
-                denoising,
-            )
+            let prompts = EncodedPrompts { prompt, negative };
+            let denoiser = Denoiser::new(
+                checkpoint, device, memory, prompts, condition, noise, settings,
+            );
+            let dump = dump.as_ref();
+            dump.map(|dump| denoiser.dump_start(dump)).transpose()?;
+            denoiser
         };
         Ok(StartedClip {
             denoiser: denoiser.observed_by(clip.job.observer.take()),
@@ -236,43 +217,43 @@ impl Scheduler<'_> {
     fn turn(
         &mut self,
         index: usize,
-        flights: &mut [ActiveClip<'_>],
+        active: &mut [ActiveClip<'_>],
         open: &mut Option<(usize, RunningPhase)>,
         experts: &mut Experts<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        self.open(index, flights, open, progress);
+        self.open(index, active, open, progress);
         let ActiveClip {
             clip, work, dump, ..
-        } = &mut flights[index];
+        } = &mut active[index];
         let Work::Denoising(denoiser) = work else {
             return Ok(());
         };
         let progress = &mut for_clip(clip, progress);
-        denoiser.turn(experts, dump.as_ref(), self.host.keeper(clip), progress)
+        denoiser.turn(experts, dump.as_ref(), self.observer.writer(clip), progress)
     }
 
     /// Begins a clip's phase; one that keeps its turn goes on in the same.
     fn open(
         &mut self,
         index: usize,
-        flights: &mut [ActiveClip<'_>],
+        active: &mut [ActiveClip<'_>],
         open: &mut Option<(usize, RunningPhase)>,
         progress: &mut dyn Progress,
     ) {
         if open.as_ref().is_some_and(|(other, _)| *other == index) {
             return;
         }
-        self.close(open, flights, progress);
-        let ActiveClip { clip, work, .. } = &mut flights[index];
+        self.close(open, active, progress);
+        let ActiveClip { clip, work, .. } = &mut active[index];
         let Work::Denoising(denoiser) = work else {
             return;
         };
         let progress = &mut for_clip(clip, progress);
-        *open = Some((index, denoiser.begin(self.host.keeper(clip), progress)));
+        *open = Some((index, denoiser.begin(self.observer.writer(clip), progress)));
         if !clip.ready {
             // Its own state has it now.
-            clip.wants().for_each(|key| self.shelf.release(key));
+            clip.wants().for_each(|key| self.store.release(key));
             clip.ready = true;
         }
     }
@@ -282,41 +263,42 @@ impl Scheduler<'_> {
     fn close(
         &mut self,
         open: &mut Option<(usize, RunningPhase)>,
-        flights: &mut [ActiveClip<'_>],
+        active: &mut [ActiveClip<'_>],
         progress: &mut dyn Progress,
     ) {
-        let Some((index, stage)) = open.take() else {
+        let Some((index, phase)) = open.take() else {
             return;
         };
-        let flight = &mut flights[index];
-        let progress = &mut for_clip(&flight.clip, progress);
-        if flight.next_expert().is_some()
-            && let Work::Denoising(denoiser) = &flight.work
-            && let Some(keeper) = self.host.keeper(&flight.clip)
+        let clip_under_way = &mut active[index];
+        let progress = &mut for_clip(&clip_under_way.clip, progress);
+        if clip_under_way.next_expert().is_some()
+            && let Work::Denoising(denoiser) = &clip_under_way.work
+            && let Some(writer) = self.observer.writer(&clip_under_way.clip)
         {
-            denoiser.keep(keeper, progress);
+            denoiser.save(writer, progress);
         }
-        flight.add(stage.finish(progress));
+        clip_under_way.add(phase.finish(progress));
     }
 
     /// Decodes and writes a clip, and tells of its end.
     fn decode(
         &mut self,
-        flight: &mut ActiveClip<'_>,
+        clip_under_way: &mut ActiveClip<'_>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let Work::Denoised { latents, passes } = std::mem::replace(&mut flight.work, Work::Ended)
+        let Work::Denoised { latents, passes } =
+            std::mem::replace(&mut clip_under_way.work, Work::Ended)
         else {
             return Ok(());
         };
-        let for_it = &mut for_clip(&flight.clip, progress);
-        match flight.decode(&latents, passes, decoder, for_it) {
+        let for_it = &mut for_clip(&clip_under_way.clip, progress);
+        match clip_under_way.decode(&latents, passes, decoder, for_it) {
             Ok(summary) => {
-                self.host.end(&flight.clip, Ok(summary), for_it);
+                self.observer.end(&clip_under_way.clip, Ok(summary), for_it);
                 Ok(())
             }
-            Err(error) => self.fail(&flight.clip, error, progress),
+            Err(error) => self.fail(&clip_under_way.clip, error, progress),
         }
     }
 }
@@ -329,8 +311,8 @@ fn for_clip<'a>(clip: &Clip, progress: &'a mut dyn Progress) -> ForClip<'a> {
 }
 
 /// Whose turn it is: the high-noise expert's while any clip wants it.
-fn next_expert(flights: &[ActiveClip<'_>]) -> Option<Expert> {
-    let wanted = || flights.iter().filter_map(ActiveClip::next_expert);
+fn next_expert(active: &[ActiveClip<'_>]) -> Option<Expert> {
+    let wanted = || active.iter().filter_map(ActiveClip::next_expert);
     wanted()
         .find(|expert| *expert == Expert::HighNoise)
         .or_else(|| wanted().next())

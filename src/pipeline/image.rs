@@ -1,4 +1,4 @@
-//! From the start picture to what the transformer sees of it.
+//! From pictures to what the transformer sees of them.
 
 use anyhow::{Result, ensure};
 use mlx_rs::memory::clear_cache;
@@ -35,8 +35,8 @@ impl<'a> From<ArrayView3<'a, f32>> for Ends<'a> {
 }
 
 /// Loads the VAE's encoder, encodes the conditioning video (the first picture, then zeros, and in
-/// the very last pixel frame the last picture if there is one), in tiles if `memory` asks
-/// for them, and lets the encoder go.
+/// the very last pixel frame the last picture if there is one), in tiles if `memory` asks for them,
+/// and drops the encoder.
 ///
 /// Source: `WanImageToVideoPipeline.prepare_latents` of diffusers, with and without `last_image`.
 ///
@@ -52,15 +52,15 @@ pub fn encode_condition<'a>(
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
     let units = image_units(memory, settings);
-    let mut stage = RunningPhase::start(Phase::Image, units, 0, progress);
+    let mut phase = RunningPhase::start(Phase::Image, units, 0, progress);
     let encoder = ImageEncoder::load(checkpoint, device, progress)?;
-    let condition = encoder.encode(memory, ends.into(), settings, &mut stage, progress)?;
+    let condition = encoder.encode(memory, ends.into(), settings, &mut phase, progress)?;
     if let Some(dump) = dump {
         condition.dump(dump)?;
     }
     drop(encoder);
     clear_cache()?;
-    stage.finish(progress);
+    phase.finish(progress);
     Ok(condition)
 }
 
@@ -104,7 +104,7 @@ impl<'a> ImageEncoder<'a> {
         memory: &MemoryPlan,
         ends: Ends<'_>,
         settings: &Settings,
-        stage: &mut RunningPhase,
+        phase: &mut RunningPhase,
         progress: &mut dyn Progress,
     ) -> Result<Condition> {
         encode(
@@ -113,7 +113,7 @@ impl<'a> ImageEncoder<'a> {
             memory,
             ends,
             settings,
-            &mut || stage.advance(progress),
+            &mut || phase.advance(progress),
         )
     }
 }
@@ -149,7 +149,7 @@ fn encode(
     };
     ensure!(
         last.is_none() || frames > 1,
-        "a clip of one frame has no last picture beside the first"
+        "a clip of one frame has no last picture besides the first"
     );
     let ending = match last {
         Some(last) => {

@@ -1,20 +1,19 @@
-//! A clip in flight: from its first step to its file.
+//! A clip under way: from its first step to its file.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mlx_rs::Array;
 
 use super::Clip;
-use crate::media::clip::ClipWriter;
-use crate::media::strip::FilmStrip;
 use crate::media::tags::Tags;
 use crate::persist::dump::Dump;
 use crate::pipeline::decode::ClipDecoder;
 use crate::pipeline::denoise::Denoiser;
-use crate::pipeline::{Job, Passes, Summary};
+use crate::pipeline::file::ClipFile;
+use crate::pipeline::{Passes, Summary};
 use crate::progress::{Memory, PhaseReport, Progress};
 use crate::weights::Expert;
 
-/// What a clip begins with.
+/// A clip that is ready to be denoised.
 pub(super) struct StartedClip<'c> {
     pub(super) denoiser: Denoiser<'c>,
     pub(super) dump: Option<Dump>,
@@ -22,7 +21,7 @@ pub(super) struct StartedClip<'c> {
 }
 
 impl<'c> StartedClip<'c> {
-    pub(super) fn flight(self, clip: Clip) -> ActiveClip<'c> {
+    pub(super) fn activate(self, clip: Clip) -> ActiveClip<'c> {
         ActiveClip {
             clip,
             work: Work::Denoising(Box::new(self.denoiser)),
@@ -33,7 +32,7 @@ impl<'c> StartedClip<'c> {
     }
 }
 
-/// A clip in flight.
+/// A clip under way.
 pub(super) struct ActiveClip<'c> {
     pub(super) clip: Clip,
     pub(super) work: Work<'c>,
@@ -49,7 +48,7 @@ pub(super) enum Work<'c> {
         latents: Array,
         passes: Passes,
     },
-    /// It is there, or cannot be made.
+    /// It is complete, or cannot be made.
     Ended,
 }
 
@@ -92,37 +91,17 @@ impl ActiveClip<'_> {
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Summary> {
-        let Job {
-            request, settings, ..
-        } = &self.clip.job;
-        let tags = self.tags.take();
-        let mut writer = ClipWriter::create(&request.output, &settings.clip_spec(), tags.as_ref())
-            .with_context(|| format!("--output {}", request.output.display()))?;
-        let strip = request.strip.as_deref();
-        let mut strip = strip
-            .map(|path| FilmStrip::new(path, settings.frames, tags))
-            .transpose()
-            .context("--strip")?;
-        let (clip, dump) = (&self.clip, self.dump.as_ref());
-        let report = decoder.decode(
-            clip.device,
-            &clip.memory,
-            latents,
-            dump,
-            progress,
-            &mut |frame| {
-                if let Some(strip) = &mut strip {
-                    strip.push(frame);
-                }
-                writer.push(frame)
-            },
-        )?;
-        writer
-            .finish()
-            .with_context(|| format!("--output {}", request.output.display()))?;
-        if let Some(strip) = strip {
-            strip.finish().context("--strip; the clip is complete")?;
-        }
+        let Clip {
+            job,
+            device,
+            memory,
+            ..
+        } = &self.clip;
+        let mut file = ClipFile::create(&job.request, &job.settings, self.tags.take())?;
+        let mut push = |frame: &_| file.push(frame);
+        let dump = self.dump.as_ref();
+        let report = decoder.decode(*device, memory, latents, dump, progress, &mut push)?;
+        file.finish()?;
         self.phases.push(report);
         Ok(Summary {
             seconds: self.phases.iter().map(|phase| phase.seconds).sum(),

@@ -1,4 +1,4 @@
-//! What clips begin with: their texts and pictures, each encoded once.
+//! Texts and pictures, each encoded once for all clips.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use mlx_rs::memory;
 
 use super::{Clip, Scheduler};
 use crate::pipeline::Interrupted;
-use crate::pipeline::condition::{ImageEncoder, image_units};
+use crate::pipeline::image::{ImageEncoder, image_units};
 use crate::pipeline::text::TextEncoder;
 use crate::progress::{Phase, Progress, RunningPhase};
 use crate::runtime::Device;
@@ -49,7 +49,7 @@ impl Scheduler<'_> {
         let mut todo: Vec<(String, TokenIds)> = Vec::new();
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             for (key, _, ids) in clip.prompts() {
-                if !todo.iter().any(|(other, _)| other == key) && !self.shelf.has(key) {
+                if !todo.iter().any(|(other, _)| other == key) && !self.store.has(key) {
                     todo.push((key.to_owned(), ids.clone()));
                 }
             }
@@ -57,7 +57,7 @@ impl Scheduler<'_> {
         if todo.is_empty() {
             return Ok(());
         }
-        let mut stage = RunningPhase::start(Phase::Text, todo.len(), 0, progress);
+        let mut phase = RunningPhase::start(Phase::Text, todo.len(), 0, progress);
         let encoder = match TextEncoder::load(checkpoint, device, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
@@ -73,17 +73,17 @@ impl Scheduler<'_> {
                 Ok(encoded)
             });
             match encoded {
-                Ok(encoded) => self.shelf.put(key, &encoded, progress),
+                Ok(encoded) => self.store.put(key, &encoded, progress),
                 Err(error) => {
                     let wants = |clip: &Clip| clip.prompts().any(|(other, ..)| other == key);
                     self.fail_all(error, wants, progress)?;
                 }
             }
-            stage.advance(progress)?;
+            phase.advance(progress)?;
         }
         drop(encoder);
         memory::clear_cache()?;
-        stage.finish(progress);
+        phase.finish(progress);
         Ok(())
     }
 
@@ -96,7 +96,7 @@ impl Scheduler<'_> {
         let mut todo: BTreeMap<String, usize> = BTreeMap::new();
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             let key = &clip.keys.condition;
-            if !todo.contains_key(key) && !self.shelf.has(key) {
+            if !todo.contains_key(key) && !self.store.has(key) {
                 let units = image_units(&clip.memory, &clip.job.settings);
                 todo.insert(key.clone(), units);
             }
@@ -104,7 +104,7 @@ impl Scheduler<'_> {
         if todo.is_empty() {
             return Ok(());
         }
-        let mut stage = RunningPhase::start(Phase::Image, todo.values().sum(), 0, progress);
+        let mut phase = RunningPhase::start(Phase::Image, todo.values().sum(), 0, progress);
         let encoder = match ImageEncoder::load(checkpoint, device, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
@@ -124,21 +124,21 @@ impl Scheduler<'_> {
             };
             let Some((key, units)) = wanted else { continue };
             done += units;
-            let made = clip.encode_picture(&encoder, &mut stage, progress);
+            let made = clip.encode_picture(&encoder, &mut phase, progress);
             let made = made.and_then(|condition| {
                 let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
                 for clip in self.clips.iter().filter(same) {
-                    if let Some(dump) = clip.dump()? {
+                    if let Some(dump) = clip.job.dump()? {
                         condition.dump(&dump)?;
                     }
                 }
                 Ok(condition)
             });
             match made {
-                Ok(condition) => self.shelf.put(&key, &condition.0, progress),
+                Ok(condition) => self.store.put(&key, &condition.0, progress),
                 Err(error) => {
                     self.fail_all(error, |clip| clip.keys.condition == key, progress)?;
-                    stage.pass_over(done);
+                    phase.pass_over(done);
                     // The clip itself is gone from its place, too.
                     next = 0;
                 }
@@ -146,7 +146,7 @@ impl Scheduler<'_> {
         }
         drop(encoder);
         memory::clear_cache()?;
-        stage.finish(progress);
+        phase.finish(progress);
         Ok(())
     }
 }

@@ -1,0 +1,273 @@
+//! From noise to latents, with one expert in memory at a time.
+//!
+//! Here is the loop over the steps; [`step`] is one of them, [`saved`] what a run keeps on disk,
+//! [`health`] refuses broken results.
+
+mod health;
+mod saved;
+mod step;
+
+pub use step::guide;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use mlx_rs::Array;
+
+use self::saved::Restored;
+use self::step::Prepared;
+use super::eta::{Eta, PlannedStep};
+use super::experts::Experts;
+use super::image::Condition;
+use super::text::EncodedPrompts;
+use crate::clip::Settings;
+use crate::model::MemoryPlan;
+use crate::persist::StateWriter;
+use crate::persist::dump::Dump;
+use crate::progress::{
+    EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop,
+};
+use crate::runtime::Device;
+use crate::sampling::{Sampler, Schedule};
+use crate::weights::{Checkpoint, Expert};
+
+/// Watches a clip being denoised. What it does changes nothing of the result.
+pub trait Observer: std::fmt::Debug {
+    /// Whether the estimate of step `index` of `steps`, counted from 0, is wanted.
+    fn wants(&self, index: usize, steps: usize) -> bool;
+
+    /// Receives the step's estimate of the clean latents, `[z_dim, frames, height, width]`,
+    /// normalised as the transformer sees them. Not evaluated yet.
+    fn estimate(&mut self, clean: &Array);
+}
+
+impl<O: Observer + ?Sized> Observer for &mut O {
+    fn wants(&self, index: usize, steps: usize) -> bool {
+        (**self).wants(index, steps)
+    }
+
+    fn estimate(&mut self, clean: &Array) {
+        (**self).estimate(clean);
+    }
+}
+
+/// The denoising loop's state.
+#[derive(Debug)]
+pub struct Denoiser<'a> {
+    checkpoint: &'a Checkpoint,
+    device: Device,
+    memory: MemoryPlan,
+    prompts: EncodedPrompts,
+    condition: Condition,
+    latents: Array,
+    sampler: Sampler,
+    settings: Settings,
+    /// For the expert whose turn it is.
+    prepared: Option<Prepared>,
+    /// What an earlier run's caches had, until its expert is loaded.
+    restored: Option<Restored>,
+    passes: Passes,
+    eta: Option<Eta>,
+    observer: Option<Box<dyn Observer + 'a>>,
+}
+
+impl<'a> Denoiser<'a> {
+    /// A run from `noise` `[z_dim, frames, height, width]`.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        device: Device,
+        memory: MemoryPlan,
+        prompts: EncodedPrompts,
+        condition: Condition,
+        noise: Array,
+        settings: &Settings,
+    ) -> Self {
+        let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
+        Self {
+            checkpoint,
+            device,
+            memory,
+            prompts,
+            condition,
+            latents: noise,
+            sampler: Sampler::new(settings.solver, schedule),
+            settings: settings.clone(),
+            prepared: None,
+            restored: None,
+            passes: Passes::default(),
+            eta: None,
+            observer: None,
+        }
+    }
+
+    /// The same run with an observer.
+    pub fn observed_by(self, observer: Option<Box<dyn Observer + 'a>>) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// Takes every step and returns the latents `[z_dim, frames, height, width]`.
+    ///
+    /// # Errors
+    /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed.
+    pub fn run(&mut self, dump: Option<&Dump>, progress: &mut dyn Progress) -> Result<Array> {
+        self.run_saved(dump, None, progress)
+    }
+
+    /// As [`Self::run`], with the state saved after steps and when the run ends early.
+    ///
+    /// # Errors
+    /// As there, and [`Interrupted`](super::Interrupted).
+    pub(super) fn run_saved(
+        &mut self,
+        dump: Option<&Dump>,
+        mut writer: Option<&mut StateWriter>,
+        progress: &mut dyn Progress,
+    ) -> Result<Array> {
+        let mut experts = Experts::new(self.checkpoint);
+        let phase = self.begin(writer.as_deref_mut(), progress);
+        while self.next_expert().is_some() {
+            self.turn(&mut experts, dump, writer.as_deref_mut(), progress)?;
+        }
+        experts.release()?;
+        phase.finish(progress);
+        Ok(self.latents.clone())
+    }
+
+    /// Writes the noise and the schedule that a run starts with.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) fn dump_start(&self, dump: &Dump) -> Result<()> {
+        let Schedule {
+            sigmas, timesteps, ..
+        } = self.sampler.schedule();
+        dump.array("noise", &self.latents)?;
+        dump.integers("timesteps", timesteps)?;
+        let sigmas: Vec<f32> = sigmas.iter().map(|&s| s as f32).collect();
+        dump.array(
+            "sigmas",
+            &Array::from_slice(&sigmas, &[sigmas.len() as i32]),
+        )
+    }
+
+    /// The latents `[z_dim, frames, height, width]` as they are.
+    pub(super) fn latents(&self) -> &Array {
+        &self.latents
+    }
+
+    /// Who predicts the next step; `None` after the last one.
+    pub(super) fn next_expert(&self) -> Option<Expert> {
+        let timesteps = &self.sampler.schedule().timesteps;
+        let next = timesteps.get(self.sampler.step_index());
+        next.map(|&timestep| self.checkpoint.expert_for(timestep))
+    }
+
+    /// Begins a phase of turns, and saves the state.
+    pub(super) fn begin(
+        &mut self,
+        writer: Option<&mut StateWriter>,
+        progress: &mut dyn Progress,
+    ) -> RunningPhase {
+        let steps = self.sampler.schedule().steps();
+        let done = self.sampler.step_index();
+        let stage = RunningPhase::start(Phase::Denoising, steps, done, progress);
+        if self.eta.is_none() {
+            self.eta = Some(Eta::new(self.planned_steps()));
+        }
+        if let Some(writer) = writer {
+            writer.save(done, || self.state(), progress);
+        }
+        stage
+    }
+
+    /// Saves the state as it is.
+    pub(super) fn save(&self, writer: &mut StateWriter, progress: &mut dyn Progress) {
+        writer.save(self.sampler.step_index(), || self.state(), progress);
+    }
+
+    /// Takes every step of the expert that predicts the next one, with the state saved after steps
+    /// and when the run ends early.
+    ///
+    /// # Errors
+    /// When a weight is damaged, MLX fails, or a prediction is not finite or has collapsed; and
+    /// [`Interrupted`](super::Interrupted).
+    pub(super) fn turn(
+        &mut self,
+        experts: &mut Experts<'_>,
+        dump: Option<&Dump>,
+        mut writer: Option<&mut StateWriter>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let Some(expert) = self.next_expert() else {
+            return Ok(());
+        };
+        match self.prepare(expert, experts, dump, progress) {
+            Ok(Some(seconds)) => self.update_eta(|eta| eta.loaded(seconds)),
+            Ok(None) => {}
+            Err(error) => {
+                if let Some(writer) = writer {
+                    writer.save(self.sampler.step_index(), || self.state(), progress);
+                }
+                return Err(error);
+            }
+        }
+        let Some((_, dit)) = experts.loaded() else {
+            bail!("no expert is loaded");
+        };
+        let steps = self.sampler.schedule().steps();
+        while self.next_expert() == Some(expert) {
+            let index = self.sampler.step_index();
+            let (start, before) = (Instant::now(), self.passes);
+            self.step(dit, dump)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let passes = self.passes.since(before);
+            self.update_eta(|eta| eta.took(index, passes.computed, seconds));
+            progress.report(EventKind::Step(StepReport {
+                step: index + 1,
+                steps,
+                expert,
+                timestep: self.sampler.schedule().timesteps[index],
+                sigma: self.sampler.schedule().sigmas[index],
+                passes,
+                seconds,
+                left: self.eta.as_ref().and_then(|eta| eta.left(index)),
+                memory: Memory::now(),
+            }));
+            let stops = progress.stops();
+            if let Some(writer) = writer.as_deref_mut()
+                && (stops || writer.is_due(index + 1, steps))
+            {
+                writer.save(index + 1, || self.state(), progress);
+            }
+            check_stop(progress)?;
+        }
+        // Of no use to the other expert.
+        self.prepared = None;
+        Ok(())
+    }
+
+    fn update_eta(&mut self, update: impl FnOnce(&mut Eta)) {
+        if let Some(eta) = &mut self.eta {
+            update(eta);
+        }
+    }
+
+    /// The passes so far.
+    pub fn passes(&self) -> Passes {
+        self.passes
+    }
+
+    /// The passes of every step of the schedule, without a cache.
+    fn planned_steps(&self) -> Vec<PlannedStep> {
+        let timesteps = &self.sampler.schedule().timesteps;
+        let step = |(index, &timestep): (usize, &i64)| {
+            let expert = self.checkpoint.expert_for(timestep);
+            let guided = self.prompts.negative.is_some()
+                && self.settings.guide_scale.of(expert) != 1.0
+                && self.settings.guide_interval.covers(index, timesteps.len());
+            let passes = 1 + usize::from(guided);
+            PlannedStep { expert, passes }
+        };
+        timesteps.iter().enumerate().map(step).collect()
+    }
+}

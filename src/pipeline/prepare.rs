@@ -1,0 +1,324 @@
+//! From a request to a job: every input read and every setting resolved, in one pass.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, ensure};
+use ndarray::Array3;
+
+use super::InputCache;
+use super::denoise::Observer;
+use super::image::Ends;
+use super::plan::{self, Budget, Inputs, Rates, Settled, fit, settle};
+use super::source_image::SourceImage;
+use super::text::PromptIds;
+use crate::clip::metadata::Metadata;
+use crate::clip::{Request, Settings};
+use crate::media::clip::{OutputKind, check_writable};
+use crate::media::preview::LatentRgb;
+use crate::media::strip;
+use crate::media::tags::Tags;
+use crate::persist::dump::Dump;
+use crate::runtime::Device;
+use crate::weights::Checkpoint;
+
+/// A request whose every input has been read and checked, short of loading weights.
+#[derive(Debug)]
+pub struct Job {
+    pub(super) request: Request,
+    pub(super) checkpoint: Rc<Checkpoint>,
+    pub(super) picture: SourceImage,
+    pub(super) last: Option<SourceImage>,
+    pub(super) prompts: PromptIds,
+    pub(super) settings: Settings,
+    pub(super) observer: Option<Box<dyn Observer>>,
+}
+
+/// Pictures of the clip's size, `[height, width, 3]` in [-1, 1].
+pub(super) struct ResizedImages {
+    first: Array3<f32>,
+    last: Option<Array3<f32>>,
+}
+
+impl ResizedImages {
+    pub(super) fn ends(&self) -> Ends<'_> {
+        Ends {
+            first: self.first.view(),
+            last: self.last.as_ref().map(|last| last.view()),
+        }
+    }
+}
+
+impl Job {
+    /// Checks everything that can be checked before a model is loaded: flags, picture, output,
+    /// the checkpoint's configuration and tensor headers, the prompt.
+    ///
+    /// # Errors
+    /// Names the flag or file, what was found, what was expected.
+    pub fn prepare(request: Request) -> Result<Self> {
+        Self::prepare_from(request, &mut InputCache::default())
+    }
+
+    /// As [`Self::prepare`], with what jobs have in common opened once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare_from(request: Request, cache: &mut InputCache) -> Result<Self> {
+        // 1. What the request says by itself.
+        request.check()?;
+        let kind = OutputKind::from_path(&request.output)?;
+
+        // 2. Pictures.
+        let picture = cache.picture(&request.image).context("--image")?;
+        let last = request.last_image.as_deref();
+        let last = last.map(|path| cache.picture(path)).transpose();
+        let last = last.context("--last-image")?;
+
+        // 3. Places of what is written.
+        check_writable(&request.output).context("--output")?;
+        request.check_output_spares_images()?;
+        if let Some(strip) = &request.strip {
+            strip::check(strip).context("--strip")?;
+            request.check_spares_others("--strip", strip)?;
+        }
+        request.dump.as_deref().map(Dump::create).transpose()?;
+
+        // 4. The model, and the settings that follow from it and the picture.
+        let model = cache.model(&request.model, request.bits)?;
+        let checkpoint = model.checkpoint();
+        let settings = request.resolve(&checkpoint, picture.size())?;
+        let output = || format!("--output {}", request.output.display());
+        settings.clip_spec().check(kind).with_context(output)?;
+        check_positions(&settings, &checkpoint)?;
+
+        // 5. Prompts.
+        let prompts = model.tokenize(&request.prompt, &settings)?;
+        Ok(Self {
+            request,
+            checkpoint,
+            picture,
+            last,
+            prompts,
+            settings,
+            observer: None,
+        })
+    }
+
+    /// Drops the pictures' pixels until they are wanted; `cache` keeps the rest for other jobs.
+    pub(crate) fn forget_pixels(&mut self, cache: &mut InputCache) {
+        self.picture.forget();
+        cache.keep_picture(&self.request.image, &self.picture);
+        if let (Some(path), Some(last)) = (&self.request.last_image, &mut self.last) {
+            last.forget();
+            cache.keep_picture(path, last);
+        }
+    }
+
+    /// Where the clip goes.
+    pub fn output(&self) -> &Path {
+        &self.request.output
+    }
+
+    /// Where its film strip goes.
+    pub fn strip(&self) -> Option<&Path> {
+        self.request.strip.as_deref()
+    }
+
+    /// Whether its file keeps how it was made.
+    pub fn keeps_metadata(&self) -> bool {
+        self.request.metadata
+    }
+
+    pub(crate) fn checkpoint(&self) -> &Rc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// Tokens of the prompt and the negative prompt.
+    pub(crate) fn token_ids(&self) -> (&[u32], Option<&[u32]>) {
+        let negative = self.prompts.negative.as_ref();
+        (
+            &self.prompts.prompt.ids,
+            negative.map(|ids| ids.ids.as_slice()),
+        )
+    }
+
+    /// The most bytes that the clip holds while it waits for its turn: encoded prompts, condition,
+    /// latents, and what the solver remembers of three steps.
+    pub fn held_bytes(&self) -> u64 {
+        let number = |value: i32| value.max(0) as u64;
+        let cells: u64 = self
+            .settings
+            .latent_grid()
+            .into_iter()
+            .map(number)
+            .product();
+        let z = number(self.checkpoint.vae.z_dim);
+        let (prompt, negative) = self.token_ids();
+        let rows = (prompt.len() + negative.map_or(0, <[u32]>::len)) as u64;
+        let width = number(self.checkpoint.text_encoder.d_model);
+        4 * (cells * (5 * z + 4) + rows * width)
+    }
+
+    /// Has the clip watched while it is denoised.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observer = Some(observer);
+    }
+
+    /// How the model's latents are shown without decoding them.
+    ///
+    /// # Errors
+    /// When the model names no colours for the latents that it has.
+    pub fn latent_rgb(&self) -> Result<&LatentRgb> {
+        let map = &self.checkpoint.settings.latent_rgb;
+        map.check_channels(self.checkpoint.vae.z_dim)
+            .context("--preview: latent_rgb in the model's wan_i2v.json")?;
+        Ok(map)
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What the user should know before the run starts, such as a prompt that was cut.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.prompts.warnings();
+        if self.request.options.negative_prompt.is_some()
+            && !self.settings.guide_scale.needs_negative()
+        {
+            warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
+        }
+        if let Some(last) = &self.last {
+            let (last, first) = (last.size(), self.picture.size());
+            let aspect = |(width, height): (usize, usize)| width as f64 / height as f64;
+            // A pixel more or less of a small picture is no stretch that can be seen.
+            if (aspect(last) / aspect(first)).ln().abs() > 0.05 {
+                warnings.push(format!(
+                    "--last-image is {} x {} pixels, --image {} x {}: it is stretched to the same \
+                     shape",
+                    last.0, last.1, first.0, first.1
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// How the clip is computed within `budget`, and what it costs, or why it cannot be; see
+    /// [`fit`].
+    ///
+    /// # Errors
+    /// As [`fit`].
+    pub fn fit(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
+        fit(self.clip(), device, budget, rates)
+    }
+
+    /// How the clip is computed within `budget`, and what it costs; see [`settle`].
+    ///
+    /// # Errors
+    /// As [`settle`].
+    pub fn settle(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
+        settle(self.clip(), device, budget, rates)
+    }
+
+    fn clip(&self) -> plan::Clip<'_> {
+        plan::Clip {
+            request: &self.request,
+            checkpoint: &self.checkpoint,
+            picture: self.picture.size(),
+            settings: &self.settings,
+            inputs: Inputs {
+                prompt: self.prompts.prompt.ids.len(),
+                negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
+                last_image: self.last.is_some(),
+            },
+        }
+    }
+
+    /// Takes another seed, and another place for the clip.
+    pub fn reseed(&mut self, seed: u64, output: PathBuf) {
+        self.settings.seed = seed;
+        self.request.options.seed = Some(seed);
+        self.request.output = output;
+    }
+
+    /// The metadata of the clip.
+    ///
+    /// # Errors
+    /// When a file of the model cannot be read any more.
+    pub fn record(&self, device: Device) -> Result<Metadata> {
+        let Self {
+            request,
+            settings,
+            picture,
+            last,
+            checkpoint,
+            ..
+        } = self;
+        let pictures = [Some(picture), last.as_ref()];
+        let hashes = pictures.map(|picture| Some(picture?.file_hash()));
+        Metadata::new(request, settings, hashes, checkpoint, device)
+    }
+
+    /// Its metadata as the file keeps it, if it does.
+    pub(super) fn tags(&self, device: Device) -> Result<Option<Tags>> {
+        let wanted = self.request.metadata;
+        wanted.then(|| self.record(device)?.tags()).transpose()
+    }
+
+    /// The folder that intermediates go to, if they are wanted.
+    pub(super) fn dump(&self) -> Result<Option<Dump>> {
+        self.request.dump.as_deref().map(Dump::create).transpose()
+    }
+
+    /// The pictures in the clip's size. Their own pixels are dropped.
+    pub(super) fn resized(&mut self) -> Result<ResizedImages> {
+        let Settings {
+            width,
+            height,
+            resize,
+            ..
+        } = self.settings;
+        let resized = |image: &mut SourceImage| {
+            let picture = image.take()?;
+            picture.resized(width as usize, height as usize, resize)
+        };
+        let last = self.last.as_mut().map(resized).transpose();
+        Ok(ResizedImages {
+            first: resized(&mut self.picture).context("--image")?,
+            last: last.context("--last-image")?,
+        })
+    }
+}
+
+/// Refuses grids beyond the rotary tables, which the reference cannot index either.
+fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
+    let grid = settings.latent_grid();
+    for config in [&checkpoint.high, &checkpoint.low] {
+        for tokens in config.token_grid(grid) {
+            ensure!(
+                tokens <= config.rope_max_seq_len,
+                "a clip of {} x {} pixels and {} frames has {} tokens along one axis; the model \
+                 covers {}; choose fewer --frames or a smaller --size",
+                settings.width,
+                settings.height,
+                settings.frames,
+                tokens,
+                config.rope_max_seq_len
+            );
+        }
+        // Values per latent pixel of the largest arrays that are made on the host.
+        let widest = config.in_channels.max(config.attention_head_dim);
+        let values = grid
+            .into_iter()
+            .fold(i64::from(widest), |values, axis| values * i64::from(axis));
+        ensure!(
+            values <= i64::from(i32::MAX),
+            "a clip of {} x {} pixels and {} frames is too large to compute; choose fewer \
+             --frames or a smaller --size",
+            settings.width,
+            settings.height,
+            settings.frames
+        );
+    }
+    Ok(())
+}
