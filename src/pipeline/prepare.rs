@@ -81,7 +81,6 @@ impl Job {
             strip::check(strip).context("--strip")?;
             request.check_spares_others("--strip", strip)?;
         }
-        request.dump.as_deref().map(Dump::create).transpose()?;
 
         // 4. The model, and the settings that follow from it and the picture.
         let model = cache.model(&request.model, request.bits)?;

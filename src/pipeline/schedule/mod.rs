@@ -1,7 +1,7 @@
 //! Makes clips, one or many of one model: all text is encoded first, then all pictures; then the
 //! clips take turns with each expert, and each is decoded when its last step is done.
 //!
-//! Every network is loaded once for all clips, an expert once for as many as are in clip_under_way.
+//! Every network is loaded once for all clips, an expert once for as many as are under way.
 
 mod active;
 mod clip;
@@ -25,32 +25,34 @@ use crate::persist::{SavedRun, StateWriter};
 use crate::progress::{ForClip, Progress, RunningPhase};
 use crate::weights::{Checkpoint, Expert};
 
-/// Who has the clips made.
+/// Follows each clip of a scheduler, and keeps its state.
 pub(crate) trait ClipObserver {
-    /// A clip is about to be denoised; returns the saved run that it goes on from.
+    /// A clip is about to be denoised; returns the saved run that it resumes.
     fn begin(&mut self, clip: &Clip, progress: &mut dyn Progress) -> Result<Option<SavedRun>>;
 
-    /// What keeps a clip's state, since it has begun.
+    /// Writes the state of a clip that has begun.
     fn writer(&mut self, clip: &Clip) -> Option<&mut StateWriter>;
 
-    /// A clip is there, or cannot be made.
+    /// A clip is complete, or cannot be made.
     fn end(&mut self, clip: &Clip, made: Result<Summary>, progress: &mut dyn Progress);
 }
 
-/// How clips are made.
+/// Makes clips that share networks.
 pub(crate) struct Scheduler<'a> {
     /// The clips, all of one model and one device.
     pub(crate) clips: Vec<Clip>,
-    /// How many of them are in clip_under_way at once.
+    /// How many of them are under way at once.
     pub(crate) at_once: usize,
-    /// Whether there is room for the VAE's decoder at work beside an expert.
+    /// Whether the VAE's decoder and an expert fit into memory at the same time.
     pub(crate) concurrent: bool,
+    /// Their encoded texts and pictures.
     pub(crate) store: &'a mut EmbeddingStore,
+    /// Follows them.
     pub(crate) observer: &'a mut dyn ClipObserver,
 }
 
 impl Scheduler<'_> {
-    /// Makes the clips; each one's end is told to the host.
+    /// Makes the clips; each one's end is reported to the observer.
     ///
     /// # Errors
     /// [`Interrupted`], or MLX fails where it is no clip's.
@@ -82,7 +84,7 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// A clip cannot be made, unless it is the user who ends everything.
+    /// Reports that a clip cannot be made, unless it is the user who ends everything.
     fn fail(
         &mut self,
         clip: &Clip,
@@ -100,7 +102,7 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// Begins clips that are to be in clip_under_way together. One whose saved run has taken every step is
+    /// Begins clips that are to be under way together. One whose saved run has taken every step is
     /// decoded at once.
     fn begin_all<'c>(
         &mut self,
@@ -131,7 +133,7 @@ impl Scheduler<'_> {
         Ok(active)
     }
 
-    /// Denoises and decodes clips that are in clip_under_way together.
+    /// Denoises and decodes clips that are under way together.
     fn pass(
         &mut self,
         mut active: Vec<ActiveClip<'_>>,
@@ -166,8 +168,8 @@ impl Scheduler<'_> {
             }
         }
         experts.release()?;
-        for clip_under_way in &mut active {
-            self.decode(clip_under_way, decoder, progress)?;
+        for current in &mut active {
+            self.decode(current, decoder, progress)?;
         }
         if !self.concurrent {
             decoder.release()?;
@@ -233,7 +235,7 @@ impl Scheduler<'_> {
         denoiser.turn(experts, dump.as_ref(), self.observer.writer(clip), progress)
     }
 
-    /// Begins a clip's phase; one that keeps its turn goes on in the same.
+    /// Begins a clip's phase; a clip that keeps its turn stays in it.
     fn open(
         &mut self,
         index: usize,
@@ -252,7 +254,7 @@ impl Scheduler<'_> {
         let progress = &mut for_clip(clip, progress);
         *open = Some((index, denoiser.begin(self.observer.writer(clip), progress)));
         if !clip.ready {
-            // Its own state has it now.
+            // It is in the clip's own state now.
             clip.wants().for_each(|key| self.store.release(key));
             clip.ready = true;
         }
@@ -269,36 +271,35 @@ impl Scheduler<'_> {
         let Some((index, phase)) = open.take() else {
             return;
         };
-        let clip_under_way = &mut active[index];
-        let progress = &mut for_clip(&clip_under_way.clip, progress);
-        if clip_under_way.next_expert().is_some()
-            && let Work::Denoising(denoiser) = &clip_under_way.work
-            && let Some(writer) = self.observer.writer(&clip_under_way.clip)
+        let current = &mut active[index];
+        let progress = &mut for_clip(&current.clip, progress);
+        if current.next_expert().is_some()
+            && let Work::Denoising(denoiser) = &current.work
+            && let Some(writer) = self.observer.writer(&current.clip)
         {
             denoiser.save(writer, progress);
         }
-        clip_under_way.add(phase.finish(progress));
+        current.add(phase.finish(progress));
     }
 
-    /// Decodes and writes a clip, and tells of its end.
+    /// Decodes and writes a clip, and reports its end.
     fn decode(
         &mut self,
-        clip_under_way: &mut ActiveClip<'_>,
+        current: &mut ActiveClip<'_>,
         decoder: &mut ClipDecoder<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let Work::Denoised { latents, passes } =
-            std::mem::replace(&mut clip_under_way.work, Work::Ended)
+        let Work::Denoised { latents, passes } = std::mem::replace(&mut current.work, Work::Ended)
         else {
             return Ok(());
         };
-        let for_it = &mut for_clip(&clip_under_way.clip, progress);
-        match clip_under_way.decode(&latents, passes, decoder, for_it) {
+        let for_it = &mut for_clip(&current.clip, progress);
+        match current.decode(&latents, passes, decoder, for_it) {
             Ok(summary) => {
-                self.observer.end(&clip_under_way.clip, Ok(summary), for_it);
+                self.observer.end(&current.clip, Ok(summary), for_it);
                 Ok(())
             }
-            Err(error) => self.fail(&clip_under_way.clip, error, progress),
+            Err(error) => self.fail(&current.clip, error, progress),
         }
     }
 }
