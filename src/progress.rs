@@ -134,7 +134,7 @@ pub struct StepReport {
     pub steps: usize,
     /// The expert that predicted.
     pub expert: Expert,
-    /// What the expert was told of the noise.
+    /// The timestep that the expert was given.
     pub timestep: i64,
     /// The noise level before the step.
     pub sigma: f64,

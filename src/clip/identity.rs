@@ -10,7 +10,7 @@ use super::settings::SEED;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// Encoding a text. Which text is no matter of the stage: its encoding is told by its tokens.
+    /// Encoding a text. Which text is not part of the stage: an encoding is found by its tokens.
     Text,
     /// Encoding the pictures.
     Image,
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_is_told_by_what_affects_it() {
+    fn a_stage_has_a_hash_of_what_affects_it() {
         let one = identity(&[("--steps", Stage::Denoise, "4"), ("a", Stage::Image, "b")]);
         let other = identity(&[("--steps", Stage::Denoise, "5"), ("a", Stage::Image, "b")]);
         assert_eq!(one.hash_of(Stage::Image), other.hash_of(Stage::Image));

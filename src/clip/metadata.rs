@@ -23,7 +23,7 @@ const SOFTWARE: &str = "wan-i2v ";
 /// What a clip was made from and with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// The version of what this says.
+    /// The version of this format.
     pub format: u64,
     /// The program and its version.
     pub software: String,
@@ -121,10 +121,10 @@ impl Metadata {
         renamed == *other
     }
 
-    /// What of it goes where in a clip's file.
+    /// The texts of a clip's file.
     ///
     /// # Errors
-    /// When it cannot be told in JSON, which no record of a clip is.
+    /// When it cannot be written as JSON.
     pub fn tags(&self) -> Result<Tags> {
         Ok(Tags {
             software: self.software.clone(),
@@ -133,10 +133,10 @@ impl Metadata {
         })
     }
 
-    /// Reads the record of a clip: an `.mp4`, a `.gif`, a frame's `.png` or a folder of frames.
+    /// Reads the metadata of a clip: an `.mp4`, a `.gif`, a frame's `.png` or a folder of frames.
     ///
     /// # Errors
-    /// When the file cannot be read or is damaged, or holds no record of this program.
+    /// When the file cannot be read or is damaged, or holds no metadata of this program.
     pub fn read(path: &Path) -> Result<Self> {
         let Some(comment) = tags::read_comment(path)? else {
             bail!(

@@ -118,7 +118,7 @@ impl Request {
     /// another output.
     ///
     /// # Errors
-    /// Names `flag`, its path and what is there.
+    /// Names `flag`, its path and what it would replace.
     pub fn check_spares_others(&self, flag: &str, path: &Path) -> Result<()> {
         // Where the file will be, though neither it nor the clip may be there yet.
         let place = |path: &Path| {

@@ -16,7 +16,7 @@ use crate::runtime::State;
 /// The name of the one array in a file.
 const ARRAY: &str = "encoded";
 
-/// Arrays by key. Equal things have equal keys, and are there once.
+/// Arrays by key. Equal things have equal keys, and are kept once.
 #[derive(Debug, Default)]
 pub(crate) struct EmbeddingStore {
     /// `None`: they are kept in memory.
@@ -24,7 +24,7 @@ pub(crate) struct EmbeddingStore {
     here: HashMap<String, Array>,
     /// How many clips still want each.
     wanted: HashMap<String, usize>,
-    /// Whether one could not be written, which is told once.
+    /// Whether one could not be written, which is reported once.
     failing: bool,
 }
 
@@ -74,7 +74,9 @@ impl EmbeddingStore {
             return Ok(array.clone());
         }
         let found = self.read(key)?;
-        found.ok_or_else(|| anyhow::anyhow!("what was encoded for this clip is gone; run it again"))
+        found.ok_or_else(|| {
+            anyhow::anyhow!("the encodings of this clip are gone\nhint: run the same command again")
+        })
     }
 
     /// A clip that wanted `key` has it, or wants it no more.
@@ -95,7 +97,7 @@ impl EmbeddingStore {
     /// Removes what is left on disk.
     pub(crate) fn clear(self) {
         if let Some(folder) = &self.folder {
-            // What is not there need not be removed.
+            // What does not exist need not be removed.
             let _ = fs::remove_dir_all(folder);
         }
     }

@@ -129,7 +129,7 @@ impl SavedRun {
         })
     }
 
-    /// What to say if another program, MLX or machine computed it.
+    /// A warning if another program, MLX or machine computed it.
     pub fn foreign(&self) -> Option<String> {
         let here = MadeWith::here();
         (self.made_with != here).then(|| {
@@ -213,7 +213,7 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
     put
 }
 
-/// Whether `path` may be replaced by a state: nothing is there, or what began as one.
+/// Whether `path` may be replaced by a state: nothing exists there, or the beginning of one.
 pub fn may_replace(path: &Path) -> bool {
     // The metadata stands at the header's beginning.
     const HEAD: u64 = 64;
@@ -228,7 +228,7 @@ pub fn may_replace(path: &Path) -> bool {
 
 /// Removes a state, and what a run that was killed left of one.
 pub fn remove(path: &Path) {
-    // What is not there need not be removed.
+    // What does not exist need not be removed.
     let _ = fs::remove_file(path);
     let _ = fs::remove_dir_all(temporary(path));
 }

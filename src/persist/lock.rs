@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::beside;
+use super::sibling;
 use crate::util::files::{is_still, open_own};
 
 /// Times that a lock file is opened again because its owner has just removed it.
@@ -21,12 +21,12 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the right to write `target`, whether or not it is there.
+    /// Takes the right to write `target`, whether or not it exists.
     ///
     /// # Errors
-    /// When another run has it, or the lock's file cannot be created beside it.
+    /// When another run has it, or the lock's file cannot be created next to it.
     pub fn take(target: &Path) -> Result<Self> {
-        let path = beside(target, ".", "wan-lock");
+        let path = sibling(target, ".", "wan-lock");
         for _ in 0..ATTEMPTS {
             let file = open_own(&path)
                 .with_context(|| format!("cannot create the lock {}", path.display()))?;
@@ -35,7 +35,7 @@ impl Lock {
                     let file = Some(file);
                     return Ok(Self { path, file });
                 }
-                // Its owner removed it before it let go.
+                // Its owner removed it before it released it.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => bail!(
                     "another wan-i2v is writing {}; wait for it, or choose another --output",

@@ -1,4 +1,4 @@
-//! A run that can be stopped, or fall, and resume: its state on disk after every step.
+//! Runs that can be stopped, or fail, and resume: their state on disk after every step.
 //!
 //! [`mod@file`] is the format, [`state_writer`] when and where the state is written, [`lock`] that no
 //! two runs write one thing. Encoded prompts and pictures wait in an `EmbeddingStore`; [`dump`]
@@ -22,7 +22,7 @@ use anyhow::{Result, bail};
 
 use crate::clip::Identity;
 
-/// Whether the run `identity` can go on from `saved`; one that it cannot may be replaced, if
+/// Whether the run `identity` can resume `saved`; one that it cannot resume may be replaced, if
 /// `may_replace`, when that loses no step.
 ///
 /// # Errors
@@ -37,9 +37,9 @@ pub fn can_resume(saved: &SavedRun, identity: &Identity, may_replace: bool) -> R
     }
     let lines: Vec<String> = differences.iter().map(|d| format!("\n  {d}")).collect();
     bail!(
-        "{} is of a run with other settings, {} steps into it:{}\n\
-         give the same settings to go on, or another --output to keep it, or --resume never to \
-         start anew and replace it",
+        "{} is a saved run with other settings, after {} steps:{}\n\
+         hint: give the same settings to resume it, another --output to keep it, or --resume never \
+         to start from the beginning and replace it",
         saved.path.display(),
         saved.steps_taken(),
         lines.concat()
@@ -55,16 +55,16 @@ const MAX_NAME: usize = 255;
 /// Where the state of the run that makes `output` is kept: `clip.mp4.wan-state` for `clip.mp4`,
 /// `frames.wan-state` for the folder `frames/`.
 pub fn state_path(output: &Path) -> PathBuf {
-    beside(output, "", EXTENSION)
+    sibling(output, "", EXTENSION)
 }
 
 /// A name in the folder of `path`: the path's own with something before and after it.
-fn beside(path: &Path, before: &str, extension: &str) -> PathBuf {
+fn sibling(path: &Path, before: &str, extension: &str) -> PathBuf {
     // Without a trailing separator.
     let path: PathBuf = path.components().collect();
     let own = path.file_name().unwrap_or_else(|| OsStr::new("output"));
     let mut name = OsString::from(before);
-    // Room for what is put behind the state's name while it is written.
+    // Room for the suffix of the state's name while it is written.
     if before.len() + own.len() + extension.len() + 8 > MAX_NAME {
         name.push(&blake3::hash(own.as_encoded_bytes()).to_hex()[..32]);
     } else {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_lie_beside_what_is_made() {
+    fn states_lie_next_to_what_is_made() {
         let of = |output: &str| state_path(Path::new(output));
         assert_eq!(of("clip.mp4"), Path::new("clip.mp4.wan-state"));
         assert_eq!(of("a/b/clip.gif"), Path::new("a/b/clip.gif.wan-state"));

@@ -13,7 +13,7 @@ use crate::runtime::State;
 /// Keeps a run's state on disk.
 ///
 /// Where the state cannot be written, because the disk is full or the folder has vanished, it goes to
-/// the folder for temporary files, and the run goes on: the last state that was written stays
+/// the folder for temporary files, and the run continues: the last state that was written stays
 /// wherever it is until there is a newer one.
 #[derive(Debug)]
 pub struct StateWriter {
@@ -21,18 +21,18 @@ pub struct StateWriter {
     /// `None`: nothing is written.
     every: Option<usize>,
     identity: Identity,
-    /// What the run goes on from.
+    /// The saved run that this one resumes.
     found: Option<PathBuf>,
     /// Where it goes when it cannot go to `path`.
     spare: Option<PathBuf>,
     /// The last one, with the steps that it has.
     latest: Option<(PathBuf, usize)>,
-    /// Whether the last one could not be written to `path`, which is told once.
+    /// Whether the last one could not be written to `path`, which is reported once.
     failing: bool,
 }
 
 impl StateWriter {
-    /// Keeps the state of the run `identity` at `path`, after every so many steps; with `None` it
+    /// Keeps the state of the run `identity` at `path`, after every `every` steps; with `None` it
     /// is written never, and only removed at the end.
     pub fn new(path: PathBuf, every: Option<usize>, identity: Identity) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl StateWriter {
         }
     }
 
-    /// The run goes on from the state at `path`, which has so many steps.
+    /// The run resumes the state at `path`, which has `step` steps.
     pub fn found(&mut self, path: &Path, step: usize) {
         self.found = Some(path.to_owned());
         self.latest = Some((path.to_owned(), step));
@@ -92,7 +92,7 @@ impl StateWriter {
                 };
                 let text = format!(
                     "the state after step {step} cannot be saved ({error:#}); {kept}, and the run \
-                     goes on"
+                     continues"
                 );
                 progress.report(EventKind::Warning(&text));
                 return;
@@ -158,7 +158,7 @@ impl StateWriter {
         }
     }
 
-    /// Removes the state: the clip is there.
+    /// Removes the state: the clip is complete.
     pub fn finish(self) {
         for path in [Some(self.path), self.spare, self.found]
             .into_iter()

@@ -1,9 +1,9 @@
 //! From requests to media files.
 //!
-//! [`prepare`] resolves a request and reads its inputs, and [`plan`] says what it costs. Then the
-//! stages follow one another: [`text`], [`image`], [`denoise`], [`decode`], [`file`](mod@file). Each
-//! takes what it needs, owns its weights, and is gone when its results exist. [`generate`] tells
-//! them for one clip, [`schedule`] for many clips that share networks.
+//! `prepare` resolves a request and reads its inputs, and [`plan`] forecasts its cost. Then the
+//! stages follow one another: `text`, `image`, `denoise`, `decode`, `file`. Each takes what it needs,
+//! owns its weights, and drops them when its results exist. `generate` runs them for one clip,
+//! `schedule` for many clips that share networks.
 
 mod decode;
 mod denoise;

@@ -125,7 +125,7 @@ impl TextEncoder {
     }
 }
 
-/// Writes a prompt's tokens and what became of them; `name` is `cond` or `uncond`.
+/// Writes a prompt's tokens and their encoding; `name` is `cond` or `uncond`.
 pub(super) fn dump_prompt(dump: &Dump, name: &str, ids: &TokenIds, encoded: &Array) -> Result<()> {
     let ids: Vec<i64> = ids.ids.iter().map(|&id| i64::from(id)).collect();
     dump.integers(&format!("token_ids_{name}"), &ids)?;

@@ -11,7 +11,7 @@ use crate::model::vae::TEMPORAL_STRIDE;
 use crate::runtime::Device;
 use crate::weights::{Bits, Checkpoint, LoadBits};
 
-/// What the program takes beside its arrays: code, threads, buffers of the media libraries.
+/// Bytes that the program takes besides its arrays: code, threads, buffers of the media libraries.
 /// Measured as 72 MB on Linux, the miniature's files included.
 const PROGRAM_BYTES: u64 = 100_000_000;
 

@@ -1,4 +1,4 @@
-//! What a clip will cost, before it is made: operations, bytes and time of every phase, from
+//! The cost of a clip before it is made: operations, bytes and time of every phase, from
 //! headers and settings alone.
 
 mod budget;
