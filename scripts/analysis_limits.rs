@@ -3,20 +3,13 @@
 //!
 //! `cargo run --release --example analysis-limits -- CLIPS`
 
-#[path = "scenes.rs"]
-mod scenes;
-
-use anyhow::{Context, Result};
-use image::RgbImage;
+use anyhow::Result;
 use mlx_rs::Array;
-use ndarray::ArrayView4;
-use scenes::{Recipe, Studio, scene};
 use wan_i2v::clip::{CacheSettings, GuideInterval};
-use wan_i2v::diagnose::analyze::{FrameStats, LatentStats, Report, analyze, latents};
-use wan_i2v::media::clip::{ClipSpec, ClipWriter};
-use wan_i2v::media::read;
+use wan_i2v::diagnose::analyze::{FrameStats, LatentStats, Report, analyze};
+use wan_i2v::diagnose::lab::scenes::{self, Recipe, Studio};
+use wan_i2v::diagnose::lab::{report_of, through};
 use wan_i2v::pipeline::initial_noise;
-use wan_i2v::runtime::to_host;
 
 /// The names of the figures of [`of_frames`].
 const FRAMES: [&str; 12] = [
@@ -110,34 +103,6 @@ fn of_latents(frames: &[LatentStats]) -> [f64; 3] {
     ]
 }
 
-fn report_of(latents: &Array) -> Result<Report> {
-    let values = to_host(latents)?;
-    let &[channels, frames, height, width] = latents.shape() else {
-        anyhow::bail!("latents have four axes");
-    };
-    let shape = [channels, frames, height, width].map(|side| side as usize);
-    latents::analyze(ArrayView4::from_shape(shape, &values)?)
-}
-
-/// The frames as a file of this kind holds them.
-fn through(name: &str, frames: &[RgbImage]) -> Result<Vec<RgbImage>> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join(name);
-    let (width, height) = frames.first().context("no frames")?.dimensions();
-    let fps = 16.0;
-    let mut writer = ClipWriter::create(&path, &ClipSpec { width, height, fps }, None)?;
-    for frame in frames {
-        writer.push(frame)?;
-    }
-    writer.finish()?;
-    let mut found = Vec::new();
-    read::frames(&path, &mut |frame| {
-        found.push(frame.pixels);
-        Ok(())
-    })?;
-    Ok(found)
-}
-
 fn main() -> Result<()> {
     let clips = std::env::args()
         .nth(1)
@@ -145,7 +110,7 @@ fn main() -> Result<()> {
     let studio = Studio::open()?;
     let (mut frames, mut latents) = (Vec::new(), Vec::new());
     for number in 0..clips {
-        let scene = scene(number);
+        let scene = scenes::scene(number);
         let stage = studio.stage(&scene)?;
         let recipe = Recipe {
             steps: stage.plan.steps,

@@ -2,16 +2,13 @@
 //! miniature against the full run of the same seed: `cargo run --release --example bench-caches --
 //! SCENES PLOT.svg`. Prints Markdown tables; `scripts/bench_caches` runs it.
 
-#[path = "scenes.rs"]
-mod scenes;
-
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
-use scenes::{Recipe, Stage, Studio, scene};
 use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::lab::scenes::{Recipe, Stage, Studio, scene};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square, ssim};
 use wan_i2v::pipeline::Passes;
 

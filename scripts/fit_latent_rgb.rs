@@ -5,20 +5,15 @@
 //! A latent pixel stands for 8 x 8 pixels, of the first frame or of four frames. Its channels are
 //! mapped to the mean of these, by least squares, over the clips of some scenes.
 
-#[path = "linear.rs"]
-mod linear;
-#[path = "scenes.rs"]
-mod scenes;
-
 use std::io::Write as _;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use linear::solve;
 use mlx_rs::Array;
-use scenes::{Recipe, Studio, scene};
 use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::lab::linear::solve;
+use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
 use wan_i2v::media::metrics::psnr_of_mean_square;
 use wan_i2v::media::preview::{self, LatentRgb};
 use wan_i2v::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};

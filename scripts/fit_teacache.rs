@@ -10,20 +10,15 @@
 //! that are to be added up. And the degree is 2, not 4: it fits as well, and stays sane beyond the
 //! fitted range.
 
-#[path = "linear.rs"]
-mod linear;
-#[path = "scenes.rs"]
-mod scenes;
-
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use linear::solve;
 use npyz::NpyFile;
-use scenes::{Recipe, Studio, scene};
 use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::lab::linear::solve;
+use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
 use wan_i2v::persist::dump::Dump;
 
 /// Scenes that `bench-caches` does not show.

@@ -3,22 +3,15 @@
 //! STRIPS, statistics of all frames and a film strip of each clip into REPORTS, and prints the
 //! tables of `docs/verification.md`. `scripts/inject_faults` runs it.
 
-#[path = "faults/mod.rs"]
-mod faults;
-#[path = "scenes.rs"]
-mod scenes;
-#[path = "faults/strip.rs"]
-mod strip;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use faults::{CASES, Case, Clip, Gap, distance, render};
 use image::RgbImage;
 use mlx_rs::Array;
-use scenes::{Scene, Studio, scene};
 use wan_i2v::diagnose::analyze::{Report, Status, Symptom, analyze};
+use wan_i2v::diagnose::lab::faults::{CASES, Case, Clip, Gap, distance, render, strip};
+use wan_i2v::diagnose::lab::scenes::{Scene, Studio, scene};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::media::strip::FilmStrip;
 use wan_i2v::pipeline::TEXT_LEN;

@@ -4,3 +4,5 @@
 pub mod analyze;
 pub mod compare;
 pub mod doctor;
+#[doc(hidden)]
+pub mod lab;

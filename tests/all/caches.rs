@@ -3,10 +3,9 @@
 
 use std::sync::MutexGuard;
 
-use crate::scenes::{Recipe, Stage, Studio, scene};
-use crate::support::mlx;
 use image::RgbImage;
 use wan_i2v::clip::{CacheSettings, GuideInterval};
+use wan_i2v::diagnose::lab::scenes::{Recipe, Stage, Studio, scene};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{DitConfig, Rope};
@@ -14,6 +13,8 @@ use wan_i2v::pipeline::{Passes, guide, initial_noise};
 use wan_i2v::runtime::to_host;
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::weights::Expert;
+
+use crate::support::mlx;
 
 /// Steps of the high-noise expert among 12 with the miniature's shift.
 const HIGH_OF_12: usize = 5;

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::mlx;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -16,6 +15,8 @@ use wan_i2v::diagnose::doctor::vae::{RoundTrip, checkerboard, round_trip};
 use wan_i2v::diagnose::doctor::{Bound, CheckResult};
 use wan_i2v::runtime::{Device, DeviceKind, Precision};
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
+
+use crate::support::mlx;
 
 fn device(precision: Precision) -> Device {
     Device::select(Some(DeviceKind::Cpu), Some(precision)).unwrap()

@@ -1,13 +1,14 @@
 //! What faults do to clips of the built-in miniature: that the worst ones show, and that the sound
 //! run is the pipeline's own. `docs/verification.md` has pictures of all of them.
 
-use crate::faults::{Case, Clip, render};
-use crate::scenes::{Recipe, Studio, scene};
-use crate::support::mlx;
 use wan_i2v::clip::{CacheSettings, GuideInterval};
 use wan_i2v::diagnose::analyze::{Status, Symptom, analyze};
+use wan_i2v::diagnose::lab::faults::{Case, Clip, render};
+use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
 use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::runtime::to_host;
+
+use crate::support::mlx;
 
 /// A circle that moves right.
 const SCENE: u64 = 0;
@@ -51,7 +52,8 @@ fn without_a_fault_it_is_the_pipelines_own_run() {
         cache: CacheSettings::default(),
     };
     let (latents, _) = studio.denoise(&stage, &recipe, None).unwrap();
-    let (_, error) = crate::faults::distance(&sound.latents, &to_host(&latents).unwrap());
+    let (_, error) =
+        wan_i2v::diagnose::lab::faults::distance(&sound.latents, &to_host(&latents).unwrap());
     println!("relative difference {error:.1e}");
     assert!(error < 1e-5, "{error}");
 }
@@ -80,7 +82,7 @@ fn a_text_embedding_of_another_expert_changes_the_predictions() {
         unreachable!("four clips");
     };
     for clip in [shared, off, none] {
-        let (_, relative) = crate::faults::distance(&clip.latents, &sound.latents);
+        let (_, relative) = wan_i2v::diagnose::lab::faults::distance(&clip.latents, &sound.latents);
         let (later, gap) = (later(clip, sound), clip.gaps[0].mean);
         println!("{later:.1} dB, latents {relative:.1e}, prompts {gap:.3} apart");
         // The pipeline's own run is nearer than 1e-5.

@@ -40,8 +40,3 @@ mod spiece;
 mod text;
 mod tiny;
 mod weights;
-
-#[path = "../../scripts/faults/mod.rs"]
-mod faults;
-#[path = "../../scripts/scenes.rs"]
-mod scenes;

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::support::mlx;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use wan_i2v::clip::{Model, Options, Request};
@@ -15,6 +14,8 @@ use wan_i2v::model::MemoryPlan;
 use wan_i2v::pipeline::{Job, Observer, Silent};
 use wan_i2v::runtime::{Device, to_host};
 use wan_i2v::sampling::Solver;
+
+use crate::support::mlx;
 
 const SIDE: u32 = 64;
 const BACKGROUND: [u8; 3] = [196, 186, 170];

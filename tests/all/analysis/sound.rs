@@ -2,16 +2,13 @@
 //! them.
 
 use anyhow::Result;
-use image::RgbImage;
 use mlx_rs::Array;
 use wan_i2v::clip::{CacheSettings, GuideInterval};
-use wan_i2v::diagnose::analyze::{Report, Symptom, analyze, latents};
-use wan_i2v::media::clip::{ClipSpec, ClipWriter};
-use wan_i2v::media::read;
+use wan_i2v::diagnose::analyze::{Report, Symptom, analyze};
+use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
+use wan_i2v::diagnose::lab::{report_of, through};
 use wan_i2v::pipeline::initial_noise;
-use wan_i2v::runtime::to_host;
 
-use crate::scenes::{Recipe, Studio, scene};
 use crate::support::mlx;
 
 /// Scenes: every motion three times, with one thing and with two.
@@ -22,36 +19,6 @@ const STEPS: u32 = 4;
 fn alarms(report: &Report) -> Vec<Symptom> {
     let alarms = report.findings().filter(|v| !v.causes.is_empty());
     alarms.map(|verdict| verdict.symptom).collect()
-}
-
-fn of_latents(array: &Array) -> Result<Report> {
-    let shape: Vec<usize> = array.shape().iter().map(|&side| side as usize).collect();
-    let values = to_host(array)?;
-    let shape = [shape[0], shape[1], shape[2], shape[3]];
-    latents::analyze(ndarray::ArrayView4::from_shape(shape, &values)?)
-}
-
-/// The frames as a file of this kind holds them.
-fn through(name: &str, frames: &[RgbImage]) -> Result<Vec<RgbImage>> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join(name);
-    let (width, height) = frames[0].dimensions();
-    let spec = ClipSpec {
-        width,
-        height,
-        fps: 16.0,
-    };
-    let mut writer = ClipWriter::create(&path, &spec, None)?;
-    for frame in frames {
-        writer.push(frame)?;
-    }
-    writer.finish()?;
-    let mut found = Vec::new();
-    read::frames(&path, &mut |frame| {
-        found.push(frame.pixels);
-        Ok(())
-    })?;
-    Ok(found)
 }
 
 #[test]
@@ -71,7 +38,7 @@ fn sound_clips_raise_no_alarm_and_broken_ones_do() -> Result<()> {
         let frames = studio.decode(&array)?;
         let picture = || Some(scene.picture.clone());
         let said = &scene.prompt;
-        assert_eq!(alarms(&of_latents(&array)?), [], "{said}: latents");
+        assert_eq!(alarms(&report_of(&array)?), [], "{said}: latents");
         assert_eq!(alarms(&analyze(frames.clone(), picture())?), [], "{said}");
         assert_eq!(
             alarms(&analyze(frames.clone(), None)?),
@@ -104,7 +71,7 @@ fn sound_clips_raise_no_alarm_and_broken_ones_do() -> Result<()> {
             ("nothing", &nothing, Symptom::ContentLost),
             ("noise", &noisy, Symptom::Noise),
         ] {
-            let report = of_latents(latents)?;
+            let report = report_of(latents)?;
             assert!(
                 alarms(&report).contains(&expected),
                 "{said}, {name}: latents"

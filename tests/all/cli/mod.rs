@@ -26,10 +26,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::isolated::program;
-use crate::support::scratch::Scratch;
 use image::RgbImage;
 use tempfile::TempDir;
+
+use crate::support::isolated::program;
+use crate::support::scratch::Scratch;
 
 /// A checkpoint, a picture, and an empty folder for what the program writes.
 struct Bench {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::support::mlx;
 use tempfile::TempDir;
 use wan_i2v::diagnose::compare::{Comparison, Problem, Side, What, affine_tolerance};
 use wan_i2v::weights::PartName;
@@ -10,6 +9,7 @@ use wan_i2v::weights::container::encoding::Encoding;
 
 use crate::compare::{compared, of, row};
 use crate::support::layouts::{Content, Form, Model, Patch};
+use crate::support::mlx;
 
 const HIGH: usize = PartName::HighNoise as usize;
 const VAE: usize = PartName::Vae as usize;

@@ -21,10 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use server::{COMMIT, REPO, Server, sha256};
 use tempfile::TempDir;
 use wan_i2v::hub::{Config, Hub, Listing, RemoteFile, RepoId};
-
-use server::{COMMIT, REPO, Server, sha256};
 
 /// A server, a cache, and how they are used.
 struct Bench {

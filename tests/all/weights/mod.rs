@@ -13,8 +13,9 @@ mod values;
 
 use std::path::Path;
 
-use crate::support::mlx;
 use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+
+use crate::support::mlx;
 
 const HIGH: &str = "transformer/diffusion_pytorch_model.safetensors";
 const LOW: &str = "transformer_2/diffusion_pytorch_model.safetensors";

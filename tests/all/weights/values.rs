@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::mlx;
 use safetensors::tensor::Dtype;
 use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
@@ -12,6 +11,7 @@ use wan_i2v::weights::store::Location;
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
 use crate::support::checkpoint::kind;
+use crate::support::mlx;
 use crate::support::scratch::{Scratch, Tensor, Tensors, read_tensors, write_tensors};
 use crate::weights::{HIGH, LOW, TEXT, VAE, assert_holds, open};
 

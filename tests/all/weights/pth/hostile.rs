@@ -1,8 +1,9 @@
 //! Pickles that would run something, or that take time or memory without end.
 
+use wan_i2v::weights::container::pth::header;
+
 use super::zips::{archive, dict, number, numbers, records, string, tensor};
 use super::{assert_refused, golden, names};
-use wan_i2v::weights::container::pth::header;
 
 /// Expects the pickle to be refused.
 #[track_caller]

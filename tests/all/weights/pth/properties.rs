@@ -3,10 +3,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use wan_i2v::weights::container::pth::header;
 
 use super::zips::{archive, pair, records};
 use super::{golden, names};
-use wan_i2v::weights::container::pth::header;
 
 /// Runs `test` on the same values each time.
 fn check<S: Strategy>(

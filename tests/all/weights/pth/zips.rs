@@ -1,7 +1,8 @@
 //! Zip archives that are not what PyTorch writes.
 
-use super::{assert_refused, golden};
 use wan_i2v::weights::container::pth::header;
+
+use super::{assert_refused, golden};
 
 /// A record of an archive, with what its headers say.
 #[derive(Clone)]

@@ -1,23 +1,22 @@
 //! Scenes of the built-in miniature's world (`docs/tiny.md`) for the measuring programs, and clips
 //! made of them by the library itself.
 
-#![allow(dead_code, reason = "each program uses a part of it")]
-
 use anyhow::Result;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
 use ndarray::Array3;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Model, Settings};
-use wan_i2v::diagnose::doctor;
-use wan_i2v::model::MemoryPlan;
-use wan_i2v::persist::dump::Dump;
-use wan_i2v::pipeline::{
+
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Model, Settings};
+use crate::diagnose::doctor;
+use crate::model::MemoryPlan;
+use crate::persist::dump::Dump;
+use crate::pipeline::{
     Condition, Denoiser, EncodedPrompts, Observer, Passes, Silent, encode_condition,
     encode_prompts, initial_noise, tokenize,
 };
-use wan_i2v::runtime::Device;
-use wan_i2v::sampling::Schedule;
-use wan_i2v::weights::{Checkpoint, LoadBits};
+use crate::runtime::Device;
+use crate::sampling::Schedule;
+use crate::weights::{Checkpoint, LoadBits};
 
 const SIDE: u32 = 64;
 const COLOURS: [(&str, [u8; 3]); 8] = [

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use mlx_rs::Array;
-use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::Device;
-use wan_i2v::tiny;
-use wan_i2v::weights::naming::Kind;
-use wan_i2v::weights::part::{Loader, Part};
-use wan_i2v::weights::store::Location;
-use wan_i2v::weights::{Expert, Files};
+
+use crate::model::{Role, TensorSource};
+use crate::runtime::Device;
+use crate::tiny;
+use crate::weights::naming::Kind;
+use crate::weights::part::{Loader, Part};
+use crate::weights::store::Location;
+use crate::weights::{Expert, Files};
 
 /// What stands in for the tensor of a name and shape; `None` for the tensor itself.
 pub type Change<'a> = &'a dyn Fn(&str, &[i32]) -> Option<Array>;

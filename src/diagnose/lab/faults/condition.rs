@@ -4,14 +4,14 @@ use anyhow::{Context, Result};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_like, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
-use wan_i2v::model::MemoryPlan;
-use wan_i2v::model::vae::{Chunk, EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
-use wan_i2v::pipeline::frame_mask;
-use wan_i2v::sampling::noise::randn;
-use wan_i2v::weights::naming::Kind;
 
 use super::{Case, Fault, weights};
-use crate::scenes::{Scene, Stage, Studio};
+use crate::diagnose::lab::scenes::{Scene, Stage, Studio};
+use crate::model::MemoryPlan;
+use crate::model::vae::{Chunk, EncoderStream, Slot, TEMPORAL_STRIDE, VaeEncoder};
+use crate::pipeline::frame_mask;
+use crate::sampling::noise::randn;
+use crate::weights::naming::Kind;
 
 /// The condition `[4 + z_dim, frames, height, width]` of a case.
 pub fn condition(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Result<Array> {

@@ -1,10 +1,9 @@
 //! Faults of an image-to-video pipeline, put in on purpose into runs of the built-in miniature:
 //! those of the report that this project grew from, and others that could be behind its symptoms.
 
-#![allow(dead_code, unused_imports, reason = "each program uses a part of it")]
-
 mod condition;
 mod kinds;
+pub mod strip;
 mod weights;
 
 pub use kinds::{CASES, Case, Fault};
@@ -14,18 +13,18 @@ use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, ones_dtype, zeros_dtype, zeros_like};
 use mlx_rs::{Array, Dtype};
-use wan_i2v::model::MemoryPlan;
-use wan_i2v::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
-use wan_i2v::model::umt5::pad_rows;
-use wan_i2v::pipeline::{TEXT_LEN, guide, initial_noise};
-use wan_i2v::runtime::to_host;
-use wan_i2v::sampling::noise::randn;
-use wan_i2v::sampling::{Sampler, Schedule};
-use wan_i2v::weights::Expert;
-use wan_i2v::weights::naming::Kind;
-use wan_i2v::weights::part::{may_quantize, usizes};
 
-use crate::scenes::{Scene, Stage, Studio};
+use crate::diagnose::lab::scenes::{Scene, Stage, Studio};
+use crate::model::MemoryPlan;
+use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
+use crate::model::umt5::pad_rows;
+use crate::pipeline::{TEXT_LEN, guide, initial_noise};
+use crate::runtime::to_host;
+use crate::sampling::noise::randn;
+use crate::sampling::{Sampler, Schedule};
+use crate::weights::Expert;
+use crate::weights::naming::Kind;
+use crate::weights::part::{may_quantize, usizes};
 
 /// How far the experts' text embeddings are apart in A14B, as the report measured: the mean
 /// difference over the mean size.

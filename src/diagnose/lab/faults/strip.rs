@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use color_quant::NeuQuant;
 use image::{Rgb, RgbImage, imageops};
 
-use crate::faults::Clip;
+use super::Clip;
 
 /// The frames that are shown: of the first latent frame, of the second one, and later ones.
 const FRAMES: [usize; 5] = [0, 1, 4, 8, 16];
