@@ -18,9 +18,8 @@ use crate::util::suggest;
 /// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
 const MAX_PIXELS: u64 = 1 << 27;
 
-/// How many times as long as the other a side may be. Beyond it a clip in the picture's aspect ratio
-/// would be a line, and resizing takes memory by the longer side.
-const MAX_ASPECT: u32 = 64;
+/// The longest side that is read: resizing takes memory by it, and no camera or scanner makes more.
+const MAX_SIDE: u32 = 65_535;
 
 /// The largest file that is read, in bytes: more than [`MAX_PIXELS`] need in any format.
 const MAX_FILE: u64 = 2 << 30;
@@ -97,9 +96,8 @@ impl Picture {
             "it is {width}x{height} pixels; no side may be zero"
         );
         ensure!(
-            width.max(height) / width.min(height) <= MAX_ASPECT,
-            "it is {width}x{height} pixels; expected sides that differ by a factor of at most \
-             {MAX_ASPECT}"
+            width.max(height) <= MAX_SIDE,
+            "it is {width}x{height} pixels; expected sides of at most {MAX_SIDE}"
         );
         ensure!(
             u64::from(width) * u64::from(height) <= MAX_PIXELS,
