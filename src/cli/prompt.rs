@@ -13,7 +13,7 @@ use super::stderr::say;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The prompt that the value of `flag` means: `-` is standard input, `@PATH` a file's content,
-/// `::` a leading `@`, everything else itself. Line breaks at the end are no part of it.
+/// `@@` a leading `@`, everything else itself. Line breaks at the end are no part of it.
 ///
 /// # Errors
 /// When it cannot be read, is too long or not UTF-8: names the flag and the file.
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn what_is_escaped_is_read_as_it_was() {
-        for prompt in ["a cat", "@cat", "::cat", "", "a@b", "@", "-x", " - "] {
+        for prompt in ["a cat", "@cat", "@@cat", "", "a@b", "@", "-x", " - "] {
             assert_eq!(read("--prompt", escaped(prompt)).unwrap(), prompt);
         }
         assert_eq!(read("--prompt", escaped("-")).unwrap().trim(), "-");

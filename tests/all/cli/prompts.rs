@@ -52,7 +52,7 @@ fn prompts_come_from_where_they_are_told() {
     fs::write(bench.path("cat.txt"), format!("\u{feff}{cat}\n")).unwrap();
     fs::write(bench.path("@blur"), format!("{blur}\r\n")).unwrap();
     for (flags, input) in [
-        (["--prompt=-", "--negative-prompt=::blur"], cat),
+        (["--prompt=-", "--negative-prompt=@@blur"], cat),
         (["--prompt=-", "--negative-prompt=@./@blur"], cat),
         (["-p@cat.txt", "--negative-prompt=-"], blur),
         (["-p@cat.txt", "-n@./@blur"], ""),
@@ -60,7 +60,7 @@ fn prompts_come_from_where_they_are_told() {
         bench
             .prompted(&flags, format!("{input}\n").as_bytes())
             .assert_wrote("clip.mp4");
-        let negative = if flags[1].contains("::") {
+        let negative = if flags[1].contains("@@") {
             "@blur"
         } else {
             blur
@@ -69,7 +69,7 @@ fn prompts_come_from_where_they_are_told() {
         assert_eq!(bench.record(), expected, "{flags:?}");
     }
     // The command that `show` prints means the same.
-    for (given, is) in [("::cat.txt", "@cat.txt"), ("a@b", "a@b"), ("::@", "::")] {
+    for (given, is) in [("@@cat.txt", "@cat.txt"), ("a@b", "a@b"), ("@@@", "@@")] {
         let flags = [&format!("--prompt={given}"), "--resume=never"];
         bench.prompted(&flags, b"").assert_wrote("clip.mp4");
         let (prompt, _, again) = bench.record();

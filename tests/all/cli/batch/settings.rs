@@ -28,7 +28,7 @@ fn prompts_in_files_are_found_from_where_they_are_named() {
     }
     let jobs = r#"{"name": "a", "prompt": "@texts/cat.txt", "negative_prompt": "@blur.txt"}
         {"name": "b"}
-        {"name": "c", "prompt": "::cat.txt"}
+        {"name": "c", "prompt": "@@cat.txt"}
         {"name": "d", "prompt": "@texts/cta.txt"}
         {"name": "e", "negative-prompt": "@none.txt"}
         {"name": "f", "prompt": "@texts"}"#;
