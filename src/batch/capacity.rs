@@ -15,19 +15,19 @@ const USUAL: usize = 8;
 pub struct Capacity {
     /// Clips in flight at once.
     pub at_once: usize,
-    /// Whether clips can be decoded beside an expert, without letting it go.
-    pub beside: bool,
+    /// Clips can be decoded while an expert stays loaded.
+    pub concurrent: bool,
     /// The most bytes at once.
     pub peak_bytes: u64,
 }
 
-/// What the memory allows: `asked` clips in flight, or as many as fit, at most eight.
+/// What the memory allows: `explicit` clips in flight, or as many as fit, at most eight.
 ///
 /// # Errors
-/// When `asked` are too many; says how many fit.
-pub fn room<'a>(
+/// When `explicit` are too many; says how many fit.
+pub fn capacity<'a>(
     entries: impl IntoIterator<Item = &'a Entry>,
-    asked: Option<usize>,
+    explicit: Option<usize>,
     budget: Budget,
 ) -> Result<Capacity> {
     let mut most = Needs::default();
@@ -41,13 +41,13 @@ pub fn room<'a>(
     let fit = usize::try_from(spare)
         .unwrap_or(usize::MAX)
         .saturating_add(1);
-    let at_once = match asked {
-        Some(asked) if asked > fit => bail!(
-            "--jobs-at-once {asked}: {budget}, in which {fit} of these clips can be in flight at \
+    let at_once = match explicit {
+        Some(count) if count > fit => bail!(
+            "--jobs-at-once {count}: {budget}, in which {fit} of these clips can be in flight at \
              once; each holds up to {:.1} MB; or allow more with --memory-budget",
             most.held as f64 / 1e6
         ),
-        Some(asked) => asked.max(1),
+        Some(count) => count.max(1),
         None => fit.min(USUAL),
     };
     // Fewer clips hold less.
@@ -58,7 +58,7 @@ pub fn room<'a>(
     let fits = held + beside <= left;
     Ok(Capacity {
         at_once,
-        beside: fits,
+        concurrent: fits,
         peak_bytes: match fits {
             true => held + beside.max(most.peak),
             false => held + most.peak,

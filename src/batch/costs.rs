@@ -23,18 +23,21 @@ pub struct Costs {
 impl Costs {
     /// Those of clips that are not there yet. One that goes on is counted without its encodings,
     /// but with all its steps.
-    pub fn of<'a>(clips: impl Iterator<Item = (&'a Entry, ClipStatus)>, room: Capacity) -> Self {
+    pub fn of<'a>(
+        clips: impl Iterator<Item = (&'a Entry, ClipStatus)>,
+        capacity: Capacity,
+    ) -> Self {
         let mut costs = Self::default();
         let (mut texts, mut pictures) = (BTreeSet::new(), BTreeSet::new());
         // Clips and the largest weights of each phase, by model.
         let mut models: BTreeMap<_, (usize, BTreeMap<_, u64>)> = BTreeMap::new();
-        for (entry, standing) in clips {
+        for (entry, status) in clips {
             let (model, device) = (Rc::as_ptr(entry.job().checkpoint()), entry.device());
             let kind = format!("{model:?} {} {}", device.dtype, device.dense_above);
             let (count, weights) = models.entry(kind).or_default();
             *count += 1;
             let keys = entry.keys();
-            let encodes = standing == ClipStatus::Missing;
+            let encodes = status == ClipStatus::Missing;
             let (_, negative) = entry.job().token_ids();
             let prompts = [Some(keys.prompt), negative.map(|_| keys.negative)];
             let prompts = prompts.into_iter().flatten();
@@ -57,13 +60,13 @@ impl Costs {
             }
         }
         for (count, weights) in models.into_values() {
-            let passes = count.div_ceil(room.at_once);
+            let passes = count.div_ceil(capacity.at_once);
             costs.passes += passes;
             for ((phase, _), bytes) in weights {
                 let often = match phase {
                     Phase::Text | Phase::Image => false,
                     Phase::Denoising => true,
-                    Phase::Decoding => !room.beside,
+                    Phase::Decoding => !capacity.concurrent,
                 };
                 costs.loaded_bytes += bytes * if often { passes as u64 } else { 1 };
             }

@@ -83,6 +83,11 @@ impl Entry {
         self.job.settings()
     }
 
+    /// Whatever its pixels depend on.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// Where it is computed.
     pub fn device(&self) -> Device {
         self.device
@@ -116,10 +121,18 @@ impl Entry {
     ///
     /// # Errors
     /// When a saved run is damaged, or is of another clip and would be lost.
-    pub fn standing(&self, before: Option<&ClipReport>) -> Result<ClipStatus> {
+    pub fn status(&self, before: Option<&ClipReport>) -> Result<ClipStatus> {
         if self.is_there(before)? {
             return Ok(ClipStatus::UpToDate);
         }
+        self.unfinished()
+    }
+
+    /// What is left to do of a clip that is not there.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn unfinished(&self) -> Result<ClipStatus> {
         let state = state_path(self.output());
         if !state.exists() {
             return Ok(ClipStatus::Missing);

@@ -14,7 +14,7 @@ pub mod sweep;
 pub mod table;
 pub mod template;
 
-pub use capacity::{Capacity, room};
+pub use capacity::{Capacity, capacity};
 pub use costs::Costs;
 pub use entry::{ClipStatus, Entry, bytes};
 pub use run::{BatchOptions, run};

@@ -22,11 +22,11 @@ pub struct BatchOptions<'a> {
     /// The batch's folder.
     pub folder: &'a Path,
     /// What the memory allows.
-    pub room: Capacity,
+    pub capacity: Capacity,
     /// Steps after which a clip's state is saved; `None` saves none.
     pub every: Option<usize>,
-    /// Whether saved runs are replaced instead of gone on from.
-    pub anew: bool,
+    /// Saved runs are replaced instead of resumed.
+    pub fresh: bool,
 }
 
 /// Makes clips, each under the number that events call it by, and told whether it goes on from a
@@ -36,18 +36,18 @@ pub struct BatchOptions<'a> {
 /// When another batch is at work in the folder, MLX fails, or [`Interrupted`](crate::pipeline::Interrupted).
 pub fn run(
     entries: Vec<(usize, Entry, bool)>,
-    terms: BatchOptions<'_>,
+    options: BatchOptions<'_>,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let waiting = terms.folder.join(SHELF);
-    let lock =
-        Lock::take(&waiting).with_context(|| format!("--output-dir {}", terms.folder.display()))?;
+    let waiting = options.folder.join(SHELF);
+    let lock = Lock::take(&waiting)
+        .with_context(|| format!("--output-dir {}", options.folder.display()))?;
     if !lock.is_held() {
-        warn_of_no_locks(terms.folder, progress);
+        warn_of_no_locks(options.folder, progress);
     }
     let mut shelf = EmbeddingStore::at(waiting);
     let mut host = Batch {
-        terms,
+        options,
         identities: HashMap::new(),
         begun: HashMap::new(),
     };
@@ -60,8 +60,8 @@ pub fn run(
         }
         let making = Scheduler {
             clips,
-            at_once: terms.room.at_once,
-            concurrent: terms.room.beside,
+            at_once: options.capacity.at_once,
+            concurrent: options.capacity.concurrent,
             store: &mut shelf,
             observer: &mut host,
         };
@@ -100,7 +100,7 @@ struct StartedClip {
 }
 
 struct Batch<'a> {
-    terms: BatchOptions<'a>,
+    options: BatchOptions<'a>,
     identities: HashMap<usize, Identity>,
     begun: HashMap<usize, StartedClip>,
 }
@@ -114,11 +114,11 @@ impl ClipObserver for Batch<'_> {
         remove_stale(output);
         let path = state_path(output);
         let mut saved = None;
-        if !self.terms.anew && path.exists() {
+        if !self.options.fresh && path.exists() {
             let there = SavedRun::read(&path)?;
             saved = can_resume(&there, identity, true)?.then_some(there);
         }
-        let mut keeper = StateWriter::new(path, self.terms.every, identity.clone());
+        let mut keeper = StateWriter::new(path, self.options.every, identity.clone());
         if let Some(saved) = &saved {
             keeper.found(&saved.path, saved.steps_taken());
             if let Some(warning) = saved.foreign() {

@@ -56,6 +56,18 @@ pub struct Run {
     pub place: Vec<usize>,
 }
 
+impl Run {
+    /// The name of its clip.
+    pub fn clip(&self) -> String {
+        format!("{}.mp4", self.name)
+    }
+
+    /// The name of the file with its outcome.
+    pub fn record(&self) -> String {
+        format!("{}.json", self.name)
+    }
+}
+
 /// All combinations; the last axis changes fastest.
 ///
 /// # Errors

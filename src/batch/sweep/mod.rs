@@ -1,7 +1,7 @@
 //! Clips over all combinations of some settings: what is varied, what each run gave, and all of it
 //! side by side as a table, plots, a sheet and a clip of clips. `docs/sweep.md` explains each.
 //!
-//! The runs themselves are the caller's: a run is settings in, an [`Outcome`] out.
+//! The runs themselves are clips of a batch: a run is settings in, an [`Outcome`] out.
 
 mod axes;
 mod grid;

@@ -113,13 +113,7 @@ impl Outcome {
     ///
     /// # Errors
     /// As [`Metrics::of`].
-    pub fn of(
-        run: &Run,
-        clip: String,
-        identity: Identity,
-        summary: &Summary,
-        report: &Report,
-    ) -> Result<Self> {
+    pub fn of(run: &Run, identity: Identity, summary: &Summary, report: &Report) -> Result<Self> {
         let phases: Vec<PhaseCost> = summary
             .phases
             .iter()
@@ -135,7 +129,7 @@ impl Outcome {
         Ok(Self {
             schema: SCHEMA,
             settings: run.settings.clone(),
-            clip,
+            clip: run.clip(),
             identity,
             fps: summary.settings.fps,
             width: summary.settings.width,

@@ -1,5 +1,7 @@
 //! A sweep's results as a table for people and as CSV.
 
+use anyhow::Result;
+
 use super::{Axis, Done, Outcome};
 
 /// A column of figures: its heading, and its text for an outcome.
@@ -82,43 +84,29 @@ pub(super) fn shortened(value: &str) -> String {
 }
 
 /// Comma-separated values (RFC 4180) with a header; all runs, the last column says why one failed.
-pub fn csv(axes: &[Axis], done: &[Done]) -> String {
+///
+/// # Errors
+/// When a row cannot be written.
+pub fn csv(axes: &[Axis], done: &[Done]) -> Result<String> {
     let flags = axes.iter().map(|axis| axis.flag.as_str());
     let figures = LONG.iter().map(|(heading, _)| *heading);
-    let mut lines = vec![line(flags.chain(figures).chain(["error"]))];
+    let mut rows = ::csv::Writer::from_writer(Vec::new());
+    rows.write_record(flags.chain(figures).chain(["error"]))?;
     for Done { run, result } in done {
         let settings = run.settings.iter().map(|(_, value)| value.clone());
-        let (figures, error) = match result {
-            Ok(outcome) => {
-                let figures = LONG.iter().map(|(_, figure)| figure(outcome)).collect();
-                (figures, String::new())
-            }
-            Err(error) => (vec![String::new(); LONG.len()], error.clone()),
-        };
-        let cells: Vec<String> = settings.chain(figures).chain([error]).collect();
-        lines.push(line(cells.iter().map(String::as_str)));
+        let figures = LONG.iter().map(|(_, figure)| match result {
+            Ok(outcome) => figure(outcome),
+            Err(_) => String::new(),
+        });
+        let error = result.as_ref().err().cloned().unwrap_or_default();
+        rows.write_record(settings.chain(figures).chain([error]))?;
     }
-    lines.concat()
-}
-
-fn line<'a>(cells: impl Iterator<Item = &'a str>) -> String {
-    let quoted = cells.map(|cell| match cell.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", cell.replace('"', "\"\"")),
-        false => cell.to_owned(),
-    });
-    quoted.collect::<Vec<_>>().join(",") + "\n"
+    Ok(String::from_utf8(rows.into_inner()?)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cells_with_commas_quotes_and_lines_are_quoted() {
-        let cells = ["plain", "a, b", "say \"x\"", "two\nlines", ""];
-        let expected = "plain,\"a, b\",\"say \"\"x\"\"\",\"two\nlines\",\n";
-        assert_eq!(line(cells.into_iter()), expected);
-    }
 
     #[test]
     fn long_values_are_shortened_at_characters() {

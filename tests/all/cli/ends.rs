@@ -65,7 +65,7 @@ fn a_run_goes_on_with_the_same_last_picture_only() {
     let ran = run(&mut bench.clip("clip.mp4", &["--last-image", &one]));
     assert!(
         ran.stderr
-            .contains(&format!("going on after step {steps},")),
+            .contains(&format!("resuming after step {steps},")),
         "{}",
         ran.stderr
     );

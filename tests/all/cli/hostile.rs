@@ -393,7 +393,7 @@ fn a_model_that_is_truncated_while_it_is_used_ends_the_run_with_a_message() {
     // Whole again, it goes on.
     let ran = run(&mut bench.clip("clip.mp4", &flags));
     assert!(
-        ran.stderr.contains("going on after step "),
+        ran.stderr.contains("resuming after step "),
         "{}",
         ran.stderr
     );

@@ -183,7 +183,7 @@ fn another_run_is_refused_with_the_difference() {
     let ran = succeed(&mut bench.clip("other.gif", &from));
     assert!(
         ran.stderr
-            .contains(&format!("going on after step {steps},")),
+            .contains(&format!("resuming after step {steps},")),
         "{}",
         ran.stderr
     );
@@ -193,7 +193,7 @@ fn another_run_is_refused_with_the_difference() {
     // And anew, if it is to be.
     let anew = ["--seed", "8", "--resume", "never"];
     let ran = succeed(&mut bench.clip("clip.mp4", &anew));
-    assert!(!ran.stderr.contains("going on"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("resuming"), "{}", ran.stderr);
     bench.assert_only(&["clip.mp4", "other.gif"]);
 }
 

@@ -26,7 +26,7 @@ fn a_signal_lets_the_step_end_and_says_how_to_go_on() {
         );
         let message = last["message"].as_str().unwrap();
         assert!(
-            message.contains("the same command goes on from there"),
+            message.contains("the same command resumes from there"),
             "{message}"
         );
         bench.assert_only(&["clip.mp4.wan-state", "whole.mp4"]);

@@ -23,7 +23,7 @@ const FLAGS: [&str; 8] = [
 
 impl Bench {
     /// A sweep into the folder `made`.
-    fn sweep(&self, more: &[&str]) -> Command {
+    pub fn sweep(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
         command.current_dir(self.path("."));
         command.arg("sweep").args(["--output-dir", "made"]);
@@ -217,7 +217,7 @@ fn a_sweep_that_is_stopped_goes_on() {
     let bench = Bench::new("a");
     let flags = ["--vary", "seed=1,2,3", "--size", "32x32", "--steps", "2"];
     let mut running = Running::start(&mut bench.sweep(&flags));
-    while running.wait_for("run")["run"] != 2 {}
+    running.wait_for("clip_end");
     running.signal("-INT");
     let (code, events) = running.end();
     assert_eq!(code, Some(130), "{events:?}");
@@ -225,6 +225,35 @@ fn a_sweep_that_is_stopped_goes_on() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stderr.contains("it is there already"), "{}", ran.stderr);
     assert_eq!(stdout(&ran).lines().count(), 4);
+}
+
+#[test]
+fn what_is_varied_puts_aside_what_conflicts_with_it_elsewhere() {
+    let bench = Bench::new("a");
+    fs::write(
+        bench.path("config.toml"),
+        "area = 2304\nvae = 'nowhere'\nsteps = 7\n",
+    )
+    .unwrap();
+    let flags = ["--config", "config.toml", "--dry-run", "--json"];
+    let vary = ["--vary", "size=32x32,48x32", "--vary", "steps=1,2"];
+    let mut sweep = bench.sweep(&vary);
+    let ran = run(sweep.args(flags).env("WAN_I2V_AREA", "4096"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let listed: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let runs = listed["runs"].as_array().unwrap().iter();
+    let runs: Vec<_> = runs.map(|run| (&run["width"], &run["passes"])).collect();
+    let [narrow, wide] = [32, 48].map(Value::from);
+    let [two, four] = [2, 4].map(Value::from);
+    assert_eq!(
+        runs,
+        [
+            (&narrow, &two),
+            (&narrow, &four),
+            (&wide, &two),
+            (&wide, &four)
+        ]
+    );
 }
 
 #[test]

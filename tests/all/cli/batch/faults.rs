@@ -36,7 +36,10 @@ fn a_signal_stops_it_and_the_same_command_goes_on() {
             (&"error".into(), &code.into())
         );
         let message = last["message"].as_str().unwrap();
-        assert!(message.contains("the same command goes on"), "{message}");
+        assert!(
+            message.contains("the same command makes the others"),
+            "{message}"
+        );
         assert!(bench.clips().len() < 3);
         let states = names(&bench.path("out"));
         assert!(

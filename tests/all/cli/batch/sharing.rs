@@ -93,6 +93,18 @@ fn networks_are_loaded_and_equal_things_encoded_once() {
 }
 
 #[test]
+fn the_runs_of_a_sweep_share_as_the_clips_of_a_batch_do() {
+    let bench = Bench::new("a");
+    let vary = ["--vary", "steps=3,4", "--vary", "seed=1,2"];
+    let (code, events) = told(bench.sweep(&vary).args(["--size", "32x32"]));
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(loads(&events), [1; 5]);
+    assert_eq!(count(&events, "unit", "phase", "text"), 2);
+    assert_eq!(count(&events, "unit", "phase", "image"), 2);
+    assert_eq!(count(&events, "clip_end", "status", "made"), 4);
+}
+
+#[test]
 fn each_clip_is_that_of_a_single_run() {
     let bench = Bench::new("a");
     let jobs = jobs(&bench);

@@ -1,0 +1,88 @@
+//! `wan-i2v analyze`: what is wrong with a clip, for people and for scripts.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use crate::clip::metadata::Metadata;
+use crate::diagnose::analyze::page::{self, Pictures};
+use crate::diagnose::analyze::{self, Report, Status};
+use crate::media::picture::Picture;
+use crate::media::{Resize, strip};
+use anyhow::Result;
+
+use crate::cli::flags::AnalyzeArgs;
+use crate::cli::ui::{columns, exit_code, print, visible};
+
+impl AnalyzeArgs {
+    /// Prints the verdicts and writes the pages; fails when there is an alarm.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        if let Some(html) = &self.html {
+            page::check(html)?;
+        }
+        if let Some(png) = &self.png {
+            strip::check(png)?;
+        }
+        let picture = self.image.as_deref().map(Picture::open).transpose()?;
+        let resize = self.resize();
+        let report = analyze::file(&self.file, picture.as_ref().map(|p| (p, resize)))?;
+        self.write_pages(&report)?;
+        let text = match self.json {
+            true => serde_json::to_string_pretty(&report)? + "\n",
+            false => self.table(&report),
+        };
+        print(&text)?;
+        Ok(exit_code(!report.alarm))
+    }
+
+    /// As asked for, or as the clip's own record says.
+    fn resize(&self) -> Resize {
+        let recorded = || Some(Metadata::read(&self.file).ok()?.settings.resize);
+        self.resize.or_else(recorded).unwrap_or(Resize::Lanczos)
+    }
+
+    fn write_pages(&self, report: &Report) -> Result<()> {
+        if self.html.is_none() && self.png.is_none() {
+            return Ok(());
+        }
+        let pictures = Pictures::of(&self.file, report)?;
+        let name = self.name();
+        if let Some(path) = &self.html {
+            page::write(path, &page::html(&name, report, &pictures)?)?;
+        }
+        if let Some(path) = &self.png {
+            strip::write_png(path, &page::sheet(&name, report, &pictures)?, None)?;
+        }
+        Ok(())
+    }
+
+    /// The file's own name: a report may go to others.
+    fn name(&self) -> String {
+        let path = self
+            .file
+            .canonicalize()
+            .unwrap_or_else(|_| self.file.clone());
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        visible(&name.to_string_lossy(), " ")
+    }
+
+    /// For people.
+    fn table(&self, report: &Report) -> String {
+        let mut text = format!("{}: {}\n\n", self.name(), report.headline());
+        if self.frames {
+            text += &columns(&report.rows(), |_| true);
+            text.push('\n');
+        }
+        for verdict in &report.verdicts {
+            let (name, found) = (verdict.symptom.name(), verdict.found());
+            let _ = writeln!(text, "{name:<18}{found:<24}{}", verdict.text);
+        }
+        let alarms = report.verdicts.iter().filter(|v| v.status == Status::Alarm);
+        for verdict in alarms {
+            let _ = writeln!(text, "\n{}: likely causes", verdict.symptom.name());
+            for cause in &verdict.causes {
+                let _ = writeln!(text, "  - {cause}");
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,62 @@
+//! `wan-i2v batch`: the clips of a job file, with what they share loaded and encoded once.
+
+mod dry_run;
+mod jobs;
+mod outcome;
+
+use std::process::ExitCode;
+
+use crate::batch::{BatchOptions, table};
+use anyhow::{Context, Result};
+
+use self::jobs::Jobs;
+use self::outcome::Outcome;
+use super::many::{Checked, Folders};
+use crate::cli::config::Layers;
+use crate::cli::flags::{BatchArgs, ResumeFrom};
+use crate::cli::ui::exit_code;
+
+impl BatchArgs {
+    /// Makes the clips, or says what they will cost.
+    ///
+    /// # Errors
+    /// When what is said of all jobs is wrong; what is wrong with one is reported.
+    pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+        let resume = &self.generate.resume;
+        resume.check_for_many()?;
+        let folder = &self.many.output_dir;
+        let jobs = Jobs {
+            layers,
+            file: &self.jobs,
+            folder,
+        };
+        let mut wanted = jobs.clips(table::read(&self.jobs)?)?;
+        jobs::part(&mut wanted);
+
+        let mut folders = Folders::default();
+        folders.make(folder).context("--output-dir")?;
+        // No job has one of its own.
+        self.generate.clip.machine.device()?;
+        let fresh = resume.resume == ResumeFrom::Never;
+        let mut outcome = Outcome::new(&self.jobs, folder, &wanted);
+        (outcome.fresh, outcome.tidies) = (fresh, !self.many.dry_run);
+        let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcome);
+        if self.many.dry_run {
+            folders.remove();
+            return dry_run::show(&checked, &outcome);
+        }
+        let options = BatchOptions {
+            folder,
+            capacity: checked.capacity()?,
+            every: resume.every(),
+            fresh,
+        };
+        Ok(match checked.make(options, &mut outcome)? {
+            None => exit_code(outcome.finish()),
+            Some(code) => {
+                outcome.interrupted(code);
+                ExitCode::from(code)
+            }
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! `wan-i2v convert`: another form of a model.
+
+use std::path::PathBuf;
+
+use crate::weights::convert::{self, Converted, LocalSource};
+use crate::weights::layout::Layout;
+use anyhow::{Context, Result};
+
+use super::resolve::model;
+use crate::cli::flags::ConvertArgs;
+use crate::cli::ui::{Transfer, human_bytes, info};
+
+impl ConvertArgs {
+    /// Converts and prints the target's path.
+    pub(crate) fn run(self) -> Result<PathBuf> {
+        let source = model::local(&self.source, "SRC")?;
+        let layout = Layout::of_path(&source, self.part).context("SRC")?;
+        let mut feed = LocalSource::new(&layout)?;
+        let mut transfer = Transfer::default();
+        let converted = convert::convert(
+            &mut feed,
+            &self.target,
+            &self.bits.options(self.shard_size),
+            &mut |event| transfer.show(&event),
+        )?;
+        transfer.finish();
+        report(&converted);
+        Ok(self.target)
+    }
+}
+
+/// Reports what a conversion has made.
+pub(crate) fn report(converted: &Converted) {
+    for (part, error) in &converted.parts {
+        info!(
+            "{part}: largest relative error of a tensor {:.3}%",
+            100.0 * error
+        );
+    }
+    info!("{} written and read back", human_bytes(converted.bytes));
+}

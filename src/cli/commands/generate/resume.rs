@@ -1,0 +1,202 @@
+//! Which saved run to resume from, and where this one's is kept.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::clip::Identity;
+use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
+use anyhow::{Context, Result, ensure};
+
+use crate::cli::commands::resolve::Open;
+use crate::cli::flags::{ResumeArgs, ResumeFrom};
+use crate::cli::ui::{Style, event, info, stderr, style};
+
+/// A run that may begin.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// Keeps its state.
+    pub(crate) keeper: StateWriter,
+    /// The saved run that it resumes from.
+    pub(crate) from: Option<SavedRun>,
+    /// Where the clip goes.
+    pub(crate) output: PathBuf,
+    /// The right to write the clip and the state.
+    _locks: Vec<Lock>,
+    resume: ResumeFrom,
+    saves: bool,
+}
+
+impl ResumeArgs {
+    /// Takes the right to write the output, and finds the saved run to resume from. Where the user has left
+    /// the seed open, that of the saved run is taken.
+    ///
+    /// # Errors
+    /// When another run writes the output, or the saved run is damaged or another.
+    pub(crate) fn start(self, output: &Path, identity: &Identity, open: &Open) -> Result<Start> {
+        let mut output = output.to_owned();
+        let (mut identity, mut found) = (identity.clone(), None);
+        let every = self.every();
+        if let ResumeFrom::File(path) = &self.resume {
+            found = Some(SavedRun::read(path).context("--resume")?);
+        } else if self.resume == ResumeFrom::Auto
+            && self.checkpoint.is_none()
+            && open.stem.is_some()
+            && open.seed
+        {
+            found = newest(open, &identity);
+        }
+        // The name goes with the seed.
+        if let Some(saved) = &found {
+            take_seed(&mut identity, saved, open);
+            let named = saved.identity.seed().filter(|_| open.seed);
+            output = named.and_then(|seed| open.output(seed)).unwrap_or(output);
+        }
+
+        let mut locks = vec![lock(&output)?];
+        crate::media::clip::remove_stale(&output);
+        let usual = state_path(&output);
+        let path = self.checkpoint.unwrap_or_else(|| usual.clone());
+        if path != usual {
+            locks.push(lock(&path).context("--checkpoint")?);
+            ensure!(
+                file::may_replace(&path),
+                "--checkpoint {}: this file is no saved run and would be replaced\nhint: choose another name",
+                path.display()
+            );
+        }
+        if self.resume != ResumeFrom::Never && path.exists() {
+            let there = SavedRun::read(&path)?;
+            let mut seeded = identity.clone();
+            if found.is_none() {
+                take_seed(&mut seeded, &there, open);
+            }
+            let same = can_resume(&there, &seeded, found.is_none())?;
+            if same && found.is_none() {
+                (identity, found) = (seeded, Some(there));
+            }
+        }
+        if let Some(saved) = &found {
+            can_resume(saved, &identity, false)?;
+        }
+
+        let mut keeper = StateWriter::new(path, every, identity);
+        if let Some(saved) = &found {
+            keeper.found(&saved.path, saved.steps_taken());
+        }
+        Ok(Start {
+            keeper,
+            from: found,
+            output,
+            _locks: locks,
+            resume: self.resume,
+            saves: every.is_some(),
+        })
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock> {
+    let lock = Lock::take(path)?;
+    if !lock.is_held() {
+        stderr::warning(&format!(
+            "the file system of {} has no locks; see to it that no other run writes there",
+            path.display()
+        ));
+    }
+    Ok(lock)
+}
+
+fn take_seed(identity: &mut Identity, saved: &SavedRun, open: &Open) {
+    if let Some(seed) = saved.identity.seed()
+        && open.seed
+    {
+        identity.set_seed(seed);
+    }
+}
+
+/// The newest saved run in the current folder that differs in nothing but the seed, and that nobody
+/// is working on.
+fn newest(open: &Open, identity: &Identity) -> Option<SavedRun> {
+    let stem = open.stem.as_ref()?.to_string_lossy().into_owned();
+    let seed_of = |name: &str| {
+        let rest = name.strip_prefix(&stem)?.strip_prefix('-')?;
+        let seed = rest.strip_suffix(&format!(".mp4.{EXTENSION}"))?;
+        seed.parse::<u64>().ok()
+    };
+    let mut found: Vec<(SystemTime, PathBuf, PathBuf)> = fs::read_dir(".")
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let seed = seed_of(&entry.file_name().to_string_lossy())?;
+            let time = entry.metadata().and_then(|meta| meta.modified()).ok()?;
+            Some((time, PathBuf::from(entry.file_name()), open.output(seed)?))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().find_map(|(_, state, output)| {
+        let _free = Lock::take(&output).ok()?;
+        let saved = SavedRun::read(&state).ok()?;
+        let mut seeded = identity.clone();
+        take_seed(&mut seeded, &saved, open);
+        saved
+            .identity
+            .differences(&seeded)
+            .is_empty()
+            .then_some(saved)
+    })
+}
+
+impl Start {
+    /// The seed of the run that it resumes from.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        self.from.as_ref()?.identity.seed()
+    }
+
+    /// Reports what it resumes from.
+    pub(crate) fn report(&self, dumps: bool) {
+        let Some(saved) = &self.from else {
+            return;
+        };
+        let step = saved.steps_taken();
+        if style() == Style::Json {
+            let path = saved.path.to_string_lossy();
+            event("resume", serde_json::json!({ "path": path, "step": step }));
+        } else {
+            info!(
+                "resuming after step {step}, saved in {}",
+                saved.path.display()
+            );
+        }
+        if let Some(warning) = saved.foreign() {
+            stderr::warning(&warning);
+        }
+        if dumps {
+            stderr::warning(
+                "--dump: what the saved run has computed already is not computed, and not written, \
+                 again",
+            );
+        }
+    }
+
+    /// How to resume after the run has ended early.
+    pub(crate) fn hint(&self) -> String {
+        match self.keeper.latest() {
+            Some((path, step)) => {
+                let usual = self.resume == ResumeFrom::Auto && path == self.keeper.path();
+                let with = if usual {
+                    String::new()
+                } else {
+                    format!(" with --resume {}", path.display())
+                };
+                format!(
+                    "hint: the state after step {step} is in {}; the same command{with} resumes from there",
+                    path.display()
+                )
+            }
+            None if self.saves => {
+                "hint: nothing was saved yet; the same command starts from scratch".to_owned()
+            }
+            None => "hint: nothing was saved (--no-checkpoint)".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What `batch` and `sweep` have in common: clips that are all checked first, then made together.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
+use crate::clip::Model;
+use crate::pipeline::plan::{Budget, Rates};
+use crate::pipeline::{InputCache, Interrupted, Progress};
+use crate::runtime;
+use crate::tiny;
+use anyhow::{Context, Result};
+
+use super::preview::{self, Screen};
+use super::resolve::{self, Resolved};
+use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
+use crate::cli::ui::report::Many;
+use crate::cli::ui::{Listener, Stoppable, info, stderr};
+
+/// A clip to be made.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Where it is written, for errors.
+    pub(super) place: String,
+    /// Its name.
+    pub(super) name: Option<String>,
+    /// The seed.
+    pub(super) seed: Option<u64>,
+    /// Its flags; or why there are none.
+    pub(super) args: Result<Box<GenerateArgs>>,
+}
+
+/// A clip that can be made.
+pub(super) struct Ready {
+    pub(super) entry: Entry,
+    pub(super) status: ClipStatus,
+    budget: Budget,
+    preview: Option<(PreviewArgs, Screen)>,
+    is_tiny: bool,
+}
+
+/// Orders clips, by their numbers, and receives the events of the run.
+pub(super) trait Client: Progress {
+    /// What is left to do of a clip that can be made.
+    ///
+    /// # Errors
+    /// Why it cannot be made after all.
+    fn status(&mut self, number: usize, entry: &Entry) -> Result<ClipStatus>;
+
+    /// A clip cannot be made.
+    fn fail(&mut self, number: usize, error: &str);
+
+    /// All is checked, and the clips are about to be made.
+    fn begin(&mut self, capacity: Capacity);
+
+    /// Reports on the clips.
+    fn reporter(&self) -> &Many;
+}
+
+/// Clips that were checked.
+pub(super) struct Checked {
+    /// Those that can be made, by number.
+    pub(super) ready: Vec<(usize, Ready)>,
+    /// The machine's rates, where times are forecast.
+    pub(super) rates: Option<Rates>,
+    at_once: Option<usize>,
+}
+
+impl Checked {
+    /// Checks all that can be checked before a model is loaded; with `--dry-run` forecasts times.
+    pub(super) fn new(
+        wanted: Vec<Wanted>,
+        many: &ManyArgs,
+        folders: &mut Folders,
+        client: &mut dyn Client,
+    ) -> Self {
+        let mut inputs = InputCache::default();
+        let mut checked = Self {
+            ready: Vec::new(),
+            rates: None,
+            at_once: many.jobs_at_once.map(NonZeroUsize::get),
+        };
+        for (number, clip) in wanted.into_iter().enumerate() {
+            let place = clip.place;
+            let args = clip.args;
+            let prepared = args
+                .and_then(|args| checked.prepare(args, many.dry_run, &mut inputs, folders))
+                .map_err(|error| match error.to_string().starts_with(&place) {
+                    true => error,
+                    false => error.context(place),
+                });
+            let stands = prepared.and_then(|mut clip| {
+                clip.status = client.status(number, &clip.entry)?;
+                Ok(clip)
+            });
+            match stands {
+                Ok(clip) => checked.ready.push((number, clip)),
+                Err(error) => client.fail(number, &format!("{error:#}")),
+            }
+        }
+        checked
+    }
+
+    fn prepare(
+        &mut self,
+        args: Box<GenerateArgs>,
+        forecasts: bool,
+        inputs: &mut InputCache,
+        folders: &mut Folders,
+    ) -> Result<Ready> {
+        for path in args.written() {
+            folders.make(path.parent().unwrap_or(Path::new("")))?;
+        }
+        let Resolved {
+            request,
+            machine,
+            preview,
+            ..
+        } = resolve::clip(args.clip, args.output)?;
+        let screen = Screen::of(&preview, &request)?;
+        let device = machine.device()?;
+        let budget = machine.budget(device);
+        if forecasts && self.rates.is_none() {
+            self.rates = Some(Rates::of_machine(device, false)?);
+        }
+        Ok(Ready {
+            is_tiny: request.model == Model::Tiny,
+            entry: Entry::prepare(request, device, budget, self.rates.as_ref(), inputs)?,
+            status: ClipStatus::Missing,
+            budget,
+            preview: screen.map(|screen| (preview, screen)),
+        })
+    }
+
+    /// Those that are not there yet.
+    pub(super) fn todo(&self) -> impl Iterator<Item = &Ready> + Clone {
+        let ready = self.ready.iter().map(|(_, clip)| clip);
+        ready.filter(|clip| clip.status != ClipStatus::UpToDate)
+    }
+
+    /// The smallest memory that one of them may take.
+    pub(super) fn budget(&self) -> Option<Budget> {
+        let budgets = self.ready.iter().map(|(_, clip)| clip.budget);
+        budgets.min_by_key(|budget| budget.bytes)
+    }
+
+    /// How many can be in flight at once.
+    ///
+    /// # Errors
+    /// When more are asked for than fit.
+    pub(super) fn capacity(&self) -> Result<Capacity> {
+        let budget = self.budget().unwrap_or(Budget {
+            bytes: u64::MAX,
+            asked: false,
+        });
+        batch::capacity(self.todo().map(|clip| &clip.entry), self.at_once, budget)
+    }
+
+    /// What is left to be computed and loaded.
+    pub(super) fn costs(&self, capacity: Capacity) -> Costs {
+        Costs::of(self.todo().map(|clip| (&clip.entry, clip.status)), capacity)
+    }
+
+    /// Makes them; returns the exit code of a signal that has ended it.
+    ///
+    /// # Errors
+    /// As [`batch::run`].
+    pub(super) fn make(
+        self,
+        options: BatchOptions<'_>,
+        client: &mut dyn Client,
+    ) -> Result<Option<u8>> {
+        let budgets = self.ready.iter().map(|(_, clip)| clip.budget.bytes);
+        if let Some(bytes) = budgets.max() {
+            runtime::limit_memory(bytes)?;
+        }
+        client.begin(options.capacity);
+        if let Some((_, clip)) = self.ready.first() {
+            stderr::warn_of_shortage(clip.entry.device(), options.capacity.peak_bytes);
+        }
+        if self.ready.iter().any(|(_, clip)| clip.is_tiny) {
+            info!("{}", tiny::NOTICE);
+        }
+        let mut clips = Vec::new();
+        for (number, mut clip) in self.ready {
+            let saved = match clip.status {
+                ClipStatus::UpToDate => continue,
+                ClipStatus::Resumable(_) => true,
+                ClipStatus::Missing => false,
+            };
+            for warning in clip.entry.job().warnings() {
+                stderr::warning(&format!("{}{warning}", client.reporter().label(number)));
+            }
+            let console = client.reporter().console.clone();
+            if let Some((args, screen)) = clip.preview
+                && let Err(error) = preview::attach(&args, clip.entry.job_mut(), screen, console)
+            {
+                client.fail(number, &format!("{error:#}"));
+                continue;
+            }
+            clips.push((number, clip.entry, saved));
+        }
+        let listener = Listener::start()?;
+        let mut progress = Stoppable {
+            inner: client,
+            listener: &listener,
+        };
+        match batch::run(clips, options, &mut progress) {
+            Ok(()) => Ok(None),
+            Err(error) if error.is::<Interrupted>() => Ok(Some(listener.exit_code().unwrap_or(1))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Folders that were made for clips.
+#[derive(Debug, Default)]
+pub(super) struct Folders(Vec<PathBuf>);
+
+impl Folders {
+    /// Makes a folder, and those that it is in.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn make(&mut self, folder: &Path) -> Result<()> {
+        let missing: Vec<_> = folder
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+            .map(Path::to_owned)
+            .collect();
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        self.0.extend(missing.into_iter().rev());
+        Ok(())
+    }
+
+    /// Removes those that are empty.
+    pub(super) fn remove(self) {
+        for folder in self.0.into_iter().rev() {
+            // What has something in it stays.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The commands: a file or a folder for each.
+
+mod analyze;
+mod batch;
+mod compare;
+mod convert;
+mod doctor;
+mod generate;
+mod inspect;
+mod many;
+mod plan;
+mod preview;
+mod pull;
+mod resolve;
+mod shell;
+mod show;
+mod sweep;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::config::Layers;
+use super::flags::{Cli, Command};
+use super::ui::{bus, exit_code, print_path};
+
+/// Does what the command line says; `layers` are its settings by the places where they are made.
+pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
+    bus::explain().context("cannot listen for signals")?;
+    match (cli.command, cli.generate) {
+        (Some(Command::Inspect(args)), _) => args.run().map(exit_code),
+        (Some(Command::Convert(args)), _) => print_path(&args.run()?),
+        (Some(Command::Pull(args)), _) => print_path(&args.run()?),
+        (Some(Command::Plan(args)), _) => args.run(),
+        (Some(Command::Analyze(args)), _) => args.run(),
+        (Some(Command::Compare(args)), _) => args.run(),
+        (Some(Command::Batch(args)), _) => args.run(layers),
+        (Some(Command::Doctor(args)), _) => args.run(),
+        (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
+        (Some(Command::Sweep(args)), _) => args.run(layers),
+        (None, args) => args.run(),
+    }
+}

@@ -1,0 +1,277 @@
+//! `wan-i2v plan`: a forecast for people and for scripts.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::clip::{Request, Settings, Size};
+use crate::media::picture::Picture;
+use crate::model::vae::{SPATIAL_STRIDE, Tiling};
+use crate::pipeline::plan::{Budget, Clip, Forecast, Inputs, Rates, Settled, refusal, settle};
+use crate::pipeline::tokenize;
+use crate::runtime::Device;
+use crate::weights::quantize::Bits;
+use crate::weights::{Checkpoint, LoadBits};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use super::resolve;
+use crate::cli::flags::PlanArgs;
+use crate::cli::ui::{columns, exit_code, human_bytes, human_time, info, print};
+
+/// Tokens of a prompt when none is given.
+const PROMPT_TOKENS: usize = 64;
+/// The picture's size when none is given.
+const PICTURE: (usize, usize) = (832, 480);
+/// The table's sizes: their names and pixels.
+const AREAS: [(&str, u64); 2] = [("480p", 832 * 480), ("720p", 1280 * 720)];
+/// The table's frames and steps.
+const FRAMES: [u32; 2] = [33, 81];
+const STEPS: [u32; 2] = [20, 40];
+
+impl PlanArgs {
+    /// Prints the forecast; fails when the clip does not fit.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let (as_json, fresh) = (self.json, self.measure);
+        let device = self.machine.device()?;
+        let budget = self.machine.budget(device);
+        let request = resolve::plan(self)?;
+        let checkpoint = request.model.open(request.bits)?;
+        let picture = match request.image.as_os_str().is_empty() {
+            true => PICTURE,
+            false => size_of(&request.image)?,
+        };
+        if let Some(last) = &request.last_image {
+            Picture::open(last).context("--last-image")?;
+        }
+        let settings = request.resolve(&checkpoint, picture)?;
+        let inputs = inputs(&checkpoint, &request, &settings)?;
+        let clip = Clip {
+            request: &request,
+            checkpoint: &checkpoint,
+            picture,
+            settings: &settings,
+            inputs,
+        };
+        let rates = Rates::of_machine(device, fresh)?;
+        let settled = settle(clip, device, budget, Some(&rates))?;
+        let refusal = (!settled.fits).then(|| refusal(clip, device, budget, &settled.forecast));
+        let ways = Ways::of(&settled, &checkpoint, &settings);
+        let text = if as_json {
+            let report = json!({
+                "width": settings.width,
+                "height": settings.height,
+                "frames": settings.frames,
+                "steps": settings.steps,
+                "device": device.kind.to_string(),
+                "precision": device.dtype.to_string(),
+                "rates": rates,
+                "memory_budget": budget.bytes,
+                "fits": settled.fits,
+                "refusal": refusal,
+                "computed": ways,
+                "forecast": settled.forecast,
+            });
+            serde_json::to_string_pretty(&report)? + "\n"
+        } else {
+            let mut text = phases(&settled.forecast, &settings, &rates);
+            let _ = writeln!(text, "\n{}", ways.describe(budget));
+            // A model that knows one size only has nothing to choose.
+            if checkpoint.settings.size.is_none() {
+                text += &choices(clip, device, budget, &rates)?;
+            }
+            text
+        };
+        print(&text)?;
+        if let Some(refusal) = &refusal
+            && !as_json
+        {
+            info!("error: {refusal}");
+        }
+        Ok(exit_code(settled.fits))
+    }
+}
+
+/// How a clip is computed.
+#[derive(Debug, Serialize)]
+struct Ways {
+    /// Whether both guidance passes run as one.
+    joint_guidance: bool,
+    /// Tokens that a block computes at once, when not all.
+    chunk_tokens: Option<i32>,
+    /// Tiles of a frame and their latent rows and columns, when there are several.
+    encoding_tiles: Option<(usize, [i32; 2])>,
+    decoding_tiles: Option<(usize, [i32; 2])>,
+}
+
+impl Ways {
+    fn of(settled: &Settled, checkpoint: &Checkpoint, settings: &Settings) -> Self {
+        let memory = &settled.memory;
+        let grid = settings.latent_grid();
+        let tokens = checkpoint.high.tokens(grid);
+        let tiles = |tiling: Option<Tiling>| {
+            tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
+        };
+        Self {
+            joint_guidance: settings.guide_scale.needs_negative() && memory.joint_passes,
+            chunk_tokens: (tokens > memory.chunk_rows).then_some(memory.chunk_rows),
+            encoding_tiles: tiles(memory.encode_tiling),
+            decoding_tiles: tiles(memory.decode_tiling),
+        }
+    }
+
+    fn describe(&self, budget: Budget) -> String {
+        let tiles = |tiles: Option<(usize, [i32; 2])>| match tiles {
+            Some((count, [rows, columns])) => {
+                let (width, height) = (columns * SPATIAL_STRIDE, rows * SPATIAL_STRIDE);
+                format!("in {count} tiles of {width} x {height} pixels")
+            }
+            None => "in whole frames".into(),
+        };
+        format!(
+            "within {} ({}): guidance in {}, tokens {}, image {}, decoding {}",
+            human_bytes(budget.bytes),
+            match budget.asked {
+                true => "--memory-budget",
+                false => "what a run may take on this machine",
+            },
+            match self.joint_guidance {
+                true => "one batch",
+                false => "separate passes",
+            },
+            match self.chunk_tokens {
+                Some(rows) => format!("{rows} at a time"),
+                None => "all at once".into(),
+            },
+            tiles(self.encoding_tiles),
+            tiles(self.decoding_tiles),
+        )
+    }
+}
+
+fn size_of(image: &Path) -> Result<(usize, usize)> {
+    let picture = Picture::open(image).context("--image")?;
+    Ok((picture.width(), picture.height()))
+}
+
+/// Sizes of the inputs, of the real prompts where the model has a tokenizer.
+fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Result<Inputs> {
+    let last_image = request.last_image.is_some();
+    let ids = match tokenize(checkpoint, &request.prompt, settings) {
+        Ok(ids) => ids,
+        Err(error) => {
+            info!("note: prompts are taken to have {PROMPT_TOKENS} tokens: {error:#}");
+            return Ok(Inputs {
+                prompt: PROMPT_TOKENS,
+                negative: settings
+                    .guide_scale
+                    .needs_negative()
+                    .then_some(PROMPT_TOKENS),
+                last_image,
+            });
+        }
+    };
+    Ok(Inputs {
+        prompt: match request.prompt.is_empty() {
+            true => PROMPT_TOKENS,
+            false => ids.prompt.ids.len(),
+        },
+        negative: ids.negative.map(|ids| ids.ids.len()),
+        last_image,
+    })
+}
+
+fn phases(made: &Forecast, settings: &Settings, rates: &Rates) -> String {
+    let heading = ["phase", "operations", "weights", "peak memory", "time"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(made.phases.iter().map(|phase| {
+        vec![
+            phase.name(),
+            flops(phase.operations.total()),
+            human_bytes(phase.weight_bytes),
+            human_bytes(phase.peak_bytes),
+            seconds(phase.seconds),
+        ]
+    }));
+    let total = made.phases.iter().map(|p| p.operations.total()).sum();
+    let (peak, time) = (human_bytes(made.peak_bytes), seconds(made.seconds));
+    rows.push(vec![
+        "in all".into(),
+        flops(total),
+        String::new(),
+        peak,
+        time,
+    ]);
+    format!(
+        "{} x {} pixels, {} frames, {} steps, {} passes; {}\n\n{}",
+        settings.width,
+        settings.height,
+        settings.frames,
+        settings.steps,
+        made.passes,
+        rates.machine,
+        columns(&rows, |column| column > 0)
+    )
+}
+
+/// Peak memory and time over sizes, frames, bits and steps.
+fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Result<String> {
+    let heading = ["size", "frames", "bits", "peak memory"].map(str::to_owned);
+    let steps = STEPS.map(|steps| format!("{steps} steps"));
+    let mut rows = vec![[&heading[..], &steps].concat()];
+    let mut models = vec![("as is".to_owned(), None)];
+    for bits in [Bits::Eight, Bits::Four] {
+        // What is quantized already cannot be quantized again.
+        if let Ok(checkpoint) = clip.request.model.open(LoadBits::all(bits)) {
+            models.push((bits.to_string(), Some(checkpoint)));
+        }
+    }
+    for (name, area) in AREAS {
+        for frames in FRAMES {
+            for (bits, checkpoint) in &models {
+                let checkpoint = checkpoint.as_ref().unwrap_or(clip.checkpoint);
+                let mut row = vec![name.to_owned(), frames.to_string(), bits.clone()];
+                for (i, steps) in STEPS.into_iter().enumerate() {
+                    let mut request = clip.request.clone();
+                    request.options.size = Some(Size::Area(area));
+                    request.options.frames = Some(frames);
+                    request.options.steps = Some(steps);
+                    let settings = request.resolve(checkpoint, clip.picture)?;
+                    let clip = Clip {
+                        request: &request,
+                        checkpoint,
+                        settings: &settings,
+                        ..clip
+                    };
+                    let settled = settle(clip, device, budget, Some(rates))?;
+                    let made = &settled.forecast;
+                    if i == 0 {
+                        row.push(human_bytes(made.peak_bytes));
+                    }
+                    row.push(match settled.fits {
+                        true => seconds(made.seconds),
+                        false => "does not fit".into(),
+                    });
+                }
+                rows.push(row);
+            }
+        }
+    }
+    Ok(format!("\n{}", columns(&rows, |column| column > 0)))
+}
+
+fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or("?".into(), human_time)
+}
+
+/// Operations for people: `12.3 G`, `1.80 P`.
+fn flops(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        0.0..1e9 => format!("{:.1} MFLOP", count / 1e6),
+        1e9..1e12 => format!("{:.1} GFLOP", count / 1e9),
+        1e12..1e15 => format!("{:.2} TFLOP", count / 1e12),
+        _ => format!("{:.2} PFLOP", count / 1e15),
+    }
+}

@@ -1,0 +1,155 @@
+//! `--preview`: pictures of a clip that is still being denoised, in a file or in the terminal.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use crate::clip::Request;
+use crate::media::preview::{self, LatentRgb};
+use crate::pipeline::{Job, Observer};
+use anyhow::{Context, Result, ensure};
+use indicatif::MultiProgress;
+use mlx_rs::Array;
+
+use crate::cli::flags::PreviewArgs;
+use crate::cli::ui::{Protocol, Style, stderr, style};
+
+/// Pictures in the terminal; more do not fit side by side.
+const SHOWN: u32 = 5;
+
+/// Where previews go, checked.
+#[derive(Debug)]
+pub(crate) enum Screen {
+    File(PathBuf),
+    Terminal(Protocol),
+}
+
+impl Screen {
+    /// Where previews go, if there shall be any.
+    ///
+    /// # Errors
+    /// When the file cannot be written or would replace another one of the run, or the terminal
+    /// shows no pictures.
+    pub(crate) fn of(args: &PreviewArgs, request: &Request) -> Result<Option<Self>> {
+        let Some(path) = args.preview.as_deref() else {
+            return Ok(None);
+        };
+        if path == Path::new("-") {
+            let protocol = Protocol::of(|name| std::env::var(name).ok()).context("--preview -")?;
+            ensure!(
+                std::io::stderr().is_terminal(),
+                "--preview -: stderr is not a terminal; give a file, such as --preview preview.png"
+            );
+            ensure!(
+                style() != Style::Json,
+                "--preview - shows pictures where --progress json has lines of JSON; give a file"
+            );
+            return Ok(Some(Screen::Terminal(protocol)));
+        }
+        preview::check(path).context("--preview")?;
+        request.check_spares_others("--preview", path)?;
+        Ok(Some(Screen::File(path.to_owned())))
+    }
+}
+
+/// Shows previews of `job` there, without disturbing what `console` shows.
+///
+/// # Errors
+/// When the model names no colours for its latents.
+pub(crate) fn attach(
+    args: &PreviewArgs,
+    job: &mut Job,
+    screen: Screen,
+    console: MultiProgress,
+) -> Result<()> {
+    let observer = Previews {
+        map: job.latent_rgb()?.clone(),
+        every: args.preview_every as usize,
+        fps: job.settings().fps,
+        screen: Some(screen),
+        rows: 0,
+        console,
+    };
+    job.observe(Box::new(observer));
+    Ok(())
+}
+
+/// Turns estimates into pictures and puts them where they are to be seen.
+#[derive(Debug)]
+struct Previews {
+    map: LatentRgb,
+    every: usize,
+    fps: f64,
+    /// `None` after a failure, which is reported once and does not end the run.
+    screen: Option<Screen>,
+    /// Lines that the last picture in the terminal takes.
+    rows: u32,
+    console: MultiProgress,
+}
+
+impl Observer for Previews {
+    fn wants(&self, index: usize, steps: usize) -> bool {
+        self.screen.is_some() && ((index + 1).is_multiple_of(self.every) || index + 1 == steps)
+    }
+
+    fn estimate(&mut self, clean: &Array) {
+        if let Err(error) = self.show(clean) {
+            self.screen = None;
+            let text = format!("--preview: {error:#}; the run continues without");
+            self.console.suspend(|| stderr::warning(&text));
+        }
+    }
+}
+
+impl Previews {
+    fn show(&mut self, clean: &Array) -> Result<()> {
+        let pictures = self.map.pictures(clean)?;
+        match &self.screen {
+            Some(Screen::File(path)) => preview::write(path, &pictures, self.fps),
+            Some(Screen::Terminal(protocol)) => {
+                let page = preview::page(&pictures, SHOWN);
+                let (text, rows) = protocol.draw(&page, self.rows)?;
+                self.rows = rows;
+                self.console
+                    .suspend(|| std::io::stderr().write_all(&text))
+                    .context("cannot write to the terminal")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn previews(every: usize, screen: Option<Screen>) -> Previews {
+        Previews {
+            map: LatentRgb::default(),
+            every,
+            fps: 16.0,
+            screen,
+            rows: 0,
+            console: MultiProgress::new(),
+        }
+    }
+
+    #[test]
+    fn every_nth_step_and_the_last_one_are_shown() {
+        let shown = |every| -> Vec<usize> {
+            let previews = previews(every, Some(Screen::File("x.png".into())));
+            (0..7).filter(|&index| previews.wants(index, 7)).collect()
+        };
+        assert_eq!(shown(1), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(shown(3), [2, 5, 6]);
+        assert_eq!(shown(100), [6]);
+    }
+
+    #[test]
+    fn a_failure_ends_the_previews_and_not_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gone/preview.png");
+        let mut previews = previews(1, Some(Screen::File(path)));
+        previews.estimate(&Array::from_slice(&[0.0_f32; 16], &[16, 1, 1, 1]));
+        assert!(!previews.wants(0, 7));
+    }
+}

@@ -1,0 +1,67 @@
+//! `wan-i2v pull`: a model from the hub.
+
+use std::path::PathBuf;
+
+use crate::hub::pull::{self, HubSource};
+use crate::hub::{Hub, RepoId, free_disk};
+use crate::weights::convert::{self as weights, Finished};
+use anyhow::{Context, Result, ensure};
+
+use super::convert;
+use super::resolve::model;
+use crate::cli::flags::PullArgs;
+use crate::cli::ui::{Transfer, human_bytes, info};
+
+impl PullArgs {
+    /// Fetches and prints the folder's path.
+    pub(crate) fn run(self) -> Result<PathBuf> {
+        let repo: RepoId = self.id.parse()?;
+        let hub = Hub::from_env()?;
+        let options = self.bits.options(self.shard_size);
+        let Some(target) = self.output else {
+            ensure!(
+                options.high.or(options.low).or(options.text).is_none(),
+                "--bits converts while pulling; say where to with --output DIR"
+            );
+            return model::pull(&hub, &repo, &self.files);
+        };
+        let finished = Finished::at(&target, &options).context("--output")?;
+        let (listing, selection) = pull::select(&hub, &repo, &self.files)?;
+        if let Some(finished) = finished {
+            let source = HubSource::source(&repo, &listing.commit, &selection);
+            finished.check(&source).context("--output")?;
+            info!("{}: is there already, and complete", target.display());
+            return Ok(target);
+        }
+        for missing in &selection.missing {
+            info!("note: {repo} has no {missing}");
+        }
+        let reserved = weights::Reserved::new(&target).context("--output")?;
+        let folder = weights::source_folder(&target);
+        let mut feed = HubSource::new(&hub, &repo, &listing.commit, &selection, &folder)?;
+        let (needs, free) = (feed.disk_bytes(&options)?, free_disk(&target)?);
+        let there = weights::unfinished_bytes(&target);
+        info!(
+            "{repo}: {} to fetch, {} not needed; takes about {} of disk, {} are free",
+            human_bytes(selection.bytes()),
+            human_bytes(selection.skipped_bytes),
+            human_bytes(needs),
+            human_bytes(free)
+        );
+        ensure!(
+            needs <= free.saturating_add(there),
+            "--output {}: about {} are needed there and {} are free; make room or choose another \
+             disk",
+            target.display(),
+            human_bytes(needs),
+            human_bytes(free)
+        );
+        let mut transfer = Transfer::of_pull();
+        let converted = weights::convert_into(reserved, &mut feed, &options, &mut |event| {
+            transfer.show(&event);
+        })?;
+        transfer.finish();
+        convert::report(&converted);
+        Ok(target)
+    }
+}

@@ -1,0 +1,53 @@
+//! Files to install next to the program: completions of its command line, and man pages.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+
+use crate::cli::flags::{Cli, CompletionsArgs, ManArgs};
+use crate::cli::ui::print;
+
+impl CompletionsArgs {
+    /// Prints them.
+    pub(crate) fn run(self) -> Result<()> {
+        let mut text = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "wan-i2v", &mut text);
+        print(&String::from_utf8(text)?)
+    }
+}
+
+impl ManArgs {
+    /// Writes them.
+    pub(crate) fn run(self) -> Result<()> {
+        // The long version is of this machine.
+        let mut root = Cli::command().disable_help_subcommand(true);
+        root = root.long_version(None);
+        root.build();
+        match self.folder {
+            None => print(&String::from_utf8(page(root)?)?),
+            Some(folder) => write(root, &folder)
+                .with_context(|| format!("cannot write man pages into {}", folder.display())),
+        }
+    }
+}
+
+fn write(root: Command, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let commands: Vec<Command> = root.get_subcommands().cloned().collect();
+    for command in [root].into_iter().chain(commands) {
+        let name = command.get_display_name().unwrap_or(command.get_name());
+        let path = folder.join(format!("{name}.1"));
+        fs::write(&path, page(command)?)?;
+        print(&format!("{}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+fn page(command: Command) -> Result<Vec<u8>> {
+    let mut page = Vec::new();
+    Man::new(command).render(&mut page)?;
+    Ok(page)
+}

@@ -1,0 +1,230 @@
+//! `wan-i2v show`: how a clip was made, for people and for programs.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::clip::metadata::Metadata;
+use crate::weights::PartName;
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::flags::{PromptSource, ShowArgs};
+use crate::cli::ui::{is_unseen, print, visible};
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    record: Metadata,
+    /// Words of the command, not quoted.
+    command: Vec<String>,
+}
+
+impl ShowArgs {
+    /// Prints it.
+    pub(crate) fn run(self) -> Result<()> {
+        let record = Metadata::read(&self.file)?;
+        let command = command(&record, &again(&self.file));
+        if self.json {
+            let report = Report { record, command };
+            return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+        }
+        print(&table(&record, &command))
+    }
+}
+
+/// The record and the command for people.
+fn table(record: &Metadata, command: &[String]) -> String {
+    let model = &record.model;
+    let clip = &record.settings;
+    let (guide, interval) = (clip.guide_scale, clip.guide_interval);
+    let mut rows = vec![
+        (
+            "software",
+            format!("{}, MLX {}", record.software, record.mlx),
+        ),
+        ("prompt", record.prompt.clone()),
+        ("negative", record.settings.negative_prompt.clone()),
+        ("picture", record.image.name.clone()),
+        ("", format!("SHA-256 {}", record.image.sha256)),
+    ];
+    if let Some(last) = &record.last_image {
+        rows.push(("last", last.name.clone()));
+        rows.push(("", format!("SHA-256 {}", last.sha256)));
+    }
+    rows.push(("model", model.name.clone()));
+    for (flag, name) in &model.parts {
+        rows.push(("", format!("{flag} {name}")));
+    }
+    for (flag, bits) in &model.bits {
+        rows.push(("", format!("{flag} {bits}")));
+    }
+    rows.extend([
+        ("", format!("fingerprint {}", model.fingerprint)),
+        (
+            "clip",
+            format!(
+                "{} x {} pixels, {} frames at {} fps",
+                clip.width, clip.height, clip.frames, clip.fps
+            ),
+        ),
+        (
+            "sampling",
+            format!(
+                "{} steps of {}, shift {}, seed {}",
+                clip.steps, clip.solver, clip.shift, clip.seed
+            ),
+        ),
+        (
+            "guidance",
+            format!(
+                "{} low-noise, {} high-noise, from {} to {} of the steps",
+                guide.low, guide.high, interval.start, interval.end
+            ),
+        ),
+        ("cache", clip.cache.to_string()),
+        ("resize", clip.resize.to_string()),
+        ("computed", format!("{} on {}", record.dtype, record.device)),
+    ]);
+    let mut text = String::new();
+    for (name, value) in rows.into_iter().filter(|row| !row.1.is_empty()) {
+        let _ = writeln!(text, "{name:<10}{}", visible(&value, "\n          "));
+    }
+    let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    let _ = writeln!(text, "\n{}", words.join(" "));
+    text
+}
+
+/// The words of a command that renders the clip again, to `output`.
+fn command(record: &Metadata, output: &str) -> Vec<String> {
+    let mut words = vec!["wan-i2v".to_owned()];
+    let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
+    if !record.model.name.is_empty() {
+        flag("--model", record.model.name.clone());
+    }
+    for (name, value) in record.model.parts.iter().filter(|part| is_flag(part.0)) {
+        flag(name, value.clone());
+    }
+    for (name, bits) in record.model.bits.iter().filter(|part| is_flag(part.0)) {
+        flag(name, bits.to_string());
+    }
+    flag("--image", record.image.name.clone());
+    if let Some(last) = &record.last_image {
+        flag("--last-image", last.name.clone());
+    }
+    let prompt = |text: &String| PromptSource::Text(text.clone()).to_string();
+    flag("--prompt", prompt(&record.prompt));
+    if !record.settings.negative_prompt.is_empty() {
+        flag(
+            "--negative-prompt",
+            prompt(&record.settings.negative_prompt),
+        );
+    }
+    for item in record.settings.items() {
+        flag(&item.name, item.value);
+    }
+    flag("--device", record.device.clone());
+    flag("--dtype", record.dtype.clone());
+    flag("--output", output.to_owned());
+    words
+}
+
+/// Whether metadata may name this flag: anybody can write a file.
+fn is_flag(name: &str) -> bool {
+    const OTHERS: [&str; 4] = ["--tokenizer", "--high-bits", "--low-bits", "--text-bits"];
+    OTHERS.contains(&name) || PartName::ALL.map(PartName::flag).contains(&name)
+}
+
+/// Another name of the same kind, in the current folder: `clip-again.mp4`, `frames-again/`.
+fn again(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = file.extension().unwrap_or_default().to_string_lossy();
+    match extension.to_ascii_lowercase().as_str() {
+        "mp4" | "gif" if !file.is_dir() => format!("{stem}-again.{extension}"),
+        _ if stem.is_empty() => "again/".into(),
+        _ => format!("{stem}-again/"),
+    }
+}
+
+/// A word as a shell reads it: bare, in single quotes, or in `$'...'` when it holds what is unseen
+/// (bash, zsh and ksh).
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    if !word.chars().any(is_unseen) {
+        return format!("'{}'", word.replace('\'', r"'\''"));
+    }
+    let mut text = String::from("$'");
+    for character in word.chars() {
+        match character {
+            '\'' | '\\' => text.extend(['\\', character]),
+            '\n' => text += "\\n",
+            // Octal, always three digits: what follows cannot become part of it.
+            c if is_unseen(c) => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    let _ = write!(text, "\\{byte:03o}");
+                }
+            }
+            c => text.push(c),
+        }
+    }
+    text + "'"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expected) in [
+            ("start.png", "start.png"),
+            ("", "''"),
+            ("a cat", "'a cat'"),
+            ("it's $HOME `x` \\ !", r"'it'\''s $HOME `x` \ !'"),
+            ("~", "'~'"),
+            ("一只猫", "'一只猫'"),
+            ("a'\n\\\u{1b}1\u{202e}", r"$'a\'\n\\\0331\342\200\256'"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+    }
+
+    /// What the shell makes of it is the word again.
+    #[test]
+    fn a_shell_reads_the_words_back() {
+        let words = [
+            "a b",
+            "it's",
+            "$(false)",
+            "\u{1b}[31m1",
+            "a\nb",
+            "\\n",
+            "-x",
+            "\u{202e}x",
+            "*",
+            "é\u{1}7",
+        ];
+        let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        let script = format!("printf '%s\\0' {}", line.join(" "));
+        let mut bash = std::process::Command::new("bash");
+        let output = bash.args(["-c", &script]).output().unwrap();
+        let read = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(read.split_terminator('\0').collect::<Vec<_>>(), words);
+    }
+
+    #[test]
+    fn the_next_clip_does_not_replace_this_one() {
+        for (file, expected) in [
+            ("a/clip.mp4", "clip-again.mp4"),
+            ("clip.GIF", "clip-again.GIF"),
+            ("frames/frame_00003.png", "frame_00003-again/"),
+            ("frames/", "frames-again/"),
+            ("/", "again/"),
+        ] {
+            assert_eq!(again(Path::new(file)), expected);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! `wan-i2v sweep`: clips over all combinations of some flags' values. A batch whose jobs are the
+//! combinations, with a report of its own.
+
+mod dry_run;
+mod outcomes;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::batch::BatchOptions;
+use crate::batch::sweep::{self, Axis, Run};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Command, CommandFactory, Parser};
+
+use self::outcomes::Outcomes;
+use super::many::{Checked, Folders, Wanted};
+use crate::cli::config::{Layer, Layers, flag, reason};
+use crate::cli::flags::{Cli, ClipArgs, GenerateArgs, SweepArgs};
+use crate::cli::ui::{exit_code, stderr};
+
+/// The exit code of wrong usage, clap's own.
+const USAGE: u8 = 2;
+
+impl SweepArgs {
+    /// Makes the sweep, or lists it.
+    ///
+    /// # Errors
+    /// When nothing can be made, or what all runs gave cannot be written. A run that fails is no
+    /// error but an exit code.
+    pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+        let (mut outcomes, args) = match self.plan(layers) {
+            Ok(planned) => planned,
+            Err(error) => {
+                stderr::error(&format!("{error:#}"), USAGE);
+                return Ok(ExitCode::from(USAGE));
+            }
+        };
+        let folder = &self.many.output_dir;
+        let mut folders = Folders::default();
+        folders.make(folder).context("--output-dir")?;
+        let wanted = args.into_iter().zip(&outcomes.runs);
+        let wanted = wanted.map(|(args, run)| Wanted {
+            place: run.name.clone(),
+            name: Some(run.name.clone()),
+            seed: args.clip.seed,
+            args: Ok(args),
+        });
+        let wanted = wanted.collect();
+        let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcomes);
+        if self.many.dry_run {
+            folders.remove();
+            return dry_run::show(&checked, &outcomes, self.json);
+        }
+        let options = BatchOptions {
+            folder,
+            capacity: checked.capacity()?,
+            every: Some(1),
+            fresh: false,
+        };
+        if let Some(code) = checked.make(options, &mut outcomes)? {
+            outcomes.interrupted(code);
+            return Ok(ExitCode::from(code));
+        }
+        outcomes.finish(self.json).map(exit_code)
+    }
+
+    /// The runs, without outcomes, and each run's flags.
+    ///
+    /// # Errors
+    /// When a flag is not known or cannot be varied, or a value is none of it.
+    fn plan(&self, layers: &Layers) -> Result<(Outcomes, Vec<Box<GenerateArgs>>)> {
+        let sizes = self.sizes.as_ref().map(|sizes| format!("size={sizes}"));
+        let sizes = sizes.map(|sizes| sizes.parse().context("--sizes"));
+        let mut axes = self.vary.clone();
+        axes.extend(sizes.transpose()?);
+        let command = ClipArgs::augment_args(Command::new("wan-i2v"));
+        let all = Cli::command();
+        for Axis { flag: varied, .. } in &axes {
+            ensure!(
+                flag(&command, varied).is_some() || flag(&all, varied).is_none(),
+                "--vary {varied}: this is no setting of a clip that a sweep can vary"
+            );
+        }
+        let runs = sweep::runs(&axes)?;
+        let folder = &self.many.output_dir;
+        let args = runs.iter();
+        let args = args.map(|run| read(run, &command, layers, folder));
+        let args = args.collect::<Result<Vec<_>>>()?;
+        let pictures = args.iter().map(|args| {
+            let image = args.clip.image.clone().unwrap_or_default();
+            (image, args.clip.resize)
+        });
+        Ok((Outcomes::new(axes, runs, folder, pictures.collect()), args))
+    }
+}
+
+/// The flags of a run: what is varied, then the settings of all other places.
+fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<Box<GenerateArgs>> {
+    let table = run.settings.iter();
+    let table = table.map(|(flag, value)| (flag.clone(), value.as_str().into()));
+    let mut top = Layer::of_table(command, table, "--vary")?;
+    // What the command line has and is varied too is the varied one; what conflicts is wrong usage.
+    let own = layers.command_line.settings.iter();
+    let own = own.filter(|setting| !top.has(&setting.flag)).cloned();
+    let own: Vec<_> = own.collect();
+    top.settings.extend(own);
+    let mut settings = Layer::merged(command, [&top].into_iter().chain(&layers.ambient));
+    if !settings.has("seed") {
+        // Clips of other noise cannot be compared.
+        settings.set("seed", "0");
+    }
+    settings.set("output", folder.join(run.clip()));
+    let program = [OsString::from("wan-i2v")].into_iter();
+    match Cli::try_parse_from(program.chain(settings.arguments())) {
+        Ok(cli) => Ok(cli.generate),
+        Err(error) => bail!(reason(&error)),
+    }
+}

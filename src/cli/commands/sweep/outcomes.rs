@@ -1,0 +1,249 @@
+//! The outcomes of a sweep's runs, each and side by side.
+
+use std::path::{Path, PathBuf};
+
+use crate::batch::sweep::{self, Axis, Done, Grid, Outcome, Run};
+use crate::batch::{Capacity, ClipStatus, Entry};
+use crate::clip::Identity;
+use crate::diagnose::analyze::{self, page};
+use crate::media::Resize;
+use crate::media::picture::Picture;
+use crate::pipeline::{Event, EventKind, Progress, Summary};
+use crate::runtime::Device;
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::cli::commands::many::Client;
+use crate::cli::ui::report::Many;
+use crate::cli::ui::{columns, info, print, stderr};
+
+/// Hears of every run's end, and measures its clip.
+pub(super) struct Outcomes {
+    pub(super) axes: Vec<Axis>,
+    pub(super) runs: Vec<Run>,
+    folder: PathBuf,
+    /// The picture of each run, and how it is resized.
+    pictures: Vec<(PathBuf, Resize)>,
+    /// The identity and device of each clip, as far as they are known.
+    identities: Vec<Option<(Identity, Device)>>,
+    /// The outcome of each run so far, or why it failed.
+    results: Vec<Option<std::result::Result<Outcome, String>>>,
+    many: Many,
+    /// The figures could not be written, which is reported once until the end.
+    unwritten: bool,
+}
+
+impl Outcomes {
+    pub(super) fn new(
+        axes: Vec<Axis>,
+        runs: Vec<Run>,
+        folder: &Path,
+        pictures: Vec<(PathBuf, Resize)>,
+    ) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            pictures,
+            identities: vec![None; runs.len()],
+            results: vec![None; runs.len()],
+            many: Many::new(runs.iter().map(|run| run.name.clone()).collect()),
+            unwritten: false,
+            axes,
+            runs,
+        }
+    }
+
+    /// Why a run failed.
+    pub(super) fn error(&self, number: usize) -> Option<&str> {
+        self.results[number]
+            .as_ref()?
+            .as_ref()
+            .err()
+            .map(String::as_str)
+    }
+
+    fn count(&self, failed: bool) -> usize {
+        let results = self.results.iter().flatten();
+        results.filter(|result| result.is_err() == failed).count()
+    }
+
+    fn done(&self) -> Vec<Done> {
+        let results = self.runs.iter().zip(&self.results);
+        let done = results.filter_map(|(run, result)| {
+            Some(Done {
+                run: run.clone(),
+                result: result.clone()?,
+            })
+        });
+        done.collect()
+    }
+
+    /// Measures a clip that was made, and writes its outcome down.
+    fn measure(&self, number: usize, summary: &Summary) -> Result<Outcome> {
+        let run = &self.runs[number];
+        let (image, resize) = &self.pictures[number];
+        let (identity, _) = self.identities[number]
+            .clone()
+            .context("the clip is not of this sweep")?;
+        let picture = Picture::open(image)?;
+        let clip = self.folder.join(run.clip());
+        let report = analyze::file(&clip, Some((&picture, *resize)))?;
+        let outcome = Outcome::of(run, identity, summary, &report)?;
+        outcome.write(&self.folder.join(run.record()))?;
+        Ok(outcome)
+    }
+
+    fn made(&mut self, number: usize, summary: &Summary) {
+        let (folder, run) = (&self.folder, &self.runs[number]);
+        if let Some((_, device)) = &self.identities[number] {
+            let clip = folder.join(run.clip());
+            self.many.made(number, summary, *device, &clip);
+        }
+        match self.measure(number, summary) {
+            Ok(outcome) => self.results[number] = Some(Ok(outcome)),
+            Err(error) => self.fail(number, &format!("{error:#}")),
+        }
+        self.write();
+    }
+
+    fn write_figures(&self) -> Result<()> {
+        let done = self.done();
+        let csv = sweep::csv(&self.axes, &done)?;
+        page::write(&self.folder.join("results.csv"), &csv)?;
+        page::write(&self.folder.join("results.json"), &self.json(&done)?)
+    }
+
+    /// Puts the figures on disk; that they cannot be is an error at the end.
+    fn write(&mut self) {
+        if let Err(error) = self.write_figures()
+            && !self.unwritten
+        {
+            self.unwritten = true;
+            let console = &self.many.console;
+            console.suspend(|| stderr::warning(&format!("{error:#}")));
+        }
+    }
+
+    /// Reports how a sweep that was interrupted stands.
+    pub(super) fn interrupted(&self, code: u8) {
+        let text = format!(
+            "the sweep was interrupted; {} of {} clips exist\nhint: the same command makes the others",
+            self.count(false),
+            self.runs.len()
+        );
+        stderr::error(&text, code);
+    }
+
+    /// Writes and prints what all runs gave; returns whether none failed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn finish(&self, as_json: bool) -> Result<bool> {
+        let done = self.done();
+        self.write_figures()?;
+        self.write_pictures(&done)?;
+        print(&match as_json {
+            true => self.json(&done)?,
+            false => {
+                let ends = done.iter().map(|done| match &done.result {
+                    Ok(outcome) => outcome.metrics.alarms.join(", "),
+                    Err(error) => format!("failed: {}", error.replace('\n', " ")),
+                });
+                table(sweep::rows(&self.axes, &done), ends)
+            }
+        })?;
+        let failed = self.count(true);
+        if failed > 0 {
+            let text = format!("{failed} of {} runs failed", self.runs.len());
+            stderr::error(&text, 1);
+        }
+        Ok(failed == 0)
+    }
+
+    fn json(&self, done: &[Done]) -> Result<String> {
+        let runs = done.iter().map(|Done { run, result }| match result {
+            Ok(outcome) => json!({ "name": run.name, "outcome": outcome }),
+            Err(error) => {
+                json!({ "name": run.name, "settings": run.settings, "error": error })
+            }
+        });
+        let axes = self.axes.iter();
+        let axes = axes.map(|axis| json!({ "flag": axis.flag, "values": axis.values }));
+        let results = json!({
+            "schema": sweep::SCHEMA,
+            "axes": axes.collect::<Vec<_>>(),
+            "runs": runs.collect::<Vec<_>>(),
+        });
+        Ok(serde_json::to_string_pretty(&results)? + "\n")
+    }
+
+    fn write_pictures(&self, done: &[Done]) -> Result<()> {
+        let at = |name: &str| self.folder.join(name);
+        page::write(&at("plots.svg"), &sweep::svg(&self.axes, done)?)?;
+        // The clips are what counts.
+        match Grid::read(&self.axes, done, &self.folder) {
+            Ok(Some(mut grid)) => {
+                grid.write_png(&at("grid.png"))?;
+                grid.write_mp4(&at("grid.mp4"))?;
+                info!("{}: all clips side by side", at("grid.mp4").display());
+            }
+            Ok(None) => {}
+            Err(error) => stderr::warning(&format!("no grid: {error:#}")),
+        }
+        Ok(())
+    }
+}
+
+impl Client for Outcomes {
+    fn status(&mut self, number: usize, entry: &Entry) -> Result<ClipStatus> {
+        let run = &self.runs[number];
+        let record = self.folder.join(run.record());
+        let finished = Outcome::finished(&record, &self.folder, entry.identity());
+        self.identities[number] = Some((entry.identity().clone(), entry.device()));
+        let Some(outcome) = finished else {
+            return entry.unfinished();
+        };
+        info!("{}: it is there already", run.name);
+        self.results[number] = Some(Ok(outcome));
+        Ok(ClipStatus::UpToDate)
+    }
+
+    fn fail(&mut self, number: usize, error: &str) {
+        let name = &self.runs[number].name;
+        let text = format!("warning: run {name} failed: {error}");
+        self.many.failed(number, name, error, &text);
+        self.results[number] = Some(Err(error.to_owned()));
+    }
+
+    fn begin(&mut self, capacity: Capacity) {
+        let fields = json!({ "output_dir": self.folder.to_string_lossy() });
+        let (there, failed) = (self.count(false), self.count(true));
+        self.many.begin(there, failed, capacity.at_once, fields);
+    }
+
+    fn reporter(&self) -> &Many {
+        &self.many
+    }
+}
+
+impl Progress for Outcomes {
+    fn on_event(&mut self, event: &Event<'_>) {
+        self.many.on_event(event);
+        match (event.clip, event.kind) {
+            (Some(clip), EventKind::Made(summary)) => self.made(clip, summary),
+            (Some(clip), EventKind::Failed(error)) => {
+                self.fail(clip, error);
+                self.write();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Columns of figures, with a text at the end of each row but the heading.
+pub(super) fn table(mut rows: Vec<Vec<String>>, ends: impl Iterator<Item = String>) -> String {
+    let count = rows.first().map_or(0, Vec::len);
+    for (row, end) in rows.iter_mut().skip(1).zip(ends) {
+        row.push(end);
+    }
+    columns(&rows, |column| column < count)
+}

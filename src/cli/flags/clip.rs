@@ -1,0 +1,216 @@
+//! A clip's inputs, size and sampling.
+
+use std::path::{Path, PathBuf};
+
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
+use crate::media::Resize;
+use crate::sampling::Solver;
+use clap::Args;
+
+use super::values::{parse_area, parse_cache, parse_guide_scale, parse_interval, parse_size};
+use super::{
+    ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs, ResumeArgs,
+};
+
+/// A clip and the run that makes it.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) clip: ClipArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
+    pub(crate) resume: ResumeArgs,
+
+    #[command(flatten)]
+    pub(crate) reporting: ReportingArgs,
+}
+
+impl GenerateArgs {
+    /// The paths that are written, besides previews.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Path> {
+        let OutputArgs {
+            output,
+            strip,
+            dump,
+            ..
+        } = &self.output;
+        [output, strip, dump]
+            .into_iter()
+            .filter_map(|path| path.as_deref())
+    }
+}
+
+/// A clip: whatever its pixels and its file depend on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct ClipArgs {
+    /// The picture the clip starts with: PNG, JPEG or WebP
+    #[arg(short, long, value_name = "PATH", required = true)]
+    pub(crate) image: Option<PathBuf>,
+
+    /// What happens in the clip; - reads it from standard input, @PATH from a file
+    ///
+    /// Beyond 512 tokens it is cut, with a warning. A prompt that begins with @ itself is written
+    /// with two of them.
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) prompt: Option<PromptSource>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+
+    /// Seed of the noise, an integer from 0 [default: random, printed]
+    ///
+    /// It means the same as in PyTorch, diffusers and ComfyUI on the CPU; its low 32 bits count.
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub(crate) seed: Option<u64>,
+
+    /// How the picture is resized; bicubic equals the reference's
+    #[arg(long, value_enum, default_value_t = Resize::Lanczos, help_heading = "Sampling", hide_short_help = true)]
+    pub(crate) resize: Resize,
+
+    /// Do not keep in the clip's file how it was made (see `wan-i2v show`)
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub(crate) no_metadata: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// A clip's size and sampling.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// The picture the clip ends with: PNG, JPEG or WebP
+    ///
+    /// It is brought to the clip's size as the first one is, and given to the model through the same
+    /// mask. The clip needs more than one frame.
+    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    pub(crate) last_image: Option<PathBuf>,
+
+    /// What to steer away from; - and @PATH as for --prompt [default: the model's]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        help_heading = "Input",
+        allow_hyphen_values = true
+    )]
+    pub(crate) negative_prompt: Option<PromptSource>,
+
+    /// Exact size in pixels, multiples of 16
+    #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
+    pub(crate) size: Option<Size>,
+
+    /// Pixels per frame, in the picture's aspect ratio; 480p is 832*480, 720p is 1280*720
+    /// [default: the model's; Wan2.2 has 720p]
+    #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, allow_hyphen_values = true, help_heading = "Output")]
+    pub(crate) area: Option<Size>,
+
+    /// Frames of the clip, 4n+1 [default: the model's; Wan2.2 has 81]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Output"
+    )]
+    pub(crate) frames: Option<u32>,
+
+    /// Frames per second [default: the model's; Wan2.2 has 16]
+    #[arg(
+        long,
+        value_name = "FPS",
+        allow_negative_numbers = true,
+        help_heading = "Output"
+    )]
+    pub(crate) fps: Option<f64>,
+
+    /// Denoising steps [default: the model's; Wan2.2 has 40]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) steps: Option<u32>,
+
+    /// How the differential equation is solved
+    #[arg(long, value_enum, default_value_t = Solver::UniPc)]
+    pub(crate) solver: Solver,
+
+    /// Shift of the noise schedule, a number above 0; more spends more steps on motion
+    /// [default: the model's; Wan2.2 has 5]
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
+    pub(crate) shift: Option<f64>,
+
+    /// Guidance for both experts, or for the low-noise and the high-noise one; 1 turns it off
+    /// and halves the time [default: the model's; Wan2.2 has 3.5]
+    #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true)]
+    pub(crate) guide_scale: Option<GuideScale>,
+
+    /// Guide only the steps between these shares of all, from 0 to 1; the others take half the time
+    /// [default: 0,1]
+    #[arg(long, hide_short_help = true, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true)]
+    pub(crate) guide_interval: Option<GuideInterval>,
+
+    /// Skip steps whose prediction changes little: teacache or easycache, then ,threshold=X
+    /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate [default: off]
+    #[arg(long, hide_short_help = true, value_name = "METHOD", value_parser = parse_cache)]
+    pub(crate) cache: Option<CacheSettings>,
+}
+
+/// Forecasts the cost of a clip: operations, memory and time of every phase.
+///
+/// Reads headers only. Time is at this machine's rates, which are measured in a second and kept.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct PlanArgs {
+    /// The picture, for its aspect ratio [default: 832 x 480]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// What happens in the clip, for its length; - and @PATH as for a clip [default: 64 tokens]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<PromptSource>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    /// Measure this machine's rates again; do it when nothing else runs
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) measure: bool,
+}

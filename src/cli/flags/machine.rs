@@ -1,0 +1,55 @@
+//! Where a clip is computed.
+
+use clap::Args;
+
+use super::values::parse_gigabytes;
+use crate::pipeline::plan::Budget;
+use crate::runtime::{self, Device, DeviceKind, Precision};
+use anyhow::Result;
+
+/// Where it is computed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct MachineArgs {
+    /// Where to compute [default: gpu where there is one]
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<DeviceKind>,
+
+    /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub(crate) dtype: Option<Precision>,
+
+    /// Memory that arrays may take, in GB (1e9 bytes); more work is done where less does not fit
+    /// [default: what Metal recommends, or three quarters of the machine's memory]
+    #[arg(long, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
+    pub(crate) memory_budget: Option<u64>,
+
+    /// Rows from which a product unpacks quantized weights once instead of for each row
+    /// [default: 768 on the gpu, 2 on the cpu, none there in bf16]
+    #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) dense_above: Option<i32>,
+}
+
+impl MachineArgs {
+    /// The device to compute on.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn device(&self) -> Result<Device> {
+        let device = Device::select(self.device, self.dtype)?;
+        Ok(Device {
+            dense_above: self.dense_above.unwrap_or(device.dense_above),
+            ..device
+        })
+    }
+
+    /// The memory that may be taken.
+    pub(crate) fn budget(&self, device: Device) -> Budget {
+        Budget {
+            bytes: self
+                .memory_budget
+                .unwrap_or_else(|| runtime::default_memory_budget(device.kind)),
+            asked: self.memory_budget.is_some(),
+        }
+    }
+}

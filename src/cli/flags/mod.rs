@@ -1,0 +1,125 @@
+//! The command line's flags. Parsing is pure: it reads nothing else and does nothing.
+//! `commands::resolve` turns flags into requests.
+
+mod clip;
+mod diagnose;
+#[cfg(test)]
+mod flags_md;
+mod machine;
+mod many;
+mod model;
+mod output;
+mod prompt;
+mod settings;
+mod shell;
+mod values;
+
+pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
+pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs};
+pub(crate) use machine::MachineArgs;
+pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, job_command};
+pub(crate) use model::{ConvertArgs, InspectArgs, ModelArgs, PullArgs};
+pub(crate) use output::{OutputArgs, PreviewArgs, ReportingArgs, ResumeArgs, ResumeFrom};
+pub(crate) use prompt::PromptSource;
+pub(crate) use settings::ConfigArgs;
+pub(crate) use shell::{CompletionsArgs, ManArgs, ShowArgs};
+
+use std::sync::LazyLock;
+
+use crate::runtime;
+use clap::{Parser, Subcommand};
+
+use super::ui::Style;
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nMLX {}, backend {}\ndevice {}",
+        env!("CARGO_PKG_VERSION"),
+        runtime::mlx_version(),
+        if runtime::metal_is_available() {
+            "metal"
+        } else {
+            "cpu"
+        },
+        runtime::device_name(),
+    )
+});
+
+/// What `--help` ends with.
+const MORE: &str = "\
+Examples:
+  The built-in miniature, in seconds:
+    wan-i2v -i start.png -p 'the red circle moves up'
+  Wan2.2 on a Mac, fetched and quantized once:
+    wan-i2v pull Wan-AI/Wan2.2-I2V-A14B --bits 4 --output wan2.2
+    wan-i2v -m wan2.2 -i cat.jpg -p 'The cat jumps off the table' -o cat.mp4
+  A prompt from a file, at 480p, with a seed:
+    wan-i2v -m wan2.2 -i cat.jpg -p @cat.txt --area 480p -s 7 -o cat.mp4
+  From one picture to another:
+    wan-i2v -i start.png --last-image end.png -p 'the red circle moves up'
+  In a script, the clip's path and nothing else:
+    clip=$(wan-i2v -i start.png -p 'the red circle moves up' --quiet) && open \"$clip\"
+
+Settings: flags come first, then WAN_I2V_* variables (WAN_I2V_STEPS for --steps), then the config
+  file, then what the model recommends, then what is built in.
+
+Streams: progress goes to stderr, results and nothing else to stdout.
+
+Exit codes:
+    0  done
+    1  failed: the last line on stderr says why
+    2  wrong usage: of the command line, a variable or the config file
+  101  a bug in the program
+  130  stopped by Ctrl-C; the same command resumes
+  143  stopped by SIGTERM; the same command resumes";
+
+/// Makes a video clip from a picture and a prompt with Wan2.2 I2V
+///
+/// Progress goes to stderr, the clip's path and nothing else to stdout. The same command resumes a
+/// run that ended early.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wan-i2v",
+    version = env!("CARGO_PKG_VERSION"),
+    long_version = VERSION.as_str(),
+    after_help = "All flags, examples and exit codes: wan-i2v --help",
+    after_long_help = MORE,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    #[command(flatten)]
+    pub(crate) generate: Box<GenerateArgs>,
+}
+
+impl Cli {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub(crate) fn style(&self) -> Option<Style> {
+        match &self.command {
+            None => self.generate.reporting.style(),
+            Some(Command::Batch(args)) => args.generate.reporting.style(),
+            Some(Command::Sweep(args)) => args.reporting.style(),
+            Some(_) => None,
+        }
+    }
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Analyze(AnalyzeArgs),
+    Inspect(InspectArgs),
+    Convert(ConvertArgs),
+    Pull(PullArgs),
+    Plan(Box<PlanArgs>),
+    Batch(Box<BatchArgs>),
+    Show(ShowArgs),
+    Compare(CompareArgs),
+    Doctor(Box<DoctorArgs>),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+    Sweep(Box<SweepArgs>),
+}

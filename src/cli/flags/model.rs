@@ -1,0 +1,221 @@
+//! Which model, and the commands around a model's files.
+
+use std::path::PathBuf;
+
+use crate::clip::Model;
+use crate::weights::convert::{Bits, Options};
+use crate::weights::{LoadBits, PartName, Sources};
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::ConfigArgs;
+use super::values::parse_file_size;
+
+/// Which model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
+    /// [default: tiny]
+    #[arg(short, long, value_name = "DIR|ID|tiny")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// The high-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) high: Option<PathBuf>,
+
+    /// The low-noise expert: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) low: Option<PathBuf>,
+
+    /// The VAE: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) vae: Option<PathBuf>,
+
+    /// The text encoder: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) text_encoder: Option<PathBuf>,
+
+    /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) tokenizer: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) bits: BitsArgs,
+}
+
+impl ModelArgs {
+    /// The model as it is named, and the bits that it is loaded with.
+    ///
+    /// # Errors
+    /// When parts of another model are named with the built-in one.
+    pub(crate) fn named(self) -> Result<(Model, LoadBits)> {
+        let parts = [self.high, self.low, self.vae, self.text_encoder];
+        let has_parts = parts
+            .iter()
+            .flatten()
+            .chain(&self.tokenizer)
+            .next()
+            .is_some();
+        let is_tiny = |model: &PathBuf| model.as_os_str() == "tiny";
+        ensure!(
+            !(has_parts && self.model.as_ref().is_some_and(is_tiny)),
+            "--model tiny is whole; --high, --low, --vae, --text-encoder and --tokenizer go with a \
+             model on disk, or all five without --model"
+        );
+        let model = self.model.filter(|model| !is_tiny(model));
+        let bits = self.bits.quantized();
+        if model.is_none() && !has_parts {
+            return Ok((Model::Tiny, bits));
+        }
+        let sources = Sources {
+            model,
+            parts,
+            tokenizer: self.tokenizer,
+        };
+        Ok((Model::Disk(sources), bits))
+    }
+}
+
+/// Bits per weight of the linear layers inside the blocks.
+#[derive(Debug, Args)]
+pub(crate) struct BitsArgs {
+    /// Bits per weight of experts and text encoder: 4 or 8 are quantized, 16 is bfloat16
+    /// [default: what the source has, 16 at most]
+    #[arg(long, value_name = "4|8|16", hide_possible_values = true)]
+    pub(crate) bits: Option<Bits>,
+
+    /// Bits of the high-noise expert [default: --bits]
+    #[arg(
+        long,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) high_bits: Option<Bits>,
+
+    /// Bits of the low-noise expert [default: --bits]
+    #[arg(
+        long,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) low_bits: Option<Bits>,
+
+    /// Bits of the text encoder [default: --bits]
+    #[arg(
+        long,
+        value_name = "4|8|16",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) text_bits: Option<Bits>,
+}
+
+impl BitsArgs {
+    /// For a conversion into files of `file_bytes`.
+    pub(crate) fn options(&self, file_bytes: u64) -> Options {
+        let bits = |own: Option<Bits>| own.or(self.bits);
+        Options {
+            high: bits(self.high_bits),
+            low: bits(self.low_bits),
+            text: bits(self.text_bits),
+            file_bytes,
+        }
+    }
+
+    /// For loading.
+    pub(crate) fn quantized(&self) -> LoadBits {
+        let options = self.options(0);
+        let bits = |bits: Option<Bits>| bits.and_then(Bits::quantized);
+        LoadBits {
+            high: bits(options.high),
+            low: bits(options.low),
+            text: bits(options.text),
+        }
+    }
+}
+
+/// Describes a model or a part of one: layout, dimensions, storage, what is missing.
+///
+/// Of a model on the hub that has not been pulled, just the heads of its files are fetched.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model's folder, a part's folder or file, a hub id (owner/name) or `tiny`
+    #[arg(value_name = "PATH|ID")]
+    pub(crate) source: PathBuf,
+
+    /// Files or folders of a repository on the hub, instead of what a known layout needs
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<String>,
+
+    /// The part that SOURCE is, when its path does not say which expert it is
+    #[arg(long)]
+    pub(crate) part: Option<PartName>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Converts a model, or one part of it, to this program's layout, quantized if wanted.
+///
+/// The result appears under its name when it is complete and has been read back; an interrupted
+/// conversion resumes where it stopped.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// A model's folder, or a part's folder or file
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+
+    /// The folder to create
+    #[arg(value_name = "DST")]
+    pub(crate) target: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) bits: BitsArgs,
+
+    /// The part that SRC is, when its path does not say which expert it is
+    #[arg(long)]
+    pub(crate) part: Option<PartName>,
+
+    /// The most gigabytes of one file; 0 for one file per part, which mlx-video needs
+    #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
+    pub(crate) shard_size: u64,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// Fetches a model from the Hugging Face hub: what it needs and no more.
+///
+/// Without --output the files land in the cache that all of the hub's programs share (HF_HOME,
+/// HF_HUB_CACHE), and --model ID finds them there. With --output each file is converted as it
+/// arrives and let go, so that the disk never holds more than the result and one file. An
+/// interrupted pull resumes where it stopped.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// owner/name or owner/name@revision
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+
+    /// Files or folders of the repository, instead of what a known layout needs
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<String>,
+
+    /// Convert into this folder while pulling
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) bits: BitsArgs,
+
+    /// The most gigabytes of one converted file; 0 for no limit. Files of the source are never
+    /// joined
+    #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
+    pub(crate) shard_size: u64,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}

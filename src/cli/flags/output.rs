@@ -1,0 +1,136 @@
+//! The outputs of a run, its progress, and its saved state.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::cli::ui::Style;
+
+/// The outputs of a run.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
+    /// [default: the picture's name and the seed, .mp4, in the current folder]
+    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Also write a film strip of the clip, its frames with their numbers, as PNG
+    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    pub(crate) strip: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
+
+    /// Write every intermediate tensor into this folder as .npy
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Machine",
+        hide_short_help = true
+    )]
+    pub(crate) dump: Option<PathBuf>,
+}
+
+/// Pictures while the clip is made.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct PreviewArgs {
+    /// Show what the clip will look like while it is denoised: a .png or .gif that every step
+    /// replaces, or - for the terminal (kitty, Ghostty, iTerm2, WezTerm)
+    #[arg(long, value_name = "PATH|-", allow_hyphen_values = true)]
+    pub(crate) preview: Option<PathBuf>,
+
+    /// Steps from one preview to the next
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) preview_every: u32,
+}
+
+/// How a run is reported.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Progress")]
+pub(crate) struct ReportingArgs {
+    /// How progress is shown on stderr; json is an event a line (docs/progress.md)
+    /// [default: bar in a terminal, plain elsewhere]
+    #[arg(long, value_name = "bar|plain|json|none", hide_possible_values = true)]
+    pub(crate) progress: Option<Style>,
+
+    /// Show warnings and errors only
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
+impl ReportingArgs {
+    /// The style that progress is shown in; `None` for what suits stderr.
+    pub(crate) fn style(&self) -> Option<Style> {
+        match self.quiet {
+            true => Some(Style::Quiet),
+            false => self.progress,
+        }
+    }
+}
+
+/// Stopping and resuming.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Stopping and resuming")]
+pub(crate) struct ResumeArgs {
+    /// Resume from a saved run: auto from this clip's, if there is one; never; or from this file
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub(crate) resume: ResumeFrom,
+
+    /// Where the run's state is kept until the clip is complete
+    /// [default: the output's name and .wan-state, next to it]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) checkpoint: Option<PathBuf>,
+
+    /// Save the state after every N steps
+    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true)]
+    pub(crate) checkpoint_every: NonZeroUsize,
+
+    /// Save no state
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["checkpoint", "checkpoint_every"])]
+    pub(crate) no_checkpoint: bool,
+}
+
+/// The saved run that a run resumes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ResumeFrom {
+    /// This clip's saved run, if there is one.
+    Auto,
+    /// Nothing.
+    Never,
+    /// A saved run.
+    File(PathBuf),
+}
+
+impl From<OsString> for ResumeFrom {
+    fn from(value: OsString) -> Self {
+        match value.to_str() {
+            Some("auto") => Self::Auto,
+            Some("never") => Self::Never,
+            _ => Self::File(value.into()),
+        }
+    }
+}
+
+impl ResumeArgs {
+    /// Steps after which the state is saved; `None` for never.
+    pub(crate) fn every(&self) -> Option<usize> {
+        (!self.no_checkpoint).then_some(self.checkpoint_every.get())
+    }
+
+    /// Refuses what names one clip's state.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub(crate) fn check_for_many(&self) -> Result<()> {
+        ensure!(
+            !matches!(self.resume, ResumeFrom::File(_)) && self.checkpoint.is_none(),
+            "--checkpoint PATH and --resume PATH are for one clip; the clips of a batch are saved \
+             next to where they go"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,518 @@
+//! Progress of a run on stderr: bars, lines or JSON.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::clip::Settings;
+use crate::pipeline::{
+    Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
+};
+use crate::runtime::Device;
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::escape::visible;
+use super::stderr::{self, Style, event, info, line, style};
+use super::units::{human_bytes, human_time};
+
+/// A reporter of a run in the chosen style. Bars are on `console`, whose
+/// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
+/// turns, if there are several.
+pub(crate) fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Progress> {
+    let clips = Clips { names };
+    match style() {
+        Style::Bar => Box::new(Bars {
+            console,
+            clips,
+            bar: None,
+            due: Due::default(),
+        }),
+        Style::Plain => Box::new(PlainLines { clips, phase: None }),
+        Style::Json => Box::new(Json { clips }),
+        Style::None | Style::Quiet => Box::new(Warnings { clips }),
+    }
+}
+
+/// The names of a batch's clips; none of a single clip.
+#[derive(Debug)]
+struct Clips {
+    names: Vec<String>,
+}
+
+impl Clips {
+    /// The number and the name of the clip that an event is about.
+    fn named(&self, clip: Option<usize>) -> Option<(usize, &str)> {
+        let clip = clip?;
+        Some((clip, self.names.get(clip)?))
+    }
+
+    /// `3/10 cat_7: `, to be put before what is said of it.
+    fn label(&self, clip: Option<usize>) -> String {
+        self.named(clip).map_or(String::new(), |(clip, name)| {
+            format!("{}/{} {name}: ", clip + 1, self.names.len())
+        })
+    }
+}
+
+/// The line that ends a phase.
+fn phase_line(report: &PhaseReport) -> String {
+    format!(
+        "{}: {}, peak memory {}",
+        report.phase,
+        human_time(report.seconds),
+        human_bytes(report.memory.peak)
+    )
+}
+
+/// `, reused` for a step that a cache stood in for.
+fn reused(passes: Passes) -> &'static str {
+    match passes {
+        Passes { computed: 0, .. } => ", reused",
+        Passes { reused: 0, .. } => "",
+        _ => ", partly reused",
+    }
+}
+
+/// Warnings alone.
+#[derive(Debug)]
+struct Warnings {
+    clips: Clips,
+}
+
+impl Progress for Warnings {
+    fn on_event(&mut self, event: &Event<'_>) {
+        if let EventKind::Warning(text) = event.kind {
+            stderr::warning(&format!("{}{text}", self.clips.label(event.clip)));
+        }
+    }
+}
+
+/// When denoising should be done; shared with the bar, which counts down.
+type Due = Arc<Mutex<Option<Instant>>>;
+
+/// A bar per phase, then a line in its place.
+#[derive(Debug)]
+struct Bars {
+    console: MultiProgress,
+    clips: Clips,
+    bar: Option<ProgressBar>,
+    due: Due,
+}
+
+impl Bars {
+    fn start(&mut self, phase: Phase, units: usize, done: usize) {
+        let template = match phase {
+            // As long as the message leaves room for it.
+            Phase::Denoising => "{prefix:>9} [{wide_bar}] {pos}/{len}  {elapsed}{left}  {msg}",
+            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {wide_msg}",
+        };
+        self.set_due(None);
+        let due = Arc::clone(&self.due);
+        let left = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let due = due.lock().ok().and_then(|due| *due);
+            if let Some(due) = due {
+                let left = due.saturating_duration_since(Instant::now());
+                // A line that cannot be drawn is not drawn.
+                let _ = write!(out, ", {} left", human_time(left.as_secs_f64()));
+            }
+        };
+        let bar = ProgressBar::new(units as u64).with_prefix(phase.to_string());
+        let bar = self.console.add(bar);
+        // The templates are constants; were one wrong, the default style would do.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> ").with_key("left", left));
+        }
+        bar.set_position(done as u64);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        self.bar = Some(bar);
+    }
+
+    fn set_due(&self, left: Option<f64>) {
+        if let Ok(mut due) = self.due.lock() {
+            let left = left.and_then(|left| Duration::try_from_secs_f64(left).ok());
+            *due = left.and_then(|left| Instant::now().checked_add(left));
+        }
+    }
+
+    fn message(&self, label: &str, text: &str) {
+        if let Some(bar) = &self.bar {
+            let text = format!("{label}{text}");
+            bar.set_message(text.trim_end_matches(": ").to_owned());
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn on_event(&mut self, event: &Event<'_>) {
+        let label = self.clips.label(event.clip);
+        match event.kind {
+            EventKind::PhaseStarted { phase, units, done } => {
+                self.start(phase, units, done);
+                self.message(&label, "");
+            }
+            EventKind::Loading(network) => self.message(&label, &format!("loading the {network}")),
+            EventKind::Loaded { .. } => self.message(&label, ""),
+            EventKind::Unit { done, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(done as u64);
+                }
+            }
+            EventKind::Step(step) => {
+                self.set_due(step.left);
+                self.message(
+                    &label,
+                    &format!(
+                        "{}, {} a step{}, {}",
+                        step.expert,
+                        human_time(step.seconds),
+                        reused(step.passes),
+                        human_bytes(step.memory.peak)
+                    ),
+                );
+                if let Some(bar) = &self.bar {
+                    bar.set_position(step.step as u64);
+                }
+            }
+            EventKind::PhaseFinished(report) => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+                // Of many clips a line each is enough, when it is there.
+                if self.clips.named(event.clip).is_none() {
+                    line(&phase_line(&report));
+                }
+            }
+            EventKind::Saved { .. } | EventKind::Made(_) => {}
+            EventKind::Failed(_) => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+            EventKind::Warning(text) => {
+                let text = format!("{label}{text}");
+                self.console.suspend(|| stderr::warning(&text));
+            }
+        }
+    }
+}
+
+/// A line when a network is loaded, when a phase ends, and for every denoising step.
+#[derive(Debug)]
+struct PlainLines {
+    clips: Clips,
+    phase: Option<Phase>,
+}
+
+impl Progress for PlainLines {
+    fn on_event(&mut self, event: &Event<'_>) {
+        let label = self.clips.label(event.clip);
+        match event.kind {
+            EventKind::PhaseStarted { phase, .. } => self.phase = Some(phase),
+            EventKind::Loading(network) => {
+                if let Some(phase) = self.phase {
+                    line(&format!("{label}{phase}: loading the {network}"));
+                }
+            }
+            EventKind::Loaded { .. }
+            | EventKind::Unit { .. }
+            | EventKind::Saved { .. }
+            | EventKind::Made(_)
+            | EventKind::Failed(_) => {}
+            EventKind::Step(step) => line(&format!("{label}{}", step_line(&step))),
+            EventKind::PhaseFinished(report) => line(&format!("{label}{}", phase_line(&report))),
+            EventKind::Warning(text) => stderr::warning(&format!("{label}{text}")),
+        }
+    }
+}
+
+fn step_line(step: &StepReport) -> String {
+    let left = match step.left {
+        Some(left) if step.step < step.steps => format!(", {} left", human_time(left)),
+        _ => String::new(),
+    };
+    format!(
+        "{}: step {}/{}, {} expert, t = {}{}, {}{left}, {}",
+        Phase::Denoising,
+        step.step,
+        step.steps,
+        step.expert,
+        step.timestep,
+        reused(step.passes),
+        human_time(step.seconds),
+        human_bytes(step.memory.peak)
+    )
+}
+
+/// An event a line; `docs/progress.md` has the schema.
+#[derive(Debug)]
+struct Json {
+    clips: Clips,
+}
+
+impl Progress for Json {
+    fn on_event(&mut self, happened: &Event<'_>) {
+        let named = self.clips.named(happened.clip);
+        let event = |name: &str, mut fields: Value| {
+            if let (Some((clip, name)), Some(fields)) = (named, fields.as_object_mut()) {
+                fields.insert("clip".into(), (clip + 1).into());
+                fields.insert("name".into(), name.into());
+            }
+            event(name, fields);
+        };
+        match happened.kind {
+            EventKind::PhaseStarted { phase, units, done } => event(
+                "phase_start",
+                json!({ "phase": phase.to_string(), "units": units, "done": done }),
+            ),
+            EventKind::Loading(network) => {
+                event("load_start", json!({ "network": network.to_string() }));
+            }
+            EventKind::Loaded { network, seconds } => event(
+                "load_end",
+                json!({ "network": network.to_string(), "seconds": seconds }),
+            ),
+            EventKind::Unit { phase, done, units } => event(
+                "unit",
+                json!({ "phase": phase.to_string(), "done": done, "units": units }),
+            ),
+            EventKind::Step(step) => event(
+                "step",
+                json!({
+                    "step": step.step,
+                    "steps": step.steps,
+                    "expert": step.expert.to_string(),
+                    "t": step.timestep,
+                    "sigma": step.sigma,
+                    "passes": passes(step.passes),
+                    "seconds": step.seconds,
+                    "eta": step.left,
+                    "memory": memory(step.memory),
+                }),
+            ),
+            EventKind::PhaseFinished(report) => event("phase_end", phase(&report)),
+            EventKind::Saved { step, path, bytes } => event(
+                "saved",
+                json!({ "step": step, "path": path.to_string_lossy(), "bytes": bytes }),
+            ),
+            EventKind::Warning(text) => event("warning", json!({ "message": text })),
+            // The batch reports them itself.
+            EventKind::Made(_) | EventKind::Failed(_) => {}
+        }
+    }
+}
+
+fn memory(memory: Memory) -> Value {
+    json!({
+        "active": memory.active,
+        "peak": memory.peak,
+        "process_peak": memory.process_peak,
+    })
+}
+
+fn passes(passes: Passes) -> Value {
+    json!({
+        "computed": passes.computed,
+        "reused": passes.reused,
+        "unguided": passes.unguided,
+    })
+}
+
+fn phase(report: &PhaseReport) -> Value {
+    json!({
+        "phase": report.phase.to_string(),
+        "seconds": report.seconds,
+        "memory": memory(report.memory),
+    })
+}
+
+fn settings(settings: &Settings, device: Device) -> Value {
+    let mut fields = serde_json::to_value(settings).unwrap_or_default();
+    if let Some(fields) = fields.as_object_mut() {
+        let precision = device.dtype.to_string();
+        fields.insert("precision".into(), precision.into());
+        fields.insert("device".into(), device.kind.to_string().into());
+    }
+    fields
+}
+
+/// Tells what is about to be made.
+pub(crate) fn start(clip: &Settings, device: Device, output: &Path) {
+    if style() == Style::Json {
+        event(
+            "start",
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "output": output.to_string_lossy(),
+                "settings": settings(clip, device),
+            }),
+        );
+        return;
+    }
+    info!(
+        "{} x {} pixels, {} frames at {} fps; {}",
+        clip.width,
+        clip.height,
+        clip.frames,
+        clip.fps,
+        sampling(clip, device)
+    );
+}
+
+fn sampling(clip: &Settings, device: Device) -> String {
+    format!(
+        "{} steps of {}, shift {}, guidance {},{}; seed {}; {} on {}",
+        clip.steps,
+        clip.solver,
+        clip.shift,
+        clip.guide_scale.low,
+        clip.guide_scale.high,
+        clip.seed,
+        device.dtype,
+        device.kind,
+    )
+}
+
+/// The fields of an event about a clip that was made.
+fn made(summary: &Summary, device: Device, output: &Path) -> Value {
+    json!({
+        "output": output.to_string_lossy(),
+        "settings": settings(&summary.settings, device),
+        "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
+        "passes": passes(summary.passes),
+        "seconds": summary.seconds,
+        "memory": memory(summary.memory),
+    })
+}
+
+/// Tells what was made.
+pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
+    let clip = &summary.settings;
+    if style() == Style::Json {
+        event("result", made(summary, device, output));
+        return;
+    }
+    let phases = summary.phases.iter();
+    let phases: Vec<String> = phases
+        .map(|report| format!("{} {}", report.phase, human_time(report.seconds)))
+        .collect();
+    let spared = match summary.passes.reused {
+        0 => String::new(),
+        reused => format!(" and {reused} reused"),
+    };
+    let peak = summary.phases.iter().map(|report| report.memory.peak).max();
+    info!(
+        "done in {}: {}; {} passes{spared}; peak memory {}, of the process {}",
+        human_time(summary.seconds),
+        phases.join(", "),
+        summary.passes.computed,
+        human_bytes(peak.unwrap_or_default()),
+        human_bytes(summary.memory.process_peak)
+    );
+    info!(
+        "{}: {} frames of {} x {} pixels at {} fps; {}",
+        output.display(),
+        clip.frames,
+        clip.width,
+        clip.height,
+        clip.fps,
+        sampling(clip, device)
+    );
+}
+
+/// Reports on clips that are made together.
+pub(crate) struct Many {
+    /// Where bars are.
+    pub(crate) console: MultiProgress,
+    names: Vec<String>,
+    inner: Box<dyn Progress>,
+}
+
+impl Many {
+    /// For clips that are called by these names.
+    pub(crate) fn new(names: Vec<String>) -> Self {
+        let console = MultiProgress::new();
+        Self {
+            inner: reporter(console.clone(), Vec::new()),
+            console,
+            names,
+        }
+    }
+
+    /// Calls a clip by another name.
+    pub(crate) fn rename(&mut self, number: usize, name: String) {
+        self.names[number] = name;
+    }
+
+    /// Reports what is about to be made: `there` of the clips exist, `failed` cannot be made.
+    /// `fields` are the event's own.
+    pub(crate) fn begin(&mut self, there: usize, failed: usize, at_once: usize, mut fields: Value) {
+        self.inner = reporter(self.console.clone(), self.names.clone());
+        let clips = self.names.len();
+        if style() == Style::Json {
+            fields["version"] = env!("CARGO_PKG_VERSION").into();
+            fields["clips"] = clips.into();
+            fields["there"] = there.into();
+            fields["failed"] = failed.into();
+            fields["jobs_at_once"] = at_once.into();
+            return event("batch_start", fields);
+        }
+        let mut text = format!("{clips} clips");
+        if there > 0 {
+            text += &format!(", {there} of them there already");
+        }
+        if failed > 0 {
+            text += &format!(", {failed} that cannot be made");
+        }
+        if there + failed < clips {
+            text += &format!("; up to {at_once} in flight at once");
+        }
+        stderr::note(&text);
+    }
+
+    /// `3/10 cat_7.mp4: `.
+    pub(crate) fn label(&self, number: usize) -> String {
+        let (clips, name) = (self.names.len(), &self.names[number]);
+        format!("{}/{clips} {name}: ", number + 1)
+    }
+
+    /// Reports a clip that was made.
+    pub(crate) fn made(&self, number: usize, summary: &Summary, device: Device, output: &Path) {
+        if style() == Style::Json {
+            let mut fields = made(summary, device, output);
+            fields["clip"] = (number + 1).into();
+            fields["name"] = self.names[number].as_str().into();
+            fields["status"] = "made".into();
+            return event("clip_end", fields);
+        }
+        let phases = summary.phases.iter();
+        let phases: Vec<String> = phases
+            .map(|phase| format!("{} {}", phase.phase, human_time(phase.seconds)))
+            .collect();
+        let text = format!("{}made: {}", self.label(number), phases.join(", "));
+        self.console.suspend(|| stderr::note(&text));
+    }
+
+    /// Reports a clip that cannot be made: an event, or `text`.
+    pub(crate) fn failed(&self, number: usize, place: &str, error: &str, text: &str) {
+        match style() {
+            Style::Json => event(
+                "clip_end",
+                json!({
+                    "clip": number + 1,
+                    "name": self.names[number],
+                    "status": "failed",
+                    "place": place,
+                    "error": error,
+                }),
+            ),
+            _ => self.console.suspend(|| line(&visible(text, "\n"))),
+        }
+    }
+}
+
+impl Progress for Many {
+    fn on_event(&mut self, event: &Event<'_>) {
+        self.inner.on_event(event);
+    }
+}

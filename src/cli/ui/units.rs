@@ -1,0 +1,35 @@
+//! Numbers for people.
+
+/// A duration for people: `0.43 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min`.
+pub(crate) fn human_time(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..=9 => format!("{seconds:.2} s"),
+        10..=59 => format!("{seconds:.1} s"),
+        60..=3599 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// Bytes for people: `253.8 MB`, `28.6 GB`.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    if bytes < 1000 {
+        return format!("{bytes} bytes");
+    }
+    let bytes = bytes as f64;
+    match bytes {
+        0.0..1e6 => format!("{:.1} kB", bytes / 1e3),
+        1e6..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} GB", bytes / 1e9),
+    }
+}
+
+/// A count for people: `14.29 billion`, `2.8 million`.
+pub(crate) fn human_count(count: u64) -> String {
+    let number = count as f64;
+    match number {
+        0.0..1e6 => count.to_string(),
+        1e6..1e9 => format!("{:.1} million", number / 1e6),
+        _ => format!("{:.2} billion", number / 1e9),
+    }
+}
