@@ -215,7 +215,7 @@ fn a_dry_run_lists_and_makes_nothing() {
 #[test]
 fn a_sweep_that_is_stopped_goes_on() {
     let bench = Bench::new("a");
-    let flags = ["--vary", "seed=1,2,3", "--size", "32x32", "--steps", "2"];
+    let flags = ["--vary", "seed=1,2,3", "--size", "32x32", "--steps", "60"];
     let mut running = Running::start(&mut bench.sweep(&flags));
     running.wait_for("clip_end");
     running.signal("-INT");
