@@ -44,7 +44,7 @@ impl SweepArgs {
             place: run.name.clone(),
             name: Some(run.name.clone()),
             seed: args.clip.seed,
-            args: Ok(args),
+            args: Ok(Box::new(args)),
         });
         let wanted = wanted.collect();
         let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcomes);
@@ -69,7 +69,7 @@ impl SweepArgs {
     ///
     /// # Errors
     /// When a flag is not known or cannot be varied, or a value is none of it.
-    fn plan(&self, layers: &Layers) -> Result<(Outcomes, Vec<Box<GenerateArgs>>)> {
+    fn plan(&self, layers: &Layers) -> Result<(Outcomes, Vec<GenerateArgs>)> {
         let sizes = self.sizes.as_ref().map(|sizes| format!("size={sizes}"));
         let sizes = sizes.map(|sizes| sizes.parse().context("--sizes"));
         let mut axes = self.vary.clone();
@@ -96,7 +96,7 @@ impl SweepArgs {
 }
 
 /// The flags of a run: what is varied, then the settings of all other places.
-fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<Box<GenerateArgs>> {
+fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<GenerateArgs> {
     let table = run.settings.iter();
     let table = table.map(|(flag, value)| (flag.clone(), value.as_str().into()));
     let mut top = Layer::of_table(command, table, "--vary")?;
@@ -113,7 +113,7 @@ fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<
     settings.set("output", folder.join(run.clip()));
     let program = [OsString::from("wan-i2v")].into_iter();
     match Cli::try_parse_from(program.chain(settings.arguments())) {
-        Ok(cli) => Ok(cli.generate),
+        Ok(cli) => Ok(*cli.generate),
         Err(error) => bail!(reason(&error)),
     }
 }
