@@ -21,7 +21,7 @@ use crate::cli::ui::{Listener, Stoppable, info, stderr};
 /// A clip to be made.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// Where it is written, for errors.
+    /// Where it is written, to begin its errors with; empty where nothing is to be said.
     pub(super) place: String,
     /// Its name.
     pub(super) name: Option<String>,

@@ -41,7 +41,7 @@ impl SweepArgs {
         folders.make(folder).context("--output-dir")?;
         let wanted = args.into_iter().zip(&outcomes.runs);
         let wanted = wanted.map(|(args, run)| Wanted {
-            place: run.name.clone(),
+            place: String::new(),
             name: Some(run.name.clone()),
             seed: args.clip.seed,
             args: Ok(Box::new(args)),
