@@ -129,7 +129,7 @@ fn what_cannot_be_done_is_refused() {
         (
             &["sound", "--image", "x", "--resize", "cubic"],
             2,
-            &["lanczos or bicubic"],
+            &["lanczos, bicubic"],
         ),
         (&[], 2, &["FILE"]),
     ] {
