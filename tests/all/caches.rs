@@ -10,7 +10,7 @@ use wan_i2v::media::metrics::{mean_square, psnr_of_mean_square};
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{DitConfig, Rope};
 use wan_i2v::pipeline::{Passes, guide, initial_noise};
-use wan_i2v::runtime::to_host;
+use wan_i2v::runtime::{Device, Kernels, to_host};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::weights::Expert;
 
@@ -27,14 +27,15 @@ struct Set {
 
 impl Set {
     fn new(number: u64) -> Self {
-        Self::computing(number, MemoryPlan::WHOLE)
+        Self::computing(number, None, MemoryPlan::WHOLE)
     }
 
     /// With the two guidance passes one after the other: the products of a single
     /// [`Dit::forward`](wan_i2v::model::dit::Dit::forward), in the same shapes.
-    fn apart(number: u64) -> Self {
+    fn apart(number: u64, kernels: Option<Kernels>) -> Self {
         Self::computing(
             number,
+            kernels,
             MemoryPlan {
                 joint_passes: false,
                 ..MemoryPlan::WHOLE
@@ -42,10 +43,14 @@ impl Set {
         )
     }
 
-    fn computing(number: u64, memory: MemoryPlan) -> Self {
+    fn computing(number: u64, kernels: Option<Kernels>, memory: MemoryPlan) -> Self {
         let mlx = mlx();
         let mut studio = Studio::open().unwrap();
         studio.memory = memory;
+        if let Some(kernels) = kernels {
+            let Device { kind, dtype, .. } = studio.device;
+            studio.device = Device::with_kernels(kind, Some(dtype), kernels);
+        }
         Self {
             stage: studio.stage(&scene(number)).unwrap(),
             studio,
@@ -137,28 +142,31 @@ fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
 
 #[test]
 fn without_a_cache_every_step_is_computed_as_before() {
-    let set = Set::apart(0);
-    let (latents, passes) = set.run(&set.recipe(6, "off", ALWAYS));
-    assert_eq!(
-        (passes.computed, passes.reused, passes.unguided),
-        (12, 0, 0)
-    );
-    assert!(
-        latents == plain_loop(&set, 6, 2.0),
-        "the latents differ from the plain loop's"
-    );
-    // A threshold that every step reaches computes every step, to the same bytes.
-    for cache in ["teacache", "easycache"] {
-        let (same, passes) = set.run(&set.recipe(6, &format!("{cache},threshold=1e-9"), ALWAYS));
-        assert_eq!((passes.computed, passes.reused), (12, 0), "{cache}");
-        assert!(same == latents, "{cache}: the latents differ");
+    for kernels in [None, Some(Kernels::Mlx)] {
+        let set = Set::apart(0, kernels);
+        let (latents, passes) = set.run(&set.recipe(6, "off", ALWAYS));
+        assert_eq!(
+            (passes.computed, passes.reused, passes.unguided),
+            (12, 0, 0)
+        );
+        assert!(
+            latents == plain_loop(&set, 6, 2.0),
+            "the latents differ from the plain loop's"
+        );
+        // A threshold that every step reaches computes every step, to the same bytes.
+        for cache in ["teacache", "easycache"] {
+            let recipe = set.recipe(6, &format!("{cache},threshold=1e-9"), ALWAYS);
+            let (same, passes) = set.run(&recipe);
+            assert_eq!((passes.computed, passes.reused), (12, 0), "{cache}");
+            assert!(same == latents, "{cache}: the latents differ");
+        }
     }
 }
 
 #[test]
 fn both_passes_as_one_are_the_passes_apart() {
     let latents = |set: Set| set.run(&set.recipe(6, "off", ALWAYS)).0;
-    let apart = Set::apart(0);
+    let apart = Set::apart(0, None);
     let most = rounding(&apart.studio.checkpoint.high, 6);
     let expected = latents(apart);
     let size = expected.iter().fold(0.0_f32, |size, v| size.max(v.abs()));
@@ -172,8 +180,12 @@ fn both_passes_as_one_are_the_passes_apart() {
 #[test]
 fn the_defaults_save_work_and_keep_the_clip() {
     // Measured on eight scenes at 12 and 40 steps (docs/performance.md).
-    for (number, steps, share, least) in [(0, 12, 0.3, 50.0), (3, 40, 0.6, 48.0)] {
-        let set = Set::new(number);
+    for (number, kernels, steps, share, least) in [
+        (0, None, 12, 0.3, 50.0),
+        (0, Some(Kernels::Mlx), 12, 0.3, 50.0),
+        (3, None, 40, 0.6, 48.0),
+    ] {
+        let set = Set::computing(number, kernels, MemoryPlan::WHOLE);
         let (expected, full) = set.frames(&set.recipe(steps, "off", ALWAYS));
         for cache in ["teacache", "easycache"] {
             let (frames, passes) = set.frames(&set.recipe(steps, cache, ALWAYS));
@@ -239,7 +251,7 @@ fn retention_and_cutoff_are_kept_to_the_step() {
 fn the_other_expert_starts_anew() {
     // Steps 1 to 4 and 6 to 11 reuse; step 5 is the low-noise expert's first, and neither the
     // other's residual nor what it had added up counts there.
-    let set = Set::apart(3);
+    let set = Set::apart(3, None);
     let timesteps = Schedule::new(Solver::UniPc, 12, set.stage.plan.shift).timesteps;
     let high = timesteps
         .iter()

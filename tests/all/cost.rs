@@ -18,7 +18,7 @@ use wan_i2v::pipeline::plan::{
 use wan_i2v::pipeline::{
     Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
 };
-use wan_i2v::runtime::{Device, DeviceKind, Precision, operations, to_host, unpacked};
+use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_host, unpacked};
 use wan_i2v::sampling::Solver;
 use wan_i2v::tiny;
 use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
@@ -131,6 +131,12 @@ fn forecast_of(forecast: &Forecast) -> Vec<(Operations, u64)> {
     phases
 }
 
+/// As [`device`], with MLX's kernels, which a GPU computes with.
+fn mlx_kernels() -> Device {
+    let Device { kind, dtype, .. } = device();
+    Device::with_kernels(kind, Some(dtype), Kernels::Mlx)
+}
+
 const NAMES: [&str; 4] = ["text", "image", "denoising", "decoding"];
 
 fn device() -> Device {
@@ -163,7 +169,7 @@ fn operations_are_exact() {
     };
     let any = u64::MAX;
     // The last one ends with a picture as well.
-    for (index, (checkpoint, plan, parts, budget)) in [
+    let clips = [
         (&dense, plan(64, 17, guided, (0.0, 1.0)), whole, any),
         (&packed, plan(32, 1, guided, (0.0, 1.0)), whole, any),
         (&packed, plan(48, 5, half, (0.0, 1.0)), apart, any),
@@ -172,14 +178,17 @@ fn operations_are_exact() {
         (&dense, plan(128, 9, guided, (0.0, 1.0)), in_parts, 1),
         (&packed, plan(128, 9, guided, (0.0, 1.0)), in_parts, 1),
         (&dense, plan(16, 61, half, (0.0, 1.0)), whole, any),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let device = device();
-        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), budget);
-        let (inputs, measured) = run(checkpoint, device, &memory, &plan, index == 7);
-        let forecast = forecast(checkpoint, &plan, inputs, device, &memory, None).unwrap();
+    ];
+    let clips = clips.iter().enumerate();
+    let mlx = clips
+        .clone()
+        .map(|(index, clip)| (mlx_kernels(), index, clip));
+    let mlx = mlx.filter(|(_, index, _)| (2..5).contains(index));
+    let ours = clips.map(|(index, clip)| (device(), index, clip));
+    for (device, index, (checkpoint, plan, parts, budget)) in ours.chain(mlx) {
+        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), *budget);
+        let (inputs, measured) = run(checkpoint, device, &memory, plan, index == 7);
+        let forecast = forecast(checkpoint, plan, inputs, device, &memory, None).unwrap();
         for ((expected, _), (measured, name)) in forecast_of(&forecast)
             .into_iter()
             .zip(measured.iter().zip(NAMES))
@@ -228,9 +237,9 @@ fn memory_is_within_15_percent() {
         {
             let ratio = expected as f64 / measured.peak as f64;
             println!(
-                "measured {size} x {size}, {frames} frames, chunks of {}, {name}: {} bytes, \
+                "measured {size} x {size}, {frames} frames, chunks of {}, {:?}, {name}: {} bytes, \
                  forecast {ratio:.3} of it",
-                memory.chunk_rows, measured.peak
+                memory.chunk_rows, device.kernels, measured.peak
             );
             assert!(
                 (0.85..1.15).contains(&ratio),
@@ -457,9 +466,9 @@ fn step_memory(
     config: &DitConfig,
     packed: bool,
     grid: [i32; 3],
+    device: Device,
     memory: &MemoryPlan,
 ) -> (u64, u64) {
-    let device = device();
     let dit = Dit::load(config, &mut Constant { device, packed }, device).unwrap();
     let [frames, height, width] = grid;
     let tokens = frames * height / 2 * width / 2;
@@ -532,7 +541,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
         score_bytes,
         ..apart
     };
-    for (config, packed, grid, memory) in [
+    let cases = [
         (config(4, 128, 1382), false, [5, 32, 48], apart),
         (config(4, 128, 1382), false, [3, 32, 48], whole),
         (config(4, 128, 512), false, [3, 48, 48], apart),
@@ -566,13 +575,18 @@ fn memory_of_wide_experts_is_within_15_percent() {
             [3, 32, 64],
             in_parts(256, 1 << 20),
         ),
-    ] {
-        let (measured, expected) = step_memory(&config, packed, grid, &memory);
+    ];
+    // MLX's kernels take minutes for all of them.
+    let ours = cases.iter().map(|case| (case, device()));
+    let mlx = cases[..4].iter().map(|case| (case, mlx_kernels()));
+    for ((config, packed, grid, memory), device) in ours.chain(mlx) {
+        let (measured, expected) = step_memory(config, *packed, *grid, device, memory);
         let stream = (grid.iter().product::<i32>() / 4 * config.dim() * 4) as f64;
         let ratio = expected as f64 / measured as f64;
         println!(
-            "measured {} x {}, ffn {}, packed {packed}, {grid:?}, chunks of {}: {measured} bytes, \
-             {:.2} streams, forecast {ratio:.3} of it",
+            "measured {:?}, {} x {}, ffn {}, packed {packed}, {grid:?}, chunks of {}: {measured} \
+             bytes, {:.2} streams, forecast {ratio:.3} of it",
+            device.kernels,
             config.num_attention_heads,
             config.attention_head_dim,
             config.ffn_dim,
@@ -581,7 +595,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
         );
         assert!(
             (0.85..1.15).contains(&ratio),
-            "{config:?} {grid:?}: {ratio}"
+            "{device:?} {config:?} {grid:?}: {ratio}"
         );
     }
 }

@@ -19,7 +19,7 @@ use wan_i2v::model::MemoryPlan;
 use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
 };
-use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, to_host};
 use wan_i2v::sampling::{Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::container::encoding::Encoding;
@@ -33,6 +33,12 @@ const BF16: Encoding = Encoding::Bf16;
 
 fn device() -> Device {
     Device::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()
+}
+
+/// [`device`] with MLX's kernels, which a GPU computes with.
+fn with_mlx_kernels() -> Device {
+    let Device { kind, dtype, .. } = device();
+    Device::with_kernels(kind, Some(dtype), Kernels::Mlx)
 }
 
 /// A model's folder in `form`, and the model of the values that it stands for.

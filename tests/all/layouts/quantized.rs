@@ -7,6 +7,7 @@ use wan_i2v::weights::container::encoding::Encoding;
 
 use crate::layouts::{
     Made, assert_identical, device, folder, open, reference, rms_error, run, run_folder,
+    with_mlx_kernels,
 };
 use crate::support::forms::{is_linear, mlx_quantize};
 use crate::support::layouts::{Form, Model, Patch, Tensor, decode};
@@ -113,6 +114,39 @@ fn mlx_of_8_bits() {
 fn mlx_in_other_groups() {
     check_mlx(4, 32, 0.5);
     check_mlx(8, 128, 0.05);
+}
+
+/// With MLX's kernels every kind of layout is its values, and near what this program's make of them.
+#[test]
+fn layouts_with_mlx_s_kernels() {
+    let _mlx = mlx();
+    let device = with_mlx_kernels();
+    for form in [
+        Form::Comfy(Encoding::F16, ""),
+        Form::MlxVideo(Encoding::Bf16),
+        Form::Scaled { newer: false },
+        Form::Gguf(Encoding::Q4K, Patch::Whole),
+        Form::MlxQuantized { bits: 4, group: 64 },
+        Form::MlxQuantized {
+            bits: 8,
+            group: 128,
+        },
+    ] {
+        let (stored, meant) = folder(form, &Model::random());
+        let (plain, _) = folder(Form::Diffusers(Encoding::F32), &meant);
+        let [made, expected] =
+            [&stored, &plain].map(|folder| run(&open(folder.path()).unwrap(), device));
+        if !matches!(form, Form::MlxQuantized { .. }) {
+            assert_identical(&made, &expected, &format!("{form:?}"));
+        }
+        // Weights of more rows than one unpack on the fly.
+        let ours = run_folder(stored.path());
+        for other in [&expected, &ours] {
+            let error = rms_error(&made.latents, &other.latents);
+            println!("measured {form:?} with MLX's kernels: {error:.2e}");
+            assert!(error < 1e-4, "{form:?}: {error:.2e}");
+        }
+    }
 }
 
 /// In bfloat16 too, the GPU's precision, the layout makes no difference: the values of float8 are

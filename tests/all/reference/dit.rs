@@ -5,22 +5,20 @@ use wan_i2v::model::dit::{CrossKv, Dit, DitConfig, Rope, patchify, time_sinusoid
 use wan_i2v::model::layers::{Linear, Weight};
 use wan_i2v::model::umt5::pad_rows;
 use wan_i2v::model::{MemoryPlan, Role, TensorSource};
-use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, Precision, to_host};
 
-use crate::support::golden::{Case, Golden, relative_error};
-
-/// Whole sequences, one pass after the other.
-const DEVICE: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
+use crate::support::golden::{BOTH, Case, F32, Golden, relative_error};
 
 pub const EXPERTS: [(&str, &str); 2] = [("high", "transformer"), ("low", "transformer_2")];
 
-pub fn load(case: &Case, part: &'static str, precision: Precision) -> Dit {
-    Dit::load(
-        &case.config(part),
-        &mut case.source(part, precision),
-        DEVICE,
-    )
-    .unwrap()
+pub fn load(case: &Case, part: &'static str, device: Device) -> Dit {
+    let mut source = case.source(part, device.dtype);
+    Dit::load(&case.config(part), &mut source, device).unwrap()
+}
+
+/// With each set of kernels.
+fn on_both<T: Copy>(item: T) -> [(T, Device); 2] {
+    BOTH.map(|device| (item, device))
 }
 
 /// The tables of the case's token grid.
@@ -62,8 +60,8 @@ fn forward_pass() {
     for name in Case::ALL {
         let case = Case::load(name);
         let text = encoded_text(&case);
-        for (expert, part) in EXPERTS {
-            let dit = load(&case, part, Precision::F32);
+        for ((expert, part), device) in EXPERTS.into_iter().flat_map(on_both) {
+            let dit = load(&case, part, device);
             let cross = dit.cross_kv(&text, 512).unwrap();
             let time = dit.embed_time(937).unwrap();
             let mut first_block = None;
@@ -98,8 +96,8 @@ fn text_embedding_and_cross_attention_cache() {
     for name in Case::ALL {
         let case = Case::load(name);
         let text = encoded_text(&case);
-        for (expert, part) in EXPERTS {
-            let dit = load(&case, part, Precision::F32);
+        for ((expert, part), device) in EXPERTS.into_iter().flat_map(on_both) {
+            let dit = load(&case, part, device);
             let embedded = first_rows(&dit.embed_text(&text).unwrap());
             let check = |what: &str, x: &Array| {
                 case.golden
@@ -121,8 +119,8 @@ fn padding_folds_into_one_key() {
         let case = Case::load(name);
         let real = case.golden.array("umt5/out_medium");
         assert!(real.dim(0) < 511);
-        for (_, part) in EXPERTS {
-            let dit = load(&case, part, Precision::F32);
+        for ((_, part), device) in EXPERTS.into_iter().flat_map(on_both) {
+            let dit = load(&case, part, device);
             let time = dit.embed_time(937).unwrap();
             let rope = rope(&case, &dit);
             let run = |text: &Array| {
@@ -147,8 +145,8 @@ fn time_embedding() {
     for name in Case::ALL {
         let case = Case::load(name);
         let timesteps = case.golden.ints("time/t").to_vec();
-        for (expert, part) in EXPERTS {
-            let dit = load(&case, part, Precision::F32);
+        for ((expert, part), device) in EXPERTS.into_iter().flat_map(on_both) {
+            let dit = load(&case, part, device);
             let sinusoids: Vec<Array> = timesteps
                 .iter()
                 .map(|&t| time_sinusoid(f64::from(t), dit.config().freq_dim))
@@ -222,7 +220,7 @@ fn rotary_embedding() {
             config.attention_head_dim,
         ];
         let q = case.input("rope.q", &shape, 1.0);
-        let rotated = DEVICE.rotate(&q, rope.cos(), rope.sin()).unwrap();
+        let rotated = F32.rotate(&q, rope.cos(), rope.sin()).unwrap();
         case.golden.check(name, "rope/q_rotated", &rotated, 1e-6);
     }
 }

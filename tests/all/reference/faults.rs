@@ -69,7 +69,7 @@ fn forward_error(case: &Case, dit: &Dit, time: &TimeEmbedding, rope: &Rope) -> f
 fn one_rotary_table_for_all_axes() {
     for name in Case::ALL {
         let case = Case::load(name);
-        let dit = load(&case, "transformer", Precision::F32);
+        let dit = load(&case, "transformer", F32);
         let time = dit.embed_time(937).unwrap();
         let error = forward_error(&case, &dit, &time, &single_table(&case, &dit));
         report("one rotary table", &case, error, FORWARD);
@@ -80,7 +80,7 @@ fn one_rotary_table_for_all_axes() {
 fn float_timesteps() {
     for name in Case::ALL {
         let case = Case::load(name);
-        let dit = load(&case, "transformer", Precision::F32);
+        let dit = load(&case, "transformer", F32);
         // The first sigma of 4 steps at shift 5 that truncation changes: 0.93750 and so on.
         let sinusoid = time_sinusoid(937.4, dit.config().freq_dim);
         let time = dit.embed_sinusoid(&sinusoid).unwrap();
@@ -285,7 +285,7 @@ fn faults_of_the_denoising_loop() {
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let inputs = inputs(&case, &checkpoint, F32);
-        let experts = ["transformer", "transformer_2"].map(|e| load(&case, e, Precision::F32));
+        let experts = ["transformer", "transformer_2"].map(|e| load(&case, e, F32));
         let error = |fault| {
             let latents = run(&case, &experts, &inputs, fault);
             relative_error(

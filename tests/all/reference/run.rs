@@ -20,7 +20,7 @@ use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
-use crate::support::golden::{Case, F32, Golden, golden_dir, relative_error};
+use crate::support::golden::{BOTH, Case, F32, Golden, MLX, golden_dir, relative_error};
 
 pub fn plan(case: &Case) -> Settings {
     let settings = &case.settings;
@@ -92,7 +92,8 @@ pub fn latents(case: &Case, checkpoint: &Checkpoint, device: Device, dump: Optio
 
 #[test]
 fn guided_run_of_12_steps() {
-    for name in Case::ALL {
+    let on_mlx = ["c", "d"].map(|name| (name, MLX));
+    for (name, device) in Case::ALL.map(|name| (name, F32)).into_iter().chain(on_mlx) {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
@@ -100,10 +101,10 @@ fn guided_run_of_12_steps() {
         let plan = plan(&case);
         let noise = initial_noise(plan.seed, 16, plan.latent_grid());
         case.golden.check(name, "run/noise", &noise, 1e-6);
-        let (_, condition) = inputs(&case, &checkpoint, F32);
+        let (_, condition) = inputs(&case, &checkpoint, device);
         case.golden.check(name, "condition/y", &condition.0, 2e-4);
 
-        let latents = latents(&case, &checkpoint, F32, None);
+        let latents = latents(&case, &checkpoint, device, None);
         case.golden.check(name, "run/latents", &latents, 2e-3);
 
         let mut frames = Vec::new();
@@ -113,7 +114,7 @@ fn guided_run_of_12_steps() {
         };
         decode_clip(
             &checkpoint,
-            F32,
+            device,
             &MemoryPlan::WHOLE,
             &latents,
             None,
@@ -223,21 +224,24 @@ fn equal_runs_give_equal_bytes() {
 /// bf16 products with a float32 residual stream, norms and modulation: what a GPU uses.
 #[test]
 fn bf16_stays_within_two_percent_of_f32() {
-    let bf16 = Device {
-        dtype: Precision::Bf16,
-        ..F32
-    };
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let exact = to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
-        let mixed = to_host(&latents(&case, &checkpoint, bf16, None)).unwrap();
-        let error = relative_error(&mixed, &exact);
-        println!("measured {name} bf16 run/latents: {error:.2e}");
-        assert!(error < 0.02, "{name}: {error:.3e}");
-        assert!(error > 1e-6, "{name}: bf16 was not used");
+        for device in BOTH {
+            let bf16 = Device {
+                dtype: Precision::Bf16,
+                ..device
+            };
+            let mixed = to_host(&latents(&case, &checkpoint, bf16, None)).unwrap();
+            let error = relative_error(&mixed, &exact);
+            let kernels = device.kernels;
+            println!("measured {name} bf16, {kernels:?}, run/latents: {error:.2e}");
+            assert!(error < 0.02, "{name}: {error:.3e}");
+            assert!(error > 1e-6, "{name}: bf16 was not used");
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use mlx_rs::{Array, Dtype};
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::cost::flops;
 use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, static_chunks};
-use wan_i2v::runtime::{Device, Kernels, Precision, operations, to_host};
+use wan_i2v::runtime::{Precision, operations, to_host};
 
 use crate::reference::tiling::tiled;
-use crate::support::golden::{Case, F32};
+use crate::support::golden::{Case, F32, MLX};
 
 /// Latents of a clip in which `pictures` are chunks of random pixels, the others blank: called so,
 /// or zeros like any other pixels. And the operations that they took.
@@ -41,10 +41,6 @@ fn encode(
 /// Bit by bit the latents of the full computation, whatever the length, for less.
 #[test]
 fn blank_chunks_are_reused_to_the_bit() {
-    let native = Device {
-        kernels: Kernels::Mlx,
-        ..F32
-    };
     let tiles = Some(Tiling {
         tile: [2, 2],
         overlap: 1,
@@ -55,9 +51,9 @@ fn blank_chunks_are_reused_to_the_bit() {
         ("a", F32, [21, 2, 3], &[0], tiles),
         ("b", F32, [21, 2, 2], &[0, 20], None),
         ("c", F32, [16, 2, 3], &[0, 15], tiles),
-        ("a", native, [21, 2, 2], &[0], None),
-        ("a", native, [21, 3, 2], &[0, 20], tiles),
-        ("c", native, [9, 2, 2], &[0, 8], None),
+        ("a", MLX, [21, 2, 2], &[0], None),
+        ("a", MLX, [21, 3, 2], &[0, 20], tiles),
+        ("c", MLX, [9, 2, 2], &[0, 8], None),
         // A picture amid blank ones; longer than the latents take to settle.
         ("a", F32, [14, 2, 2], &[0, 3], None),
         ("a", F32, [38, 1, 1], &[0, 36], None),

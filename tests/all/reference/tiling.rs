@@ -11,11 +11,11 @@ use wan_i2v::model::vae::{
     choose_encode_tiling, decode_peak_bytes, decode_phases, encode_peak_bytes, encode_phases,
 };
 use wan_i2v::pipeline::{Silent, decode_clip, encode_condition};
-use wan_i2v::runtime::{Device, Kernels, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 use wan_i2v::weights::Checkpoint;
 
 use crate::reference::run::plan;
-use crate::support::golden::{Case, F32};
+use crate::support::golden::{BOTH, Case, F32, MLX};
 
 /// What tiles have to reach against whole frames.
 const DECIBELS: f64 = 45.0;
@@ -172,10 +172,15 @@ fn tiles(tile: [i32; 2]) -> Option<Tiling> {
 /// blended at nearly every pixel.
 #[test]
 fn tiles_of_random_models_agree_with_whole_frames() {
-    for (name, grid) in [("a", [3, 18, 24]), ("b", [1, 21, 12]), ("c", [2, 18, 17])] {
+    for (name, grid, device) in [
+        ("a", [3, 18, 24], F32),
+        ("b", [1, 21, 12], F32),
+        ("c", [2, 18, 17], F32),
+        ("c", [2, 18, 17], MLX),
+    ] {
         let case = Case::load(name);
         let config = random_config(&case);
-        let vae = Vae::random(&case, &config, F32);
+        let vae = Vae::random(&case, &config, device);
         let tiling = tiles([12, 12]);
         let latents = random_latents(&case, &config, grid);
         let whole = vae.decode(&latents, None);
@@ -283,8 +288,7 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
             overlap: 4,
         })
     };
-    for kernels in [Kernels::Cpu, Kernels::Mlx] {
-        let device = Device { kernels, ..F32 };
+    for device in BOTH {
         let mut peaks = Vec::new();
         // The last one is all attention.
         for (grid, tiling) in [
@@ -294,10 +298,10 @@ fn memory_is_what_the_formulas_say_and_less_in_tiles() {
             ([2, 16, 15], None),
             ([1, 40, 30], t(22)),
         ] {
-            if kernels == Kernels::Mlx && grid[0] < 3 {
+            if device == MLX && grid[0] < 3 {
                 continue;
             }
-            let label = format!("{kernels:?} {grid:?} {:?}", tiling.map(|t| t.tile));
+            let label = format!("{:?} {grid:?} {:?}", device.kernels, tiling.map(|t| t.tile));
             let latents = random_latents(&case, &config, grid);
             latents.eval().unwrap();
             let mut source = case.source("vae", Precision::F32);
@@ -346,7 +350,15 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
     let case = Case::load("a");
     let mut config = random_config(&case);
     config.base_dim = 96;
-    for grid in [[21, 60, 104], [21, 90, 160], [1, 13, 40], [21, 104, 60]] {
+    let gpu = Device::new(DeviceKind::Gpu, None);
+    for (grid, device) in [
+        ([21, 60, 104], F32),
+        ([21, 90, 160], F32),
+        ([1, 13, 40], F32),
+        ([21, 104, 60], F32),
+        ([21, 60, 104], gpu),
+        ([21, 90, 160], gpu),
+    ] {
         type Peak = fn(&VaeConfig, Device, &MemoryPlan, [i32; 3]) -> u64;
         type Choose = fn(&VaeConfig, Device, &MemoryPlan, [i32; 3], u64) -> Option<Tiling>;
         let both: [(Peak, Choose); 2] = [
@@ -354,8 +366,8 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
             (encode_peak_bytes, choose_encode_tiling),
         ];
         for (bytes, choose) in both {
-            let whole = bytes(&config, F32, &MemoryPlan::WHOLE, grid);
-            let within = |budget| choose(&config, F32, &MemoryPlan::WHOLE, grid, budget);
+            let whole = bytes(&config, device, &MemoryPlan::WHOLE, grid);
+            let within = |budget| choose(&config, device, &MemoryPlan::WHOLE, grid, budget);
             assert_eq!(within(whole), None);
             let mut last = u64::MAX;
             for part in [1, 2, 3, 5, 1000] {
@@ -363,7 +375,7 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
                 let tiling = within(budget).unwrap();
                 tiling.validate().unwrap();
                 assert_eq!(tiling.overlap, OVERLAP);
-                let needed = bytes(&config, F32, &tiled(Some(tiling)), grid);
+                let needed = bytes(&config, device, &tiled(Some(tiling)), grid);
                 println!(
                     "measured {grid:?} in {budget}: {:?}, {needed} bytes, {} tiles",
                     tiling.tile,
@@ -380,7 +392,7 @@ fn the_tiling_with_the_least_work_that_fits_is_chosen() {
                 };
                 if rows < grid[1] && columns < grid[2] && needed <= budget {
                     assert!(
-                        bytes(&config, F32, &tiled(Some(larger)), grid) > budget
+                        bytes(&config, device, &tiled(Some(larger)), grid) > budget
                             || larger.tiles(grid[1], grid[2]).len() as i32 * grid[1] * columns
                                 >= tiling.tiles(grid[1], grid[2]).len() as i32 * rows * columns
                     );

@@ -11,12 +11,16 @@ use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
+use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, to_host};
 
 use super::{checkpoint, mlx, portable};
 
-/// The device that golden data is compared on.
+/// This program's kernels, which a CPU computes with.
 pub const F32: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
+/// MLX's, which a GPU computes with, on the CPU.
+pub const MLX: Device = Device::with_kernels(DeviceKind::Cpu, Some(Precision::F32), Kernels::Mlx);
+/// What golden data is compared on.
+pub const BOTH: [Device; 2] = [F32, MLX];
 
 /// A run's settings (`case.json`).
 #[derive(Clone, Debug, Deserialize)]
