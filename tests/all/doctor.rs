@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
@@ -16,6 +15,8 @@ use wan_i2v::diagnose::doctor::{Bound, CheckResult};
 use wan_i2v::runtime::{Device, DeviceKind, Precision};
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
+use crate::support::TINY;
+use crate::support::isolated::program;
 use crate::support::mlx;
 
 fn device(precision: Precision) -> Device {
@@ -260,8 +261,6 @@ fn the_miniatures_clip_is_the_known_one() {
     assert!(Gist::of(&frames[..16]).unwrap().compare(&known).is_err());
 }
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tiny/model");
-
 /// A copy of the miniature's files.
 fn copy() -> TempDir {
     fn all(from: &Path, to: &Path) {
@@ -276,7 +275,7 @@ fn copy() -> TempDir {
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    all(Path::new(MODEL), folder.path());
+    all(Path::new(TINY), folder.path());
     folder
 }
 
@@ -331,7 +330,7 @@ fn a_vae_that_loses_the_picture_is_found() {
 }
 
 fn doctor(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+    let output = program()
         .current_dir(folder)
         .arg("doctor")
         .args(args)
@@ -406,7 +405,7 @@ fn a_quick_look_says_what_it_leaves_out() {
     let work = tempfile::tempdir().unwrap();
     let args = [
         "--model",
-        MODEL,
+        TINY,
         "--quick",
         "--device",
         "cpu",
@@ -427,7 +426,7 @@ fn a_quick_look_says_what_it_leaves_out() {
     );
     assert!(stdout.contains("what was looked at is well"), "{stdout}");
     let report = fs::read_to_string(work.path().join("r.md")).unwrap();
-    assert!(report.contains(MODEL));
+    assert!(report.contains(TINY));
     let (code, _, stderr) = doctor(work.path(), &["--model", "nowhere", "--quick"]);
     assert_eq!(code, 1);
     assert!(

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngSeed, TestRunner};
 use serde::Deserialize;
 use wan_i2v::text::{Arrays, from_arrays, from_sentencepiece};
+
+use crate::support::check;
 
 const UMT5: &[u8] = include_bytes!("../data/spiece/umt5.model");
 const CHARSMAP: &[u8] = include_bytes!("../data/spiece/charsmap.model");
@@ -306,33 +307,23 @@ fn damage(model: &'static [u8], places: std::ops::Range<usize>, cases: u32, test
         1 => Just(None),
     ];
     let strategy = prop::collection::vec((places, kinds, 0..4_usize), 1..5);
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        rng_seed: RngSeed::Fixed(3),
-        max_shrink_iters: 50,
-        ..Config::default()
-    };
-    TestRunner::new(config)
-        .run(&strategy, |changes| {
-            let mut copy = model.to_vec();
-            for (place, byte, length) in changes {
-                let place = place.min(copy.len().saturating_sub(1));
-                match (byte, length) {
-                    (None, 0) => copy.truncate(place),
-                    (None, _) => drop(copy.splice(place..place, copy[..place].to_vec())),
-                    (Some(byte), 0) => copy.insert(place, byte),
-                    (Some(_), 1) => drop(copy.drain(place..=place.min(copy.len() - 1))),
-                    (Some(byte), _) => copy[place] = byte,
-                }
-                if copy.is_empty() {
-                    break;
-                }
+    check(cases, &strategy, |changes| {
+        let mut copy = model.to_vec();
+        for (place, byte, length) in changes {
+            let place = place.min(copy.len().saturating_sub(1));
+            match (byte, length) {
+                (None, 0) => copy.truncate(place),
+                (None, _) => drop(copy.splice(place..place, copy[..place].to_vec())),
+                (Some(byte), 0) => copy.insert(place, byte),
+                (Some(_), 1) => drop(copy.drain(place..=place.min(copy.len() - 1))),
+                (Some(byte), _) => copy[place] = byte,
             }
-            test(&copy);
-            Ok(())
-        })
-        .unwrap();
+            if copy.is_empty() {
+                break;
+            }
+        }
+        test(&copy);
+    });
 }
 
 /// Reads a damaged model and, if that worked, tokenizes with it. Returns whether it did.

@@ -1,13 +1,13 @@
 //! `wan-i2v analyze`, as a user runs it.
 
 use std::fs;
-use std::process::Command;
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Ran, names, run};
+use crate::support::isolated::program;
 
 /// Frames of a disc that moves, in `folder/name/`; those from `grey` on are grey.
 fn write(folder: &TempDir, name: &str, grey: u32) {
@@ -29,7 +29,7 @@ fn write(folder: &TempDir, name: &str, grey: u32) {
 }
 
 fn analyze(folder: &TempDir, args: &[&str]) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     run(command.current_dir(folder.path()).arg("analyze").args(args))
 }
 

@@ -22,14 +22,14 @@ mod tiny;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use image::RgbImage;
 use tempfile::TempDir;
 
 use crate::support::isolated::program;
+use crate::support::names;
 use crate::support::scratch::Scratch;
 
 /// A checkpoint, a picture, and an empty folder for what the program writes.
@@ -101,13 +101,6 @@ impl Bench {
     fn written(&self) -> BTreeSet<String> {
         names(self.work.path())
     }
-}
-
-fn names(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect()
 }
 
 fn run(command: &mut Command) -> Ran {

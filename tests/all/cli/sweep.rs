@@ -8,6 +8,7 @@ use wan_i2v::media::read;
 
 use crate::cli::running::Running;
 use crate::cli::{Bench, Ran, run};
+use crate::support::isolated::program;
 
 /// What every clip here is like.
 const FLAGS: [&str; 8] = [
@@ -24,7 +25,7 @@ const FLAGS: [&str; 8] = [
 impl Bench {
     /// A sweep into the folder `made`.
     pub fn sweep(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+        let mut command = program();
         command.current_dir(self.path("."));
         command.arg("sweep").args(["--output-dir", "made"]);
         command.arg("--model").arg(self.checkpoint.root());

@@ -3,6 +3,7 @@
 use image::{Rgb, RgbImage};
 
 use crate::cli::program;
+use crate::support::TINY;
 
 #[test]
 fn a_picture_and_a_prompt_are_enough() {
@@ -69,8 +70,7 @@ fn bits_that_a_model_does_not_have_are_refused() {
             .output()
             .unwrap()
     };
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tiny/model");
-    let converted = run(&["convert", model, "eight", "--bits", "8"]);
+    let converted = run(&["convert", TINY, "eight", "--bits", "8"]);
     assert_eq!(converted.status.code(), Some(0), "{converted:?}");
     assert_eq!(converted.stdout, b"eight\n");
     let clip = ["--image", "p.png", "--prompt", "x", "--model", "eight"];

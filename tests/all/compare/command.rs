@@ -1,15 +1,17 @@
 //! The command as a user runs it.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 
 use crate::compare::{floats, npy};
+use crate::support::TINY;
+use crate::support::isolated::program;
 
 fn run(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut command = program();
     let Output {
         status,
         stdout,
@@ -134,14 +136,13 @@ fn clips_are_sent_elsewhere() {
 #[test]
 fn converted_against_original() {
     let folder = tempfile::tempdir().unwrap();
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tiny/model");
-    let converted = Command::new(env!("CARGO_BIN_EXE_wan-i2v"))
+    let converted = program()
         .current_dir(folder.path())
-        .args(["convert", model, "four", "--bits", "4"])
+        .args(["convert", TINY, "four", "--bits", "4"])
         .output()
         .unwrap();
     assert!(converted.status.success(), "{converted:?}");
-    let (code, stdout, _) = run(folder.path(), &[model, "four"]);
+    let (code, stdout, _) = run(folder.path(), &[TINY, "four"]);
     assert_eq!(code, 0, "{stdout}");
     assert!(stdout.contains("f16, 4-bit"), "{stdout}");
     assert!(stdout.contains("inside: 570 tensors"), "{stdout}");
@@ -149,7 +150,7 @@ fn converted_against_original() {
         run(folder.path(), &["tiny", "four", "--tolerance", "0.01"]).0,
         1
     );
-    let (code, stdout, _) = run(folder.path(), &["tiny", model]);
+    let (code, stdout, _) = run(folder.path(), &["tiny", TINY]);
     assert_eq!(code, 0);
     assert!(stdout.contains("the same: 570 tensors"), "{stdout}");
 }

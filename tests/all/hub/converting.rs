@@ -13,10 +13,11 @@ use wan_i2v::weights::inspect::Report;
 use wan_i2v::weights::layout::Layout;
 use wan_i2v::weights::naming::Kind;
 
-use crate::hub::models::{HIGH, LOW, Model, Tensor, assert_same, read, renamed, write};
+use crate::hub::models::{HIGH, LOW, Model, assert_same, renamed};
 use crate::hub::server::{COMMIT, Fault};
 use crate::hub::{Bench, repo};
 use crate::support::mlx;
+use crate::support::scratch::{Tensor, file_of, tensors_of};
 
 /// Four bits for the experts, eight for the text encoder.
 pub fn options() -> Options {
@@ -212,18 +213,18 @@ fn a_wrong_hash() {
 #[test]
 fn files_that_are_named() {
     let source = Model::miniature();
-    let mut text = read(&source.0["text_encoder/model.safetensors"]);
+    let mut text = tensors_of(&source.0["text_encoder/model.safetensors"]);
     let spiece = Tensor {
         dtype: Dtype::U8,
         shape: vec![5],
         bytes: b"words".to_vec(),
     };
     text.insert("spiece_model".into(), spiece);
-    let expert = write(&renamed(Kind::Expert, &source.0[HIGH]));
+    let expert = file_of(&renamed(Kind::Expert, &source.0[HIGH]));
     let model = Model(
         [
             ("diffusion_models/wan_high_noise.safetensors", expert),
-            ("text_encoders/umt5.safetensors", write(&text)),
+            ("text_encoders/umt5.safetensors", file_of(&text)),
         ]
         .map(|(path, content)| (path.to_owned(), content))
         .into(),

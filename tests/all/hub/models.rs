@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use wan_i2v::tiny;
 use wan_i2v::weights::naming::{Detected, Kind, Naming};
 
 use crate::hub::pth;
 use crate::hub::server::Server;
+use crate::support::scratch::{Tensors, file_of, tensors_of};
 
 /// Where the parts of a file lie in the diffusers layout.
 pub const HIGH: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -22,40 +21,9 @@ const TEXT: &str = "text_encoder/model.safetensors";
 /// Shards that an expert is cut into.
 pub const SHARDS: usize = 3;
 
-/// A tensor as a file holds it.
-#[derive(Clone, PartialEq)]
-pub struct Tensor {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
-}
-
-pub type Tensors = BTreeMap<String, Tensor>;
-
 /// A repository's files by path.
 #[derive(Clone)]
 pub struct Model(pub BTreeMap<String, Vec<u8>>);
-
-pub fn read(file: &[u8]) -> Tensors {
-    let own = |(name, view): (String, TensorView)| {
-        let tensor = Tensor {
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            bytes: view.data().to_vec(),
-        };
-        (name, tensor)
-    };
-    let tensors = SafeTensors::deserialize(file).unwrap().tensors();
-    tensors.into_iter().map(own).collect()
-}
-
-pub fn write(tensors: &Tensors) -> Vec<u8> {
-    let views = tensors.iter().map(|(name, tensor)| {
-        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
-        (name, view.unwrap())
-    });
-    safetensors::serialize(views, None).unwrap()
-}
 
 /// The name of a shard of an expert, in its folder.
 pub fn shard(number: usize) -> String {
@@ -77,7 +45,7 @@ impl Model {
     pub fn sharded() -> Self {
         let mut model = Self::miniature();
         for (folder, file) in [("transformer", HIGH), ("transformer_2", LOW)] {
-            let tensors = read(&model.0.remove(file).unwrap());
+            let tensors = tensors_of(&model.0.remove(file).unwrap());
             model.cut(folder, &tensors);
         }
         model
@@ -105,7 +73,7 @@ impl Model {
             let tensors = renamed(kind, &source.0[file]);
             let content = match end {
                 ".pth" => pth::write(&tensors),
-                _ => write(&tensors),
+                _ => file_of(&tensors),
             };
             model.0.insert(format!("{name}{end}"), content);
         }
@@ -126,7 +94,7 @@ impl Model {
         }
         for (i, tensors) in shards.iter().enumerate() {
             let path = format!("{folder}/{}", shard(i + 1));
-            self.0.insert(path, write(tensors));
+            self.0.insert(path, file_of(tensors));
         }
         let index = json!({ "metadata": {}, "weight_map": weight_map }).to_string();
         let path = format!("{folder}/diffusion_pytorch_model.safetensors.index.json");
@@ -143,9 +111,9 @@ impl Model {
 
     /// Changes a file's tensors.
     pub fn edit(&mut self, path: &str, change: impl FnOnce(&mut Tensors)) {
-        let mut tensors = read(&self.0[path]);
+        let mut tensors = tensors_of(&self.0[path]);
         change(&mut tensors);
-        self.0.insert(path.to_owned(), write(&tensors));
+        self.0.insert(path.to_owned(), file_of(&tensors));
     }
 
     /// Changes a JSON file.
@@ -192,7 +160,7 @@ impl Model {
 /// The tensors of a file of the diffusers layout with the original's names.
 pub fn renamed(kind: Kind, file: &[u8]) -> Tensors {
     let names = Detected::plain(kind, Naming::Original);
-    read(file)
+    tensors_of(file)
         .into_iter()
         .map(|(name, tensor)| (names.name(&name).unwrap(), tensor))
         .collect()
@@ -208,7 +176,7 @@ fn converted(folder: &Path) -> (BTreeMap<String, Tensors>, BTreeMap<String, Vec<
             Some(stem) => {
                 let part = stem.split('-').next().unwrap().to_owned();
                 let tensors = parts.entry(part).or_default();
-                for (name, tensor) in read(&content) {
+                for (name, tensor) in tensors_of(&content) {
                     assert!(tensors.insert(name, tensor).is_none(), "twice in {stem}");
                 }
             }

@@ -3,7 +3,7 @@
 
 use safetensors::tensor::Dtype;
 
-use crate::hub::models::Tensors;
+use crate::support::scratch::Tensors;
 
 /// The archive with a dictionary of tensors.
 pub fn write(tensors: &Tensors) -> Vec<u8> {

@@ -1,7 +1,8 @@
 //! Shards and indexes that do not hold what they should, found while a model is streamed.
 
 use crate::hub::Bench;
-use crate::hub::models::{Model, Tensor, Tensors, shard};
+use crate::hub::models::{Model, shard};
+use crate::support::scratch::{Tensor, Tensors};
 
 /// A bench with the experts alone, and one file of them changed.
 fn damaged(path: &str, change: impl FnOnce(&mut Tensors)) -> Bench {

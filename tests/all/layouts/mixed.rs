@@ -8,9 +8,8 @@ use tempfile::TempDir;
 use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
 
 use crate::layouts::converted::convert;
-use crate::layouts::{
-    BF16, F16, F32, assert_holds, assert_identical, device, folder, open, reference, run,
-};
+use crate::layouts::{BF16, F16, F32, assert_identical, device, folder, open, reference, run};
+use crate::support::assert_holds;
 use crate::support::forms::SPIECE;
 use crate::support::isolated::program;
 use crate::support::layouts::{Form, Model, Patch};

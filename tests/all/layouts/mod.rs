@@ -185,11 +185,3 @@ fn rms_error(ours: &[f32], reference: &[f32]) -> f64 {
     let energy: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
     (difference / energy).sqrt()
 }
-
-/// Fails unless `message` holds every part.
-#[track_caller]
-fn assert_holds(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "expected {part:?} in: {message}");
-    }
-}

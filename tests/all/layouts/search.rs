@@ -7,13 +7,13 @@ use tempfile::TempDir;
 use wan_i2v::weights::layout::{Layout, TokenizerAt};
 use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
 
-use crate::layouts::{BF16, F16, assert_holds, assert_identical, folder, open, run_folder};
+use crate::layouts::{BF16, F16, assert_identical, folder, open, run_folder};
+use crate::support::assert_holds;
 use crate::support::containers::safetensors;
+use crate::support::folders::TOKENIZER;
 use crate::support::forms::SPIECE;
 use crate::support::layouts::{Content, Form, Model, stored};
 use crate::support::mlx;
-
-const TOKENIZER: &[u8] = include_bytes!("../../data/tokenizer/tokenizer.json");
 
 /// A ComfyUI folder with what else lies there: a LoRA that carries two whole tensors, a CLIP
 /// vision model, an upscaler, notes.

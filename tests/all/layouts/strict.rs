@@ -9,7 +9,8 @@ use wan_i2v::weights::convert::Bits;
 use wan_i2v::weights::{Checkpoint, Expert, PartName};
 
 use crate::layouts::converted::convert;
-use crate::layouts::{BF16, F16, F32, assert_holds, device, folder, open};
+use crate::layouts::{BF16, F16, F32, device, folder, open};
+use crate::support::assert_holds;
 use crate::support::layouts::{Content, Form, Model, Patch, Stored};
 use crate::support::mlx;
 

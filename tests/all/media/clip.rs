@@ -10,6 +10,8 @@ use openh264::formats::YUVSource;
 use tempfile::TempDir;
 use wan_i2v::media::clip::{ClipSpec, ClipWriter, OutputKind, check_writable};
 
+use crate::support::names;
+
 /// Moving gradients with some fine texture.
 fn frames(width: u32, height: u32, count: u32) -> Vec<RgbImage> {
     (0..count)
@@ -34,15 +36,6 @@ fn write(path: &Path, frames: &[RgbImage], fps: f64) -> anyhow::Result<()> {
         writer.push(frame)?;
     }
     writer.finish()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// An MP4's index and its samples, read back.
@@ -171,7 +164,7 @@ fn an_mp4_holds_every_frame_at_the_right_rate_and_quality() {
         });
         assert_eq!(decoded, count as usize);
     }
-    assert_eq!(names(folder.path()), ["clip.mp4"]);
+    assert_eq!(Vec::from_iter(names(folder.path())), ["clip.mp4"]);
 }
 
 /// White noise: what a model with random weights draws, and the hardest picture to encode.
@@ -282,11 +275,11 @@ fn a_folder_holds_the_frames_of_one_clip() {
     let slashed = folder.path().join("frames/");
     let clip = frames(31, 17, 4);
     write(&slashed, &clip, 16.0).unwrap();
-    assert_eq!(names(folder.path()), ["frames"]);
+    assert_eq!(Vec::from_iter(names(folder.path())), ["frames"]);
     fs::write(target.join("notes.txt"), "kept").unwrap();
     write(&target, &clip[2..], 16.0).unwrap();
     assert_eq!(
-        names(&target),
+        Vec::from_iter(names(&target)),
         ["frame_00000.png", "frame_00001.png", "notes.txt"]
     );
     let first = image::open(target.join("frame_00000.png"))
@@ -388,7 +381,7 @@ fn bad_outputs_are_refused_before_any_work() {
         let error = ClipWriter::create(&at(name), &ClipSpec { width, height, fps }, None)
             .err()
             .unwrap();
-        assert_eq!(names(folder.path()), ["file"]);
+        assert_eq!(Vec::from_iter(names(folder.path())), ["file"]);
         error.to_string()
     };
     assert!(refused("clip.mp4", 63, 64, 16.0).contains("even"));

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 use wan_i2v::model::dit::Dit;
 use wan_i2v::model::umt5::Umt5;
 use wan_i2v::model::vae::{VaeDecoder, VaeEncoder};
@@ -14,6 +15,7 @@ use wan_i2v::model::{Recorder, TensorSpec};
 use wan_i2v::runtime::{Device, DeviceKind};
 use wan_i2v::weights::naming::Kind;
 
+use super::golden::{golden_dir, tests_dir};
 use super::portable;
 
 /// The parts that have weights, by their folder's name.
@@ -37,9 +39,17 @@ pub fn file_name(part: &str) -> &'static str {
     }
 }
 
+/// The checkpoint of a case of `tests/golden`, in a folder of its own.
+pub fn of_case(case: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tests_dir().join("data/tokenizer");
+    write(&golden_dir(case), &tokenizer, folder.path(), case).unwrap();
+    folder
+}
+
 /// Copies the configurations of `configs` and the tokenizer to `target` and adds random weights
 /// for the generator's `case`; sharded where `configs` has a `shards.json`.
-pub fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Result<()> {
+fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Result<()> {
     copy(configs, target, "model_index.json")?;
     let scheduler = "scheduler/scheduler_config.json";
     copy(configs, target, scheduler)?;

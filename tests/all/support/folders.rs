@@ -10,7 +10,7 @@ use wan_i2v::weights::config::PartConfig;
 use super::containers::{gguf, safetensors, shards, torch, write};
 use super::layouts::{Content, Form, Model};
 
-const TOKENIZER: &[u8] = include_bytes!("../../data/tokenizer/tokenizer.json");
+pub const TOKENIZER: &[u8] = include_bytes!("../../data/tokenizer/tokenizer.json");
 
 impl Form {
     /// Where a part lies below a model's folder: a file, or a folder of one part.

@@ -198,15 +198,7 @@ impl Case {
 
     /// Writes the case's checkpoint into a new folder.
     pub fn checkpoint(&self) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        checkpoint::write(
-            &golden_dir(self.name),
-            &tests_dir().join("data/tokenizer"),
-            folder.path(),
-            self.name,
-        )
-        .unwrap();
-        folder
+        checkpoint::of_case(self.name)
     }
 }
 

@@ -49,11 +49,7 @@ impl Scratch {
     /// The checkpoint of a case of `tests/golden`.
     pub fn new(case: &str) -> Self {
         let _mlx = mlx();
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-        let folder = tempfile::tempdir().unwrap();
-        let configs = tests.join("golden").join(case);
-        checkpoint::write(&configs, &tests.join("data/tokenizer"), folder.path(), case).unwrap();
-        Self(folder)
+        Self(checkpoint::of_case(case))
     }
 
     /// The checkpoint's folder.
@@ -96,9 +92,8 @@ impl Scratch {
     }
 }
 
-pub fn read_tensors(path: &Path) -> Tensors {
-    let file = fs::read(path).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
+/// The tensors of a file's content.
+pub fn tensors_of(file: &[u8]) -> Tensors {
     let own = |(name, view): (String, TensorView)| {
         let tensor = Tensor {
             dtype: view.dtype(),
@@ -107,13 +102,23 @@ pub fn read_tensors(path: &Path) -> Tensors {
         };
         (name, tensor)
     };
-    tensors.tensors().into_iter().map(own).collect()
+    let tensors = SafeTensors::deserialize(file).unwrap().tensors();
+    tensors.into_iter().map(own).collect()
 }
 
-pub fn write_tensors(path: &Path, tensors: &Tensors) {
+/// A file's content.
+pub fn file_of(tensors: &Tensors) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| {
         let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
         (name, view.unwrap())
     });
-    safetensors::serialize_to_file(views, None, path).unwrap();
+    safetensors::serialize(views, None).unwrap()
+}
+
+pub fn read_tensors(path: &Path) -> Tensors {
+    tensors_of(&fs::read(path).unwrap())
+}
+
+pub fn write_tensors(path: &Path, tensors: &Tensors) {
+    fs::write(path, file_of(tensors)).unwrap();
 }

@@ -4,8 +4,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::support::assert_holds;
 use crate::support::scratch::Scratch;
-use crate::weights::{assert_holds, error};
+use crate::weights::error;
 
 /// The message of opening with one field of a JSON file changed; `null` removes it.
 fn error_with(scratch: &Scratch, file: &str, field: &str, value: Value) -> String {

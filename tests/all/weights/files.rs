@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::support::assert_holds;
 use crate::support::scratch::{Scratch, read_tensors, write_tensors};
-use crate::weights::{HIGH, LOW, TEXT, VAE, assert_holds, error, open};
+use crate::weights::{HIGH, LOW, TEXT, VAE, error, open};
 
 const INDEX: &str = "transformer/diffusion_pytorch_model.safetensors.index.json";
 

@@ -1,13 +1,11 @@
 //! GGUF headers: what the gguf package wrote, what is refused, and random damage.
 
-use std::fmt::Debug;
-
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proptest::test_runner::{Config, RngSeed, TestRunner};
 use wan_i2v::weights::container::encoding::Encoding;
 use wan_i2v::weights::container::gguf::{floats, header, integers, strings};
 
+use crate::support::check;
 use crate::support::gguf::{Tensor, Value, file};
 use crate::weights::encoding::{golden, weights};
 
@@ -427,23 +425,6 @@ fn unsupported_types_are_named() {
             &["\"t\"", &expected, "Q6_K"],
         );
     }
-}
-
-/// Runs `test` on `cases` values, the same ones every time.
-fn check<S: Strategy<Value: Debug>>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        rng_seed: RngSeed::Fixed(3),
-        max_shrink_iters: 50,
-        ..Config::default()
-    };
-    TestRunner::new(config)
-        .run(strategy, |value| {
-            test(value);
-            Ok(())
-        })
-        .unwrap();
 }
 
 /// Reads everything; where the header is taken, every tensor lies in the file, alone.

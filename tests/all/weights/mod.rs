@@ -31,10 +31,3 @@ fn open(root: &Path) -> anyhow::Result<Checkpoint> {
 fn error(root: &Path) -> String {
     format!("{:#}", open(root).unwrap_err())
 }
-
-/// Fails unless `message` holds every part.
-fn assert_holds(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "expected {part:?} in: {message}");
-    }
-}

@@ -3,27 +3,10 @@
 use std::fs;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngSeed, TestRunner};
 
+use crate::support::check;
 use crate::support::scratch::Scratch;
 use crate::weights::open;
-
-/// Runs `test` on `cases` values, the same ones every time.
-fn check<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        rng_seed: RngSeed::Fixed(2),
-        max_shrink_iters: 50,
-        ..Config::default()
-    };
-    TestRunner::new(config)
-        .run(strategy, |value| {
-            test(value);
-            Ok(())
-        })
-        .unwrap();
-}
 
 /// Bytes to overwrite, insert or remove, by place.
 #[derive(Clone, Debug)]

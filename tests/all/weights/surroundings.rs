@@ -7,8 +7,9 @@ use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::pipeline::tokenize;
 use wan_i2v::sampling::Solver;
 
+use crate::support::assert_holds;
 use crate::support::scratch::Scratch;
-use crate::weights::{assert_holds, error, open};
+use crate::weights::{error, open};
 
 #[test]
 fn folders_of_other_kinds_are_recognised() {

@@ -2,8 +2,9 @@
 
 use safetensors::tensor::Dtype;
 
+use crate::support::assert_holds;
 use crate::support::scratch::{Scratch, Tensor, Tensors};
-use crate::weights::{HIGH, LOW, TEXT, VAE, assert_holds, error, open};
+use crate::weights::{HIGH, LOW, TEXT, VAE, error, open};
 
 /// The message of opening a checkpoint whose `file` was edited.
 fn error_of(scratch: &Scratch, file: &str, edit: impl FnOnce(&mut Tensors)) -> String {

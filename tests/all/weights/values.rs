@@ -10,10 +10,11 @@ use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
 use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
 
+use crate::support::assert_holds;
 use crate::support::checkpoint::kind;
 use crate::support::mlx;
 use crate::support::scratch::{Scratch, Tensor, Tensors, read_tensors, write_tensors};
-use crate::weights::{HIGH, LOW, TEXT, VAE, assert_holds, open};
+use crate::weights::{HIGH, LOW, TEXT, VAE, open};
 
 fn device() -> Device {
     Device::select(Some(DeviceKind::Cpu), Some(Precision::F32)).unwrap()

@@ -1,13 +1,13 @@
 //! What clips share is loaded and encoded once, and changes none of them.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::Value;
 
 use super::{SMALL, assert_same_file, count, paths, told};
 use crate::cli::running::succeed;
 use crate::cli::{Bench, names};
+use crate::support::isolated::program;
 
 const NETWORKS: [&str; 5] = [
     "text encoder",
@@ -175,7 +175,7 @@ fn where_memory_is_short_clips_are_decoded_when_the_expert_is_gone() {
     let clips = bench.clips();
     fs::remove_dir_all(bench.path("out")).unwrap();
     // What the largest clip takes by itself, and a little for those that wait.
-    let mut plan = Command::new(env!("CARGO_BIN_EXE_wan-i2v"));
+    let mut plan = program();
     plan.args(["plan", "--json", "--prompt", "a cat"])
         .args(SMALL);
     plan.arg("--model").arg(bench.checkpoint.root());
