@@ -102,6 +102,9 @@ impl Http {
             let limit = self.config.listing;
             let start = Instant::now();
             let mut response = self.request(&url, None, Some(limit), target)?;
+            if response.status() != StatusCode::OK {
+                return Err(self.refused(&response, target));
+            }
             let body = response.body_mut().with_config().limit(MAX_LISTING);
             body.read_to_vec().map_err(|error| match error {
                 ureq::Error::Timeout(_) if start.elapsed() >= limit => Failure::Stop(anyhow!(
@@ -166,12 +169,8 @@ impl Http {
                 .map_err(|error| self.broken(&error, uri.authority()))?;
             self.reached.store(true, Ordering::Relaxed);
             match response.status() {
-                StatusCode::OK => return Ok(response),
-                StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
-                    if range.is_some() =>
-                {
-                    return Ok(response);
-                }
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::RANGE_NOT_SATISFIABLE if range.is_some() => return Ok(response),
                 status if status.is_redirection() => {
                     uri = next(&uri, response.headers())
                         .with_context(|| format!("{target}: a redirect cannot be followed"))

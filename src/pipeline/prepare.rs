@@ -66,7 +66,7 @@ impl Job {
     pub fn prepare_from(request: Request, cache: &mut InputCache) -> Result<Self> {
         // 1. What the request says by itself.
         request.check()?;
-        let kind = OutputKind::from_path(&request.output)?;
+        let kind = OutputKind::from_path(&request.output).context("--output")?;
 
         // 2. Pictures.
         let picture = cache.picture(&request.image).context("--image")?;

@@ -488,8 +488,8 @@ mod tests {
         );
         assert_eq!(merged(&[&job, &own]), ["--area=1", "--model=m", "--vae=v"]);
         let expected = [
-            "--vae=v",
             "--no-metadata",
+            "--vae=v",
             "--prompt=p",
             "--seed=3",
             "--size=2",

@@ -161,7 +161,7 @@ pub fn read_latents(path: &Path) -> Result<Array4<f32>> {
 
 fn unsupported(header: &Header, expected: &str) -> String {
     format!(
-        "its values are of the type {}; expected {expected}",
+        "its values are of the type '{}'; expected {expected}",
         header.descr
     )
 }

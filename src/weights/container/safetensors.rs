@@ -63,17 +63,22 @@ fn check_header(file: &[u8]) -> Result<()> {
         text.len() <= MAX_HEADER,
         "its header has {length} bytes; expected at most {MAX_HEADER}"
     );
-    match serde_json::from_slice::<Names>(text) {
-        Err(error) if error.is_data() => Err(error).context("its header is damaged"),
-        _ => Ok(()),
+    // What is no header at all the library names too.
+    let twice = serde_json::from_slice::<Names>(text);
+    if let Ok(Names { twice: Some(name) }) = twice {
+        bail!("its header is damaged: {name:?} stands there twice");
     }
+    Ok(())
 }
 
 /// The longest header that is read, in bytes. That of A14B's expert has 0.14 MB.
 const MAX_HEADER: usize = 8 << 20;
 
-/// The names of a header, each of which stands there once.
-struct Names;
+/// The names of a header.
+struct Names {
+    /// One that stands there more than once.
+    twice: Option<String>,
+}
 
 impl<'de> Deserialize<'de> for Names {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -86,16 +91,14 @@ impl<'de> Deserialize<'de> for Names {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-                let mut seen = HashSet::new();
+                let (mut seen, mut twice) = (HashSet::new(), None);
                 while let Some(name) = map.next_key::<String>()? {
                     map.next_value::<de::IgnoredAny>()?;
                     if let Some(name) = seen.replace(name) {
-                        return Err(de::Error::custom(format_args!(
-                            "{name:?} stands there twice"
-                        )));
+                        twice = Some(name);
                     }
                 }
-                Ok(Names)
+                Ok(Names { twice })
             }
         }
         deserializer.deserialize_map(Visitor)

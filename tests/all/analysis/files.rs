@@ -225,7 +225,7 @@ fn arrays_that_are_neither_are_refused() {
     fs::write(&path, &whole[..whole.len() - 3]).unwrap();
     refused("cut off");
     fs::write(&path, &whole[..40]).unwrap();
-    refused("header is damaged");
+    refused("its header is cut off");
     write_npy(&path, &[2, 2, 2, 3], &[0.5_f32; 24]);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 3]).unwrap();

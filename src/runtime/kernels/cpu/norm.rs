@@ -246,7 +246,12 @@ mod tests {
     fn heads_are_normed_rotated_and_put_first() {
         cpu();
         let (tokens, heads, head_dim) = (24, 3, 12);
-        let [cos, sin] = [0.0, 1.0].map(|offset| values(&[tokens, 1, head_dim / 2], offset));
+        let angles = 0..tokens * head_dim / 2;
+        let table = |of: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.clone().map(|i| of(i as f32 * 0.37)).collect();
+            Array::from_slice(&values, &[tokens, 1, head_dim / 2])
+        };
+        let (cos, sin) = (table(f32::cos), table(f32::sin));
         let x = values(&[tokens, heads * head_dim], 0.5);
         let gamma = values(&[heads * head_dim], 0.2);
         let apart = |x: &Array| x.reshape(&[tokens, heads, head_dim]).unwrap();
