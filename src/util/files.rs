@@ -136,8 +136,8 @@ mod tests {
         assert!(error(read_small(zero, 10).unwrap_err()).contains("no regular file"));
         assert!(error(read_stream(zero, 10).unwrap_err()).contains("more than 10"));
         let pipe = folder.path().join("pipe");
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
         assert!(error(read_small(&pipe, 10).unwrap_err()).contains("no regular file"));
     }
 }

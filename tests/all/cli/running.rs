@@ -96,6 +96,7 @@ impl Bench {
 
     /// A shell script run as root of a process of its own, whose mounts nobody else sees; its
     /// arguments are a command's.
+    #[cfg(target_os = "linux")]
     pub fn unshared(&self, script: &str, inner: &Command) -> Command {
         let mut command = Command::new("unshare");
         command
