@@ -52,12 +52,16 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// The hub that the environment names; see [`Config::from_env`].
+    /// The hub that the environment names; see [`Config::from_env`]. Pauses that somebody who waits
+    /// would notice are announced to `on_pause`.
     ///
     /// # Errors
     /// When a variable cannot be used.
-    pub fn from_env() -> Result<Self> {
-        Self::new(Config::from_env()?)
+    pub fn from_env(on_pause: fn(&str)) -> Result<Self> {
+        Self::new(Config {
+            on_pause,
+            ..Config::from_env()?
+        })
     }
 
     /// A hub.

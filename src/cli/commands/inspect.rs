@@ -37,7 +37,10 @@ impl InspectArgs {
             Place::Here(path) if self.files.is_empty() => {
                 return Ok(Report::of(&Layout::of_path(&path, part)?));
             }
-            Place::Here(_) => (Box::new(Hub::from_env()?), self.repository()?),
+            Place::Here(_) => (
+                Box::new(Hub::from_env(crate::cli::ui::stderr::warning)?),
+                self.repository()?,
+            ),
             Place::Hub(hub, repo) => (hub, repo),
         };
         let heads = Heads::fetch(&hub, &repo, &self.files)

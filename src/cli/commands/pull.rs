@@ -16,7 +16,7 @@ impl PullArgs {
     /// Fetches and prints the folder's path.
     pub(crate) fn run(self) -> Result<PathBuf> {
         let repo: RepoId = self.id.parse()?;
-        let hub = Hub::from_env()?;
+        let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let options = self.bits.options(self.shard_size);
         let Some(target) = self.output else {
             ensure!(

@@ -31,7 +31,7 @@ pub(crate) fn find(source: &Path, what: &str) -> Result<Place> {
     let Some(repo) = repository(source) else {
         bail!("{}{}", nowhere(source, what), did_you_mean_path(source));
     };
-    let hub = Hub::from_env()?;
+    let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
     Ok(match hub.cached(&repo) {
         Some(folder) => Place::Here(folder),
         None => Place::Hub(Box::new(hub), repo),
