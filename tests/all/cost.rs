@@ -20,6 +20,7 @@ use wan_i2v::pipeline::{
 };
 use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_host, unpacked};
 use wan_i2v::sampling::Solver;
+use wan_i2v::sampling::noise::randn;
 use wan_i2v::tiny;
 use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
 
@@ -327,22 +328,59 @@ fn every_way_of_computing_gives_the_same_latents() {
     }
 }
 
-/// The miniature's denoising and decoding within ever less memory.
+/// Attention with fewer bytes for scores has fewer at once, by as many as the forecast counts, and
+/// the same result.
 #[test]
-fn a_budget_is_met_with_the_least_work_or_refused() {
+fn attention_in_parts_holds_fewer_scores() {
     let _mlx = mlx();
-    let request = Request {
+    let [heads, rows, width] = [8, 1024, 64];
+    let [q, k, v] = [1, 2, 3].map(|seed| {
+        let values = randn(seed, (heads * rows * width) as usize);
+        Array::from_slice(&values, &[1, heads, rows, width])
+    });
+    for device in [device(), mlx_kernels()] {
+        let run = |score_bytes| {
+            clear_cache().unwrap();
+            reset_peak_memory().unwrap();
+            let before = active_memory().unwrap();
+            let out = device.attention([&q, &k, &v], 0.125, None, score_bytes);
+            let out = to_host(&out.unwrap()).unwrap();
+            let peak = peak_memory().unwrap() - before;
+            let shape = [heads, rows, rows, width];
+            let scores = device.scores_at_once(Dtype::Float32, shape, score_bytes);
+            (out, peak as f64, scores as f64)
+        };
+        let (whole, most, all) = run(MemoryPlan::WHOLE.score_bytes);
+        let (parts, least, some) = run(2 << 20);
+        assert!(some <= all / 4.0, "{device:?}: {some} of {all} bytes");
+        let saved = (most - least) / (all - some);
+        println!("measured {device:?}: {saved:.2} of the bytes that the forecast saves");
+        assert!(saved > 0.85, "{device:?}: {saved}");
+        for (a, b) in whole.iter().zip(&parts) {
+            assert!((a - b).abs() < 1e-5, "{device:?}: {a} {b}");
+        }
+    }
+}
+
+const INPUTS: Inputs = Inputs {
+    prompt: 9,
+    negative: Some(1),
+    last_image: false,
+};
+
+/// A clip of the miniature of `side` x `side` pixels.
+fn request(side: u32, frames: u32) -> Request {
+    Request {
         model: Model::Tiny,
         bits: LoadBits::default(),
         image: "start.png".into(),
         last_image: None,
         prompt: "the red circle moves up".into(),
         options: Options {
-            frames: Some(33),
-            // Larger than the miniature's own size, so that every phase has something to cut.
+            frames: Some(frames),
             size: Some(Size::Exact {
-                width: 256,
-                height: 256,
+                width: side,
+                height: side,
             }),
             ..Options::default()
         },
@@ -350,7 +388,58 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         strip: None,
         metadata: true,
         dump: None,
-    };
+    }
+}
+
+/// A long clip fits because its tokens go in chunks, on a GPU too, and in no larger ones than it must.
+#[test]
+fn chunks_of_tokens_make_a_long_clip_fit() {
+    let _mlx = mlx();
+    let gpu = Device::new(DeviceKind::Gpu, None);
+    for (device, side, frames) in [(device(), 128, 513), (gpu, 256, 129)] {
+        let request = request(side, frames);
+        let checkpoint = request.model.open(request.bits).unwrap();
+        let settings = request.resolve(&checkpoint, (64, 64)).unwrap();
+        let grid = settings.latent_grid();
+        let clip = Clip {
+            request: &request,
+            checkpoint: &checkpoint,
+            picture: (64, 64),
+            settings: &settings,
+            inputs: INPUTS,
+        };
+        let settled = |bytes| {
+            let asked = true;
+            let bytes = bytes + 100_000_000;
+            settle(clip, device, Budget { bytes, asked }, None).unwrap()
+        };
+        // The smallest tiles and passes apart, and yet all tokens at once.
+        let apart = MemoryPlan {
+            joint_passes: false,
+            ..MemoryPlan::WHOLE
+        };
+        let memory = apart.in_tiles(&checkpoint.vae, device, grid, 1);
+        let whole = forecast(&checkpoint, &settings, INPUTS, device, &memory, None).unwrap();
+        let least = settled(1);
+        assert!(!least.fits);
+        let between = whole.peak_bytes.midpoint(least.forecast.peak_bytes);
+        let way = settled(between);
+        let (chunk, tokens) = (way.memory.chunk_rows, checkpoint.high.tokens(grid));
+        println!(
+            "measured {:?}: {} of {} bytes with chunks of {chunk} of {tokens} tokens",
+            device.kind, way.forecast.peak_bytes, whole.peak_bytes
+        );
+        assert!(way.fits && whole.peak_bytes > between && chunk < tokens);
+        assert!(chunk > least.memory.chunk_rows);
+    }
+}
+
+/// The miniature's denoising and decoding within ever less memory.
+#[test]
+fn a_budget_is_met_with_the_least_work_or_refused() {
+    let _mlx = mlx();
+    // Larger than the miniature's own size, so that every phase has something to cut.
+    let request = request(256, 33);
     let checkpoint = request.model.open(request.bits).unwrap();
     let planned = |request: &Request| request.resolve(&checkpoint, (64, 64)).unwrap();
     let plan = planned(&request);
@@ -359,11 +448,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         checkpoint: &checkpoint,
         picture: (64, 64),
         settings: &plan,
-        inputs: Inputs {
-            prompt: 9,
-            negative: Some(1),
-            last_image: false,
-        },
+        inputs: INPUTS,
     };
     let budget = |megabytes: u64| Budget {
         bytes: megabytes * 1_000_000,
