@@ -1,6 +1,7 @@
 //! In what parts a clip is computed.
 
-use super::vae::{Tiling, VaeConfig, choose_decode_tiling, choose_encode_tiling};
+use super::vae::cost::{choose_decode_tiling, choose_encode_tiling};
+use super::vae::{Tiling, VaeConfig};
 use crate::runtime::Device;
 
 /// In what parts a clip is computed, so that it keeps to a memory budget. Decided once per clip and

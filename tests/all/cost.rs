@@ -8,7 +8,7 @@ use wan_i2v::clip::{
     CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
 };
 use wan_i2v::media::Resize;
-use wan_i2v::model::cost::memory::{self as estimate, Denoising};
+use wan_i2v::model::dit::cost::{self, Denoising};
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{MemoryPlan, Role, TensorSource};
@@ -585,7 +585,7 @@ fn step_memory(
         }
     }
     let measured = peak_memory().unwrap() - before;
-    let expected = estimate::denoising(
+    let expected = cost::peak_bytes(
         config,
         device,
         memory,

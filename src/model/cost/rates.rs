@@ -9,7 +9,7 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops, random};
 use serde::{Deserialize, Serialize};
 
-use super::flops::Operations;
+use super::Operations;
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
 use crate::runtime::{self, Device};

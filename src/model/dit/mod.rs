@@ -6,6 +6,7 @@
 //! axis.
 
 mod block;
+pub mod cost;
 mod embed;
 mod rope;
 

@@ -9,19 +9,16 @@
 
 mod blocks;
 mod conv;
+pub mod cost;
 mod decoder;
 mod encoder;
-mod footprint;
 mod static_frames;
 mod tiling;
 
 pub use conv::{FeatureCache, Slot, convolve};
+pub use cost::OVERLAP;
 pub use decoder::{DecoderStream, VaeDecoder};
 pub use encoder::{Chunk, EncoderStream, VaeEncoder};
-pub use footprint::{
-    Footprint, OVERLAP, choose_decode_tiling, choose_encode_tiling, decode_peak_bytes,
-    decode_phases, encode_peak_bytes, encode_phases,
-};
 pub use static_frames::static_chunks;
 pub use tiling::{Tile, Tiling, steps};
 

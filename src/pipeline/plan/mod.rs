@@ -3,18 +3,16 @@
 
 mod budget;
 
-pub use crate::model::cost::Rates;
-pub use crate::model::cost::flops::Operations;
+pub use crate::model::cost::{Operations, Rates};
 pub use budget::{Budget, Clip, Settled, fit, refusal, settle, shortage};
 
-use crate::model::cost::memory::Denoising;
-use crate::model::cost::{self, flops};
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::clip::Settings;
 use crate::model::MemoryPlan;
-use crate::model::dit::DitConfig;
+use crate::model::dit::{self, DitConfig};
+use crate::model::{umt5, vae};
 use crate::pipeline::{Phase, TEXT_LEN};
 use crate::runtime::Device;
 use crate::sampling::Schedule;
@@ -110,12 +108,12 @@ pub fn forecast(
     let held = checkpoint.weights_held(PartName::TextEncoder, device)?;
     let longest = counts().max().unwrap_or(0);
     let encode =
-        |n| flops::text_encoder(text, n) + flops::unpack_text_encoder(device, held.quantized, n);
+        |n| umt5::cost::operations(text, n) + umt5::cost::unpacking(device, held.quantized, n);
     add(
         (Phase::Text, None),
         counts().map(encode).sum(),
         held.bytes,
-        held.bytes + cost::memory::text_encoder(text, device, longest, held.quantized),
+        held.bytes + umt5::cost::peak_bytes(text, device, longest, held.quantized),
     );
 
     let (encoder, decoder) = checkpoint.vae_bytes(device)?;
@@ -125,9 +123,15 @@ pub fn forecast(
     };
     add(
         (Phase::Image, None),
-        flops::encode(&checkpoint.vae, grid, memory.encode_tiling, pictures),
+        vae::cost::encode_operations(&checkpoint.vae, grid, memory.encode_tiling, pictures),
         encoder,
-        encoder + cost::memory::encode(&checkpoint.vae, device, memory, grid),
+        encoder
+            + besides_weights(&vae::cost::encode_phases(
+                &checkpoint.vae,
+                device,
+                memory,
+                grid,
+            )),
     );
 
     let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
@@ -161,7 +165,7 @@ pub fn forecast(
                 rows(inputs.prompt),
                 negative.map(rows),
                 steps,
-            ) + flops::unpack_expert(
+            ) + dit::cost::unpacking(
                 config,
                 device,
                 memory,
@@ -172,11 +176,11 @@ pub fn forecast(
             ),
             held.bytes,
             held.bytes
-                + cost::memory::denoising(
+                + dit::cost::peak_bytes(
                     config,
                     device,
                     memory,
-                    Denoising {
+                    dit::cost::Denoising {
                         tokens: sequence,
                         text_rows: keys.iter().sum(),
                         quantized: held.quantized > 0,
@@ -190,9 +194,15 @@ pub fn forecast(
 
     add(
         (Phase::Decoding, None),
-        flops::decode(&checkpoint.vae, grid, memory.decode_tiling),
+        vae::cost::decode_operations(&checkpoint.vae, grid, memory.decode_tiling),
         decoder,
-        decoder + cost::memory::decode(&checkpoint.vae, device, memory, grid),
+        decoder
+            + besides_weights(&vae::cost::decode_phases(
+                &checkpoint.vae,
+                device,
+                memory,
+                grid,
+            )),
     );
     Ok(Forecast {
         passes,
@@ -227,26 +237,24 @@ fn steps_of(
 /// All operations of an expert in a run without a cache.
 fn denoising(
     config: &DitConfig,
-    sequence: u64,
+    tokens: u64,
     prompt: u64,
     negative: Option<u64>,
     steps: Steps,
 ) -> Operations {
-    let repeated =
-        |operations: Operations, times: u64| -> Operations { (0..times).map(|_| operations).sum() };
-    let every_step = flops::step(config, sequence) + flops::step_start(config, sequence);
-    let unconditional = match negative {
-        Some(rows) => {
-            flops::expert_prompt(config, rows)
-                + repeated(flops::pass(config, sequence, rows), steps.guided)
-        }
-        None => Operations::default(),
+    let cost = |rows, passes| {
+        dit::cost::prompt(config, rows) + dit::cost::pass(config, tokens, rows).times(passes)
     };
-    flops::expert_clip(config, sequence)
-        + flops::expert_prompt(config, prompt)
-        + repeated(
-            every_step + flops::pass(config, sequence, prompt),
-            steps.all,
-        )
-        + unconditional
+    let every_step = dit::cost::step(config, tokens) + dit::cost::start(config, tokens);
+    let unconditional = negative.map(|rows| cost(rows, steps.guided));
+    dit::cost::condition(config, tokens)
+        + every_step.times(steps.all)
+        + cost(prompt, steps.all)
+        + unconditional.unwrap_or_default()
+}
+
+/// The most bytes that a phase of the VAE takes, its weights aside.
+fn besides_weights(phases: &[vae::cost::Footprint]) -> u64 {
+    let bytes = phases.iter().map(|phase| phase.total() - phase.weights);
+    bytes.max().unwrap_or(0)
 }

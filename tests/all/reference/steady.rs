@@ -3,7 +3,7 @@
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 use wan_i2v::model::MemoryPlan;
-use wan_i2v::model::cost::flops;
+use wan_i2v::model::vae::cost::encode_operations;
 use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeEncoder, static_chunks};
 use wan_i2v::runtime::{Precision, operations, to_host};
 
@@ -68,7 +68,7 @@ fn blank_chunks_are_reused_to_the_bit() {
         let (ours, fewer) = encode(&case, &encoder, grid, pictures, tiling, true);
         assert!(ours == full, "{label}");
         let every: Vec<i32> = (0..grid[0]).collect();
-        let expected = |pictures| flops::encode(&config, grid, tiling, pictures).total();
+        let expected = |pictures| encode_operations(&config, grid, tiling, pictures).total();
         assert_eq!(
             (all, fewer),
             (expected(&every), expected(pictures)),

@@ -6,10 +6,11 @@ use mlx_rs::ops::{clip, concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype, memory};
 use wan_i2v::clip::{Model, Settings};
 use wan_i2v::model::MemoryPlan;
-use wan_i2v::model::vae::{
-    Chunk, Footprint, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder, choose_decode_tiling,
-    choose_encode_tiling, decode_peak_bytes, decode_phases, encode_peak_bytes, encode_phases,
+use wan_i2v::model::vae::cost::{
+    Footprint, choose_decode_tiling, choose_encode_tiling, decode_peak_bytes, decode_phases,
+    encode_peak_bytes, encode_phases,
 };
+use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder};
 use wan_i2v::pipeline::{Silent, decode_clip, encode_condition};
 use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 use wan_i2v::weights::Checkpoint;

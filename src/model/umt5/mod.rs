@@ -4,6 +4,8 @@
 //! transformers' `UMT5EncoderModel`. Unlike T5, every layer has a relative position table of
 //! its own, and attention scores are not scaled.
 
+pub mod cost;
+
 use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::indexing::TryIndexOp;

@@ -1,37 +1,93 @@
-//! The most bytes that a phase's arrays take at once, besides the weights.
-//!
-//! Counted from what the code keeps alive between two evaluations; a test compares the sums with
-//! what MLX measures.
+//! What an expert costs: floating-point operations of its parts, and the most bytes that its arrays
+//! take at once, besides the weights.
 
+use super::{DitConfig, LARGE_BYTES};
 use crate::model::MemoryPlan;
-use crate::model::dit::{DitConfig, LARGE_BYTES};
-use crate::model::umt5::Umt5Config;
-use crate::model::vae::{Footprint, VaeConfig, decode_phases, encode_phases};
+use crate::model::cost::{F32, Operations, number};
 use crate::runtime::{Device, Kernels};
 use crate::sampling::CacheMethod;
 
-/// Bytes of a float32.
-const F32: u64 = 4;
-
-fn number(value: i32) -> u64 {
-    value.max(0) as u64
+/// What an expert computes once per clip for one prompt: text embedding and the keys and values
+/// of every block. `rows` are the real tokens and, when there is padding, one more.
+pub fn prompt(config: &DitConfig, rows: u64) -> Operations {
+    let width = number(config.dim());
+    Operations::product(rows, number(config.text_dim), width)
+        + Operations::product(rows, width, width)
+        + Operations::product(rows, width, width).times(2 * number(config.num_layers))
 }
 
-/// The text encoder on `tokens` tokens, with `quantized` values: residual stream, one layer's
-/// activations, its scores, unpacked weights.
-pub fn text_encoder(config: &Umt5Config, device: Device, tokens: u64, quantized: u64) -> u64 {
-    let inner = number(config.num_heads) * number(config.d_kv);
-    let scores = 3 * number(config.num_heads) * tokens * tokens;
-    let width = number(config.d_model);
-    let unpacked = match device.kernels {
-        _ if quantized == 0 || tokens <= number(device.dense_above) => 0,
-        // One after the other.
-        Kernels::Cpu => width * inner.max(number(config.d_ff)),
-        // Those of a layer.
-        Kernels::Mlx => quantized / number(config.num_layers).max(1),
+/// What an expert computes once per clip whatever the prompts: the condition's part of the patch
+/// embedding.
+pub fn condition(config: &DitConfig, tokens: u64) -> Operations {
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    let channels = number(config.in_channels - config.out_channels);
+    Operations::product(tokens, channels * patch, number(config.dim()))
+}
+
+/// What a step computes once, whatever the prompts: time and patch embedding.
+pub fn step(config: &DitConfig, tokens: u64) -> Operations {
+    let width = number(config.dim());
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    Operations::product(1, number(config.freq_dim), width)
+        + Operations::product(1, width, width)
+        + Operations::product(1, width, 6 * width)
+        + Operations::product(tokens, number(config.out_channels) * patch, width)
+}
+
+/// The first block's self-attention: once per step, when a pass is computed at all.
+pub fn start(config: &DitConfig, tokens: u64) -> Operations {
+    let width = number(config.dim());
+    Operations::product(tokens, width, width).times(4)
+        + Operations::attention(tokens, tokens, width)
+}
+
+/// A pass behind [`start`] with a prompt of `rows` keys: the rest of the blocks and the head.
+pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
+    let (width, layers) = (number(config.dim()), number(config.num_layers));
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    let with_text = Operations::product(tokens, width, width).times(2)
+        + Operations::attention(tokens, rows, width)
+        + Operations::product(tokens, width, number(config.ffn_dim)).times(2);
+    with_text.times(layers)
+        + start(config, tokens).times(layers.saturating_sub(1))
+        + Operations::product(tokens, width, number(config.out_channels) * patch)
+}
+
+/// What has to be unpacked for an expert with `quantized` values: for prompts of `rows` keys each,
+/// `steps` steps on `tokens`, of which `guided` with two passes.
+///
+/// All of a block's products are taken to be quantized alike; those outside the blocks are few.
+pub fn unpacking(
+    config: &DitConfig,
+    device: Device,
+    memory: &MemoryPlan,
+    quantized: u64,
+    rows: &[u64],
+    tokens: u64,
+    [steps, guided]: [u64; 2],
+) -> Operations {
+    let (width, layers) = (number(config.dim()), number(config.num_layers));
+    let square = width * width;
+    let feed_forward = 2 * width * number(config.ffn_dim);
+    let all = layers * (8 * square + feed_forward);
+    let least = number(device.dense_above);
+    let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
+    // Every chunk of tokens unpacks anew.
+    let chunk = tokens.min(number(memory.chunk_rows)).max(1);
+    let chunks = match chunk > least {
+        true => tokens.div_ceil(chunk),
+        false => 0,
     };
-    F32 * (tokens * (4 * width + 4 * inner + 3 * number(config.d_ff)) + scores)
-        + unpacked * device.dtype.matmul_dtype_size() as u64
+    let passes = match memory.joint_passes {
+        true => steps,
+        false => steps + guided,
+    };
+    let start = steps * 4 * square;
+    let pass = layers * (2 * square + feed_forward) + layers.saturating_sub(1) * 4 * square;
+    let unpacked = prompts * layers * 2 * square + chunks * (start + passes * pass);
+    // As large a part of it as of the weights.
+    let share = u128::from(unpacked) * u128::from(quantized) / u128::from(all.max(1));
+    Operations::unpacking(u64::try_from(share).unwrap_or(u64::MAX))
 }
 
 /// What denoising with one expert is about.
@@ -53,7 +109,7 @@ pub struct Denoising {
 
 /// One expert: keys and values of all blocks, the condition's embedding, rotary tables, what a
 /// cache keeps, one block's activations.
-pub fn denoising(config: &DitConfig, device: Device, memory: &MemoryPlan, clip: Denoising) -> u64 {
+pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip: Denoising) -> u64 {
     let (width, size) = (
         number(config.dim()),
         device.dtype.matmul_dtype_size() as u64,
@@ -131,20 +187,4 @@ pub fn denoising(config: &DitConfig, device: Device, memory: &MemoryPlan, clip: 
         }
     };
     kept + work
-}
-
-/// Decoding a clip of `[frames, rows, columns]` latents: one latent frame's activations, or one
-/// tile's, and what the convolutions carry over.
-pub fn decode(config: &VaeConfig, device: Device, memory: &MemoryPlan, grid: [i32; 3]) -> u64 {
-    most(&decode_phases(config, device, memory, grid))
-}
-
-/// Encoding the conditioning video, as [`decode`].
-pub fn encode(config: &VaeConfig, device: Device, memory: &MemoryPlan, grid: [i32; 3]) -> u64 {
-    most(&encode_phases(config, device, memory, grid))
-}
-
-fn most(phases: &[Footprint]) -> u64 {
-    let besides_weights = |phase: &Footprint| phase.total() - phase.weights;
-    phases.iter().map(besides_weights).max().unwrap_or(0)
 }

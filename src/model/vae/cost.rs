@@ -1,23 +1,26 @@
-//! How much memory a pass takes, from the configuration alone, and the tiling that fits.
+//! What a pass costs, from the configuration alone, and the tiling that fits.
 //!
-//! The network is walked as it runs, step by evaluated step, and the buffers alive in each are
-//! added up. A step's buffers are counted as alive together: MLX allocates for a whole graph
-//! before the first kernel has run.
+//! The network is walked as it runs, step by evaluated step: operations and weights are added up, and
+//! so are the buffers alive in each step. They are counted as alive together: MLX allocates for a
+//! whole graph before the first kernel has run.
+
+use std::collections::BTreeMap;
 
 use mlx_rs::Dtype;
 
 use super::conv::MIN_TAP_CHANNELS;
-use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig};
+use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
 use crate::model::MemoryPlan;
+use crate::model::cost::{F32, Operations, number};
 use crate::runtime::{Device, DeviceKind, Kernels};
+
+/// From this chunk on, every chunk of a clip costs the same: all caches are full.
+const ALIKE: i32 = 3;
 
 /// What neighbouring tiles share, in latent rows and columns. With random weights 4 is the least
 /// that keeps 45 dB on average frames; 6 does so also when tiles are so small that every pixel
 /// is blended. The table is in docs/performance.md.
 pub const OVERLAP: i32 = 6;
-
-/// Bytes of a float32.
-const VALUE: u64 = 4;
 
 /// Bytes that a phase of a pass over a clip takes at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +81,7 @@ pub fn decode_phases(
     let features = features * u64::try_from(frames).unwrap_or(0);
     let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
     let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
-    let mut end = Meter::new(device, memory, Chunk::First);
+    let mut end = Meter::new(device, memory, 0);
     end.see(3 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
     vec![
@@ -108,7 +111,7 @@ pub fn encode_phases(
         .map(|side| side * SPATIAL_STRIDE);
     let mut channels = 0;
     let above = Meter::walk(device, memory, frames, |meter, chunk| {
-        channels = encoder_features(config, meter, Size::new(chunk, h, w));
+        channels = encoder_features(config, meter, Size::new(chunk, h, w), 0);
         if tile.is_none() {
             encoder_mean(config, meter, whole, channels);
         }
@@ -149,6 +152,86 @@ pub fn encode_peak_bytes(
 
 fn most(phases: &[Footprint]) -> u64 {
     phases.iter().map(Footprint::total).max().unwrap_or(0)
+}
+
+/// The operations of decoding a clip of `[frames, rows, columns]` latents, whole or in tiles.
+pub fn decode_operations(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
+    let [frames, rows, columns] = grid;
+    let of_chunk = |chunk: i32| {
+        let below = Meter::operations(chunk, |meter| {
+            decoder_features(config, meter, Size::new(1, rows, columns));
+        });
+        let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
+            let tile = Size::new(1, rows, columns);
+            Meter::operations(chunk, |meter| decoder_pixels(config, meter, tile)).times(times)
+        });
+        below + above.sum()
+    };
+    let later = number(frames - ALIKE);
+    let first = (0..frames.min(ALIKE)).map(of_chunk).sum::<Operations>();
+    first + of_chunk(ALIKE).times(later)
+}
+
+/// The operations of encoding the conditioning video of a clip, as [`decode_operations`]. `pictures`:
+/// the chunks that are not blank.
+pub fn encode_operations(
+    config: &VaeConfig,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+    pictures: &[i32],
+) -> Operations {
+    let [frames, rows, columns] = grid;
+    let settling = static_chunks(config);
+    let of_chunk = |chunk: i32, settled: usize| {
+        let time = if chunk == 0 { 1 } else { TEMPORAL_STRIDE };
+        let mut channels = 0;
+        let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
+            let tile = Size::new(1, rows, columns).times(time, SPATIAL_STRIDE);
+            let features = |meter: &mut Meter| {
+                channels = encoder_features(config, meter, tile, settled);
+            };
+            Meter::operations(chunk, features).times(times)
+        });
+        let above = above.sum::<Operations>();
+        if settled == settling.len() {
+            return above;
+        }
+        let whole = Size::new(1, rows, columns);
+        above + Meter::operations(chunk, |meter| encoder_mean(config, meter, whole, channels))
+    };
+    // Most chunks are alike.
+    let mut known = BTreeMap::new();
+    let mut blank = 0;
+    let mut sum = Operations::default();
+    for chunk in 0..frames {
+        blank = match pictures.contains(&chunk) {
+            true => 0,
+            false => blank + 1,
+        };
+        let settled = settling.iter().filter(|&&last| blank > last).count();
+        let kind = (chunk.min(ALIKE), settled);
+        sum = sum
+            + *known
+                .entry(kind)
+                .or_insert_with(|| of_chunk(kind.0, kind.1));
+    }
+    sum
+}
+
+/// Rows and columns of the tiles of a frame, or of the whole of it, and how many have them.
+fn tiles(tiling: Option<Tiling>, rows: i32, columns: i32) -> impl Iterator<Item = ([i32; 2], u64)> {
+    let whole = Tiling {
+        tile: [rows, columns],
+        overlap: 0,
+    };
+    let mut counts = BTreeMap::new();
+    for tile in tiling.unwrap_or(whole).tiles(rows, columns) {
+        let side = |range: std::ops::Range<i32>| range.end - range.start;
+        *counts
+            .entry([side(tile.rows), side(tile.columns)])
+            .or_insert(0) += 1;
+    }
+    counts.into_iter()
 }
 
 /// The tiling with the least work among those that decode within `budget` bytes; `None` when a whole
@@ -295,37 +378,38 @@ impl Held {
     }
 }
 
-/// Which chunk of a clip goes through the network.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Chunk {
-    /// One frame, nothing before it.
-    First,
-    /// The first left one frame in each cache, and none in temporal resamplers.
-    Second,
-    /// All caches are full.
-    Later,
-}
-
-/// Counts values while the network is walked.
+/// Counts operations and values while a chunk of a clip walks through the network.
 struct Meter {
     device: Device,
     score_bytes: u64,
-    chunk: Chunk,
+    /// The chunk's number.
+    chunk: i32,
+    operations: Operations,
     weights: u64,
     caches: u64,
     peak: u64,
 }
 
 impl Meter {
-    fn new(device: Device, memory: &MemoryPlan, chunk: Chunk) -> Self {
+    fn new(device: Device, memory: &MemoryPlan, chunk: i32) -> Self {
         Self {
             device,
             score_bytes: memory.score_bytes,
             chunk,
+            operations: Operations::default(),
             weights: 0,
             caches: 0,
             peak: 0,
         }
+    }
+
+    /// The operations of `network` on chunk `chunk`.
+    fn operations(chunk: i32, network: impl FnOnce(&mut Self)) -> Operations {
+        // They are the same on any device.
+        let device = Device::new(DeviceKind::Cpu, None);
+        let mut meter = Self::new(device, &MemoryPlan::WHOLE, chunk);
+        network(&mut meter);
+        meter.operations
     }
 
     /// The walk through the chunk that takes the most of a clip of `frames` latent frames, the
@@ -336,26 +420,34 @@ impl Meter {
         frames: i32,
         mut network: impl FnMut(&mut Self, i32),
     ) -> Self {
-        let mut first = Self::new(device, memory, Chunk::First);
+        let mut first = Self::new(device, memory, 0);
         network(&mut first, 1);
         let mut last = match frames {
             ..=1 => return first,
             2 => Self {
                 caches: first.caches,
-                ..Self::new(device, memory, Chunk::Second)
+                ..Self::new(device, memory, 1)
             },
-            _ => Self::new(device, memory, Chunk::Later),
+            _ => Self::new(device, memory, (frames - 1).min(ALIKE)),
         };
         network(&mut last, TEMPORAL_STRIDE);
         last
+    }
+
+    /// Frames that came before this chunk in a layer where it has `frames`.
+    fn seen(&self, frames: i32) -> i32 {
+        match self.chunk {
+            0 => 0,
+            chunk => 1 + (chunk - 1) * frames,
+        }
     }
 
     /// Notes a step's values, beside the caches: all of them in later chunks, before that as far
     /// as they have been filled.
     fn see(&mut self, alive: u64) {
         let caches = match self.chunk {
-            Chunk::First | Chunk::Second => self.caches,
-            Chunk::Later => 0,
+            ..=1 => self.caches,
+            _ => 0,
         };
         self.peak = self.peak.max(alive + caches);
     }
@@ -363,7 +455,7 @@ impl Meter {
     /// A cache now holds `kept`, where the first chunk had left `before`.
     fn keep(&mut self, kept: u64, before: u64) {
         self.caches += kept;
-        if self.chunk == Chunk::Second {
+        if self.chunk == 1 {
             self.caches -= before;
         }
     }
@@ -371,15 +463,21 @@ impl Meter {
     /// What was seen, beside `weights` more, `others` in MLX and `host` outside.
     fn footprint(&self, weights: u64, others: u64, host: u64) -> Footprint {
         let beside = match self.chunk {
-            Chunk::First | Chunk::Second => self.peak.saturating_sub(self.caches),
-            Chunk::Later => self.peak,
+            ..=1 => self.peak.saturating_sub(self.caches),
+            _ => self.peak,
         };
         Footprint {
-            weights: (weights + self.weights) * VALUE,
-            caches: self.caches * VALUE,
-            activations: (others + beside) * VALUE,
-            host: host * VALUE,
+            weights: (weights + self.weights) * F32,
+            caches: self.caches * F32,
+            activations: (others + beside) * F32,
+            host: host * F32,
         }
+    }
+
+    /// A product of every pixel's `inputs` channels with a weight that has been loaded.
+    fn project(&mut self, size: Size, inputs: i32, outputs: i32) {
+        let product = Operations::product(size.volume(1), number(inputs), number(outputs));
+        self.operations = self.operations + product;
     }
 
     /// MLX's CPU backend has no RMS norm of its own and composes one.
@@ -406,12 +504,9 @@ impl Meter {
     fn causal(&mut self, x: Held, outputs: i32, kernel: [i32; 3], others: u64) -> Held {
         let Size { t, h, w } = x.size;
         let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
-        let before = match self.chunk {
-            Chunk::First => 0,
-            // One frame, none before a temporal resampler.
-            Chunk::Second => margin.min(1),
-            Chunk::Later => history,
-        };
+        // The first chunk passes a temporal resampler by.
+        let passed = i32::from(margin == 0 && self.chunk > 0);
+        let before = history.min(self.seen(t) - passed);
         let padded = Size::new(t + before, h + 2 * margin, w + 2 * margin);
         let padded = Held::new(padded, x.channels);
         let frame = Size::new(1, h, w).volume(x.channels);
@@ -450,6 +545,10 @@ impl Meter {
         let Size { t, h, w } = x.size;
         let size = Size::new(along(t + missing, 0), along(h, 1), along(w, 2));
         let mut out = Held::new(size, outputs);
+        // Zeros in front are not multiplied.
+        let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
+        let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
+        self.project(seen, x.channels * kernel[1] * kernel[2], outputs);
         let tapped = taps == 1
             || (self.device.kernels == Kernels::Cpu
                 && stride == [1, 1, 1]
@@ -472,8 +571,6 @@ impl Meter {
                 out.buffer
             }
         } else {
-            let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
-            let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
             let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
             let extra = match self.device.kind {
                 DeviceKind::Cpu => x.volume() + unfolded,
@@ -494,6 +591,7 @@ impl Meter {
         let h = self.causal(h, outputs, [3, 3, 3], x.buffer);
         if x.channels != outputs {
             self.weights += values(&[x.channels, outputs]) + values(&[outputs]);
+            self.project(x.size, x.channels, outputs);
         }
         let out = Held::new(x.size, outputs);
         self.see(x.buffer + h.buffer + out.buffer);
@@ -503,12 +601,16 @@ impl Meter {
     fn attention(&mut self, x: Held) {
         let c = x.channels;
         self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
+        self.project(x.size, c, 4 * c);
         let tokens = x.size.h * x.size.w;
+        let [count, width, frames] = [tokens, c, x.size.t].map(number);
+        let weighed = Operations::attention(count, count, width).times(frames);
+        self.operations = self.operations + weighed;
         let shape = [1, tokens, tokens, c];
         let scores = self
             .device
             .scores_at_once(Dtype::Float32, shape, self.score_bytes)
-            / VALUE;
+            / F32;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
         self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
     }
@@ -556,7 +658,7 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
             size, channels: c, ..
         } = x;
         let mut arranged = 0;
-        if temporal && meter.chunk != Chunk::First {
+        if temporal && meter.chunk > 0 {
             arranged = 2 * meter.causal(x, 2 * c, [3, 1, 1], 0).buffer;
             x = Held::new(size.times(2, 1), c);
         } else if temporal {
@@ -573,8 +675,9 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
     meter.causal(x, config.out_channels, [3, 3, 3], 0);
 }
 
-/// [`VaeEncoder::features`](super::VaeEncoder) of pixels; returns the features' channels.
-fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> i32 {
+/// [`VaeEncoder::features`](super::VaeEncoder) of pixels, of which the first `settled` levels are not
+/// computed; returns the features' channels.
+fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: usize) -> i32 {
     let pixels = Held::new(size, config.in_channels);
     let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], pixels.buffer);
     for (level, &temporal) in config.temperal_downsample.iter().enumerate() {
@@ -586,16 +689,18 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> i32 {
         let padded = Held::new(Size::new(t, h + 1, w + 1), c);
         meter.see(x.buffer + padded.buffer);
         x = meter.conv(padded, c, [1, 3, 3], [1, 2, 2], 0);
-        if !temporal {
-            continue;
+        if temporal {
+            let kept = Size::new(1, x.size.h, x.size.w).volume(c);
+            meter.keep(kept, kept);
+            if meter.chunk > 0 {
+                let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
+                x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
+            } else {
+                meter.weights += values(&[c, c]) * 3 + values(&[c]);
+            }
         }
-        let kept = Size::new(1, x.size.h, x.size.w).volume(c);
-        meter.keep(kept, kept);
-        if meter.chunk != Chunk::First {
-            let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
-            x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
-        } else {
-            meter.weights += values(&[c, c]) * 3 + values(&[c]);
+        if level < settled {
+            meter.operations = Operations::default();
         }
     }
     x.channels
