@@ -16,7 +16,7 @@ pub struct Capacity {
     /// Clips in flight at once.
     pub at_once: usize,
     /// Clips can be decoded while an expert stays loaded.
-    pub concurrent: bool,
+    pub decoder_beside_expert: bool,
     /// The most bytes at once.
     pub peak_bytes: u64,
 }
@@ -58,7 +58,7 @@ pub fn capacity<'a>(
     let fits = held + beside <= left;
     Ok(Capacity {
         at_once,
-        concurrent: fits,
+        decoder_beside_expert: fits,
         peak_bytes: match fits {
             true => held + beside.max(most.peak),
             false => held + most.peak,

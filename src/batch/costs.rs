@@ -66,7 +66,7 @@ impl Costs {
                 let often = match phase {
                     Phase::Text | Phase::Image => false,
                     Phase::Denoising => true,
-                    Phase::Decoding => !capacity.concurrent,
+                    Phase::Decoding => !capacity.decoder_beside_expert,
                 };
                 costs.loaded_bytes += bytes * if often { passes as u64 } else { 1 };
             }

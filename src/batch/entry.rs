@@ -13,7 +13,7 @@ use crate::clip::{Identity, Request, Settings, Stage};
 use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
 use crate::model::MemoryPlan;
 use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
-use crate::pipeline::plan::{Budget, Forecast, Rates, Settled};
+use crate::pipeline::plan::{Budget, Forecast, PlannedMemory, Rates};
 use crate::pipeline::{Clip, InputCache, Job, Keys};
 use crate::runtime::Device;
 
@@ -53,9 +53,9 @@ impl Entry {
         stock: &mut InputCache,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
-        let Settled {
+        let PlannedMemory {
             memory, forecast, ..
-        } = job.fit(device, budget, rates)?;
+        } = job.plan_memory_or_refuse(device, budget, rates)?;
         let identity = job.identity(device, &memory)?;
         job.forget_pixels(stock);
         Ok(Self {

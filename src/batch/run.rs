@@ -61,7 +61,7 @@ pub fn run(
         let making = Scheduler {
             clips,
             at_once: options.capacity.at_once,
-            concurrent: options.capacity.concurrent,
+            decoder_beside_expert: options.capacity.decoder_beside_expert,
             store: &mut shelf,
             observer: &mut host,
         };

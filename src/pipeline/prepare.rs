@@ -9,7 +9,7 @@ use ndarray::Array3;
 use super::InputCache;
 use super::denoise::Observer;
 use super::image::Ends;
-use super::plan::{self, Budget, Inputs, Rates, Settled, fit, settle};
+use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_memory_or_refuse};
 use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
@@ -207,16 +207,26 @@ impl Job {
     ///
     /// # Errors
     /// As [`fit`].
-    pub fn fit(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
-        fit(self.clip(), device, budget, rates)
+    pub fn plan_memory_or_refuse(
+        &self,
+        device: Device,
+        budget: Budget,
+        rates: Option<&Rates>,
+    ) -> Result<PlannedMemory> {
+        plan_memory_or_refuse(self.clip(), device, budget, rates)
     }
 
-    /// How the clip is computed within `budget`, and what it costs; see [`settle`].
+    /// How the clip is computed within `budget`, and what it costs; see [`plan_memory`].
     ///
     /// # Errors
-    /// As [`settle`].
-    pub fn settle(&self, device: Device, budget: Budget, rates: Option<&Rates>) -> Result<Settled> {
-        settle(self.clip(), device, budget, rates)
+    /// As [`plan_memory`].
+    pub fn plan_memory(
+        &self,
+        device: Device,
+        budget: Budget,
+        rates: Option<&Rates>,
+    ) -> Result<PlannedMemory> {
+        plan_memory(self.clip(), device, budget, rates)
     }
 
     fn clip(&self) -> plan::Clip<'_> {

@@ -13,7 +13,8 @@ use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{MemoryPlan, Role, TensorSource};
 use wan_i2v::pipeline::plan::{
-    Budget, Clip, Forecast, Inputs, Operations, Settled, fit, forecast, settle,
+    Budget, Clip, Forecast, Inputs, Operations, PlannedMemory, forecast, plan_memory,
+    plan_memory_or_refuse,
 };
 use wan_i2v::pipeline::{
     Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
@@ -219,15 +220,19 @@ fn memory_is_within_15_percent() {
         ..apart
     };
     let any = u64::MAX;
-    for (size, frames, parts, budget) in [
+    let cases = [
         (64, 17, whole, any),
         (96, 5, whole, any),
         (128, 9, whole, any),
         (128, 9, apart, any),
         (128, 9, in_parts(256), 30_000_000),
         (192, 9, in_parts(128), 20_000_000),
-    ] {
-        let device = device();
+    ];
+    // MLX's convolutions take long on the CPU.
+    let mlx = cases[..2].iter().map(|case| (mlx_kernels(), case));
+    for (device, &(size, frames, parts, budget)) in
+        cases.iter().map(|case| (device(), case)).chain(mlx)
+    {
         let plan = plan(size, frames, guided, (0.0, 1.0));
         let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), budget);
         let (inputs, measured) = run(&checkpoint, device, &memory, &plan, false);
@@ -409,9 +414,9 @@ fn chunks_of_tokens_make_a_long_clip_fit() {
             inputs: INPUTS,
         };
         let settled = |bytes| {
-            let asked = true;
+            let explicit = true;
             let bytes = bytes + 100_000_000;
-            settle(clip, device, Budget { bytes, asked }, None).unwrap()
+            plan_memory(clip, device, Budget { bytes, explicit }, None).unwrap()
         };
         // The smallest tiles and passes apart, and yet all tokens at once.
         let apart = MemoryPlan {
@@ -452,11 +457,11 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     };
     let budget = |megabytes: u64| Budget {
         bytes: megabytes * 1_000_000,
-        asked: true,
+        explicit: true,
     };
-    let settled = |megabytes| settle(clip, device(), budget(megabytes), None).unwrap();
+    let settled = |megabytes| plan_memory(clip, device(), budget(megabytes), None).unwrap();
     let grid = plan.latent_grid();
-    let tiles = |settled: &Settled| {
+    let tiles = |settled: &PlannedMemory| {
         let tiling = settled.memory.decode_tiling;
         tiling.map_or(1, |tiling| tiling.tiles(grid[1], grid[2]).len())
     };
@@ -481,7 +486,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     let hopeless = settled(100);
     assert!(!hopeless.fits && hopeless.memory.chunk_rows == 1024);
 
-    let error = fit(clip, device(), budget(120), None)
+    let error = plan_memory_or_refuse(clip, device(), budget(120), None)
         .unwrap_err()
         .to_string();
     for part in [
@@ -511,7 +516,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         settings: &plan,
         ..clip
     };
-    fit(clip, device(), budget(120), None).unwrap();
+    plan_memory_or_refuse(clip, device(), budget(120), None).unwrap();
 }
 
 /// Every tensor 0.01, and linear layers of 4 bits where they are to be.

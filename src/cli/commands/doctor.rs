@@ -141,7 +141,7 @@ fn facts(machine: &Machine) -> String {
         );
         fact("largest buffer", &bytes(machine.largest_buffer));
     }
-    let why = if machine.budget_asked {
+    let why = if machine.explicit_budget {
         " (--memory-budget)"
     } else {
         ""

@@ -152,7 +152,7 @@ impl Checked {
     pub(super) fn capacity(&self) -> Result<Capacity> {
         let budget = self.budget().unwrap_or(Budget {
             bytes: u64::MAX,
-            asked: false,
+            explicit: false,
         });
         batch::capacity(self.todo().map(|clip| &clip.entry), self.at_once, budget)
     }

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::{SPATIAL_STRIDE, Tiling};
-use crate::pipeline::plan::{Budget, Clip, Forecast, Inputs, Rates, Settled, refusal, settle};
+use crate::pipeline::plan::{
+    Budget, Clip, Forecast, Inputs, PlannedMemory, Rates, plan_memory, refusal,
+};
 use crate::pipeline::tokenize;
 use crate::runtime::Device;
 use crate::weights::quantize::Bits;
@@ -55,7 +57,7 @@ impl PlanArgs {
             inputs,
         };
         let rates = Rates::of_machine(device, fresh)?;
-        let settled = settle(clip, device, budget, Some(&rates))?;
+        let settled = plan_memory(clip, device, budget, Some(&rates))?;
         let refusal = (!settled.fits).then(|| refusal(clip, device, budget, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
         let text = if as_json {
@@ -106,7 +108,7 @@ struct Ways {
 }
 
 impl Ways {
-    fn of(settled: &Settled, checkpoint: &Checkpoint, settings: &Settings) -> Self {
+    fn of(settled: &PlannedMemory, checkpoint: &Checkpoint, settings: &Settings) -> Self {
         let memory = &settled.memory;
         let grid = settings.latent_grid();
         let tokens = checkpoint.high.tokens(grid);
@@ -132,7 +134,7 @@ impl Ways {
         format!(
             "within {} ({}): guidance in {}, tokens {}, image {}, decoding {}",
             human_bytes(budget.bytes),
-            match budget.asked {
+            match budget.explicit {
                 true => "--memory-budget",
                 false => "what a run may take on this machine",
             },
@@ -244,7 +246,7 @@ fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Res
                         settings: &settings,
                         ..clip
                     };
-                    let settled = settle(clip, device, budget, Some(rates))?;
+                    let settled = plan_memory(clip, device, budget, Some(rates))?;
                     let made = &settled.forecast;
                     if i == 0 {
                         row.push(human_bytes(made.peak_bytes));

@@ -49,7 +49,7 @@ impl MachineArgs {
             bytes: self
                 .memory_budget
                 .unwrap_or_else(|| runtime::default_memory_budget(device.kind)),
-            asked: self.memory_budget.is_some(),
+            explicit: self.memory_budget.is_some(),
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct Machine {
     /// Bytes that the program would take.
     pub budget: u64,
     /// Whether `--memory-budget` says so.
-    pub budget_asked: bool,
+    pub explicit_budget: bool,
     /// The model's parts.
     pub model: Vec<PartFacts>,
 }
@@ -86,7 +86,7 @@ impl Machine {
             recommended_working_set: runtime::recommended_working_set(),
             largest_buffer: runtime::largest_buffer(),
             budget: settings.budget.bytes,
-            budget_asked: settings.budget.asked,
+            explicit_budget: settings.budget.explicit,
             model: parts.collect::<Result<_>>()?,
         })
     }

@@ -7,7 +7,7 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
-use super::static_frames::Steady;
+use super::static_frames::StaticFrames;
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
 use crate::runtime::kernels::cpu::{block_rows, in_parallel};
 use crate::runtime::{Device, Kernels, count_product, in_chunks, rows};
@@ -34,7 +34,7 @@ pub struct FeatureCache {
     slots: Vec<Slot>,
     /// Bytes of scores that attention has at once.
     pub(super) score_bytes: u64,
-    pub(super) steady: Steady,
+    pub(super) static_frames: StaticFrames,
 }
 
 impl FeatureCache {
@@ -42,7 +42,7 @@ impl FeatureCache {
         Self {
             slots: vec![Slot::Empty; slots],
             score_bytes: memory.score_bytes,
-            steady: Steady::default(),
+            static_frames: StaticFrames::default(),
         }
     }
 

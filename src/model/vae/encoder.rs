@@ -134,7 +134,7 @@ impl VaeEncoder {
     /// Convolutions alone, so a feature depends on nothing farther than some five latent rows and
     /// columns away.
     pub(super) fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let (start, mut x) = match (cache.steady.reused(), chunk) {
+        let (start, mut x) = match (cache.static_frames.reused(), chunk) {
             (Some((stage, x)), Chunk::Blank) => (stage + 1, x),
             (_, Chunk::Blank) => (0, self.conv_in.forward(self.blank(cache)?, cache)?),
             (_, Chunk::Pixels(pixels)) => (0, self.conv_in.forward(pixels.clone(), cache)?),
@@ -143,7 +143,7 @@ impl VaeEncoder {
             if let Some(down) = &level.down {
                 x = level.blocks(x, cache)?;
                 x = down.forward(x, cache)?;
-                cache.steady.keep(stage, self.settling[stage], &x);
+                cache.static_frames.keep(stage, self.settling[stage], &x);
             }
         }
         Ok(x)
@@ -164,7 +164,7 @@ impl VaeEncoder {
     /// `[z_dim, 1, height/8, width/8]`. It holds all of the attention.
     pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let stage = self.settling.len() - 1;
-        if let Some((kept, mean)) = cache.steady.reused()
+        if let Some((kept, mean)) = cache.static_frames.reused()
             && kept == stage
         {
             return Ok(mean);
@@ -181,7 +181,7 @@ impl VaeEncoder {
             .transpose_axes(&[3, 0, 1, 2])?
             .contiguous()?;
         mean.eval()?;
-        cache.steady.keep(stage, self.settling[stage], &mean);
+        cache.static_frames.keep(stage, self.settling[stage], &mean);
         Ok(mean)
     }
 }
@@ -209,7 +209,7 @@ impl EncoderStream<'_> {
     /// # Errors
     /// When the first chunk is blank, or MLX fails.
     pub fn push(&mut self, chunk: &Chunk) -> MlxResult<Array> {
-        self.cache.steady.next(matches!(chunk, Chunk::Blank));
+        self.cache.static_frames.next(matches!(chunk, Chunk::Blank));
         let features = self.encoder.features(chunk, &mut self.cache)?;
         self.encoder.mean(features, &mut self.cache)
     }

@@ -46,12 +46,12 @@ pub fn static_chunks(config: &VaeConfig) -> Vec<i32> {
 
 /// Blank chunks in a row, and what the deepest settled stage makes of them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Steady {
+pub(super) struct StaticFrames {
     blank: i32,
     output: Option<(usize, Array)>,
 }
 
-impl Steady {
+impl StaticFrames {
     /// The next chunk comes, blank or not.
     pub(super) fn next(&mut self, blank: bool) {
         self.blank = if blank { self.blank + 1 } else { 0 };

@@ -345,7 +345,7 @@ impl VaeEncoder {
                     ))?),
                     Chunk::Blank => Chunk::Blank,
                 };
-                cache.steady.next(matches!(chunk, Chunk::Blank));
+                cache.static_frames.next(matches!(chunk, Chunk::Blank));
                 let features = to_host(&self.features(&chunk, &mut cache)?)?;
                 canvas.add(i as usize, &features, rows as usize, origin, weights);
                 advance()?;
@@ -355,7 +355,7 @@ impl VaeEncoder {
         let mut cache = self.new_cache(memory);
         let means = (0..frames)
             .map(|i| {
-                cache.steady.next(matches!(chunk(i)?, Chunk::Blank));
+                cache.static_frames.next(matches!(chunk(i)?, Chunk::Blank));
                 self.mean(canvas.take(i as usize, rows as usize), &mut cache)
             })
             .collect::<MlxResult<Vec<_>>>()?;

@@ -31,7 +31,7 @@ pub struct Budget {
     /// Bytes.
     pub bytes: u64,
     /// Whether the user named them.
-    pub asked: bool,
+    pub explicit: bool,
 }
 
 impl Budget {
@@ -43,7 +43,7 @@ impl Budget {
 
 impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.asked {
+        match self.explicit {
             true => write!(f, "--memory-budget {}", gigabytes(self.bytes)),
             false => write!(
                 f,
@@ -71,7 +71,7 @@ pub struct Clip<'a> {
 
 /// A way of computing a clip.
 #[derive(Clone, Debug)]
-pub struct Settled {
+pub struct PlannedMemory {
     /// In what parts.
     pub memory: MemoryPlan,
     /// What it costs.
@@ -85,12 +85,12 @@ pub struct Settled {
 ///
 /// # Errors
 /// When a file of the checkpoint cannot be read any more.
-pub fn settle(
+pub fn plan_memory(
     clip: Clip<'_>,
     device: Device,
     budget: Budget,
     rates: Option<&Rates>,
-) -> Result<Settled> {
+) -> Result<PlannedMemory> {
     let bytes = budget.for_arrays();
     let Clip {
         checkpoint,
@@ -106,7 +106,7 @@ pub fn settle(
         let fits = forecast.peak_bytes <= bytes;
         let next = chunks.next().filter(|_| !fits);
         let Some((chunk_rows, score_bytes)) = next else {
-            return Ok(Settled {
+            return Ok(PlannedMemory {
                 memory,
                 forecast,
                 fits,
@@ -121,18 +121,18 @@ pub fn settle(
     }
 }
 
-/// [`settle`], refusing what does not fit.
+/// [`plan_memory`], refusing what does not fit.
 ///
 /// # Errors
 /// When the clip does not fit; the message names the phase, what it needs, and the nearest
 /// settings that fit. Also when a file of the checkpoint cannot be read any more.
-pub fn fit(
+pub fn plan_memory_or_refuse(
     clip: Clip<'_>,
     device: Device,
     budget: Budget,
     rates: Option<&Rates>,
-) -> Result<Settled> {
-    let settled = settle(clip, device, budget, rates)?;
+) -> Result<PlannedMemory> {
+    let settled = plan_memory(clip, device, budget, rates)?;
     if !settled.fits {
         bail!("{}", refusal(clip, device, budget, &settled.forecast));
     }
@@ -194,7 +194,7 @@ fn alternatives(clip: Clip<'_>, device: Device, budget: Budget) -> Vec<String> {
             settings: &settings,
             ..clip
         };
-        settle(clip, device, budget, None).is_ok_and(|settled| settled.fits)
+        plan_memory(clip, device, budget, None).is_ok_and(|settled| settled.fits)
     };
     let with = |change: &dyn Fn(&mut Options)| {
         let mut request = clip.request.clone();

@@ -4,7 +4,9 @@
 mod budget;
 
 pub use crate::model::cost::{Operations, Rates};
-pub use budget::{Budget, Clip, Settled, fit, refusal, settle, shortage};
+pub use budget::{
+    Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, shortage,
+};
 
 use anyhow::Result;
 use serde::Serialize;

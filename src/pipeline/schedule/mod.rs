@@ -44,7 +44,7 @@ pub(crate) struct Scheduler<'a> {
     /// How many of them are under way at once.
     pub(crate) at_once: usize,
     /// Whether the VAE's decoder and an expert fit into memory at the same time.
-    pub(crate) concurrent: bool,
+    pub(crate) decoder_beside_expert: bool,
     /// Their encoded texts and pictures.
     pub(crate) store: &'a mut EmbeddingStore,
     /// Follows them.
@@ -127,7 +127,7 @@ impl Scheduler<'_> {
                 self.decode(&mut active[index], decoder, progress)?;
             }
         }
-        if !self.concurrent {
+        if !self.decoder_beside_expert {
             decoder.release()?;
         }
         Ok(active)
@@ -162,7 +162,7 @@ impl Scheduler<'_> {
                 }
                 self.close(&mut open, &mut active, progress);
                 active[index].denoised();
-                if self.concurrent && !last {
+                if self.decoder_beside_expert && !last {
                     self.decode(&mut active[index], decoder, progress)?;
                 }
             }
@@ -171,7 +171,7 @@ impl Scheduler<'_> {
         for current in &mut active {
             self.decode(current, decoder, progress)?;
         }
-        if !self.concurrent {
+        if !self.decoder_beside_expert {
             decoder.release()?;
         }
         Ok(())

@@ -41,7 +41,7 @@ pub(super) fn show(checked: &Checked, outcome: &Outcome) -> Result<ExitCode> {
         costs.pictures,
         costs.passes,
         capacity.at_once,
-        match capacity.concurrent {
+        match capacity.decoder_beside_expert {
             true => "decoded as they are done",
             false => "decoded at the end of each pass",
         },

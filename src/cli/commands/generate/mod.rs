@@ -5,7 +5,7 @@ mod resume;
 use std::process::ExitCode;
 
 use crate::clip::Model;
-use crate::pipeline::plan::Settled;
+use crate::pipeline::plan::PlannedMemory;
 use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
@@ -46,9 +46,9 @@ impl GenerateArgs {
         }
         let device = machine.device()?;
         let budget = machine.budget(device);
-        let Settled {
+        let PlannedMemory {
             memory, forecast, ..
-        } = job.fit(device, budget, None)?;
+        } = job.plan_memory_or_refuse(device, budget, None)?;
         stderr::warn_of_shortage(device, forecast.peak_bytes);
         runtime::limit_memory(budget.bytes)?;
         let mut start = resume.start(&output, &job.identity(device, &memory)?, &open)?;

@@ -152,7 +152,7 @@ mod tests {
                 device: Device::select(Some(DeviceKind::Cpu), None).unwrap(),
                 budget: Budget {
                     bytes: 1 << 30,
-                    asked: true,
+                    explicit: true,
                 },
                 quick: true,
             },
