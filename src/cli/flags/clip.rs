@@ -51,10 +51,10 @@ pub(crate) struct ClipArgs {
     #[arg(short, long, value_name = "PATH", required = true)]
     pub(crate) image: Option<PathBuf>,
 
-    /// What happens in the clip; - reads it from standard input, @PATH from a file
+    /// What happens in the clip; - reads standard input, @PATH a file
     ///
-    /// Beyond 512 tokens it is cut, with a warning. A prompt that begins with @ itself is written
-    /// with two of them.
+    /// Text beyond 512 tokens is cut off, with a warning. Write a prompt that itself begins with @ as
+    /// @@.
     #[arg(
         short,
         long,
@@ -70,9 +70,9 @@ pub(crate) struct ClipArgs {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 
-    /// Seed of the noise, an integer from 0 [default: random, printed]
+    /// Seed of the noise, 0 or above [default: random, printed]
     ///
-    /// It means the same as in PyTorch, diffusers and ComfyUI on the CPU; its low 32 bits count.
+    /// The same noise as PyTorch, diffusers and ComfyUI make on the CPU. Only the low 32 bits count.
     #[arg(
         short,
         long,
@@ -82,11 +82,11 @@ pub(crate) struct ClipArgs {
     )]
     pub(crate) seed: Option<u64>,
 
-    /// How the picture is resized; bicubic equals the reference's
+    /// How the picture is resized; bicubic matches the reference
     #[arg(long, value_enum, default_value_t = Resize::Lanczos, help_heading = "Sampling", hide_short_help = true)]
     pub(crate) resize: Resize,
 
-    /// Do not keep in the clip's file how it was made (see `wan-i2v show`)
+    /// Leave out of the clip's file how it was made (see `wan-i2v show`)
     #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub(crate) no_metadata: bool,
 
@@ -103,8 +103,7 @@ pub(crate) struct ClipArgs {
 pub(crate) struct SamplingArgs {
     /// The picture the clip ends with: PNG, JPEG or WebP
     ///
-    /// It is brought to the clip's size as the first one is, and given to the model through the same
-    /// mask. The clip needs more than one frame.
+    /// Resized like the first one. The clip needs more than one frame.
     #[arg(long, value_name = "PATH", help_heading = "Input")]
     pub(crate) last_image: Option<PathBuf>,
 
@@ -150,11 +149,11 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) steps: Option<u32>,
 
-    /// How the differential equation is solved
+    /// Solver of the sampling equation
     #[arg(long, value_enum, default_value_t = Solver::UniPc)]
     pub(crate) solver: Solver,
 
-    /// Shift of the noise schedule, a number above 0; more spends more steps on motion
+    /// Shift of the noise schedule, above 0; a larger one spends more steps on motion
     /// [default: the model's; Wan2.2 has 5]
     #[arg(
         long,
@@ -169,7 +168,8 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true)]
     pub(crate) guide_scale: Option<GuideScale>,
 
-    /// Guide only the steps between these shares of all, from 0 to 1; the others take half the time
+    /// Guide only the steps between these fractions of the run, 0 to 1; the others take half the
+    /// time
     /// [default: 0,1]
     #[arg(long, hide_short_help = true, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true)]
     pub(crate) guide_interval: Option<GuideInterval>,
@@ -180,9 +180,10 @@ pub(crate) struct SamplingArgs {
     pub(crate) cache: Option<CacheSettings>,
 }
 
-/// Forecasts the cost of a clip: operations, memory and time of every phase.
+/// Forecast what a clip costs: operations, memory and time of each phase.
 ///
-/// Reads headers only. Time is at this machine's rates, which are measured in a second and kept.
+/// Reads headers only. Times follow from this machine's rates, which are measured once, in a
+/// second.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct PlanArgs {
@@ -190,7 +191,7 @@ pub(crate) struct PlanArgs {
     #[arg(short, long, value_name = "PATH")]
     pub(crate) image: Option<PathBuf>,
 
-    /// What happens in the clip, for its length; - and @PATH as for a clip [default: 64 tokens]
+    /// The prompt, for its length; - and @PATH as for a clip [default: 64 tokens]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: Option<PromptSource>,
 
@@ -210,7 +211,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
-    /// Measure this machine's rates again; do it when nothing else runs
+    /// Measure this machine's rates again, while nothing else runs
     #[arg(long, help_heading = "Machine")]
     pub(crate) measure: bool,
 }

@@ -19,12 +19,12 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_enum, hide_short_help = true)]
     pub(crate) dtype: Option<Precision>,
 
-    /// Memory that arrays may take, in GB (1e9 bytes); more work is done where less does not fit
+    /// Memory the run may take, in GB (1e9 bytes); what does not fit is computed in smaller parts
     /// [default: what Metal recommends, or three quarters of the machine's memory]
     #[arg(long, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
     pub(crate) memory_budget: Option<u64>,
 
-    /// Rows from which a product unpacks quantized weights once instead of for each row
+    /// Rows above which a product unpacks quantized weights once instead of for each row
     /// [default: 768 on the gpu, 2 on the cpu, none there in bf16]
     #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) dense_above: Option<i32>,

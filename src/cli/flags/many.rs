@@ -8,13 +8,13 @@ use clap::{Args, Command};
 
 use super::{ClipArgs, GenerateArgs, ReportingArgs};
 
-/// Makes the clips of a job file (docs/batch.md).
+/// Make the clips of a job file (docs/batch.md).
 ///
-/// What the clips share is loaded and encoded once: texts, then pictures, then each expert for as
-/// many clips as are in flight. Every flag of a clip is a setting of all jobs that do not say
-/// otherwise. Each clip's path goes to stdout when it is complete. The same command again makes only
-/// what is missing. Exit codes: 0 every clip exists, 1 one or more are not, 2 wrong usage, 130
-/// stopped by Ctrl-C, 143 by SIGTERM.
+/// What clips share is loaded and encoded once: texts, then pictures, then each expert for as many
+/// clips as are in flight. Flags of a clip apply to every job that does not set them itself. Each
+/// clip's path goes to stdout when the clip is complete. Running the same command again makes only
+/// what is missing. Exit codes: 0 all clips made, 1 some failed, 2 wrong usage, 130 stopped by
+/// Ctrl-C, 143 by SIGTERM.
 #[derive(Debug, Args)]
 #[command(
     // A job may say them.
@@ -26,7 +26,8 @@ use super::{ClipArgs, GenerateArgs, ReportingArgs};
     )),
 )]
 pub(crate) struct BatchArgs {
-    /// The jobs: .jsonl (an object a line), .csv (names in the first line) or .toml ([[job]] each)
+    /// The jobs: .jsonl (one object per line), .csv (names in the first line) or .toml (one [[job]]
+    /// each)
     #[arg(value_name = "JOBS")]
     pub(crate) jobs: PathBuf,
 
@@ -44,16 +45,16 @@ pub(crate) struct BatchArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Many clips")]
 pub(crate) struct ManyArgs {
-    /// The folder for all that is made, created if it is missing
+    /// The folder for the results, created if missing
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: PathBuf,
 
-    /// Clips in flight: N share a loading of the experts, and wait in memory meanwhile
-    /// [default: 8, or as many as the memory allows]
+    /// Clips in flight: N clips share one loading of each expert, and wait in memory meanwhile
+    /// [default: 8, or as many as memory allows]
     #[arg(long, value_name = "N")]
     pub(crate) jobs_at_once: Option<NonZeroUsize>,
 
-    /// Check everything and forecast its cost, but make nothing
+    /// Check everything and forecast the cost, but make nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -62,8 +63,8 @@ pub(crate) struct ManyArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Many clips")]
 pub(crate) struct SeedsArgs {
-    /// Seeds of jobs that name none: 7, 1..4, or several with commas; a clip each
-    /// [default: one that follows from the job's name]
+    /// Seeds of jobs without one, a clip for each: 7, 1..4, or several with commas
+    /// [default: derived from the job's name]
     #[arg(long, value_name = "SEEDS", conflicts_with = "seed")]
     pub(crate) seeds: Option<String>,
 }
@@ -73,12 +74,12 @@ pub(crate) fn job_command() -> Command {
     SeedsArgs::augment_args(GenerateArgs::augment_args(Command::new("wan-i2v")))
 }
 
-/// Makes clips over all combinations of some flags' values, and shows them side by side.
+/// Make clips for all combinations of some flags' values, and show them side by side.
 ///
-/// The folder gets each clip, a sheet and a clip of all clips (grid.png, grid.mp4), their figures
+/// The folder gets each clip, all of them side by side (grid.png, grid.mp4), their figures
 /// (results.csv, results.json) and plots (plots.svg); stdout gets the table. Finished runs are
-/// kept: the same command resumes where it was stopped, and one with more values makes only what
-/// is missing. All flags of a clip are taken. Exit codes: 0 done, 1 a run failed, 2 wrong usage.
+/// kept: the same command resumes where it stopped, and more values make only what is missing. Exit
+/// codes: 0 done, 1 a run failed, 2 wrong usage.
 #[derive(Debug, Args)]
 #[command(
     // They may be varied.
@@ -86,8 +87,8 @@ pub(crate) fn job_command() -> Command {
     mut_arg("prompt", |arg| arg.required(false)),
 )]
 pub(crate) struct SweepArgs {
-    /// A flag and the values that it takes, such as steps=6,12,24; every combination of all --vary
-    /// is made. Where values have commas, part them by semicolons: guide-scale=2;3,4
+    /// A flag and its values, such as steps=6,12,24; repeat it for all combinations. Separate
+    /// values that have commas by semicolons: guide-scale=2;3,4
     #[arg(long, value_name = "FLAG=VALUES", value_parser = parse_axis, help_heading = "Sweep")]
     pub(crate) vary: Vec<Axis>,
 

@@ -73,7 +73,7 @@ Exit codes:
   130  stopped by Ctrl-C; the same command resumes
   143  stopped by SIGTERM; the same command resumes";
 
-/// Makes a video clip from a picture and a prompt with Wan2.2 I2V
+/// Make a video clip from a picture and a prompt with Wan2.2 I2V
 ///
 /// Progress goes to stderr, the clip's path and nothing else to stdout. The same command resumes a
 /// run that ended early.

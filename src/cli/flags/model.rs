@@ -137,20 +137,20 @@ impl BitsArgs {
     }
 }
 
-/// Describes a model or a part of one: layout, dimensions, storage, what is missing.
+/// Describe a model or a part of one: layout, dimensions, storage, what is missing.
 ///
-/// Of a model on the hub that has not been pulled, just the heads of its files are fetched.
+/// Fetches only the headers of files that have not been pulled from the hub.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A model's folder, a part's folder or file, a hub id (owner/name) or `tiny`
     #[arg(value_name = "PATH|ID")]
     pub(crate) source: PathBuf,
 
-    /// Files or folders of a repository on the hub, instead of what a known layout needs
+    /// Files or folders of the repository on the hub, instead of what a known layout needs
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<String>,
 
-    /// The part that SOURCE is, when its path does not say which expert it is
+    /// Which part PATH is, when its path does not say which expert
     #[arg(long)]
     pub(crate) part: Option<PartName>,
 
@@ -159,9 +159,9 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
-/// Converts a model, or one part of it, to this program's layout, quantized if wanted.
+/// Convert a model, or one part of it, to this program's layout; --bits quantizes it.
 ///
-/// The result appears under its name when it is complete and has been read back; an interrupted
+/// The result appears under its name once it is complete and has been read back. An interrupted
 /// conversion resumes where it stopped.
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
@@ -176,11 +176,11 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
 
-    /// The part that SRC is, when its path does not say which expert it is
+    /// Which part SRC is, when its path does not say which expert
     #[arg(long)]
     pub(crate) part: Option<PartName>,
 
-    /// The most gigabytes of one file; 0 for one file per part, which mlx-video needs
+    /// Largest file in GB; 0 writes one file per part, which mlx-video needs
     #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
     pub(crate) shard_size: u64,
 
@@ -188,12 +188,12 @@ pub(crate) struct ConvertArgs {
     pub(crate) config: ConfigArgs,
 }
 
-/// Fetches a model from the Hugging Face hub: what it needs and no more.
+/// Fetch a model from the Hugging Face hub, and only the files it needs.
 ///
-/// Without --output the files land in the cache that all of the hub's programs share (HF_HOME,
-/// HF_HUB_CACHE), and --model ID finds them there. With --output each file is converted as it
-/// arrives and let go, so that the disk never holds more than the result and one file. An
-/// interrupted pull resumes where it stopped.
+/// Without --output the files go to the cache shared with the hub's other programs (HF_HOME,
+/// HF_HUB_CACHE), where --model ID finds them. With --output each file is converted as it arrives
+/// and then deleted, so the disk never holds more than the result and one file. An interrupted pull
+/// resumes where it stopped.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// owner/name or owner/name@revision
@@ -211,8 +211,7 @@ pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
 
-    /// The most gigabytes of one converted file; 0 for no limit. Files of the source are never
-    /// joined
+    /// Largest converted file in GB; 0 for no limit. Source files are never merged
     #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
     pub(crate) shard_size: u64,
 

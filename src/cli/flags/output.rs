@@ -12,12 +12,12 @@ use crate::cli::ui::Style;
 /// The outputs of a run.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// Where the clip goes: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
+    /// Where to write the clip: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
     /// [default: the picture's name and the seed, .mp4, in the current folder]
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
 
-    /// Also write a film strip of the clip, its frames with their numbers, as PNG
+    /// Also write a film strip of numbered frames, as PNG
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     pub(crate) strip: Option<PathBuf>,
 
@@ -38,12 +38,12 @@ pub(crate) struct OutputArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct PreviewArgs {
-    /// Show what the clip will look like while it is denoised: a .png or .gif that every step
-    /// replaces, or - for the terminal (kitty, Ghostty, iTerm2, WezTerm)
+    /// Preview the clip while it is denoised: in a .png or .gif that each step replaces, or - for
+    /// the terminal (kitty, Ghostty, iTerm2, WezTerm)
     #[arg(long, value_name = "PATH|-", allow_hyphen_values = true)]
     pub(crate) preview: Option<PathBuf>,
 
-    /// Steps from one preview to the next
+    /// Steps between previews
     #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) preview_every: u32,
 }
@@ -52,12 +52,12 @@ pub(crate) struct PreviewArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Progress")]
 pub(crate) struct ReportingArgs {
-    /// How progress is shown on stderr; json is an event a line (docs/progress.md)
+    /// How to show progress on stderr; json prints one event per line (docs/progress.md)
     /// [default: bar in a terminal, plain elsewhere]
     #[arg(long, value_name = "bar|plain|json|none", hide_possible_values = true)]
     pub(crate) progress: Option<Style>,
 
-    /// Show warnings and errors only
+    /// Show only warnings and errors
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,
 }
@@ -76,12 +76,13 @@ impl ReportingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Stopping and resuming")]
 pub(crate) struct ResumeArgs {
-    /// Resume from a saved run: auto from this clip's, if there is one; never; or from this file
+    /// Resume a saved run: auto resumes this clip's if there is one; never starts over; PATH
+    /// resumes that file
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub(crate) resume: ResumeFrom,
 
-    /// Where the run's state is kept until the clip is complete
-    /// [default: the output's name and .wan-state, next to it]
+    /// Where to save the run's state until the clip is complete
+    /// [default: the output's name plus .wan-state, next to it]
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) checkpoint: Option<PathBuf>,
 
@@ -89,7 +90,7 @@ pub(crate) struct ResumeArgs {
     #[arg(long, value_name = "N", default_value = "1", hide_short_help = true)]
     pub(crate) checkpoint_every: NonZeroUsize,
 
-    /// Save no state
+    /// Don't save the run's state
     #[arg(long, hide_short_help = true, conflicts_with_all = ["checkpoint", "checkpoint_every"])]
     pub(crate) no_checkpoint: bool,
 }

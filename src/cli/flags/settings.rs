@@ -13,7 +13,7 @@ pub(crate) struct ConfigArgs {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, hide_short_help = true)]
     pub(crate) config: Option<OsString>,
 
-    /// Read no config file
+    /// Don't read a config file
     #[arg(long, conflicts_with = "config", hide_short_help = true)]
     pub(crate) no_config: bool,
 }

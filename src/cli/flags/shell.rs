@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
-/// Shows how a clip was made, and the command that renders it again.
+/// Show how a clip was made, and the command that makes it again.
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// A clip of this program: .mp4, .gif, a frame's .png or a folder of frames
+    /// A clip made by this program: .mp4, .gif, one frame's .png or a folder of frames
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
@@ -17,7 +17,7 @@ pub(crate) struct ShowArgs {
     pub(crate) json: bool,
 }
 
-/// Prints completions of the command line for a shell
+/// Print shell completions
 ///
 /// Where each shell looks for them: docs/terminal.md. For one session of bash or zsh:
 /// `source <(wan-i2v completions bash)`.
@@ -28,11 +28,11 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: Shell,
 }
 
-/// Writes man pages, or prints that of the program
+/// Write man pages, or print the program's own
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// The folder for wan-i2v.1 and a page for every command, made if missing, such as
-    /// ~/.local/share/man/man1; without one, the program's page goes to stdout
+    /// The folder for wan-i2v.1 and one page per command, created if missing, such as
+    /// ~/.local/share/man/man1; without it, the program's page goes to stdout
     #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
 }
