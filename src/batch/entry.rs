@@ -44,7 +44,7 @@ impl Entry {
     /// `budget`.
     ///
     /// # Errors
-    /// As [`Job::prepare`] and [`Job::fit`].
+    /// As [`Job::prepare`] and [`Job::plan_memory_or_refuse`].
     pub fn prepare(
         request: Request,
         device: Device,

@@ -1,5 +1,5 @@
-//! The command line, in layers that import downwards alone: [`flags`] (what clap reads) <- [`config`]
-//! (settings of all places) <- [`commands`] (what is done) -> [`ui`] (what is seen).
+//! The command line, in layers that import downwards alone: `flags` (what clap reads) <- `config`
+//! (settings of all places) <- `commands` (what is done) -> `ui` (what is seen).
 
 mod commands;
 mod config;

@@ -203,10 +203,10 @@ impl Job {
     }
 
     /// How the clip is computed within `budget`, and what it costs, or why it cannot be; see
-    /// [`fit`].
+    /// [`plan_memory_or_refuse`].
     ///
     /// # Errors
-    /// As [`fit`].
+    /// As there.
     pub fn plan_memory_or_refuse(
         &self,
         device: Device,

@@ -18,8 +18,7 @@ use crate::model::dit::{CrossKv, Dit, Rope};
 use crate::model::umt5::pad_rows;
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::pipeline::{
-    Condition, EncodedPrompts, Silent, TEXT_LEN, encode_condition, encode_prompts, initial_noise,
-    tokenize,
+    Condition, EncodedPrompts, Silent, TEXT_LEN, encode_prompts, initial_noise, tokenize,
 };
 use crate::runtime::{Device, to_host, wire};
 use crate::sampling::Schedule;
@@ -81,17 +80,8 @@ pub fn observe(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<O
     let prompts = encode_prompts(checkpoint, device, &ids, None, &mut Silent)?;
     let negative = prompts.negative.as_ref();
     let negative = negative.context("no negative prompt")?;
-    let pixels = scene::picture(plan.width, plan.height);
     let memory = scene::memory_plan(checkpoint, device, &plan, budget);
-    let condition = encode_condition(
-        checkpoint,
-        device,
-        &memory,
-        pixels.view(),
-        &plan,
-        None,
-        &mut Silent,
-    )?;
+    let condition = scene::condition(checkpoint, device, &memory, &plan)?;
     let rows = prompts.prompt.dim(0).min(negative.dim(0));
     let encoded = [&prompts.prompt, negative].map(|all| to_host(&all.try_index(0..rows)?));
     let [cond, uncond] = encoded;

@@ -7,7 +7,7 @@ use ndarray::Array3;
 
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
 use crate::model::MemoryPlan;
-use crate::pipeline::{Silent, decode_clip};
+use crate::pipeline::{Condition, Silent, decode_clip, encode_condition};
 use crate::runtime::Device;
 use crate::sampling::Solver;
 use crate::weights::Checkpoint;
@@ -74,6 +74,21 @@ pub fn memory_plan(
         grid,
         budget,
     )
+}
+
+/// The scene's picture, encoded.
+///
+/// # Errors
+/// As [`encode_condition`].
+pub fn condition(
+    checkpoint: &Checkpoint,
+    device: Device,
+    memory: &MemoryPlan,
+    plan: &Settings,
+) -> Result<Condition> {
+    let pixels = picture(plan.width, plan.height);
+    let pixels = pixels.view();
+    encode_condition(checkpoint, device, memory, pixels, plan, None, &mut Silent)
 }
 
 /// Every frame of latents `[z_dim, frames, height, width]`.

@@ -8,7 +8,6 @@ use super::{Bound, CheckResult, scene};
 use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::pipeline::{Silent, encode_condition};
 use crate::runtime::{Device, to_host};
 use crate::weights::Checkpoint;
 
@@ -38,17 +37,8 @@ pub struct RoundTrip {
 /// When a weight is damaged, MLX fails, or a value is not finite.
 pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<RoundTrip> {
     let plan = scene::plan(checkpoint, FRAMES);
-    let pixels = scene::picture(plan.width, plan.height);
     let memory = scene::memory_plan(checkpoint, device, &plan, budget);
-    let condition = encode_condition(
-        checkpoint,
-        device,
-        &memory,
-        pixels.view(),
-        &plan,
-        None,
-        &mut Silent,
-    )?;
+    let condition = scene::condition(checkpoint, device, &memory, &plan)?;
     let latents = condition.0.try_index(TEMPORAL_STRIDE..)?;
     let mut statistics = Vec::new();
     for frame in 0..latents.dim(1) {
@@ -56,7 +46,7 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
         statistics.push(mean_and_deviation(values.iter().map(|&v| f64::from(v))));
     }
     Ok(RoundTrip {
-        picture: to_rgb8(pixels.view())?,
+        picture: to_rgb8(scene::picture(plan.width, plan.height).view())?,
         frames: scene::decoded(checkpoint, device, &memory, &latents)?,
         latents: statistics,
     })

@@ -1,5 +1,5 @@
-//! What the networks compute with, as well as matrix products: MLX's operations ([`mlx`],
-//! [`elementwise`], [`compiled`]) or this program's own on the host ([`cpu`]). [`Device::kernels`]
+//! What the networks compute with, as well as matrix products: MLX's operations (`mlx`,
+//! `elementwise`, `compiled`) or this program's own on the host ([`cpu`]). [`Device::kernels`]
 //! says which.
 
 mod compiled;

@@ -1,0 +1,308 @@
+//! Counts what a chunk of a clip costs while it walks through the network.
+
+use mlx_rs::Dtype;
+
+use super::Footprint;
+use crate::model::MemoryPlan;
+use crate::model::cost::{F32, Operations, number};
+use crate::model::vae::TEMPORAL_STRIDE;
+use crate::model::vae::conv::MIN_TAP_CHANNELS;
+use crate::runtime::{Device, DeviceKind, Kernels};
+
+/// From this chunk on, every chunk of a clip costs the same: all caches are full.
+pub(super) const ALIKE: i32 = 3;
+
+/// The product, 0 when a factor is negative.
+pub(super) fn values(sides: &[i32]) -> u64 {
+    sides.iter().fold(1, |product, &side| {
+        product.saturating_mul(u64::try_from(side).unwrap_or(0))
+    })
+}
+
+/// Frames, rows and columns of an activation.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    pub(super) t: i32,
+    pub(super) h: i32,
+    pub(super) w: i32,
+}
+
+impl Size {
+    pub(super) fn new(t: i32, h: i32, w: i32) -> Self {
+        Self { t, h, w }
+    }
+
+    pub(super) fn volume(self, channels: i32) -> u64 {
+        values(&[self.t, self.h, self.w, channels])
+    }
+
+    pub(super) fn times(self, time: i32, space: i32) -> Self {
+        Self::new(self.t * time, self.h * space, self.w * space)
+    }
+}
+
+/// An activation: its size, and the values in the buffer that holds it.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    pub(super) size: Size,
+    pub(super) channels: i32,
+    pub(super) buffer: u64,
+}
+
+impl Held {
+    pub(super) fn new(size: Size, channels: i32) -> Self {
+        Self {
+            size,
+            channels,
+            buffer: size.volume(channels),
+        }
+    }
+
+    pub(super) fn volume(self) -> u64 {
+        self.size.volume(self.channels)
+    }
+}
+
+/// Counts operations and values while a chunk of a clip walks through the network.
+pub(super) struct Meter {
+    device: Device,
+    score_bytes: u64,
+    /// The chunk's number.
+    pub(super) chunk: i32,
+    pub(super) operations: Operations,
+    pub(super) weights: u64,
+    pub(super) caches: u64,
+    pub(super) peak: u64,
+}
+
+impl Meter {
+    pub(super) fn new(device: Device, memory: &MemoryPlan, chunk: i32) -> Self {
+        Self {
+            device,
+            score_bytes: memory.score_bytes,
+            chunk,
+            operations: Operations::default(),
+            weights: 0,
+            caches: 0,
+            peak: 0,
+        }
+    }
+
+    /// The operations of `network` on chunk `chunk`.
+    pub(super) fn operations(chunk: i32, network: impl FnOnce(&mut Self)) -> Operations {
+        // They are the same on any device.
+        let device = Device::new(DeviceKind::Cpu, None);
+        let mut meter = Self::new(device, &MemoryPlan::WHOLE, chunk);
+        network(&mut meter);
+        meter.operations
+    }
+
+    /// The walk through the chunk that takes the most of a clip of `frames` latent frames, the
+    /// last; `network` is also told the pixel frames of its chunk.
+    pub(super) fn walk(
+        device: Device,
+        memory: &MemoryPlan,
+        frames: i32,
+        mut network: impl FnMut(&mut Self, i32),
+    ) -> Self {
+        let mut first = Self::new(device, memory, 0);
+        network(&mut first, 1);
+        let mut last = match frames {
+            ..=1 => return first,
+            2 => Self {
+                caches: first.caches,
+                ..Self::new(device, memory, 1)
+            },
+            _ => Self::new(device, memory, (frames - 1).min(ALIKE)),
+        };
+        network(&mut last, TEMPORAL_STRIDE);
+        last
+    }
+
+    /// Frames that came before this chunk in a layer where it has `frames`.
+    pub(super) fn seen(&self, frames: i32) -> i32 {
+        match self.chunk {
+            0 => 0,
+            chunk => 1 + (chunk - 1) * frames,
+        }
+    }
+
+    /// Notes a step's values, beside the caches: all of them in later chunks, before that as far
+    /// as they have been filled.
+    pub(super) fn see(&mut self, alive: u64) {
+        let caches = match self.chunk {
+            ..=1 => self.caches,
+            _ => 0,
+        };
+        self.peak = self.peak.max(alive + caches);
+    }
+
+    /// A cache now holds `kept`, where the first chunk had left `before`.
+    pub(super) fn keep(&mut self, kept: u64, before: u64) {
+        self.caches += kept;
+        if self.chunk == 1 {
+            self.caches -= before;
+        }
+    }
+
+    /// What was seen, beside `weights` more, `others` in MLX and `host` outside.
+    pub(super) fn footprint(&self, weights: u64, others: u64, host: u64) -> Footprint {
+        let beside = match self.chunk {
+            ..=1 => self.peak.saturating_sub(self.caches),
+            _ => self.peak,
+        };
+        Footprint {
+            weights: (weights + self.weights) * F32,
+            caches: self.caches * F32,
+            activations: (others + beside) * F32,
+            host: host * F32,
+        }
+    }
+
+    /// A product of every pixel's `inputs` channels with a weight that has been loaded.
+    pub(super) fn project(&mut self, size: Size, inputs: i32, outputs: i32) {
+        let product = Operations::product(size.volume(1), number(inputs), number(outputs));
+        self.operations = self.operations + product;
+    }
+
+    /// MLX's CPU backend has no RMS norm of its own and composes one.
+    pub(super) fn norm_buffers(&self, x: Held) -> u64 {
+        match self.device.kind {
+            DeviceKind::Cpu => 2 * x.volume() + 3 * x.size.volume(1),
+            DeviceKind::Gpu => x.volume(),
+        }
+    }
+
+    /// Norm and SiLU of `x` beside `others`.
+    pub(super) fn activate(&mut self, x: Held, others: u64) -> Held {
+        self.weights += values(&[x.channels]);
+        let work = match self.device.kernels {
+            // One pass on the host.
+            Kernels::Cpu => x.volume(),
+            Kernels::Mlx => 2 * x.volume(),
+        };
+        self.see(others + x.buffer + work);
+        Held::new(x.size, x.channels)
+    }
+
+    /// A convolution of `x`, which goes first, beside `others`.
+    pub(super) fn causal(&mut self, x: Held, outputs: i32, kernel: [i32; 3], others: u64) -> Held {
+        let Size { t, h, w } = x.size;
+        let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
+        // The first chunk passes a temporal resampler by.
+        let passed = i32::from(margin == 0 && self.chunk > 0);
+        let before = history.min(self.seen(t) - passed);
+        let padded = Size::new(t + before, h + 2 * margin, w + 2 * margin);
+        let padded = Held::new(padded, x.channels);
+        let frame = Size::new(1, h, w).volume(x.channels);
+        let kept = frame * u64::try_from(history.min(t + before)).unwrap_or(0);
+        self.see(others + x.buffer + padded.buffer + kept);
+        self.keep(kept, if margin > 0 { frame } else { 0 });
+        let missing = history - before;
+        self.conv_behind_zeros(padded, outputs, kernel, [1, 1, 1], others, missing)
+    }
+
+    /// A convolution of padded `x`, which stays, beside `others`.
+    pub(super) fn conv(
+        &mut self,
+        x: Held,
+        outputs: i32,
+        kernel: [i32; 3],
+        stride: [i32; 3],
+        others: u64,
+    ) -> Held {
+        self.conv_behind_zeros(x, outputs, kernel, stride, others, 0)
+    }
+
+    /// As [`Self::conv`] with `missing` frames of zeros in front.
+    pub(super) fn conv_behind_zeros(
+        &mut self,
+        x: Held,
+        outputs: i32,
+        kernel: [i32; 3],
+        stride: [i32; 3],
+        others: u64,
+        missing: i32,
+    ) -> Held {
+        let taps = values(&kernel);
+        self.weights += values(&[x.channels, outputs]) * taps + values(&[outputs]);
+        let along = |extent, axis: usize| (extent - kernel[axis]) / stride[axis] + 1;
+        let Size { t, h, w } = x.size;
+        let size = Size::new(along(t + missing, 0), along(h, 1), along(w, 2));
+        let mut out = Held::new(size, outputs);
+        // Zeros in front are not multiplied.
+        let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
+        let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
+        self.project(seen, x.channels * kernel[1] * kernel[2], outputs);
+        let tapped = taps == 1
+            || (self.device.kernels == Kernels::Cpu
+                && stride == [1, 1, 1]
+                && x.channels >= MIN_TAP_CHANNELS);
+        // Frames that see zeros are computed apart, and joined to the others.
+        let joined = if missing > 0 && size.t > 1 {
+            out.volume()
+        } else {
+            0
+        };
+        let work = if tapped {
+            // Sums at the input's pitch, and once more to make up the last rows, or to join products
+            // of some rows each.
+            let at_pitch = Size::new(size.t, h, w);
+            out.buffer = at_pitch.volume(outputs);
+            let in_parts = at_pitch.volume(1) > values(&[self.device.most_rows()]);
+            if kernel[1] * kernel[2] > 1 || in_parts {
+                2 * out.buffer
+            } else {
+                out.buffer
+            }
+        } else {
+            let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
+            let extra = match self.device.kind {
+                DeviceKind::Cpu => x.volume() + unfolded,
+                // MLX's Metal kernels unfold only what they have no tiles for.
+                DeviceKind::Gpu if x.channels % 16 != 0 => unfolded,
+                DeviceKind::Gpu => 0,
+            };
+            out.buffer + extra
+        };
+        self.see(others + x.buffer + work + joined);
+        out
+    }
+
+    pub(super) fn residual(&mut self, x: Held, outputs: i32) -> Held {
+        let h = self.activate(x, 0);
+        let h = self.causal(h, outputs, [3, 3, 3], x.buffer);
+        let h = self.activate(h, x.buffer);
+        let h = self.causal(h, outputs, [3, 3, 3], x.buffer);
+        if x.channels != outputs {
+            self.weights += values(&[x.channels, outputs]) + values(&[outputs]);
+            self.project(x.size, x.channels, outputs);
+        }
+        let out = Held::new(x.size, outputs);
+        self.see(x.buffer + h.buffer + out.buffer);
+        out
+    }
+
+    pub(super) fn attention(&mut self, x: Held) {
+        let c = x.channels;
+        self.weights += values(&[c, c]) * 4 + values(&[c]) * 5;
+        self.project(x.size, c, 4 * c);
+        let tokens = x.size.h * x.size.w;
+        let [count, width, frames] = [tokens, c, x.size.t].map(number);
+        let weighed = Operations::attention(count, count, width).times(frames);
+        self.operations = self.operations + weighed;
+        let shape = [1, tokens, tokens, c];
+        let scores = self
+            .device
+            .scores_at_once(Dtype::Float32, shape, self.score_bytes)
+            / F32;
+        // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
+        self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
+    }
+
+    pub(super) fn mid(&mut self, x: Held) -> Held {
+        let x = self.residual(x, x.channels);
+        self.attention(x);
+        self.residual(x, x.channels)
+    }
+}

@@ -1,0 +1,334 @@
+//! What a pass costs, from the configuration alone, and the tiling that fits.
+//!
+//! The network is walked as it runs, step by evaluated step: operations and weights are added up, and
+//! so are the buffers alive in each step. They are counted as alive together: MLX allocates for a
+//! whole graph before the first kernel has run.
+
+mod meter;
+mod tiles;
+
+use std::collections::BTreeMap;
+
+use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
+use crate::model::MemoryPlan;
+use crate::model::cost::{Operations, number};
+use crate::runtime::Device;
+use meter::{ALIKE, Held, Meter, Size, values};
+pub use tiles::{OVERLAP, choose_decode_tiling, choose_encode_tiling};
+
+/// Bytes that a phase of a pass over a clip takes at its peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// The network's weights.
+    pub weights: u64,
+    /// Last frames kept for the next chunk, of a whole frame or of one tile.
+    pub caches: u64,
+    /// The largest set of activations alive at once, with the clip's latents and features.
+    pub activations: u64,
+    /// Outside MLX: the clip in the making, when it is tiled.
+    pub host: u64,
+}
+
+impl Footprint {
+    /// What MLX allocates.
+    pub fn mlx(&self) -> u64 {
+        self.weights + self.caches + self.activations
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.mlx() + self.host
+    }
+}
+
+/// The phases of [`VaeDecoder::decode`](super::VaeDecoder::decode) on a validated configuration,
+/// for a clip of `[frames, rows, columns]` latents.
+pub fn decode_phases(
+    config: &VaeConfig,
+    device: Device,
+    memory: &MemoryPlan,
+    grid: [i32; 3],
+) -> Vec<Footprint> {
+    let [frames, rows, columns] = grid;
+    let steady = frames > 1;
+    let whole = Size::new(1, rows, columns);
+    let latents = values(&[config.z_dim, frames, rows, columns]);
+    let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
+    let pixels = whole.times(chunk, SPATIAL_STRIDE).volume(3);
+
+    let Some(tile) = part(memory.decode_tiling, rows, columns) else {
+        let mut meter = Meter::walk(device, memory, frames, |meter, _| {
+            decoder_features(config, meter, whole);
+            decoder_pixels(config, meter, whole);
+        });
+        // The pixels, clipped, and whether they are finite.
+        meter.see(3 * pixels);
+        return vec![meter.footprint(0, latents, 0)];
+    };
+    let mut features = 0;
+    let below = Meter::walk(device, memory, frames, |meter, _| {
+        features = decoder_features(config, meter, whole);
+    });
+    let above = Meter::walk(device, memory, frames, |meter, _| {
+        decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]));
+    });
+    let features = features * u64::try_from(frames).unwrap_or(0);
+    let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
+    let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
+    let mut end = Meter::new(device, memory, 0);
+    end.see(3 * pixels);
+    // Whole frames below, tiles above beside the features of all frames, then frames again.
+    vec![
+        below.footprint(above.weights, latents + features, 0),
+        above.footprint(below.weights, latents + features, host),
+        end.footprint(below.weights + above.weights, latents, host + pixels),
+    ]
+}
+
+/// The phases of [`VaeEncoder::encode`](super::VaeEncoder::encode) on a validated configuration,
+/// for a clip of `[frames, rows, columns]` latents of which one chunk has pixels: blank ones make
+/// their own.
+pub fn encode_phases(
+    config: &VaeConfig,
+    device: Device,
+    memory: &MemoryPlan,
+    grid: [i32; 3],
+) -> Vec<Footprint> {
+    let [frames, rows, columns] = grid;
+    let whole = Size::new(1, rows, columns);
+    let inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
+    let latents = values(&[config.z_dim, frames, rows, columns]);
+
+    let tile = part(memory.encode_tiling, rows, columns);
+    let [h, w] = tile
+        .unwrap_or([rows, columns])
+        .map(|side| side * SPATIAL_STRIDE);
+    let mut channels = 0;
+    let above = Meter::walk(device, memory, frames, |meter, chunk| {
+        channels = encoder_features(config, meter, Size::new(chunk, h, w), 0);
+        if tile.is_none() {
+            encoder_mean(config, meter, whole, channels);
+        }
+    });
+    if tile.is_none() {
+        return vec![above.footprint(0, inputs + latents, 0)];
+    }
+    let below = Meter::walk(device, memory, frames, |meter, _| {
+        encoder_mean(config, meter, whole, channels);
+    });
+    let host = whole.volume(channels) * u64::try_from(frames).unwrap_or(0);
+    // Tiles above, then whole frames below.
+    vec![
+        above.footprint(below.weights, inputs, host),
+        below.footprint(above.weights, inputs + latents, host),
+    ]
+}
+
+/// The most bytes that decoding takes at once; see [`decode_phases`].
+pub fn decode_peak_bytes(
+    config: &VaeConfig,
+    device: Device,
+    memory: &MemoryPlan,
+    grid: [i32; 3],
+) -> u64 {
+    most(&decode_phases(config, device, memory, grid))
+}
+
+/// The most bytes that encoding takes at once; see [`encode_phases`].
+pub fn encode_peak_bytes(
+    config: &VaeConfig,
+    device: Device,
+    memory: &MemoryPlan,
+    grid: [i32; 3],
+) -> u64 {
+    most(&encode_phases(config, device, memory, grid))
+}
+
+fn most(phases: &[Footprint]) -> u64 {
+    phases.iter().map(Footprint::total).max().unwrap_or(0)
+}
+
+/// The operations of decoding a clip of `[frames, rows, columns]` latents, whole or in tiles.
+pub fn decode_operations(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tiling>) -> Operations {
+    let [frames, rows, columns] = grid;
+    let of_chunk = |chunk: i32| {
+        let below = Meter::operations(chunk, |meter| {
+            decoder_features(config, meter, Size::new(1, rows, columns));
+        });
+        let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
+            let tile = Size::new(1, rows, columns);
+            Meter::operations(chunk, |meter| decoder_pixels(config, meter, tile)).times(times)
+        });
+        below + above.sum()
+    };
+    let later = number(frames - ALIKE);
+    let first = (0..frames.min(ALIKE)).map(of_chunk).sum::<Operations>();
+    first + of_chunk(ALIKE).times(later)
+}
+
+/// The operations of encoding the conditioning video of a clip, as [`decode_operations`]. `pictures`:
+/// the chunks that are not blank.
+pub fn encode_operations(
+    config: &VaeConfig,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+    pictures: &[i32],
+) -> Operations {
+    let [frames, rows, columns] = grid;
+    let settling = static_chunks(config);
+    let of_chunk = |chunk: i32, settled: usize| {
+        let time = if chunk == 0 { 1 } else { TEMPORAL_STRIDE };
+        let mut channels = 0;
+        let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
+            let tile = Size::new(1, rows, columns).times(time, SPATIAL_STRIDE);
+            let features = |meter: &mut Meter| {
+                channels = encoder_features(config, meter, tile, settled);
+            };
+            Meter::operations(chunk, features).times(times)
+        });
+        let above = above.sum::<Operations>();
+        if settled == settling.len() {
+            return above;
+        }
+        let whole = Size::new(1, rows, columns);
+        above + Meter::operations(chunk, |meter| encoder_mean(config, meter, whole, channels))
+    };
+    // Most chunks are alike.
+    let mut known = BTreeMap::new();
+    let mut blank = 0;
+    let mut sum = Operations::default();
+    for chunk in 0..frames {
+        blank = match pictures.contains(&chunk) {
+            true => 0,
+            false => blank + 1,
+        };
+        let settled = settling.iter().filter(|&&last| blank > last).count();
+        let kind = (chunk.min(ALIKE), settled);
+        sum = sum
+            + *known
+                .entry(kind)
+                .or_insert_with(|| of_chunk(kind.0, kind.1));
+    }
+    sum
+}
+
+/// Rows and columns of the tiles of a frame, or of the whole of it, and how many have them.
+fn tiles(tiling: Option<Tiling>, rows: i32, columns: i32) -> impl Iterator<Item = ([i32; 2], u64)> {
+    let whole = Tiling {
+        tile: [rows, columns],
+        overlap: 0,
+    };
+    let mut counts = BTreeMap::new();
+    for tile in tiling.unwrap_or(whole).tiles(rows, columns) {
+        let side = |range: std::ops::Range<i32>| range.end - range.start;
+        *counts
+            .entry([side(tile.rows), side(tile.columns)])
+            .or_insert(0) += 1;
+    }
+    counts.into_iter()
+}
+
+/// Rows and columns of a tile, when a frame has more than one.
+fn part(tiling: Option<Tiling>, rows: i32, columns: i32) -> Option<[i32; 2]> {
+    let [tile_rows, tile_columns] = tiling?.tile;
+    (tile_rows < rows || tile_columns < columns)
+        .then(|| [tile_rows.min(rows), tile_columns.min(columns)])
+}
+
+/// [`VaeDecoder::features`](super::VaeDecoder); returns the values of one frame's features.
+fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
+    let channels = config.decoder_dim() * config.dim_mult[LEVELS - 1];
+    let z = Held::new(size, config.z_dim);
+    let x = meter.conv(z, config.z_dim, [1, 1, 1], [1, 1, 1], 0);
+    let x = meter.causal(x, channels, [3, 3, 3], 0);
+    let mut x = meter.mid(x);
+    for _ in 0..=config.num_res_blocks {
+        x = meter.residual(x, channels);
+    }
+    x.buffer
+}
+
+/// [`VaeDecoder::pixels`](super::VaeDecoder).
+fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
+    let widths: Vec<i32> = config
+        .dim_mult
+        .iter()
+        .rev()
+        .map(|m| config.decoder_dim() * m)
+        .collect();
+    let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
+    let mut x = Held::new(size, widths[0]);
+    for (level, &outputs) in widths.iter().enumerate() {
+        if level > 0 {
+            for _ in 0..=config.num_res_blocks {
+                x = meter.residual(x, outputs);
+            }
+        }
+        let Some(&temporal) = temporal.get(level) else {
+            continue;
+        };
+        let Held {
+            size, channels: c, ..
+        } = x;
+        let mut arranged = 0;
+        if temporal && meter.chunk > 0 {
+            arranged = 2 * meter.causal(x, 2 * c, [3, 1, 1], 0).buffer;
+            x = Held::new(size.times(2, 1), c);
+        } else if temporal {
+            // Loaded, and passed by.
+            meter.weights += values(&[c, 2 * c]) * 3 + values(&[2 * c]);
+        }
+        let doubled = Held::new(x.size.times(1, 2), c);
+        let padded = Size::new(x.size.t, 2 * x.size.h + 2, 2 * x.size.w + 2);
+        let padded = Held::new(padded, c);
+        meter.see(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
+        x = meter.conv(padded, c / 2, [1, 3, 3], [1, 1, 1], 0);
+    }
+    let x = meter.activate(x, 0);
+    meter.causal(x, config.out_channels, [3, 3, 3], 0);
+}
+
+/// [`VaeEncoder::features`](super::VaeEncoder) of pixels, of which the first `settled` levels are not
+/// computed; returns the features' channels.
+fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: usize) -> i32 {
+    let pixels = Held::new(size, config.in_channels);
+    let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], pixels.buffer);
+    for (level, &temporal) in config.temperal_downsample.iter().enumerate() {
+        let c = config.base_dim * config.dim_mult[level];
+        for _ in 0..config.num_res_blocks {
+            x = meter.residual(x, c);
+        }
+        let Size { t, h, w } = x.size;
+        let padded = Held::new(Size::new(t, h + 1, w + 1), c);
+        meter.see(x.buffer + padded.buffer);
+        x = meter.conv(padded, c, [1, 3, 3], [1, 2, 2], 0);
+        if temporal {
+            let kept = Size::new(1, x.size.h, x.size.w).volume(c);
+            meter.keep(kept, kept);
+            if meter.chunk > 0 {
+                let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
+                x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
+            } else {
+                meter.weights += values(&[c, c]) * 3 + values(&[c]);
+            }
+        }
+        if level < settled {
+            meter.operations = Operations::default();
+        }
+    }
+    x.channels
+}
+
+/// [`VaeEncoder::mean`](super::VaeEncoder) of features.
+fn encoder_mean(config: &VaeConfig, meter: &mut Meter, size: Size, channels: i32) {
+    let outputs = config.base_dim * config.dim_mult[LEVELS - 1];
+    let mut x = Held::new(size, channels);
+    for _ in 0..config.num_res_blocks {
+        x = meter.residual(x, outputs);
+    }
+    let x = meter.mid(x);
+    let x = meter.activate(x, 0);
+    let moments = 2 * config.z_dim;
+    let x = meter.causal(x, moments, [3, 3, 3], 0);
+    meter.conv(x, moments, [1, 1, 1], [1, 1, 1], 0);
+}
