@@ -73,13 +73,21 @@ impl Picture {
         ) {
             file.read_to_end(&mut content)?;
         }
-        let mut reader = ImageReader::new(Cursor::new(&content)).with_guessed_format()?;
+        Self::decode(&content)
+    }
+
+    /// A picture from the content of its file.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn decode(content: &[u8]) -> Result<Self> {
+        let mut reader = ImageReader::new(Cursor::new(content)).with_guessed_format()?;
         let format = match reader.format() {
             Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
-            _ => bail!(unsupported(&content)),
+            _ => bail!(unsupported(content)),
         };
         ensure!(
-            !is_truncated(format, &content),
+            !is_truncated(format, content),
             "the {format:?} data is cut off; get it again"
         );
         let mut limits = Limits::default();
@@ -109,7 +117,7 @@ impl Picture {
         let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
         image.apply_orientation(orientation);
         Ok(Self {
-            sha256: Some(to_hex(&Sha256::digest(&content))),
+            sha256: Some(to_hex(&Sha256::digest(content))),
             ..Self::from_pixels(opaque_rgb(image)?)?
         })
     }
