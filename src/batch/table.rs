@@ -34,14 +34,22 @@ pub struct Written {
 /// # Errors
 /// When the file cannot be read, is of another kind, or has no job.
 pub fn read(path: &Path) -> Result<Jobs> {
+    let text = read_stream(path, MAX_JOBS)
+        .with_context(|| format!("cannot read the jobs {}", path.display()))?;
+    parse(path, &text)
+}
+
+/// As [`read`], of the content of the file at `path`.
+///
+/// # Errors
+/// As there.
+pub fn parse(path: &Path, text: &[u8]) -> Result<Jobs> {
     let name = path.display();
-    let text =
-        read_stream(path, MAX_JOBS).with_context(|| format!("cannot read the jobs {name}"))?;
-    let text = String::from_utf8(text)
+    let text = str::from_utf8(text)
         .ok()
         .with_context(|| format!("{name}: is not text in UTF-8"))?;
     // What some editors put first.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     let jobs = match extension.as_deref() {
         Some("jsonl" | "ndjson") => json_lines(text, &name.to_string()),
