@@ -90,9 +90,12 @@ pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
 pub fn remove_stale(path: &Path) {
     temporary::remove_stale(path);
     for folder in temporary::leftovers(path) {
-        let is_folder = fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir());
+        // A link leads to somebody else's.
+        if folder.is_symlink() {
+            continue;
+        }
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if is_folder && is_frame_name(&entry.file_name()) {
+            if is_frame_name(&entry.file_name()) {
                 let _ = fs::remove_file(entry.path());
             }
         }

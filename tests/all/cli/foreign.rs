@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use crate::cli::running::{Running, bytes, succeed};
 use crate::cli::{Bench, run};
 
-/// Files of a killed run: temporary names for `target`, the name of a file.
+/// The name of what a killed run has left of the file `target`.
 pub fn leftover(target: &str) -> String {
     let hash = blake3::hash(target.as_bytes()).to_hex();
     format!(".wan-i2v-{}-abcdef", &hash[..12])

@@ -262,9 +262,9 @@ pub(super) fn part(clips: &mut [Wanted]) {
         let Ok(args) = &clip.args else { continue };
         let mut problem = None;
         for path in args.written() {
-            // Where capital letters make no difference, they are the same.
             let is_file = is_file(path);
             let path: PathBuf = path.components().collect();
+            // Where capital letters make no difference, they are the same.
             let key = PathBuf::from(path.to_string_lossy().to_lowercase());
             let folders = || key.ancestors().skip(1);
             if path
