@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::report::ClipReport;
 use crate::clip::metadata::Metadata;
 use crate::clip::{Identity, Request, Settings, Stage};
-use crate::media::clip::{OutputKind, is_frame_name, remove_stale};
+use crate::media::clip::{OutputKind, is_frame_name};
 use crate::model::MemoryPlan;
 use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, PlannedMemory, Rates};
@@ -134,6 +134,7 @@ impl Entry {
     /// As [`Self::status`].
     pub fn unfinished(&self) -> Result<ClipStatus> {
         let state = state_path(self.output());
+        file::check_replace(&state)?;
         if !state.exists() {
             return Ok(ClipStatus::Missing);
         }
@@ -150,7 +151,7 @@ impl Entry {
         let Ok(_lock) = Lock::take(self.output()) else {
             return;
         };
-        remove_stale(self.output());
+        self.job.remove_stale();
         let state = state_path(self.output());
         if state.exists()
             && let Ok(saved) = SavedRun::read(&state)

@@ -17,4 +17,4 @@ pub mod template;
 pub use capacity::{Capacity, capacity};
 pub use costs::Costs;
 pub use entry::{ClipStatus, Entry, bytes};
-pub use run::{BatchOptions, run};
+pub use run::{BatchOptions, check_output, lock, run};

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::util::temporary;
+
 /// The version of what a report says; a new one means that something was removed or changed its
 /// meaning.
 const SCHEMA: u32 = 1;
@@ -121,10 +123,7 @@ impl Report {
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = Self::path(folder);
         let put = || -> Result<()> {
-            let mut file = tempfile::Builder::new();
-            #[cfg(unix)]
-            file.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-            let mut file = file.prefix(".wan-batch-").tempfile_in(folder)?;
+            let mut file = temporary::file(&path)?;
             file.write_all(serde_json::to_string_pretty(self)?.as_bytes())?;
             file.write_all(b"\n")?;
             file.persist(&path)?;

@@ -2,6 +2,7 @@
 //! there may be, or in memory.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use crate::clip::{Identity, Item};
 use crate::persist::{EXTENSION, SavedRun, file};
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
+use crate::util::temporary;
 
 /// The name of the one array in a file.
 const ARRAY: &str = "encoded";
@@ -94,12 +96,18 @@ impl EmbeddingStore {
         }
     }
 
-    /// Removes what is left on disk.
+    /// Removes what is left on disk, and the folder if nothing else is in it.
     pub(crate) fn clear(self) {
-        if let Some(folder) = &self.folder {
-            // What does not exist need not be removed.
-            let _ = fs::remove_dir_all(folder);
+        let Some(folder) = &self.folder else { return };
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if temporary::is_name(&entry.file_name()) {
+                file::remove_temporary(&path);
+            } else if is_key(path.file_stem()) && path.extension() == Some(OsStr::new(EXTENSION)) {
+                file::remove(&path);
+            }
         }
+        let _ = fs::remove_dir(folder);
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
@@ -126,6 +134,12 @@ impl EmbeddingStore {
         let same = saved.identity == identity(key);
         same.then(|| saved.state.array(ARRAY)).transpose()
     }
+}
+
+/// Whether a name has the form of keys: hexadecimal digits.
+fn is_key(name: Option<&OsStr>) -> bool {
+    let bytes = name.unwrap_or_default().as_encoded_bytes();
+    bytes.len() == 32 && bytes.iter().all(u8::is_ascii_hexdigit)
 }
 
 fn identity(key: &str) -> Identity {

@@ -1,9 +1,8 @@
 //! A run's state as a file: safetensors, with everything that is no array in its metadata.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,11 +10,13 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use mlx_rs::{Array, Dtype};
 use safetensors::SafeTensors;
-use safetensors::tensor::{self, View};
+use safetensors::tensor::{self, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::clip::Identity;
 use crate::runtime::{self, State};
+use crate::util::files::{read_head, read_small};
+use crate::util::temporary;
 
 /// Changes whenever a state of one version means nothing to another.
 const FORMAT: u32 = 2;
@@ -23,6 +24,10 @@ const FORMAT: u32 = 2;
 const KEY: &str = "wan_i2v_run";
 /// The metadata's key for the checksum of everything else.
 const CHECKSUM: &str = "blake3";
+/// Bytes from which a state can be told: its metadata come first.
+const HEAD: usize = 256;
+/// More bytes than any state has.
+const MAX_BYTES: u64 = 1 << 40;
 
 /// What a state says besides its arrays.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +87,8 @@ impl SavedRun {
     /// # Errors
     /// When it cannot be read, is damaged, or is of a program that writes another format.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = read_small(path, MAX_BYTES);
+        let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(path, &bytes).map_err(|error| {
             anyhow::anyhow!(
                 "{} is no saved run that can be resumed: {error:#}\n\
@@ -94,6 +100,7 @@ impl SavedRun {
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged = "the file is damaged or cut off";
+        ensure!(begins_as_state(bytes), damaged);
         let tensors = SafeTensors::deserialize(bytes).context(damaged)?;
         let (_, metadata) = SafeTensors::read_metadata(bytes).context(damaged)?;
         let metadata = metadata.metadata().as_ref();
@@ -187,59 +194,91 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
         (CHECKSUM.to_owned(), checksum.hex()),
     ]);
 
-    let temporary = temporary(path);
-    let put = || -> Result<u64> {
-        // The folder that it is in is not made again: who has removed it wants nothing there.
-        match fs::create_dir(&temporary) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
-            _ => {}
-        }
-        let whole = temporary.join(KEY);
-        safetensors::serialize_to_file(stored, Some(metadata), &whole)?;
-        let file = File::open(&whole)?;
-        file.sync_data()?;
-        fs::rename(&whole, path)?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
+    check_replace(path)?;
+    let mut end = 0;
+    let infos = stored.iter().map(|(name, array)| {
+        let start = end;
+        end += array.bytes.len();
+        let info = TensorInfo {
+            dtype: array.dtype,
+            shape: array.shape.clone(),
+            data_offsets: (start, end),
         };
-        // The name too; what cannot be synced is as safe as any other file.
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        Ok(file.metadata()?.len())
+        ((*name).to_owned(), info)
+    });
+    let header = Metadata::new(Some(metadata), infos.collect())?;
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut writer = BufWriter::new(temporary::file(path)?);
+    writer.write_all(&(header.len() as u64).to_le_bytes())?;
+    writer.write_all(&header)?;
+    for (_, array) in &stored {
+        writer.write_all(array.bytes)?;
+    }
+    let file = writer.into_inner()?;
+    file.as_file().sync_data()?;
+    let file = file.persist(path)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     };
-    let put = put();
-    // Half a state is of no use, and takes room.
-    let _ = fs::remove_dir_all(&temporary);
-    put
+    // The name too; what cannot be synced is as safe as any other file.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    Ok(file.metadata()?.len())
 }
 
-/// Whether `path` may be replaced by a state: nothing exists there, or the beginning of one.
-pub fn may_replace(path: &Path) -> bool {
-    // The metadata stands at the header's beginning.
-    const HEAD: u64 = 64;
-    let Ok(file) = File::open(path) else {
-        return !path.exists();
-    };
-    let mut head = Vec::new();
-    let read = file.take(HEAD).read_to_end(&mut head);
-    let metadata = b"{\"__metadata__\":{";
-    read.is_ok() && (head.is_empty() || head.get(8..).is_some_and(|h| h.starts_with(metadata)))
+/// Whether a file begins as a state does; a link does not.
+fn is_state(path: &Path) -> bool {
+    read_head(path, HEAD as u64).is_ok_and(|head| begins_as_state(&head))
 }
 
-/// Removes a state, and what a run that was killed left of one.
+fn begins_as_state(bytes: &[u8]) -> bool {
+    let head = &bytes[..bytes.len().min(HEAD)];
+    let key = format!("\"{KEY}\":\"");
+    // In a text the quotes would be escaped.
+    head.get(8..)
+        .is_some_and(|head| head.starts_with(b"{\"__metadata__\":{"))
+        && head.windows(key.len()).any(|part| part == key.as_bytes())
+}
+
+/// Checks that a state may be put at `path`: nothing is there, another state or an empty file.
+///
+/// # Errors
+/// When something else is.
+pub fn check_replace(path: &Path) -> Result<()> {
+    let nothing = match fs::symlink_metadata(path) {
+        Ok(meta) => meta.is_file() && meta.len() == 0,
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    ensure!(
+        nothing || is_state(path),
+        "{}: this is no saved run and would be replaced\nhint: move it away, or choose another name",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Removes a state, and what a run that was killed left of one. Anything else stays.
 pub fn remove(path: &Path) {
-    // What does not exist need not be removed.
-    let _ = fs::remove_file(path);
-    let _ = fs::remove_dir_all(temporary(path));
+    if is_state(path) {
+        let _ = fs::remove_file(path);
+    }
+    remove_stale(path);
 }
 
-/// The folder of a state while it is written: safetensors writes to a file of another name first, which
-/// is to be found again. The lock on the state makes it this run's own; one that was killed leaves it,
-/// and the next run replaces it.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
-    name.into()
+/// Removes what runs that were killed have left of a state at `path`, which none may be writing now.
+pub fn remove_stale(path: &Path) {
+    temporary::leftovers(path)
+        .iter()
+        .for_each(|path| remove_temporary(path));
+}
+
+/// Removes a state that may be cut off.
+pub(super) fn remove_temporary(path: &Path) {
+    if is_state(path) || read_head(path, 1).is_ok_and(|head| head.is_empty()) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// An array's bytes as safetensors stores them.
@@ -270,24 +309,6 @@ impl<'a> Stored<'a> {
             shape: array.shape().iter().map(|&d| d as usize).collect(),
             bytes,
         })
-    }
-}
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> tensor::Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
     }
 }
 
@@ -388,6 +409,48 @@ mod tests {
         let error = saved.state.array("latents").unwrap_err().to_string();
         assert!(error.contains("no latents"), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_states_are_replaced_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (identity, link) = (Identity::from(Vec::new()), path("link.wan-state"));
+        write(&path("a.wan-state"), &identity, &state()).unwrap();
+        let metadata = |key: &str| HashMap::from([(key.to_owned(), "\"wan_i2v_run\":\"".into())]);
+        let tensors = || [] as [(&str, tensor::TensorView<'_>); 0];
+        let model = safetensors::serialize(tensors(), Some(metadata("format"))).unwrap();
+        fs::write(path("model.safetensors"), model).unwrap();
+        fs::write(path("notes.wan-state"), "mine").unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        fs::write(path("folder/notes"), "mine").unwrap();
+        std::os::unix::fs::symlink("a.wan-state", &link).unwrap();
+        let there = fs::read_dir(folder.path()).unwrap().count();
+        for name in [
+            "model.safetensors",
+            "notes.wan-state",
+            "folder",
+            "link.wan-state",
+        ] {
+            let error = write(&path(name), &identity, &state()).unwrap_err();
+            assert!(error.to_string().contains("no saved run"), "{error}");
+            remove(&path(name));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), there);
+        // What a killed run left goes, and what only looks so stays.
+        let (_, mine) = temporary::file(&path("a.wan-state"))
+            .unwrap()
+            .keep()
+            .unwrap();
+        fs::write(&mine, "mine").unwrap();
+        let (_, left) = temporary::file(&path("a.wan-state"))
+            .unwrap()
+            .keep()
+            .unwrap();
+        fs::copy(path("a.wan-state"), &left).unwrap();
+        remove(&path("a.wan-state"));
+        assert!(!left.exists() && !path("a.wan-state").exists() && mine.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), there);
     }
 
     #[test]

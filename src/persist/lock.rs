@@ -1,12 +1,13 @@
 //! No two runs write one thing.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::sibling;
-use crate::util::files::{is_still, open_own};
+use crate::util::files::{is_still, open_own, real};
 
 /// Times that a lock file is opened again because its owner has just removed it.
 const ATTEMPTS: usize = 100;
@@ -21,12 +22,20 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the right to write `target`, whether or not it exists.
+    /// Takes the right to write `target`, whether or not it exists and however it is spelt.
     ///
     /// # Errors
-    /// When another run has it, or the lock's file cannot be created next to it.
+    /// When another run has it, or the lock's file cannot be created next to it, nor in it if it is a
+    /// folder.
     pub fn take(target: &Path) -> Result<Self> {
-        let path = sibling(target, ".", "wan-lock");
+        let own = real(target);
+        let mut path = sibling(&own, ".", "wan-lock");
+        // The root of a volume, say.
+        let closed =
+            |error: std::io::Error| matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem);
+        if own.is_dir() && open_own(&path).is_err_and(closed) {
+            path = own.join(".wan-lock");
+        }
         for _ in 0..ATTEMPTS {
             let file = open_own(&path)
                 .with_context(|| format!("cannot create the lock {}", path.display()))?;
@@ -87,13 +96,31 @@ mod tests {
         assert!(first.is_held());
         let error = Lock::take(&target).unwrap_err().to_string();
         assert!(error.contains("another wan-i2v is writing") && error.contains("clip.mp4"));
-        // However it is spelt.
-        let spelt = folder.path().join(".").join("clip.mp4");
-        assert!(Lock::take(&spelt).is_err());
         assert!(Lock::take(&folder.path().join("other.mp4")).is_ok());
         drop(first);
         assert!(Lock::take(&target).is_ok());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_has_one_lock_however_it_is_spelt() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("frames/sub")).unwrap();
+        std::os::unix::fs::symlink("frames", path("link")).unwrap();
+        for first in ["frames", "frames/", "link", "link/.", "frames/sub/.."] {
+            let lock = Lock::take(&path(first)).unwrap();
+            for second in ["frames", "./frames/", "link/", "link/sub/.."] {
+                assert!(Lock::take(&path(second)).is_err(), "{first}, {second}");
+            }
+            drop(lock);
+        }
+        // What is written under a link's name takes the link's place, and not that of a file.
+        fs::write(path("clip.mp4"), "").unwrap();
+        std::os::unix::fs::symlink("clip.mp4", path("other.mp4")).unwrap();
+        let _first = Lock::take(&path("clip.mp4")).unwrap();
+        Lock::take(&path("link/../other.mp4")).unwrap();
+        assert!(Lock::take(&path("link/../clip.mp4")).is_err());
     }
 
     #[test]

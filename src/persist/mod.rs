@@ -64,8 +64,7 @@ fn sibling(path: &Path, before: &str, extension: &str) -> PathBuf {
     let path: PathBuf = path.components().collect();
     let own = path.file_name().unwrap_or_else(|| OsStr::new("output"));
     let mut name = OsString::from(before);
-    // Room for the suffix of the state's name while it is written.
-    if before.len() + own.len() + extension.len() + 8 > MAX_NAME {
+    if before.len() + own.len() + 1 + extension.len() > MAX_NAME {
         name.push(&blake3::hash(own.as_encoded_bytes()).to_hex()[..32]);
     } else {
         name.push(own);

@@ -1,14 +1,20 @@
 //! When and where a run's state is written.
 
 use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::Identity;
 use super::file;
-use super::{EXTENSION, Identity};
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
+
+/// How the name of a spare state's folder begins, and the state's own.
+const SPARE_FOLDER: &str = "wan-i2v-";
+const SPARE: &str = "run.wan-state";
 
 /// Keeps a run's state on disk.
 ///
@@ -21,8 +27,6 @@ pub struct StateWriter {
     /// `None`: nothing is written.
     every: Option<usize>,
     identity: Identity,
-    /// The saved run that this one resumes.
-    found: Option<PathBuf>,
     /// Where it goes when it cannot go to `path`.
     spare: Option<PathBuf>,
     /// The last one, with the steps that it has.
@@ -33,13 +37,13 @@ pub struct StateWriter {
 
 impl StateWriter {
     /// Keeps the state of the run `identity` at `path`, after every `every` steps; with `None` it
-    /// is written never, and only removed at the end.
+    /// is written never, and only removed at the end. Nobody else may be writing there.
     pub fn new(path: PathBuf, every: Option<usize>, identity: Identity) -> Self {
+        file::remove_stale(&path);
         Self {
             path,
             every: every.map(|every| every.max(1)),
             identity,
-            found: None,
             spare: None,
             latest: None,
             failing: false,
@@ -48,7 +52,7 @@ impl StateWriter {
 
     /// The run resumes the state at `path`, which has `step` steps.
     pub fn found(&mut self, path: &Path, step: usize) {
-        self.found = Some(path.to_owned());
+        self.spare = is_spare(path).then(|| path.to_owned());
         self.latest = Some((path.to_owned(), step));
     }
 
@@ -116,7 +120,7 @@ impl StateWriter {
             Ok(bytes) => {
                 self.failing = false;
                 if let Some(spare) = self.spare.take() {
-                    file::remove(&spare);
+                    remove_spare(&spare);
                 }
                 return Ok((self.path.clone(), bytes));
             }
@@ -151,31 +155,62 @@ impl StateWriter {
             Err(error) => {
                 // The last one that could be written stays.
                 if self.spare.is_none() {
-                    file::remove(&spare);
+                    remove_spare(&spare);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Removes the state: the clip is complete.
+    /// Removes the state: the clip is complete. One that it resumed, and that the user keeps elsewhere,
+    /// stays.
     pub fn finish(self) {
-        for path in [Some(self.path), self.spare, self.found]
-            .into_iter()
-            .flatten()
-        {
-            file::remove(&path);
+        file::remove(&self.path);
+        if let Some(spare) = self.spare {
+            remove_spare(&spare);
         }
     }
 }
 
-/// A new file in the folder for temporary files, which nobody else can have put there.
+/// A name in a new folder of this user's own, in that for temporary files.
 fn new_spare() -> Result<PathBuf> {
-    let (_, path) = tempfile::Builder::new()
-        .prefix("wan-i2v-")
-        .suffix(&format!(".{EXTENSION}"))
-        .tempfile()
-        .and_then(|file| file.keep().map_err(|error| error.error))
+    let folder = tempfile::Builder::new()
+        .prefix(SPARE_FOLDER)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
         .with_context(|| format!("nothing can be created in {}", env::temp_dir().display()))?;
-    Ok(path)
+    Ok(folder.keep().join(SPARE))
+}
+
+/// Whether a run that could not write elsewhere has made it.
+fn is_spare(path: &Path) -> bool {
+    let folder = path.parent().and_then(Path::file_name);
+    let random = folder.and_then(|name| name.to_str()?.strip_prefix(SPARE_FOLDER));
+    path.ends_with(SPARE) && random.is_some_and(|random| random.len() == 6)
+}
+
+fn remove_spare(path: &Path) {
+    file::remove(path);
+    // What has something else in it stays.
+    let _ = path.parent().map(fs::remove_dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spare_state_lies_in_a_folder_of_its_own() {
+        let spare = new_spare().unwrap();
+        assert!(is_spare(&spare) && !is_spare(Path::new("wan-i2v-abcdef/mine.wan-state")));
+        let folder = spare.parent().unwrap();
+        assert_eq!(
+            folder.metadata().unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+        file::write(&spare, &Identity::from(Vec::new()), &State::default()).unwrap();
+        remove_spare(&spare);
+        assert!(!folder.exists());
+    }
 }

@@ -14,12 +14,13 @@ use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
 use crate::clip::{Request, Settings};
-use crate::media::clip::{OutputKind, check_writable};
+use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip;
 use crate::media::tags::Tags;
 use crate::persist::dump::Dump;
 use crate::runtime::Device;
+use crate::util::temporary;
 use crate::weights::Checkpoint;
 
 /// A request whose every input has been read and checked, short of loading weights.
@@ -121,6 +122,12 @@ impl Job {
     /// Where its film strip goes.
     pub fn strip(&self) -> Option<&Path> {
         self.request.strip.as_deref()
+    }
+
+    /// Removes what runs that were killed have left of its files. None may be writing them now.
+    pub(crate) fn remove_stale(&self) {
+        remove_stale(self.output());
+        self.strip().map(temporary::remove_stale);
     }
 
     /// Whether its file keeps how it was made.

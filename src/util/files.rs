@@ -1,9 +1,9 @@
-//! Reading small files, within bounds.
+//! Reading small files within bounds, and telling files apart.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use rustix::fs::OFlags;
@@ -23,11 +23,7 @@ pub(crate) const MAX_JOBS: u64 = 256 << 20;
 /// When it cannot be read, is no regular file or is larger.
 pub(crate) fn read_small(path: &Path, most: u64) -> Result<Vec<u8>> {
     // Opening a pipe that nobody writes to would wait as well.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)?;
+    let file = open(path, OFlags::NONBLOCK)?;
     let metadata = file.metadata()?;
     ensure!(metadata.is_file(), "it is no regular file");
     ensure!(
@@ -36,6 +32,22 @@ pub(crate) fn read_small(path: &Path, most: u64) -> Result<Vec<u8>> {
         metadata.len()
     );
     read_to(file, most)
+}
+
+/// The first bytes of a regular file, at most so many; nothing of a link.
+pub(crate) fn read_head(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let file = open(path, OFlags::NONBLOCK | OFlags::NOFOLLOW)?;
+    if !file.metadata()?.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let mut head = Vec::new();
+    file.take(most).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+fn open(path: &Path, flags: OFlags) -> std::io::Result<File> {
+    let flags = flags.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// As [`read_small`], of what may be a pipe too.
@@ -74,6 +86,20 @@ pub(crate) fn open_own(path: &Path) -> std::io::Result<File> {
         return refused("has another name too");
     }
     Ok(file)
+}
+
+/// `path` without the links and dots on the way to it, as far as it exists; of a folder, without those at
+/// its end too. A link to a file stays: what is written under its name takes its place.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    let path: PathBuf = path.components().collect();
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) if real.is_dir() => real,
+        (_, Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
+            real(Path::new(".")).join(name)
+        }
+        (_, Some(parent), Some(name)) => real(parent).join(name),
+        _ => path,
+    }
 }
 
 /// Whether `file` is what lies at `path`, and not what was there before.
@@ -121,6 +147,27 @@ mod tests {
         assert_eq!(std::fs::read(path("own")).unwrap(), b"kept");
         open_own(&path("new")).unwrap();
         assert!(path("new").is_file());
+    }
+
+    #[test]
+    fn a_folder_has_one_real_path_and_a_link_to_a_file_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("frames/sub")).unwrap();
+        std::fs::write(root.join("clip"), "").unwrap();
+        std::os::unix::fs::symlink("frames", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("clip", root.join("other")).unwrap();
+        for (path, expected) in [
+            ("frames/", "frames"),
+            ("link", "frames"),
+            ("link/./sub/..", "frames"),
+            ("link/new/clip", "frames/new/clip"),
+            ("link/../other", "other"),
+        ] {
+            assert_eq!(real(&root.join(path)), root.join(expected), "{path}");
+        }
+        let here = Path::new(".").canonicalize().unwrap();
+        assert_eq!(real(Path::new("new")), here.join("new"));
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub(crate) mod hex;
 pub(crate) mod limits;
 pub(crate) mod npy;
 pub mod suggest;
+pub(crate) mod temporary;

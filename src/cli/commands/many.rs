@@ -85,13 +85,16 @@ impl Checked {
             let place = clip.place;
             let args = clip.args;
             let prepared = args
-                .and_then(|args| checked.prepare(args, many.dry_run, &mut inputs, folders))
+                .and_then(|args| checked.prepare(args, many, &mut inputs, folders))
                 .map_err(|error| match error.to_string().starts_with(&place) {
                     true => error,
                     false => error.context(place),
                 });
             let stands = prepared.and_then(|mut clip| {
                 clip.status = client.status(number, &clip.entry)?;
+                if clip.status == ClipStatus::UpToDate && !many.dry_run {
+                    clip.entry.tidy();
+                }
                 Ok(clip)
             });
             match stands {
@@ -105,11 +108,12 @@ impl Checked {
     fn prepare(
         &mut self,
         args: Box<GenerateArgs>,
-        forecasts: bool,
+        many: &ManyArgs,
         inputs: &mut InputCache,
         folders: &mut Folders,
     ) -> Result<Ready> {
         for path in args.written() {
+            batch::check_output(path, &many.output_dir)?;
             folders.make(path.parent().unwrap_or(Path::new("")))?;
         }
         let Resolved {
@@ -121,7 +125,7 @@ impl Checked {
         let screen = Screen::of(&preview, &request)?;
         let device = machine.device()?;
         let budget = machine.budget(device);
-        if forecasts && self.rates.is_none() {
+        if many.dry_run && self.rates.is_none() {
             self.rates = Some(Rates::of_machine(device, false)?);
         }
         Ok(Ready {
@@ -234,10 +238,12 @@ impl Folders {
         self.0.extend(missing.into_iter().rev());
         Ok(())
     }
+}
 
-    /// Removes those that are empty.
-    pub(super) fn remove(self) {
-        for folder in self.0.into_iter().rev() {
+/// Removes those that are empty.
+impl Drop for Folders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
             // What has something in it stays.
             let _ = fs::remove_dir(folder);
         }

@@ -11,9 +11,9 @@ use image::{RgbImage, RgbaImage, imageops};
 use tempfile::NamedTempFile;
 
 use super::ClipSpec;
-use super::output::temporary_file;
 use super::timing::FrameRate;
 use crate::media::tags::{Tags, write_gif};
+use crate::util::temporary;
 
 /// Viewers play frames shorter than two hundredths of a second at a tenth.
 const MAX_FPS: f64 = 50.0;
@@ -57,7 +57,7 @@ impl GifWriter {
         tags: Option<&Tags>,
     ) -> Result<Self> {
         let (width, height) = gif_size(spec.width, spec.height)?;
-        let file = BufWriter::new(temporary_file(target)?);
+        let file = BufWriter::new(temporary::file(target)?);
         let mut encoder = Encoder::new(file, width, height, &[])?;
         encoder.set_repeat(Repeat::Infinite)?;
         if let Some(tags) = tags {

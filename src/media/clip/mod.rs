@@ -12,8 +12,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
+pub(crate) use output::check_file;
 pub use output::{OutputKind, check_writable, remove_stale};
-pub(crate) use output::{check_file, temporary_file};
 pub(super) use png::frame_index;
 pub use png::is_frame_name;
 

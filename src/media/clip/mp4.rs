@@ -14,9 +14,9 @@ use tempfile::NamedTempFile;
 
 use super::ClipSpec;
 use super::h264::{H264Encoder, ParameterSets};
-use super::output::temporary_file;
 use super::timing::FrameRate;
 use crate::media::tags::{Tags, user_data};
+use crate::util::temporary;
 
 /// H.264 in an MP4 with the index in front of the data ("fast start").
 ///
@@ -45,7 +45,7 @@ impl Mp4Writer {
     ) -> Result<Self> {
         Ok(Self {
             target: target.to_owned(),
-            file: temporary_file(target)?,
+            file: temporary::file(target)?,
             spec: *spec,
             rate: rate.fine(),
             encoder: H264Encoder::new(spec.width, spec.height, spec.fps)?,

@@ -1,11 +1,14 @@
-//! Where a clip goes: the kind of a path, and temporary names beside it.
+//! Where a clip goes: the kind of a path, and what is put there meanwhile.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf, is_separator};
+use std::path::{Path, is_separator};
 
-use anyhow::{Context, Result, bail, ensure};
-use tempfile::{NamedTempFile, TempDir};
+use anyhow::{Result, bail, ensure};
+use tempfile::TempDir;
+
+use super::png::is_frame_name;
+use crate::util::temporary::{self, without_slash};
 
 /// The formats a clip is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ impl OutputKind {
 /// be created there, or something of another kind is in the way.
 pub fn check_writable(path: &Path) -> Result<()> {
     match OutputKind::from_path(path)? {
-        OutputKind::Mp4 | OutputKind::Gif => temporary_file(path).map(drop),
+        OutputKind::Mp4 | OutputKind::Gif => temporary::file(path).map(drop),
         OutputKind::Frames => temporary_folder(path).map(drop),
     }
 }
@@ -69,96 +72,64 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
         "{}: is a folder; name a file in it",
         path.display()
     );
-    temporary_file(path).map(drop)
-}
-
-/// A temporary file beside `path`, to be renamed to it; removed when dropped.
-pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile> {
-    let parent = parent(path)?;
-    let mut builder = tempfile::Builder::new();
-    // tempfile's files are private by default; the clip gets what the umask allows, like any file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
-        .prefix(&temporary_prefix(path))
-        .tempfile_in(&parent)
-        .with_context(|| cannot_write(path, &parent))
+    temporary::file(path).map(drop)
 }
 
 /// A temporary folder for the frames of `path`: inside it if it exists, else beside it; removed
 /// when dropped.
 pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
-    let parent = if path.is_dir() {
-        path.to_owned()
-    } else {
-        parent(path)?
-    };
     ensure!(
         path.is_dir() || fs::symlink_metadata(without_slash(path)).is_err(),
         "cannot write frames into {}: it is not a folder; remove it or choose another name",
         path.display()
     );
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder
-        .prefix(&temporary_prefix(path))
-        .tempdir_in(&parent)
-        .with_context(|| cannot_write(path, &parent))
+    temporary::folder(path)
 }
 
 /// Removes what runs that were killed have left of a clip at `path`. None may be writing it now.
 pub fn remove_stale(path: &Path) {
-    let prefix = temporary_prefix(path);
-    let folders = [path.is_dir().then(|| path.to_owned()), parent(path).ok()];
-    for folder in folders.into_iter().flatten() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
-                continue;
-            }
-            // What cannot be removed does no harm but to be there.
-            let _ = match entry.file_type() {
-                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
-                _ => fs::remove_file(entry.path()),
-            };
+    temporary::remove_stale(path);
+    for folder in temporary::leftovers(path) {
+        // A link leads to somebody else's.
+        if folder.is_symlink() {
+            continue;
         }
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if is_frame_name(&entry.file_name()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        // What has something else in it stays.
+        let _ = fs::remove_dir(folder);
     }
 }
 
-/// Hidden, and telling whose it is should a power cut leave one behind. The clip's name has a part
-/// in it, as a hash because it may be as long as names can be.
-fn temporary_prefix(path: &Path) -> String {
-    let name = without_slash(path);
-    let name = name.file_name().unwrap_or_default();
-    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
-    format!(".wan-i2v-{}-", &hash[..12])
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn cannot_write(path: &Path, parent: &Path) -> String {
-    format!(
-        "cannot write {}: nothing can be created in the folder {}",
-        path.display(),
-        parent.display()
-    )
-}
-
-/// The folder that holds `path`, which must exist.
-fn parent(path: &Path) -> Result<PathBuf> {
-    let parent = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => bail!("cannot write a clip to {}", path.display()),
-    };
-    ensure!(
-        parent.is_dir(),
-        "cannot write {}: the folder {} does not exist; create it first",
-        path.display(),
-        parent.display()
-    );
-    Ok(parent.to_owned())
-}
-
-/// `path` without a trailing separator, with which a file of that name would look absent.
-pub(super) fn without_slash(path: &Path) -> PathBuf {
-    path.components().collect()
+    #[test]
+    fn frames_of_a_killed_run_go_and_what_others_put_there_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("frames");
+        for existing in [false, true] {
+            let left = temporary_folder(&target).unwrap().keep();
+            let notes = left.join("notes");
+            fs::write(left.join("frame_00000.png"), "").unwrap();
+            fs::write(&notes, "mine").unwrap();
+            remove_stale(&target);
+            assert_eq!(fs::read_dir(&left).unwrap().count(), 1, "{existing}");
+            fs::remove_file(notes).unwrap();
+            // The link's folder is another's.
+            let other = folder.path().join("other");
+            fs::create_dir_all(&other).unwrap();
+            fs::write(other.join("frame_00000.png"), "").unwrap();
+            remove_stale(&target);
+            assert!(!left.exists());
+            std::os::unix::fs::symlink(&other, &left).unwrap();
+            remove_stale(&target);
+            assert!(other.join("frame_00000.png").exists());
+            fs::create_dir_all(&target).unwrap();
+        }
+    }
 }

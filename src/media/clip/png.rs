@@ -9,8 +9,9 @@ use anyhow::{Context, Result};
 use image::RgbImage;
 use tempfile::TempDir;
 
-use super::output::{temporary_folder, without_slash};
+use super::output::temporary_folder;
 use crate::media::tags::{Tags, write_png};
+use crate::util::temporary::without_slash;
 
 /// Writes `frame_00000.png`, `frame_00001.png`, ... into a folder.
 ///

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
-use super::clip::{check_file, temporary_file};
+use super::clip::check_file;
 use super::tags::{self, Tags};
+use crate::util::temporary;
 
 /// The most frames at even distances; the clip's last one may come on top.
 const SHOWN: u32 = 25;
@@ -108,7 +109,7 @@ pub fn check(path: &Path) -> Result<()> {
 /// When it cannot be written.
 pub fn write_png(path: &Path, picture: &RgbImage, tags: Option<&Tags>) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    let mut writer = BufWriter::new(temporary_file(path)?);
+    let mut writer = BufWriter::new(temporary::file(path)?);
     tags::write_png(&mut writer, picture, tags).with_context(cannot)?;
     let file = writer.into_inner().with_context(cannot)?;
     file.persist(path).with_context(cannot)?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::finished::check_target;
 use crate::util::files::{is_still, open_own, read_small};
+use crate::util::temporary;
 use crate::weights::PartName;
 use crate::weights::config::PartConfig;
 
@@ -23,8 +24,6 @@ const MAX_STATE: u64 = 64 << 20;
 const LOCK: &str = ".lock";
 /// The folder inside the unfinished one where files of the source may lie.
 const SOURCE: &str = "source";
-/// How the names of files begin that are being written; a run that was killed leaves them.
-const TEMPORARY: &str = ".wan-i2v-";
 
 /// One written tensor of the source, with how far it is from what was read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +96,13 @@ impl Reserved {
         );
         let folder = unfinished_folder(target);
         let path = folder.join(LOCK);
+        let is_empty = fs::read_dir(&folder).map_or(true, |mut entries| entries.next().is_none());
+        ensure!(
+            is_empty || path.is_file() || folder.join(FILE).is_file(),
+            "{}: this is in the way, and no unfinished conversion\nhint: move it away, or choose another \
+             name",
+            folder.display()
+        );
         let open = || {
             fs::create_dir_all(&folder)?;
             open_own(&path)
@@ -260,7 +266,7 @@ pub fn of_commit(source: &Value) -> String {
 /// What cannot be removed is left; it does no harm but to be there.
 fn remove_temporary(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        if temporary::is_name(&entry.file_name()) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -301,15 +307,33 @@ pub fn unfinished_bytes(target: &Path) -> u64 {
 /// When the disk refuses.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY);
-    // tempfile's files are private by default; this gets what the umask allows, like any file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).with_context(context)?;
+    let mut file = temporary::file(path)?;
     file.write_all(bytes).with_context(context)?;
     file.as_file().sync_data().with_context(context)?;
     file.persist(path).with_context(context)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_the_user_s_is_not_taken_for_an_unfinished_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model");
+        let notes = folder.path().join("model.partial/source/notes");
+        fs::create_dir_all(notes.parent().unwrap()).unwrap();
+        fs::write(&notes, "mine").unwrap();
+        let error = Reserved::new(&target).unwrap_err().to_string();
+        assert!(error.contains("no unfinished conversion"), "{error}");
+        assert_eq!(
+            fs::read_dir(folder.path().join("model.partial"))
+                .unwrap()
+                .count(),
+            1
+        );
+        fs::remove_dir_all(folder.path().join("model.partial")).unwrap();
+        Reserved::new(&target).unwrap();
+    }
 }

@@ -4,6 +4,7 @@ mod analyze;
 mod batch;
 mod ends;
 mod faults;
+mod foreign;
 mod help;
 mod hostile;
 mod metadata;

@@ -6,6 +6,8 @@ use std::process::Command;
 use serde_json::Value;
 use wan_i2v::media::read;
 
+use crate::cli::batch::kills::Chance;
+use crate::cli::foreign::leftover;
 use crate::cli::running::Running;
 use crate::cli::{Bench, Ran, run};
 use crate::support::isolated::program;
@@ -226,6 +228,59 @@ fn a_sweep_that_is_stopped_goes_on() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stderr.contains("it is there already"), "{}", ran.stderr);
     assert_eq!(stdout(&ran).lines().count(), 4);
+}
+
+#[test]
+fn a_sweep_that_is_killed_leaves_nothing_in_the_end() {
+    let bench = Bench::new("a");
+    let flags = ["--vary", "seed=1,2", "--size", "32x32", "--steps", "2"];
+    let mut chance = Chance(7);
+    for _ in 0..12 {
+        let mut running = Running::start(&mut bench.sweep(&flags));
+        for _ in 0..1 + chance.below(40) {
+            running.next();
+        }
+        running.kill();
+    }
+    // As a run leaves them that is killed while it writes: what it makes of all runs, a record, a lock.
+    let made = [
+        "results.csv",
+        "results.json",
+        "plots.svg",
+        "grid.png",
+        "grid.mp4",
+    ];
+    fs::create_dir_all(bench.path("made")).unwrap();
+    let _ = fs::remove_file(bench.path("made/seed-1.json"));
+    for name in made.iter().chain(&["seed-1.json"]) {
+        fs::write(bench.path("made").join(leftover(name)), "half").unwrap();
+    }
+    let lock = bench.path("made/.seed-1.mp4.wan-lock");
+    for _ in 0..2 {
+        let ran = run(&mut bench.sweep(&flags));
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let names = crate::cli::names(&bench.path("made"));
+        let clips = ["seed-1.json", "seed-1.mp4", "seed-2.json", "seed-2.mp4"];
+        let expected = made.iter().chain(&clips).map(|name| (*name).to_owned());
+        assert_eq!(names, expected.collect());
+        // It was killed between the record and the end of the clip.
+        fs::write(&lock, "").unwrap();
+    }
+}
+
+#[test]
+fn what_no_sweep_has_made_is_not_replaced() {
+    let bench = Bench::new("a");
+    let flags = ["--vary", "seed=1", "--size", "32x32"];
+    fs::create_dir(bench.path("made")).unwrap();
+    for name in ["results.csv", "results.json", "grid.png"] {
+        let path = bench.path("made").join(name);
+        fs::write(&path, "{}").unwrap();
+        run(&mut bench.sweep(&flags)).assert_refused(1, &[name, "no sweep has made this"]);
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
+        fs::remove_file(path).unwrap();
+    }
+    assert!(crate::cli::names(&bench.path("made")).is_empty());
 }
 
 #[test]

@@ -69,10 +69,11 @@ impl Bench {
     pub fn convert(&self, options: &Options, on_event: &mut dyn FnMut(Event)) -> Result<()> {
         let hub = self.hub();
         let (listing, selection) = pull::select(&hub, &repo(), &[])?;
-        let folder = convert::source_folder(&self.target());
+        let target = convert::Reserved::new(&self.target())?;
+        let folder = convert::source_folder(target.target());
         let mut feed = HubSource::new(&hub, &repo(), &listing.commit, &selection, &folder)?;
         let _mlx = mlx();
-        convert::convert(&mut feed, &self.target(), options, on_event)?;
+        convert::convert_into(target, &mut feed, options, on_event)?;
         Ok(())
     }
 

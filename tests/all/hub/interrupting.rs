@@ -50,7 +50,11 @@ fn a_cut_shard_goes_on_where_it_stopped() {
     assert_eq!(len(&part(&bench, &second)), 300_000);
     // As a run leaves it that is killed while it writes a small file.
     let unfinished = bench.target().with_file_name("model.partial");
-    fs::write(unfinished.join(".wan-i2v-x"), b"half a fi").unwrap();
+    fs::write(
+        unfinished.join(".wan-i2v-0123456789ab-abcdef"),
+        b"half a fi",
+    )
+    .unwrap();
     bench.asked();
 
     bench.server.faults(&second, &[]);

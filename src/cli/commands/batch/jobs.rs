@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, is_separator};
 
 use crate::batch::seeds::{seed_of_name, seeds};
 use crate::batch::table::{self, Settings, Written};
@@ -239,10 +239,12 @@ impl Jobs<'_> {
     }
 }
 
-/// Has no two clips write one file, nor one of them a picture that another begins with; the first
-/// one stays.
+/// Has no two clips write one file, nor one of them a picture that another begins with, nor a file in a
+/// folder's place; the first one stays.
 pub(super) fn part(clips: &mut [Wanted]) {
-    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    // The first job that writes a path, with whether it is a file, and that writes in a folder.
+    let mut taken: BTreeMap<PathBuf, (String, bool)> = BTreeMap::new();
+    let mut above: BTreeMap<PathBuf, String> = BTreeMap::new();
     let pictures: BTreeSet<PathBuf> = clips
         .iter()
         .filter_map(|clip| {
@@ -260,25 +262,52 @@ pub(super) fn part(clips: &mut [Wanted]) {
         let Ok(args) = &clip.args else { continue };
         let mut problem = None;
         for path in args.written() {
-            // Where capital letters make no difference, they are the same.
+            let is_file = is_file(path);
             let path: PathBuf = path.components().collect();
-            let key = path.to_string_lossy().to_lowercase();
+            // Where capital letters make no difference, they are the same.
+            let key = PathBuf::from(path.to_string_lossy().to_lowercase());
+            let folders = || key.ancestors().skip(1);
             if path
                 .canonicalize()
                 .is_ok_and(|path| pictures.contains(&path))
             {
                 problem = Some(format!("{} is the picture of a job", path.display()));
-            } else if let Some(other) = taken.get(&key) {
+            } else if let Some((other, _)) = taken.get(&key) {
                 problem = Some(format!(
                     "{} is also what {other} makes; give the job a name of its own, or more fields \
                      to --output",
                     path.display()
                 ));
+            } else if let Some((other, _)) = folders()
+                .filter_map(|folder| taken.get(folder))
+                .find(|(_, is_file)| *is_file)
+            {
+                problem = Some(format!(
+                    "{} lies in a file that {other} makes",
+                    path.display()
+                ));
+            } else if is_file && let Some(other) = above.get(&key) {
+                problem = Some(format!(
+                    "{} is a file, and {other} makes a folder of that name",
+                    path.display()
+                ));
             }
-            taken.entry(key).or_insert_with(|| clip.place.clone());
+            let place = || clip.place.clone();
+            for folder in folders() {
+                above.entry(folder.to_owned()).or_insert_with(place);
+            }
+            taken.entry(key).or_insert_with(|| (place(), is_file));
         }
         if let Some(problem) = problem {
             clip.args = Err(anyhow::anyhow!("{}: {problem}", clip.place));
         }
     }
+}
+
+/// Whether a clip or a strip of this name is a file.
+fn is_file(path: &Path) -> bool {
+    let is_folder = path.to_string_lossy().ends_with(is_separator) || path.is_dir();
+    let end = path.extension().and_then(OsStr::to_str);
+    let end = end.map(str::to_lowercase);
+    !is_folder && matches!(end.as_deref(), Some("mp4" | "gif" | "png"))
 }

@@ -6,7 +6,8 @@ mod outcome;
 
 use std::process::ExitCode;
 
-use crate::batch::{BatchOptions, table};
+use crate::batch::report::Report;
+use crate::batch::{self, BatchOptions, table};
 use anyhow::{Context, Result};
 
 use self::jobs::Jobs;
@@ -15,6 +16,7 @@ use super::many::{Checked, Folders};
 use crate::cli::config::Layers;
 use crate::cli::flags::{BatchArgs, ResumeFrom};
 use crate::cli::ui::exit_code;
+use crate::util::temporary;
 
 impl BatchArgs {
     /// Makes the clips, or says what they will cost.
@@ -39,14 +41,16 @@ impl BatchArgs {
         self.generate.clip.machine.device()?;
         let fresh = resume.resume == ResumeFrom::Never;
         let mut outcome = Outcome::new(&self.jobs, folder, &wanted);
-        (outcome.fresh, outcome.tidies) = (fresh, !self.many.dry_run);
+        outcome.fresh = fresh;
         let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcome);
         if self.many.dry_run {
-            folders.remove();
             return dry_run::show(&checked, &outcome);
         }
+        let lock = batch::lock(folder)?;
+        temporary::remove_stale(&Report::path(folder));
         let options = BatchOptions {
             folder,
+            lock: &lock,
             capacity: checked.capacity()?,
             every: resume.every(),
             fresh,

@@ -26,8 +26,6 @@ pub(crate) struct Outcome {
     before: Option<Report>,
     /// Clips that exist are made again.
     pub(crate) fresh: bool,
-    /// What a killed run has left of clips that exist is removed.
-    pub(crate) tidies: bool,
     folder: PathBuf,
     /// Where each clip's output is and where it is computed, as far as that is known.
     clips: Vec<Option<(PathBuf, Device)>>,
@@ -59,7 +57,6 @@ impl Outcome {
             report: Report::new(jobs, clips),
             before: Report::read(folder),
             fresh: false,
-            tidies: false,
             folder: folder.to_owned(),
             clips: wanted.iter().map(|_| None).collect(),
             start: Instant::now(),
@@ -186,9 +183,6 @@ impl Client for Outcome {
         let before = self.before.as_ref().and_then(|report| report.clip(output));
         let status = entry.status(before)?;
         if status == ClipStatus::UpToDate {
-            if self.tidies {
-                entry.tidy();
-            }
             clip.status = Status::There;
             clip.seconds = before.and_then(|before| before.seconds);
             clip.bytes = Some(crate::batch::bytes(entry.output()));

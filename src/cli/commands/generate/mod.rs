@@ -56,6 +56,7 @@ impl GenerateArgs {
         if let Some(seed) = start.seed().filter(|_| open.seed) {
             job.reseed(seed, output.clone());
         }
+        job.remove_stale();
         report::start(job.settings(), device, &output);
         start.report(dumps);
         let listener = Listener::start()?;
@@ -66,7 +67,7 @@ impl GenerateArgs {
         let ran = job.run_saved(
             device,
             memory,
-            Some(&mut start.keeper),
+            Some(&mut start.writer),
             start.from.as_ref(),
             &mut progress,
         );
@@ -78,13 +79,13 @@ impl GenerateArgs {
                 return Ok(ExitCode::from(code));
             }
             Err(error) => {
-                if start.keeper.latest().is_some_and(|(_, step)| step > 0) {
+                if start.writer.latest().is_some_and(|(_, step)| step > 0) {
                     info!("{}", start.hint());
                 }
                 return Err(error);
             }
         };
-        start.keeper.finish();
+        start.writer.finish();
         report::finish(&summary, device, &output);
         print_path(&output).context("the clip is complete")
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::clip::Identity;
 use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::cli::commands::resolve::Open;
 use crate::cli::flags::{ResumeArgs, ResumeFrom};
@@ -16,7 +16,7 @@ use crate::cli::ui::{Style, event, info, stderr, style};
 #[derive(Debug)]
 pub(crate) struct Start {
     /// Keeps its state.
-    pub(crate) keeper: StateWriter,
+    pub(crate) writer: StateWriter,
     /// The saved run that it resumes from.
     pub(crate) from: Option<SavedRun>,
     /// Where the clip goes.
@@ -54,17 +54,12 @@ impl ResumeArgs {
         }
 
         let mut locks = vec![lock(&output)?];
-        crate::media::clip::remove_stale(&output);
         let usual = state_path(&output);
         let path = self.checkpoint.unwrap_or_else(|| usual.clone());
         if path != usual {
             locks.push(lock(&path).context("--checkpoint")?);
-            ensure!(
-                file::may_replace(&path),
-                "--checkpoint {}: this file is no saved run and would be replaced\nhint: choose another name",
-                path.display()
-            );
         }
+        file::check_replace(&path)?;
         if self.resume != ResumeFrom::Never && path.exists() {
             let there = SavedRun::read(&path)?;
             let mut seeded = identity.clone();
@@ -80,12 +75,12 @@ impl ResumeArgs {
             can_resume(saved, &identity, false)?;
         }
 
-        let mut keeper = StateWriter::new(path, every, identity);
+        let mut writer = StateWriter::new(path, every, identity);
         if let Some(saved) = &found {
-            keeper.found(&saved.path, saved.steps_taken());
+            writer.found(&saved.path, saved.steps_taken());
         }
         Ok(Start {
-            keeper,
+            writer,
             from: found,
             output,
             _locks: locks,
@@ -180,9 +175,9 @@ impl Start {
 
     /// How to resume after the run has ended early.
     pub(crate) fn hint(&self) -> String {
-        match self.keeper.latest() {
+        match self.writer.latest() {
             Some((path, step)) => {
-                let usual = self.resume == ResumeFrom::Auto && path == self.keeper.path();
+                let usual = self.resume == ResumeFrom::Auto && path == self.writer.path();
                 let with = if usual {
                     String::new()
                 } else {

@@ -8,8 +8,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::batch::BatchOptions;
 use crate::batch::sweep::{self, Axis, Run};
+use crate::batch::{self, BatchOptions};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Command, CommandFactory, Parser};
 
@@ -49,11 +49,13 @@ impl SweepArgs {
         let wanted = wanted.collect();
         let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcomes);
         if self.many.dry_run {
-            folders.remove();
             return dry_run::show(&checked, &outcomes, self.json);
         }
+        let lock = batch::lock(folder)?;
+        outcomes.claim_files()?;
         let options = BatchOptions {
             folder,
+            lock: &lock,
             capacity: checked.capacity()?,
             every: Some(1),
             fresh: false,

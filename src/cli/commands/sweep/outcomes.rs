@@ -10,12 +10,22 @@ use crate::media::Resize;
 use crate::media::picture::Picture;
 use crate::pipeline::{Event, EventKind, Progress, Summary};
 use crate::runtime::Device;
-use anyhow::{Context, Result};
-use serde_json::json;
+use crate::util::files::{MAX_JOBS, read_small};
+use crate::util::temporary;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::cli::commands::many::Client;
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{columns, info, print, stderr};
+
+/// The files of all runs together.
+const FILES: [&str; 5] = [JSON, CSV, PLOTS, SHEET, GRID];
+const JSON: &str = "results.json";
+const CSV: &str = "results.csv";
+const PLOTS: &str = "plots.svg";
+const SHEET: &str = "grid.png";
+const GRID: &str = "grid.mp4";
 
 /// Hears of every run's end, and measures its clip.
 pub(super) struct Outcomes {
@@ -88,7 +98,9 @@ impl Outcomes {
         let clip = self.folder.join(run.clip());
         let report = analyze::file(&clip, Some((&picture, *resize)))?;
         let outcome = Outcome::of(run, identity, summary, &report)?;
-        outcome.write(&self.folder.join(run.record()))?;
+        let record = self.folder.join(run.record());
+        temporary::remove_stale(&record);
+        outcome.write(&record)?;
         Ok(outcome)
     }
 
@@ -105,11 +117,34 @@ impl Outcomes {
         self.write();
     }
 
+    /// Checks that the files of all runs that are there are a sweep's, and removes what one that was
+    /// killed has left of them.
+    ///
+    /// # Errors
+    /// When something else has such a name.
+    pub(super) fn claim_files(&self) -> Result<()> {
+        let before = read_small(&self.folder.join(JSON), MAX_JOBS);
+        let before: Option<Value> = before
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok());
+        let is_own = before.is_some_and(|before| before["axes"].is_array());
+        for path in FILES.map(|name| self.folder.join(name)) {
+            ensure!(
+                is_own || !path.exists(),
+                "{}: no sweep has made this, and it would be replaced\nhint: move it away, or choose \
+                 another --output-dir",
+                path.display()
+            );
+            temporary::remove_stale(&path);
+        }
+        Ok(())
+    }
+
     fn write_figures(&self) -> Result<()> {
         let done = self.done();
-        let csv = sweep::csv(&self.axes, &done)?;
-        page::write(&self.folder.join("results.csv"), &csv)?;
-        page::write(&self.folder.join("results.json"), &self.json(&done)?)
+        // First: it tells the other files' origin.
+        page::write(&self.folder.join(JSON), &self.json(&done)?)?;
+        page::write(&self.folder.join(CSV), &sweep::csv(&self.axes, &done)?)
     }
 
     /// Puts the figures on disk; that they cannot be is an error at the end.
@@ -178,13 +213,13 @@ impl Outcomes {
 
     fn write_pictures(&self, done: &[Done]) -> Result<()> {
         let at = |name: &str| self.folder.join(name);
-        page::write(&at("plots.svg"), &sweep::svg(&self.axes, done)?)?;
+        page::write(&at(PLOTS), &sweep::svg(&self.axes, done)?)?;
         // The clips are what counts.
         match Grid::read(&self.axes, done, &self.folder) {
             Ok(Some(mut grid)) => {
-                grid.write_png(&at("grid.png"))?;
-                grid.write_mp4(&at("grid.mp4"))?;
-                info!("{}: all clips side by side", at("grid.mp4").display());
+                grid.write_png(&at(SHEET))?;
+                grid.write_mp4(&at(GRID))?;
+                info!("{}: all clips side by side", at(GRID).display());
             }
             Ok(None) => {}
             Err(error) => stderr::warning(&format!("no grid: {error:#}")),

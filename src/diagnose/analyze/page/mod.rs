@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::media::clip::{check_file, temporary_file};
+use crate::media::clip::check_file;
+use crate::util::temporary;
 
 mod chart;
 mod charts;
@@ -32,7 +33,7 @@ pub fn check(path: &Path) -> Result<()> {
 /// When it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    let mut file = temporary_file(path)?;
+    let mut file = temporary::file(path)?;
     file.write_all(text.as_bytes()).with_context(cannot)?;
     file.persist(path).with_context(cannot)?;
     Ok(())

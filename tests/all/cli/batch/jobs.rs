@@ -163,6 +163,69 @@ fn one_bad_job_is_reported_and_the_rest_go_on() {
 }
 
 #[test]
+fn what_cannot_be_named_is_found_before_anything_is_computed() {
+    let bench = Bench::new("a");
+    let long = "x".repeat(300);
+    let job = |output: &str| format!("{{\"prompt\": \"a cat\", \"output\": \"{output}\"}}");
+    let outputs = [
+        "first.mp4",
+        &format!("{long}.mp4"),
+        &format!("{long}/"),
+        &format!("new/{long}.gif"),
+        &format!("{long}/a.mp4"),
+        "first.mp4/sub/a.mp4",
+        "deep/b.mp4/c.mp4",
+        "deep/b.mp4",
+        ".wan-batch/x.mp4",
+        "link/x.mp4",
+        ".WAN-batch/x/",
+        "wan-batch.json/",
+    ];
+    let parts = [
+        (2, "too long"),
+        (3, "too long"),
+        (4, "too long"),
+        (5, "too long"),
+        (6, "lies in a file that jobs.jsonl, line 1 makes"),
+        (8, "jobs.jsonl, line 7 makes a folder of that name"),
+        (9, ".wan-batch is the batch's own"),
+        (10, ".wan-batch is the batch's own"),
+        (11, ".wan-batch is the batch's own"),
+        (12, "wan-batch.json is the batch's own"),
+    ];
+    fs::create_dir_all(bench.path("out/.wan-batch")).unwrap();
+    std::os::unix::fs::symlink(".wan-batch", bench.path("out/link")).unwrap();
+    let jobs = outputs.map(job).join("\n");
+    let ran = run(&mut bench.batch("jobs.jsonl", &jobs, &[]));
+    assert_eq!(ran.code, Some(1));
+    assert_eq!(paths(&ran), ["out/first.mp4", "out/deep/b.mp4/c.mp4"]);
+    for (line, part) in parts {
+        let place = format!("failed: jobs.jsonl, line {line}: ");
+        let said = ran.stderr.lines().find(|said| said.starts_with(&place));
+        let said = said.unwrap_or_else(|| panic!("{place} in {}", ran.stderr));
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+    let left: Vec<String> = crate::cli::names(&bench.path("out")).into_iter().collect();
+    assert_eq!(left, ["deep", "first.mp4", "link", "wan-batch.json"]);
+}
+
+#[test]
+fn what_others_put_into_the_batch_s_own_folder_stays() {
+    let bench = Bench::new("a");
+    fs::create_dir_all(bench.path("out/.wan-batch/mine")).unwrap();
+    fs::write(bench.path("out/.wan-batch/mine/notes"), "mine").unwrap();
+    let half = crate::cli::foreign::leftover("wan-batch.json");
+    fs::write(bench.path("out").join(half), "half a report").unwrap();
+    succeed(&mut bench.batch("jobs.jsonl", TWO, &[]));
+    let left = crate::cli::names(&bench.path("out"));
+    let left: Vec<&str> = left.iter().map(String::as_str).collect();
+    assert_eq!(left, [".wan-batch", "a_1.mp4", "b_2.mp4", "wan-batch.json"]);
+    let own = crate::cli::names(&bench.path("out/.wan-batch"));
+    assert!(own.len() == 1 && own.contains("mine"), "{own:?}");
+    assert!(bench.path("out/.wan-batch/mine/notes").is_file());
+}
+
+#[test]
 fn what_is_wrong_with_all_is_refused() {
     let bench = Bench::new("a");
     for (name, jobs, more, code, part) in [

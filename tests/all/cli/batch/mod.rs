@@ -2,7 +2,7 @@
 
 mod faults;
 mod jobs;
-mod kills;
+pub mod kills;
 mod settings;
 mod sharing;
 
