@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(|| commands::run(cli, &layered.layers)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            stderr::error(&format!("{error:#}"), 1);
+            stderr::error(&ui::told(&error), 1);
             ExitCode::FAILURE
         }
         Err(_) => {

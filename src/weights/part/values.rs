@@ -273,7 +273,14 @@ pub(super) fn array(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Array
         copy.as_ptr().cast()
     };
     // SAFETY: `data` points at the shape's elements, aligned, and MLX copies them.
-    Ok(unsafe { Array::from_raw_data(data.cast::<c_void>(), &dimensions, dtype) })
+    let array = unsafe { Array::from_raw_data(data.cast::<c_void>(), &dimensions, dtype) };
+    let refused = array.as_ptr().ctx.is_null();
+    ensure!(
+        !refused,
+        "the system refuses {} bytes of memory",
+        bytes.len()
+    );
+    Ok(array)
 }
 
 fn dimensions(shape: &[usize]) -> Result<Vec<i32>> {

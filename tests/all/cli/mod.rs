@@ -6,6 +6,7 @@ mod ends;
 mod faults;
 mod help;
 mod hostile;
+mod limits;
 mod metadata;
 mod previews;
 mod progress;
