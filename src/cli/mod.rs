@@ -19,13 +19,26 @@ use self::ui::{info, stderr};
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
+/// What `scripts/licenses` writes.
+const LICENSES: &str = include_str!("../../THIRD-PARTY.txt");
+
 /// The exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
 
 /// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program,
 /// 130 stopped by Ctrl-C, 143 by SIGTERM.
 pub fn main() -> ExitCode {
-    let arguments = std::env::args_os().collect();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    // Before settings, which are a clip's, are put beside it.
+    if arguments
+        .get(1..)
+        .is_some_and(|flags| flags == ["--licenses"])
+    {
+        return match ui::print(LICENSES) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let layered = match config::layered(arguments, &config::variables()) {
         Ok(layered) => layered,
         Err(error) => {
@@ -51,7 +64,7 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(|| commands::run(cli, &layered.layers)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            stderr::error(&format!("{error:#}"), 1);
+            stderr::error(&ui::told(&error), 1);
             ExitCode::FAILURE
         }
         Err(_) => {

@@ -17,6 +17,7 @@ mod range;
 mod repo;
 mod sets;
 mod transfer;
+mod verify;
 
 pub use config::Config;
 pub use digest::Hash;
@@ -24,6 +25,7 @@ pub use disk::{free_disk, size_text};
 pub use layout::{Layout, Selection, named, needed};
 pub use listing::{Listing, RemoteFile};
 pub use repo::RepoId;
+pub use verify::{Outcome, Verified, check_hashes, verify};
 
 use std::fmt;
 use std::fs;

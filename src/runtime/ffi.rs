@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 /// MLX's version, such as `0.32.2`.
 pub fn mlx_version() -> String {
+    // SAFETY: the call fills the string that it is given and keeps no pointer.
     mlx_string(|s| unsafe { mlx_sys::mlx_version(s) }).unwrap_or_else(|| "unknown".into())
 }
 

@@ -2,6 +2,7 @@
 
 use mlx_rs::error::Result;
 use mlx_rs::memory;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::DeviceKind;
 use super::ffi::metal_size;
@@ -22,7 +23,16 @@ pub fn default_memory_budget(kind: DeviceKind) -> u64 {
         .cgroup_limits()
         .map_or(u64::MAX, |limits| limits.total_memory);
     // Three quarters of the whole is what Metal names on a Mac.
-    system.total_memory().min(limit) / 4 * 3
+    system.total_memory().min(limit).min(allowed()) / 4 * 3
+}
+
+/// Bytes that the limits of the process allow it (`ulimit -v`, `ulimit -d`).
+fn allowed() -> u64 {
+    let limits = [Resource::RLIMIT_AS, Resource::RLIMIT_DATA].map(getrlimit);
+    limits
+        .into_iter()
+        .flatten()
+        .fold(u64::MAX, |least, (soft, _)| least.min(soft))
 }
 
 /// Bytes that nobody uses now, where the system says so.

@@ -23,7 +23,8 @@ static ANSI_ESCAPE: LazyLock<Regex> =
 /// alone: windows-1257 (Baltic) is mended by 6.3 alone, and sequences around accented capitals, `§` or `¶`, in
 /// windows-1251 or -1253, or around a lone `Œ` can be judged differently. Beside a `<`, ftfy leaves
 /// entities in capitals (`&EACUTE;`) alone and resolves no third level of escaping; here both are
-/// resolved. References to noncharacters (`&#xFFFF;`) vanish there and not here.
+/// resolved. References to noncharacters (`&#xFFFF;`) vanish there and not here. What the crate brings
+/// is weighed in `docs/dependencies.md`.
 pub fn clean(prompt: &str) -> String {
     // plsfix means to remove these itself, but its pattern spells ESC as Python does ("\033"), which
     // is NUL, '3', '3' in Rust.

@@ -22,7 +22,7 @@ pub use container::mapped::mapped_at;
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
-pub use settings::Recommended;
+pub use settings::{FILE as SETTINGS, Recommended};
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::container::encoding::Encoding;
@@ -308,6 +309,11 @@ impl TensorStore {
         &self.maps[entry.map][entry.start..entry.end]
     }
 
+    /// Whether the container has a checksum of a tensor's bytes.
+    pub fn has_checksum(&self, entry: &Entry) -> bool {
+        entry.record.is_some()
+    }
+
     /// Compares a tensor's bytes with their checksum, where the container has one.
     ///
     /// # Errors
@@ -327,6 +333,17 @@ impl TensorStore {
             self.location
         );
         Ok(())
+    }
+
+    /// Whether every value of a tensor is a finite number.
+    pub fn is_finite(&self, entry: &Entry) -> bool {
+        /// Elements that a core looks at; a multiple of every block.
+        const CHUNK: usize = 1 << 22;
+        let encoding = entry.encoding;
+        let chunk = encoding.block_bytes() * CHUNK / encoding.block_elements();
+        self.bytes(entry)
+            .par_chunks(chunk)
+            .all(|chunk| encoding.first_non_finite(chunk).is_none())
     }
 
     /// Lets the machine forget `range` of a tensor's bytes, which count as this program's memory

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::hub::check_hashes;
 use crate::weights::convert::{self, Converted, LocalSource};
 use crate::weights::layout::Layout;
 use anyhow::{Context, Result};
@@ -16,6 +17,10 @@ impl ConvertArgs {
         let source = model::local(&self.source, "SRC")?;
         let layout = Layout::of_path(&source, self.part).context("SRC")?;
         let mut feed = LocalSource::new(&layout)?;
+        // Every byte is read anyway, and nothing is converted that was not published.
+        check_hashes(&layout, &mut |file, bytes| {
+            info!("verifying {file} ({})", human_bytes(bytes));
+        })?;
         let mut transfer = Transfer::default();
         let converted = convert::convert(
             &mut feed,

@@ -3,39 +3,57 @@
 use std::fmt::Write as _;
 
 use crate::hub::pull::Heads;
-use crate::hub::{Hub, RepoId};
+use crate::hub::{Hub, Outcome, RepoId, Verified, verify};
 use crate::tiny;
 use crate::weights::Files;
 use crate::weights::inspect::Report;
 use crate::weights::layout::Layout;
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use super::resolve::model::{self, Place};
 use crate::cli::flags::InspectArgs;
-use crate::cli::ui::{columns, human_bytes, human_count, info, print};
+use crate::cli::ui::{columns, human_bytes, human_count, info, print, visible};
 
 impl InspectArgs {
-    /// Prints what the source is. True when this program can run it.
+    /// Prints what the source is. True when this program can run it and, where that was to be
+    /// verified, no file differs from what is known of it.
     pub(crate) fn run(self) -> Result<bool> {
-        let report = self.report()?;
+        let (report, verified) = match self.layout()? {
+            Found::Here(layout) => {
+                let mut begin =
+                    |file: &str, bytes| info!("verifying {file} ({})", human_bytes(bytes));
+                let verified = self.verify.then(|| verify(&layout, &mut begin));
+                (Report::of(&layout), verified)
+            }
+            Found::Hub(hub, repo) => (self.fetched(&hub, &repo)?, None),
+        };
+        let intact = verified
+            .iter()
+            .flatten()
+            .all(|file| file.wrong().count() == 0);
+        let runs = report.runs;
+        let all = Inspected { report, verified };
         let text = if self.json {
-            serde_json::to_string_pretty(&report)? + "\n"
+            serde_json::to_string_pretty(&all)? + "\n"
         } else {
-            table(&report)
+            let verified = all.verified.as_deref().map(verified_table);
+            verified.unwrap_or_default() + &table(&all.report)
         };
         print(&text)?;
-        Ok(report.runs)
+        Ok(runs && intact)
     }
 
-    fn report(&self) -> Result<Report> {
-        let part = self.part;
+    /// Where the model is.
+    fn layout(&self) -> Result<Found> {
         if self.source.as_os_str() == "tiny" {
             let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES))?;
-            return Ok(Report::of(&layout));
+            return Ok(Found::Here(Box::new(layout)));
         }
         let (hub, repo) = match model::find(&self.source, "PATH")? {
             Place::Here(path) if self.files.is_empty() => {
-                return Ok(Report::of(&Layout::of_path(&path, part)?));
+                let layout = Layout::of_path(&path, self.part)?;
+                return Ok(Found::Here(Box::new(layout)));
             }
             Place::Here(_) => (
                 Box::new(Hub::from_env(crate::cli::ui::stderr::warning)?),
@@ -43,7 +61,17 @@ impl InspectArgs {
             ),
             Place::Hub(hub, repo) => (hub, repo),
         };
-        let heads = Heads::fetch(&hub, &repo, &self.files)
+        ensure!(
+            !self.verify,
+            "--verify: found the files of {repo} on the hub alone; expected a model on this disk\n\
+             hint: wan-i2v pull {repo}"
+        );
+        Ok(Found::Hub(hub, repo))
+    }
+
+    /// What the heads of the hub's files say.
+    fn fetched(&self, hub: &Hub, repo: &RepoId) -> Result<Report> {
+        let heads = Heads::fetch(hub, repo, &self.files)
             .with_context(|| format!("{}, and the hub", model::nowhere(&self.source, "PATH")))?;
         info!(
             "{repo}: read the heads of {} files of {} ({})",
@@ -51,7 +79,7 @@ impl InspectArgs {
             human_bytes(heads.selection.bytes()),
             human_bytes(heads.fetched)
         );
-        heads.report(part)
+        heads.report(self.part)
     }
 
     /// The repository whose files are named.
@@ -64,6 +92,51 @@ impl InspectArgs {
         );
         text.parse()
     }
+}
+
+/// A model, on the disk or not.
+enum Found {
+    Here(Box<Layout>),
+    Hub(Box<Hub>, RepoId),
+}
+
+/// All that is printed.
+#[derive(Serialize)]
+struct Inspected {
+    #[serde(flatten)]
+    report: Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<Vec<Verified>>,
+}
+
+/// What was verified, what could not be and why, and what is wrong.
+fn verified_table(files: &[Verified]) -> String {
+    let heading = ["file", "size", "hash", "checksums", "values"].map(str::to_owned);
+    let mut rows = vec![heading.to_vec()];
+    let (mut wrong, mut problems) = (0, String::new());
+    for file in files {
+        let cell = |outcome: &Outcome| match outcome {
+            Outcome::Right(what) => what.clone(),
+            Outcome::Wrong(_) => "WRONG".into(),
+            Outcome::Unknown(why) => format!("- ({why})"),
+        };
+        let mut row = vec![visible(&file.path, " "), human_bytes(file.bytes)];
+        row.extend([&file.hash, &file.checksums, &file.values].map(cell));
+        rows.push(row);
+        wrong += usize::from(file.wrong().count() > 0);
+        for what in file.wrong() {
+            let what = format!("problem: {}: {what}", file.path);
+            let _ = writeln!(problems, "{}", visible(&what, "\n"));
+        }
+    }
+    let verdict = match wrong {
+        0 => "no file differs from what is known of it".to_owned(),
+        _ => format!(
+            "{wrong} of {} files are not what they should be",
+            files.len()
+        ),
+    };
+    format!("{}{problems}{verdict}\n\n", columns(&rows, |_| false))
 }
 
 /// The report for people.

@@ -16,7 +16,7 @@ use super::preview::{self, Screen};
 use super::resolve::{self, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{Listener, Stoppable, info, stderr};
+use crate::cli::ui::{Listener, Stoppable, info, stderr, told};
 
 /// A clip to be made.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Checked {
             });
             match stands {
                 Ok(clip) => checked.ready.push((number, clip)),
-                Err(error) => client.fail(number, &format!("{error:#}")),
+                Err(error) => client.fail(number, &told(&error)),
             }
         }
         checked
@@ -200,7 +200,7 @@ impl Checked {
             if let Some((args, screen)) = clip.preview
                 && let Err(error) = preview::attach(&args, clip.entry.job_mut(), screen, console)
             {
-                client.fail(number, &format!("{error:#}"));
+                client.fail(number, &told(&error));
                 continue;
             }
             clips.push((number, clip.entry, saved));

@@ -93,6 +93,10 @@ pub(crate) struct Cli {
 
     #[command(flatten)]
     pub(crate) generate: Box<GenerateArgs>,
+
+    /// Print the licences of everything in the program
+    #[arg(long, exclusive = true, help_heading = "About", hide_short_help = true)]
+    pub(crate) licenses: bool,
 }
 
 impl Cli {

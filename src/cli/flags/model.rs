@@ -154,6 +154,10 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) part: Option<PartName>,
 
+    /// Read every byte, and compare it with the hashes and checksums that are known
+    #[arg(long)]
+    pub(crate) verify: bool,
+
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

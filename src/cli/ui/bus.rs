@@ -1,13 +1,16 @@
-//! A file that becomes shorter while it is read.
+//! Signals that would end the program with no word.
 //!
-//! A model's files are mapped: where one is truncated meanwhile, or its disk fails, the system
-//! sends SIGBUS, which without a handler ends the program with no word.
+//! A model's files are mapped: where one is truncated while it is read, or its disk fails, the system
+//! sends SIGBUS. Rust's allocator and MLX's library abort where they are refused memory. A file that
+//! grows beyond `ulimit -f` brings SIGXFSZ.
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use crate::weights::mapped_at;
-use signal_hook::consts::SIGBUS;
+use signal_hook::consts::{SIGABRT, SIGBUS, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::low_level::exit;
 
 use super::stderr::{self, Style};
@@ -16,38 +19,56 @@ use super::stderr::{self, Style};
 const NAME: &str = "{file}";
 const MESSAGE: &str = "{file}: it became shorter, or its disk failed, while it was read; see to it \
                        that the model is whole (wan-i2v inspect), then give the same command again";
+const ABORTED: &str = "the run had to be given up, most likely because the system refuses it memory; \
+                       the lines above say more\nhint: raise the limit (ulimit -v), or give the \
+                       program less to do at once with --memory-budget";
 const EXIT_CODE: u8 = 1;
 
-/// Has the program say what has happened, and end with exit code 1.
+/// Has the program say what has happened, and end with exit code 1; but for a file that may not
+/// grow, which is then an error like any other.
 ///
 /// # Errors
 /// When the system refuses.
 pub(crate) fn explain() -> io::Result<()> {
-    // Now, since a handler may not allocate.
-    let text = stderr::error_text(MESSAGE, EXIT_CODE);
+    flag::register(SIGXFSZ, Arc::default())?;
+    let (before, after) = around_name(MESSAGE);
+    let cut_short = move |address: usize| {
+        let mut name = [0; 1024];
+        let length = plain(mapped_at(address).unwrap_or("a file"), &mut name);
+        say_and_end([before.as_bytes(), &name[..length], after.as_bytes()]);
+    };
+    let (aborted, _) = around_name(ABORTED);
+    // SAFETY: write and _exit are all that the handlers call of the system, which POSIX allows them;
+    // they take no lock and allocate nothing. SIGBUS comes with an address.
+    unsafe {
+        signal_hook_registry::register_sigaction(SIGBUS, move |info| {
+            cut_short(info.si_addr() as usize);
+        })?;
+        signal_hook_registry::register(SIGABRT, move || {
+            say_and_end([aborted.as_bytes(), b"", b""]);
+        })?;
+    }
+    Ok(())
+}
+
+/// The line of an error, before and after the file's name in it. Made beforehand, since a handler
+/// may not allocate.
+fn around_name(message: &str) -> (String, String) {
+    let text = stderr::error_text(message, EXIT_CODE);
     // Below the bar, if there is one.
     let line = match stderr::style() {
         Style::Bar => format!("\n{text}\n"),
         _ => text + "\n",
     };
     let (before, after) = line.split_once(NAME).unwrap_or((&line, ""));
-    let (before, after) = (before.to_owned(), after.to_owned());
-    let say_and_end = move |address: usize| {
-        let mut name = [0; 1024];
-        let length = plain(mapped_at(address).unwrap_or("a file"), &mut name);
-        for part in [before.as_bytes(), &name[..length], after.as_bytes()] {
-            let _ = rustix::io::write(io::stderr().as_fd(), part);
-        }
-        exit(EXIT_CODE.into())
-    };
-    // SAFETY: write and _exit are all that the handler calls of the system, which POSIX allows it;
-    // it takes no lock and allocates nothing. SIGBUS comes with an address.
-    unsafe {
-        signal_hook_registry::register_sigaction(SIGBUS, move |info| {
-            say_and_end(info.si_addr() as usize);
-        })
-    }?;
-    Ok(())
+    (before.to_owned(), after.to_owned())
+}
+
+fn say_and_end(parts: [&[u8]; 3]) {
+    for part in parts {
+        let _ = rustix::io::write(io::stderr().as_fd(), part);
+    }
+    exit(EXIT_CODE.into())
 }
 
 /// Copies a name as far as there is room, with a question mark for what would have to be escaped
@@ -83,6 +104,24 @@ mod tests {
         fs::write(&path, "").unwrap();
         explain().unwrap();
         hint::black_box(bytes[1 << 19]);
+    }
+
+    /// Runs in a process of its own, which it ends.
+    #[test]
+    #[ignore = "ends the process; the test below runs it"]
+    fn memory_is_refused() {
+        explain().unwrap();
+        std::process::abort();
+    }
+
+    #[test]
+    fn who_gives_up_says_so() {
+        let mut test = Command::new(env::current_exe().unwrap());
+        test.args(["tests::memory_is_refused", "--ignored", "--nocapture"]);
+        let ended = test.output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(i32::from(EXIT_CODE)), "{said}");
+        assert!(said.contains(&format!("error: {ABORTED}\n")), "{said}");
     }
 
     #[test]

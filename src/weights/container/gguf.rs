@@ -42,14 +42,14 @@ pub fn header(file: &[u8]) -> Result<Header> {
     for index in 0..cursor.entries {
         let (key, value) = cursor.entry(index)?;
         ensure!(
-            keys.insert(key),
+            keys.insert(key.clone()),
             "the metadata has the key {key:?} twice; expected it once"
         );
         if key == "general.alignment" {
             alignment = parse_alignment(&value)?;
         }
         if let Some(text) = value.text() {
-            header.metadata.insert(key.to_owned(), text);
+            header.metadata.insert(key, text);
         }
     }
     cursor.check_count("tensors", tensors, MIN_TENSOR)?;
@@ -146,7 +146,7 @@ fn parse_alignment(value: &Value) -> Result<usize> {
 
 /// A tensor without its place, and its offset in the data.
 fn tensor(cursor: &mut Cursor) -> Result<(Found, u64)> {
-    let name = cursor.name("the name", MAX_NAME)?.to_owned();
+    let name = cursor.name("the name", MAX_NAME)?;
     let rest = |cursor: &mut Cursor| {
         let dimensions = usize::try_from(cursor.u32("the number of dimensions")?)?;
         ensure!(

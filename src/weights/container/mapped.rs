@@ -3,34 +3,25 @@
 
 use std::ops::{Deref, Range};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use memmap2::{Mmap, UncheckedAdvice};
 
 /// Files that are known by name at a time; more are mapped without one.
 const SLOTS: usize = 256;
 
-/// What a handler can read without a lock: where a file is mapped, and its name.
+/// Where a file is mapped, and its name. Never changed and never let go, so that a handler, which
+/// takes no lock, sees one file's whole: a path for every file that is opened.
 #[derive(Debug)]
-struct Slot {
-    /// Where it begins; 0 when nothing is here.
-    start: AtomicUsize,
-    end: AtomicUsize,
-    name: AtomicPtr<u8>,
-    length: AtomicUsize,
+struct Place {
+    range: Range<usize>,
+    name: Box<str>,
 }
 
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        name: AtomicPtr::new(ptr::null_mut()),
-        length: AtomicUsize::new(0),
-    }
-}; SLOTS];
+/// The place of a mapped file; null where none is.
+type Slot = AtomicPtr<Place>;
 
-/// What takes a slot while it is filled in: no file is mapped there.
-const TAKEN: usize = usize::MAX;
+static TABLE: [Slot; SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS];
 
 /// A mapped file.
 #[derive(Debug)]
@@ -42,20 +33,17 @@ pub struct Mapped {
 impl Mapped {
     /// Of the file that is called `name` in messages.
     pub fn new(map: Mmap, name: &str) -> Self {
+        let start = map.as_ptr() as usize;
+        let place: *mut Place = Box::leak(Box::new(Place {
+            range: start..start + map.len(),
+            name: name.into(),
+        }));
         let free = |slot: &&Slot| {
-            let (free, taken) = (Ordering::Relaxed, Ordering::Acquire);
-            slot.start.compare_exchange(0, TAKEN, taken, free).is_ok()
+            let (taken, full) = (Ordering::Release, Ordering::Relaxed);
+            slot.compare_exchange(ptr::null_mut(), place, taken, full)
+                .is_ok()
         };
         let slot = TABLE.iter().find(free);
-        if let Some(slot) = slot {
-            // A handler may read it at any time, so it stays: a path for every file that is opened.
-            let name: &'static mut str = Box::leak(name.into());
-            let start = map.as_ptr() as usize;
-            slot.length.store(name.len(), Ordering::Relaxed);
-            slot.name.store(name.as_mut_ptr(), Ordering::Relaxed);
-            slot.end.store(start + map.len(), Ordering::Relaxed);
-            slot.start.store(start, Ordering::Release);
-        }
         Self { map, slot }
     }
 
@@ -73,7 +61,8 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            slot.start.store(0, Ordering::Release);
+            // Before the file is unmapped, and so before another is where it was.
+            slot.store(ptr::null_mut(), Ordering::SeqCst);
         }
     }
 }
@@ -90,22 +79,18 @@ impl Deref for Mapped {
 /// lock and allocates nothing.
 pub fn mapped_at(address: usize) -> Option<&'static str> {
     TABLE.iter().find_map(|slot| {
-        let start = slot.start.load(Ordering::Acquire);
-        if start == 0 || !(start..slot.end.load(Ordering::Relaxed)).contains(&address) {
-            return None;
-        }
-        let (name, length) = (&slot.name, &slot.length);
-        let (name, length) = (name.load(Ordering::Relaxed), length.load(Ordering::Relaxed));
-        // SAFETY: of a text that is never let go. The slot is that of the file which is being read
-        // at this address, so nobody changes it meanwhile.
-        let name = unsafe { std::slice::from_raw_parts(name, length) };
-        std::str::from_utf8(name).ok()
+        // SAFETY: null, or a place that was leaked before it came here and is only read.
+        let place = unsafe { slot.load(Ordering::Acquire).as_ref() }?;
+        place.range.contains(&address).then_some(&*place.name)
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
 
     use super::*;
 
@@ -121,8 +106,42 @@ mod tests {
         assert_eq!(mapped_at(start + 4999), Some("a/é"));
         assert_eq!(mapped_at(other + 2500), Some("b"));
         drop(a);
-        assert_eq!(mapped_at(start), None);
+        // Another test may have mapped a file there meanwhile.
+        assert_ne!(mapped_at(start), Some("a/é"));
         assert_eq!(mapped_at(0), None);
         assert_eq!(b[4999], 7);
+    }
+
+    #[test]
+    fn files_that_come_and_go_meanwhile_are_never_mixed_up() {
+        let file = |pages: u64| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(pages << 14).unwrap();
+            file
+        };
+        // SAFETY: nobody else has the files.
+        let map = |file: &File| unsafe { Mmap::map(file) }.unwrap();
+        let (small, large) = (file(1), file(100));
+        // What comes and goes has the slots before this file's.
+        let first: Vec<Mapped> = (0..8).map(|_| Mapped::new(map(&small), "first")).collect();
+        let kept = Mapped::new(map(&file(1)), "kept");
+        drop(first);
+        let here = kept.as_ptr() as usize;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        for (file, name) in [(&small, "a"), (&large, "the large one")] {
+                            let mapped = Mapped::new(map(file), name);
+                            assert_eq!(mapped_at(mapped.as_ptr() as usize + 9), Some(name));
+                        }
+                    }
+                });
+            }
+            let found: Vec<_> = (0..300_000).map(|_| mapped_at(here)).collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(found.iter().all(|name| *name == Some("kept")));
+        });
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use ::safetensors::SafeTensors;
-use ::safetensors::tensor::Dtype;
+use ::safetensors::SafeTensorError;
+use ::safetensors::tensor::{Dtype, Metadata};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, de};
 
@@ -17,10 +17,16 @@ use super::header::{Found, Header};
 /// When the file is cut off, its header is malformed, or it uses an element type that no model
 /// layout has.
 pub fn header(file: &[u8]) -> Result<Header> {
-    check_header(file)?;
-    let (header_len, metadata) = SafeTensors::read_metadata(file)
-        .context("not a whole safetensors file; download it again")?;
-    let data = header_len + 8;
+    const WHOLE: &str = "not a whole safetensors file; download it again";
+    let text = text(file).context(WHOLE)?;
+    check_names(&text)?;
+    let metadata: Metadata = serde_json::from_slice(&text)
+        .map_err(SafeTensorError::InvalidHeaderDeserialization)
+        .context(WHOLE)?;
+    let data = LENGTH + text.len();
+    if data.checked_add(metadata.data_len()) != Some(file.len()) {
+        return Err(SafeTensorError::MetadataIncompleteBuffer).context(WHOLE);
+    }
     let tensors = metadata
         .tensors()
         .into_iter()
@@ -48,22 +54,27 @@ pub fn header(file: &[u8]) -> Result<Header> {
     })
 }
 
-/// Refuses a header that is too long to be a model's, or that has a name twice: which of the two
-/// tensors a reader takes would be up to the reader.
-fn check_header(file: &[u8]) -> Result<()> {
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Ok(());
+/// A copy of the header: the file is mapped, and who changes it meanwhile must not change a text that
+/// has been found to be UTF-8. One that is too long to be a model's is refused.
+fn text(file: &[u8]) -> Result<Vec<u8>> {
+    let Some((length, rest)) = file.split_first_chunk::<LENGTH>() else {
+        bail!(SafeTensorError::HeaderTooSmall);
     };
     let length = u64::from_le_bytes(*length);
-    // The library says what is wrong with a length that is not the file's.
     let Some(text) = usize::try_from(length).ok().and_then(|l| rest.get(..l)) else {
-        return Ok(());
+        bail!(SafeTensorError::InvalidHeaderLength);
     };
     ensure!(
         text.len() <= MAX_HEADER,
         "its header has {length} bytes; expected at most {MAX_HEADER}"
     );
-    // What is no header at all the library names too.
+    Ok(text.to_vec())
+}
+
+/// Refuses a header that has a name twice: which of the two tensors a reader takes would be up to the
+/// reader.
+fn check_names(text: &[u8]) -> Result<()> {
+    // What is no header at all the library names.
     let twice = serde_json::from_slice::<Names>(text);
     if let Ok(Names { twice: Some(name) }) = twice {
         bail!("its header is damaged: {name:?} stands there twice");
@@ -71,6 +82,8 @@ fn check_header(file: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of the header's length.
+const LENGTH: usize = 8;
 /// The longest header that is read, in bytes. That of A14B's expert has 0.14 MB.
 const MAX_HEADER: usize = 8 << 20;
 

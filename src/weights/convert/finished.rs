@@ -36,6 +36,22 @@ struct PartReport {
     tensors: Vec<TensorReport>,
 }
 
+/// The BLAKE3 hashes of each part's tensors, by name, that the report of the conversion in `folder`
+/// names; empty where none is.
+pub fn written_hashes(folder: &Files) -> BTreeMap<PartName, BTreeMap<String, String>> {
+    let report = folder.read(manifest::REPORT).ok();
+    let report = report.and_then(|json| serde_json::from_slice::<Report>(&json).ok());
+    let Some(report) = report else {
+        return BTreeMap::new();
+    };
+    let of_part = |name: PartName| {
+        let tensors = &report.parts.get(name.key())?.tensors;
+        let hashes = tensors.iter().flat_map(|tensor| tensor.blake3.clone());
+        Some((name, hashes.collect()))
+    };
+    PartName::ALL.into_iter().filter_map(of_part).collect()
+}
+
 impl Finished {
     /// The one that `target` is; `None` where nothing is there.
     ///

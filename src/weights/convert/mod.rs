@@ -12,7 +12,8 @@ mod source;
 mod state;
 mod writer;
 
-pub use finished::Finished;
+pub use finished::{Finished, written_hashes};
+pub use manifest::REPORT;
 pub use source::{ConvertSource, LocalSource};
 pub(crate) use state::write_whole;
 pub use state::{Reserved, TensorReport, source_folder, unfinished_bytes};

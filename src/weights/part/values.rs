@@ -45,13 +45,8 @@ impl Part {
     /// Refuses a stored tensor with a value that is not finite.
     pub fn ensure_finite(&self, name: &str, entry: &Entry) -> Result<()> {
         self.store.verify(name, entry)?;
-        let bytes = self.store.bytes(entry);
-        let block = entry.encoding.block_bytes() * CHUNK / entry.encoding.block_elements();
-        let bad = bytes
-            .par_chunks(block)
-            .position_first(|chunk| entry.encoding.first_non_finite(chunk).is_some());
         ensure!(
-            bad.is_none(),
+            self.store.is_finite(entry),
             "{}: the tensor {name} holds a value that is not finite (NaN or infinite); the file \
              is damaged, download it again",
             self.store.location()
@@ -278,7 +273,14 @@ pub(super) fn array(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Array
         copy.as_ptr().cast()
     };
     // SAFETY: `data` points at the shape's elements, aligned, and MLX copies them.
-    Ok(unsafe { Array::from_raw_data(data.cast::<c_void>(), &dimensions, dtype) })
+    let array = unsafe { Array::from_raw_data(data.cast::<c_void>(), &dimensions, dtype) };
+    let refused = array.as_ptr().ctx.is_null();
+    ensure!(
+        !refused,
+        "the system refuses {} bytes of memory",
+        bytes.len()
+    );
+    Ok(array)
 }
 
 fn dimensions(shape: &[usize]) -> Result<Vec<i32>> {

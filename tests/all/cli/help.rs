@@ -181,3 +181,64 @@ fn nothing_is_coloured_in_a_pipe() {
         );
     }
 }
+
+/// Crates are named with their versions: those of the program one a line, the rest of Cargo.lock in a
+/// paragraph. `scripts/licenses` writes both.
+#[test]
+fn the_licences_of_everything_in_the_program_are_told() {
+    let text = said(&["--licenses"]);
+    let (linked, rest) = text
+        .split_once("In Cargo.lock and not in the program")
+        .unwrap();
+    let (rest, texts) = rest.split_once("=====").unwrap();
+    let rest = rest.split_once(':').unwrap().1.split_whitespace();
+    let rest = rest.collect::<Vec<_>>().join(" ");
+    let lock = include_str!("../../../Cargo.lock")
+        .split("[[package]]")
+        .skip(1);
+    let value = |package: &str, key: &str| {
+        let line = package.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim_matches('"').to_owned()
+    };
+    let mut crates: Vec<String> = lock
+        .filter(|package| package.contains("source ="))
+        .map(|package| value(package, "name = ") + " " + &value(package, "version = "))
+        .collect();
+    crates.sort();
+    let is_crate = |name: &&str| {
+        name.split_once(' ')
+            .is_some_and(|(_, version)| version.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let (all, _) = linked.split_once("Without a text").unwrap();
+    let named = all
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, _)| name);
+    let mut named: Vec<&str> = named.chain(rest.split(", ")).filter(is_crate).collect();
+    named.sort_unstable();
+    assert!(
+        named == crates,
+        "scripts/licenses writes THIRD-PARTY.txt again"
+    );
+    for linked in [
+        "mlx-rs ",
+        "tokenizers ",
+        "mach-sys ",
+        "rustls ",
+        "openh264-sys2 ",
+    ] {
+        assert!(all.lines().any(|line| line.starts_with(linked)), "{linked}");
+    }
+    for notice in [
+        "Copyright (c) 2013, Cisco Systems",
+        "SIL OPEN FONT LICENSE",
+        "UBUNTU FONT LICENCE",
+        "Bitstream Vera",
+        "Copyright (c) 2023 ml-explore",
+    ] {
+        assert!(texts.contains(notice), "{notice}");
+    }
+    // Not beside anything else.
+    let ran = run(program().args(["--licenses", "--seed", "1"]));
+    assert_eq!(ran.code, Some(2));
+}

@@ -7,6 +7,7 @@ mod faults;
 mod foreign;
 mod help;
 mod hostile;
+mod limits;
 mod metadata;
 mod previews;
 mod progress;

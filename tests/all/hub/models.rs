@@ -30,7 +30,7 @@ pub fn shard(number: usize) -> String {
     format!("diffusion_pytorch_model-{number:05}-of-{SHARDS:05}.safetensors")
 }
 
-fn is_weights(path: &str) -> bool {
+pub fn is_weights(path: &str) -> bool {
     path.ends_with(".safetensors") || path.ends_with(".pth")
 }
 

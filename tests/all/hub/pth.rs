@@ -42,7 +42,7 @@ fn archive(records: &[(String, &[u8])]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in records {
         let (offset, size) = (file.len() as u32, data.len() as u32);
-        let fields = [0_u32, size, size, name.len() as u32].map(u32::to_le_bytes);
+        let fields = [rawzip::crc32(data), size, size, name.len() as u32].map(u32::to_le_bytes);
         // Version, flags, method (none), time and date; then checksum, sizes and lengths.
         let head = [b"\x14\0\0\0\0\0\0\0\0\0", fields.concat().as_slice()].concat();
         file.extend([b"PK\x03\x04", head.as_slice(), name.as_bytes(), data].concat());

@@ -6,8 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::models::{HIGH, Model, is_weights};
+use super::program::finish;
 use super::server::{COMMIT, Fault, sha256};
 use super::{Bench, content, repo};
+use crate::support::isolated::program;
+use serde_json::Value;
 
 #[test]
 fn a_redirected_listing_does_not_take_the_token_to_another_port() {
@@ -95,15 +99,144 @@ fn a_blob_that_was_tampered_with_is_not_handed_on() {
     let bench = Bench::new();
     bench.server.large("w", &content(1000));
     bench.fetch("w").unwrap();
-    let blob = bench
-        .repo_folder()
-        .join("blobs")
-        .join(sha256(&content(1000)));
-    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
-    fs::write(&blob, [7; 1000]).unwrap();
+    tamper(&bench, &sha256(&content(1000)), |blob| blob.fill(7));
     let (file, folder) = (bench.file("w"), bench.folder.path().join("out"));
     let path = bench
         .hub()
         .fetch_to(&repo(), COMMIT, &file, &folder, &mut |_| {});
     assert!(fs::read(path.unwrap()).unwrap() == content(1000));
+}
+
+/// Changes what a blob of the cache holds.
+fn tamper(bench: &Bench, hash: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let blob = bench.repo_folder().join("blobs").join(hash);
+    let mut held = fs::read(&blob).unwrap();
+    change(&mut held);
+    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&blob, held).unwrap();
+}
+
+/// The exit code of `inspect --verify`, and its table's entries by path in the repository.
+fn verified(bench: &Bench) -> (Option<i32>, Vec<(String, Value)>) {
+    let ran = bench.offline(&["inspect", "owner/model", "--verify", "--json"]);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let rows = json["verified"].as_array().unwrap().iter().map(|row| {
+        let path = row["path"].as_str().unwrap().split_once(COMMIT).unwrap().1;
+        (path[1..].to_owned(), row.clone())
+    });
+    (ran.code, rows.collect())
+}
+
+#[test]
+fn a_tampered_blob_is_found_and_not_converted() {
+    let model = Model::miniature();
+    let bench = Bench::serving(&model);
+    let refused = bench.run(&["inspect", "owner/model", "--verify"]);
+    refused.assert_fails(&["--verify", "hint: wan-i2v pull owner/model"]);
+    bench.run(&["pull", "owner/model"]).path();
+    let (code, rows) = verified(&bench);
+    assert_eq!(code, Some(0));
+    for (path, row) in &rows {
+        let hash = if is_weights(path) {
+            "sha256"
+        } else {
+            "git's sha1"
+        };
+        assert_eq!(row["hash"]["right"], hash, "{row}");
+        let values = row["values"]["right"] == "finite";
+        assert_eq!(values, is_weights(path), "{row}");
+    }
+    assert_eq!(rows.len(), model.0.len(), "every file that was pulled");
+
+    // The last bit of a weight, and a byte of a small file.
+    let bytes = &model.0[HIGH];
+    tamper(&bench, &sha256(bytes), |held| {
+        *held.last_mut().unwrap() ^= 1
+    });
+    let (code, rows) = verified(&bench);
+    assert_eq!(code, Some(1));
+    let wrong: Vec<&(String, Value)> = rows
+        .iter()
+        .filter(|row| row.1["hash"]["wrong"].is_string())
+        .collect();
+    assert!(
+        matches!(wrong.as_slice(), [(path, _)] if path == HIGH),
+        "{wrong:?}"
+    );
+    let table = bench.offline(&["inspect", "owner/model", "--verify"]);
+    let said = format!("expected {}\nhint: remove ", sha256(bytes));
+    assert!(table.stdout.contains(&said), "{}", table.stdout);
+    let last = format!("1 of {} files are not what they should be", model.0.len());
+    assert!(table.stdout.contains(&last), "{}", table.stdout);
+    assert!(table.stderr.contains("verifying "), "{}", table.stderr);
+    let refused = bench.offline(&["convert", "owner/model", "converted"]);
+    refused.assert_fails(&[HIGH, "not what was published", "hint: remove "]);
+    assert!(!bench.folder.path().join("converted").exists());
+}
+
+#[test]
+fn what_files_hold_besides_hashes_is_verified_too() {
+    let mut model = Model::original(".pth");
+    let vae = "Wan2.1_VAE.pth";
+    let folder = tempfile::tempdir().unwrap();
+    let inspect = |path: &std::path::Path| {
+        let path = path.to_str().unwrap();
+        finish(program().args(["inspect", path, "--verify"]))
+    };
+    model.write(folder.path());
+    let ran = inspect(folder.path());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stdout
+            .contains("- (not in the hub's cache)  CRC-32 of "),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stdout.contains("- (safetensors has none)  finite"),
+        "{}",
+        ran.stdout
+    );
+    // A byte in the middle, which belongs to a tensor.
+    let bytes = model.0.get_mut(vae).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    model.write(folder.path());
+    let ran = inspect(folder.path());
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stdout
+            .contains("other bytes than were written in the tensor"),
+        "{}",
+        ran.stdout
+    );
+
+    // A conversion's report names the hashes of what was written.
+    Model::miniature().write(&folder.path().join("tiny"));
+    let (source, target) = (folder.path().join("tiny"), folder.path().join("converted"));
+    let mut convert = program();
+    convert.arg("convert").args([&source, &target]);
+    assert_eq!(finish(&mut convert).code, Some(0));
+    let ran = inspect(&target);
+    assert_eq!(ran.code, Some(0), "{}", ran.stdout);
+    assert!(ran.stdout.contains("BLAKE3 of "), "{}", ran.stdout);
+    let file = fs::read_dir(&target)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let file = file
+        .into_iter()
+        .find(|path| path.to_string_lossy().ends_with(".safetensors"))
+        .unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last..].fill(0xff);
+    fs::write(&file, bytes).unwrap();
+    let ran = inspect(&target);
+    assert_eq!(ran.code, Some(1));
+    for said in [
+        "other bytes than were written",
+        "NaN or infinite values in the tensor",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}: {}", ran.stdout);
+    }
 }

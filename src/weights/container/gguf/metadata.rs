@@ -110,7 +110,9 @@ impl Value<'_> {
         match *self {
             Self::Number(kind, bytes) => kind.text(bytes),
             Self::String(bytes) if bytes.len() <= MAX_TEXT => {
-                Some(String::from_utf8_lossy(bytes).into_owned())
+                // Of a copy, which nobody changes once it is known to be UTF-8: the file is mapped.
+                let copy = bytes.to_vec();
+                Some(String::from_utf8_lossy(&copy).into_owned())
             }
             Self::Array { kind, count, bytes } if count <= MAX_LISTED => {
                 let numbers = bytes.chunks_exact(kind.size()?).map(|b| kind.text(b));
@@ -132,11 +134,8 @@ impl Value<'_> {
         };
         let mut cursor = Cursor::new(bytes);
         let string = |index| {
-            let bytes = cursor.string("a string")?;
-            let text = std::str::from_utf8(bytes);
-            Ok(text
-                .with_context(|| format!("string {index} is not UTF-8"))?
-                .to_owned())
+            let bytes = cursor.string("a string")?.to_vec();
+            String::from_utf8(bytes).with_context(|| format!("string {index} is not UTF-8"))
         };
         (0..count).map(string).collect()
     }
@@ -213,7 +212,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next key and value.
-    pub(super) fn entry(&mut self, index: usize) -> Result<(&'a str, Value<'a>)> {
+    pub(super) fn entry(&mut self, index: usize) -> Result<(String, Value<'a>)> {
         let entries = self.entries;
         let key = self
             .name("the key", MAX_KEY)
@@ -303,15 +302,16 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A string of at most `limit` bytes that has to be UTF-8.
-    pub(super) fn name(&mut self, what: &str, limit: usize) -> Result<&'a str> {
+    /// A string of at most `limit` bytes that has to be UTF-8; a copy, since the file is mapped and
+    /// may change.
+    pub(super) fn name(&mut self, what: &str, limit: usize) -> Result<String> {
         let bytes = self.string(what)?;
         ensure!(
             bytes.len() <= limit,
             "{what} has {} bytes; expected at most {limit}",
             bytes.len()
         );
-        std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))
+        String::from_utf8(bytes.to_vec()).with_context(|| format!("{what} is not UTF-8"))
     }
 
     fn string(&mut self, what: &str) -> Result<&'a [u8]> {

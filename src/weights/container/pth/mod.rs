@@ -37,7 +37,8 @@ const MAX_RANK: usize = 16;
 /// message names the record, the byte of the pickle or the tensor.
 pub fn header(file: &[u8]) -> Result<Header> {
     let records = Records::open(file)?;
-    let pickle = unpickler::run(records.pickle()?)?;
+    let pickle = records.pickle()?;
+    let pickle = unpickler::run(&pickle)?;
     let mut header = Header {
         tensors: Vec::new(),
         metadata: Default::default(),

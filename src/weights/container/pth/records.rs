@@ -81,7 +81,7 @@ impl<'a> Records<'a> {
                 .small("version")?
                 .context("the zip archive holds no record \"version\"")?,
         };
-        let number = str::from_utf8(version)
+        let number = str::from_utf8(&version)
             .ok()
             .and_then(|text| text.trim_ascii().parse().ok());
         ensure!(
@@ -94,8 +94,8 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// The content of a record of a few bytes.
-    fn small(&self, name: &str) -> Result<Option<&'a [u8]>> {
+    /// A copy of a record of a few bytes.
+    fn small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(range) = self.ranges.get(name) else {
             return Ok(None);
         };
@@ -104,23 +104,23 @@ impl<'a> Records<'a> {
             length <= 64,
             "the record {name:?} has {length} bytes; expected at most 64"
         );
-        Ok(Some(&self.file[range.start..range.end]))
+        Ok(Some(self.file[range.start..range.end].to_vec()))
     }
 
-    /// The pickle.
+    /// A copy of the pickle: strings are borrowed from it, and the file, mapped, may change.
     ///
     /// # Errors
-    /// When it is missing or too large.
-    pub fn pickle(&self) -> Result<&'a [u8]> {
+    /// When it is missing, damaged or too large.
+    pub fn pickle(&self) -> Result<Vec<u8>> {
         let range = self.ranges.get("data.pkl").context("no data.pkl")?;
         let length = range.end - range.start;
         ensure!(
             length <= MAX_PICKLE,
             "data.pkl has {length} bytes; expected at most {MAX_PICKLE}"
         );
-        let pickle = &self.file[range.start..range.end];
+        let pickle = self.file[range.start..range.end].to_vec();
         ensure!(
-            range.crc32 == 0 || crc32(pickle) == range.crc32,
+            range.crc32 == 0 || crc32(&pickle) == range.crc32,
             "data.pkl is damaged: its checksum is not the archive's"
         );
         Ok(pickle)
@@ -156,9 +156,8 @@ fn ranges(archive: &ZipSliceArchive<&[u8]>) -> Result<BTreeMap<String, Record>> 
             count <= expected,
             "the zip archive's directory has more than the {expected} records it says"
         );
-        let name = str::from_utf8(entry.file_path().as_ref())
-            .context("the name of a record is not UTF-8")?
-            .to_owned();
+        let name = String::from_utf8(entry.file_path().as_ref().to_vec())
+            .context("the name of a record is not UTF-8")?;
         let range = data(archive, &entry).with_context(|| format!("the record {name:?}"))?;
         taken.push((entry.local_header_offset(), range.end as u64, name.clone()));
         ensure!(
