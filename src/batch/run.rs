@@ -12,6 +12,7 @@ use crate::persist::{Lock, SavedRun, StateWriter, can_resume, state_path};
 use crate::pipeline::{
     Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary,
 };
+use crate::util::show::Show;
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const SHELF: &str = ".wan-batch";
@@ -40,8 +41,8 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let waiting = options.folder.join(SHELF);
-    let lock = Lock::take(&waiting)
-        .with_context(|| format!("--output-dir {}", options.folder.display()))?;
+    let lock =
+        Lock::take(&waiting).with_context(|| format!("--output-dir {}", options.folder.shown()))?;
     if !lock.is_held() {
         warn_of_no_locks(options.folder, progress);
     }
@@ -88,7 +89,7 @@ fn by_model(entries: Vec<(usize, Entry, bool)>) -> Vec<Vec<(usize, Entry, bool)>
 fn warn_of_no_locks(place: &Path, progress: &mut dyn Progress) {
     let text = format!(
         "the file system of {} has no locks; see to it that no other run writes there",
-        place.display()
+        place.shown()
     );
     progress.report(EventKind::Warning(&text));
 }
@@ -154,8 +155,8 @@ impl ClipObserver for Batch<'_> {
                 if let Some((path, step)) = kept.filter(|(path, _)| *path != usual) {
                     text += &format!(
                         "; the state after step {step} is in {}: put it back as {} to go on from it",
-                        path.display(),
-                        usual.display()
+                        path.shown(),
+                        usual.shown()
                     );
                 }
                 progress.report(EventKind::Failed(&text));

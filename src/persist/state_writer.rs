@@ -9,6 +9,7 @@ use super::file;
 use super::{EXTENSION, Identity};
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
+use crate::util::show::Show;
 
 /// Keeps a run's state on disk.
 ///
@@ -86,7 +87,7 @@ impl StateWriter {
             Err(error) => {
                 let kept = match self.latest() {
                     Some((path, step)) => {
-                        format!("the state after step {step} stays in {}", path.display())
+                        format!("the state after step {step} stays in {}", path.shown())
                     }
                     None => "none is on disk yet".to_owned(),
                 };
@@ -130,7 +131,7 @@ impl StateWriter {
         let bytes = written.map_err(|second| {
             error.context(format!(
                 "neither in {} ({second:#})",
-                env::temp_dir().display()
+                env::temp_dir().shown()
             ))
         });
         match bytes {
@@ -139,8 +140,8 @@ impl StateWriter {
                     let text = format!(
                         "the state after step {step} cannot be saved as {}; until it can it is kept \
                          as {}",
-                        self.path.display(),
-                        spare.display()
+                        self.path.shown(),
+                        spare.shown()
                     );
                     progress.report(EventKind::Warning(&text));
                 }
@@ -176,6 +177,6 @@ fn new_spare() -> Result<PathBuf> {
         .suffix(&format!(".{EXTENSION}"))
         .tempfile()
         .and_then(|file| file.keep().map_err(|error| error.error))
-        .with_context(|| format!("nothing can be created in {}", env::temp_dir().display()))?;
+        .with_context(|| format!("nothing can be created in {}", env::temp_dir().shown()))?;
     Ok(path)
 }

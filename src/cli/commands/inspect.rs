@@ -12,18 +12,16 @@ use anyhow::{Context, Result, ensure};
 
 use super::resolve::model::{self, Place};
 use crate::cli::flags::InspectArgs;
-use crate::cli::ui::{columns, human_bytes, human_count, info, print};
+use crate::cli::ui::{columns, human_bytes, human_count, info, print, print_json};
 
 impl InspectArgs {
     /// Prints what the source is. True when this program can run it.
     pub(crate) fn run(self) -> Result<bool> {
         let report = self.report()?;
-        let text = if self.json {
-            serde_json::to_string_pretty(&report)? + "\n"
-        } else {
-            table(&report)
-        };
-        print(&text)?;
+        match self.json {
+            true => print_json(&report)?,
+            false => print(&table(&report))?,
+        }
         Ok(report.runs)
     }
 

@@ -11,6 +11,8 @@ use signal_hook::consts::SIGBUS;
 use signal_hook::low_level::exit;
 
 use super::stderr::{self, Style};
+use super::terminal::raw_stderr;
+use crate::util::show::is_unseen;
 
 /// A stand-in for the file's name in the message.
 const NAME: &str = "{file}";
@@ -36,7 +38,7 @@ pub(crate) fn explain() -> io::Result<()> {
         let mut name = [0; 1024];
         let length = plain(mapped_at(address).unwrap_or("a file"), &mut name);
         for part in [before.as_bytes(), &name[..length], after.as_bytes()] {
-            let _ = rustix::io::write(io::stderr().as_fd(), part);
+            let _ = rustix::io::write(raw_stderr().as_fd(), part);
         }
         exit(EXIT_CODE.into())
     };
@@ -53,14 +55,20 @@ pub(crate) fn explain() -> io::Result<()> {
 /// Copies a name as far as there is room, with a question mark for what would have to be escaped
 /// in JSON or commands a terminal.
 fn plain(name: &str, into: &mut [u8]) -> usize {
-    let bytes = name.bytes().map(|byte| match byte {
-        b'"' | b'\\' | 0..=0x1f | 0x7f => b'?',
-        byte => byte,
-    });
-    into.iter_mut()
-        .zip(bytes)
-        .map(|(place, byte)| *place = byte)
-        .count()
+    let mut length = 0;
+    for character in name.chars() {
+        let character = match character {
+            '"' | '\\' => '?',
+            c if is_unseen(c) => '?',
+            c => c,
+        };
+        let Some(place) = into.get_mut(length..length + character.len_utf8()) else {
+            break;
+        };
+        character.encode_utf8(place);
+        length += place.len();
+    }
+    length
 }
 
 #[cfg(test)]
@@ -103,7 +111,7 @@ mod tests {
     #[test]
     fn names_are_plain_and_not_too_long() {
         let mut room = [0; 8];
-        assert_eq!(plain("a\"\\\n\u{1b}é/b/c", &mut room), 8);
+        assert_eq!(plain("a\"\u{9b}\n\u{202e}é/b/c", &mut room), 8);
         assert_eq!(room, *b"a????\xc3\xa9/");
         assert_eq!(plain("ab", &mut room), 2);
     }

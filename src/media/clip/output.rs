@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf, is_separator};
 
+use crate::util::show::Show;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -62,12 +63,12 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
     ensure!(
         found.is_some_and(|found| found.eq_ignore_ascii_case(extension)),
         "{}: {what} is written there; end its name in .{extension}",
-        path.display()
+        path.shown()
     );
     ensure!(
         !path.is_dir(),
         "{}: is a folder; name a file in it",
-        path.display()
+        path.shown()
     );
     temporary_file(path).map(drop)
 }
@@ -96,7 +97,7 @@ pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
     ensure!(
         path.is_dir() || fs::symlink_metadata(without_slash(path)).is_err(),
         "cannot write frames into {}: it is not a folder; remove it or choose another name",
-        path.display()
+        path.shown()
     );
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -137,8 +138,8 @@ fn temporary_prefix(path: &Path) -> String {
 fn cannot_write(path: &Path, parent: &Path) -> String {
     format!(
         "cannot write {}: nothing can be created in the folder {}",
-        path.display(),
-        parent.display()
+        path.shown(),
+        parent.shown()
     )
 }
 
@@ -147,13 +148,13 @@ fn parent(path: &Path) -> Result<PathBuf> {
     let parent = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
-        None => bail!("cannot write a clip to {}", path.display()),
+        None => bail!("cannot write a clip to {}", path.shown()),
     };
     ensure!(
         parent.is_dir(),
         "cannot write {}: the folder {} does not exist; create it first",
-        path.display(),
-        parent.display()
+        path.shown(),
+        parent.shown()
     );
     Ok(parent.to_owned())
 }

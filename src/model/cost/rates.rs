@@ -13,6 +13,7 @@ use super::flops::Operations;
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
 use crate::runtime::{self, Device};
+use crate::util::files::{MAX_OWN, read_small};
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
@@ -62,9 +63,12 @@ impl Rates {
         );
         let file = cache_file();
         if !anew
-            && let Some(kept) = file.as_ref().and_then(|file| fs::read(file).ok())
+            && let Some(kept) = file
+                .as_ref()
+                .and_then(|file| read_small(file, MAX_OWN).ok())
             && let Ok(rates) = serde_json::from_slice::<Self>(&kept)
             && rates.machine == machine
+            && rates.are_plausible()
         {
             return Ok(rates);
         }
@@ -75,6 +79,13 @@ impl Rates {
             let _ = fs::write(file, json);
         }
         Ok(rates)
+    }
+
+    /// Whether a machine can be so fast: what a file says may be anything.
+    fn are_plausible(&self) -> bool {
+        [self.products, self.attention, self.copies, self.unpacking]
+            .iter()
+            .all(|rate| (1e3..1e21).contains(rate))
     }
 
     fn measure(device: Device, machine: String) -> Result<Self> {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::cli::commands::many::Wanted;
 use crate::cli::config::{Layer, Layers, flag, is_path, reason};
 use crate::cli::flags::{Cli, GenerateArgs, job_command};
+use crate::util::show::Show;
 
 /// The default name of a clip.
 const OUTPUT: &str = "{name}_{seed}.mp4";
@@ -61,7 +62,7 @@ impl Jobs<'_> {
     /// When what is said of all jobs is wrong.
     pub(super) fn clips(&self, jobs: table::Jobs) -> Result<Vec<Wanted>> {
         let command = job_command();
-        let place = format!("{}, [defaults]", self.file.display());
+        let place = format!("{}, [defaults]", self.file.shown());
         ensure!(
             !jobs.defaults.contains_key("name"),
             "{place}: a name is a job's own"
@@ -138,7 +139,7 @@ impl Jobs<'_> {
                 );
                 let file = text.strip_prefix('@');
                 if let Some(file) = file.filter(|file| !file.starts_with(['@', '~'])) {
-                    *value = format!("@{}", here(file).display()).into();
+                    *value = format!("@{}", here(file).to_string_lossy()).into();
                 }
             } else if flag(command, &name).is_some_and(is_path)
                 && !TEMPLATES.contains(&name.as_str())
@@ -267,12 +268,12 @@ pub(super) fn part(clips: &mut [Wanted]) {
                 .canonicalize()
                 .is_ok_and(|path| pictures.contains(&path))
             {
-                problem = Some(format!("{} is the picture of a job", path.display()));
+                problem = Some(format!("{} is the picture of a job", path.shown()));
             } else if let Some(other) = taken.get(&key) {
                 problem = Some(format!(
                     "{} is also what {other} makes; give the job a name of its own, or more fields \
                      to --output",
-                    path.display()
+                    path.shown()
                 ));
             }
             taken.entry(key).or_insert_with(|| clip.place.clone());

@@ -11,11 +11,12 @@ use crate::media::picture::Picture;
 use crate::pipeline::{Event, EventKind, Progress, Summary};
 use crate::runtime::Device;
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::commands::many::Client;
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{columns, info, print, stderr};
+use crate::cli::ui::{columns, info, print, print_json, stderr, terminal};
+use crate::util::show::Show;
 
 /// Hears of every run's end, and measures its clip.
 pub(super) struct Outcomes {
@@ -109,7 +110,10 @@ impl Outcomes {
         let done = self.done();
         let csv = sweep::csv(&self.axes, &done)?;
         page::write(&self.folder.join("results.csv"), &csv)?;
-        page::write(&self.folder.join("results.json"), &self.json(&done)?)
+        page::write(
+            &self.folder.join("results.json"),
+            &terminal::json(&self.json(&done))?,
+        )
     }
 
     /// Puts the figures on disk; that they cannot be is an error at the end.
@@ -141,16 +145,16 @@ impl Outcomes {
         let done = self.done();
         self.write_figures()?;
         self.write_pictures(&done)?;
-        print(&match as_json {
-            true => self.json(&done)?,
+        match as_json {
+            true => print_json(&self.json(&done))?,
             false => {
                 let ends = done.iter().map(|done| match &done.result {
                     Ok(outcome) => outcome.metrics.alarms.join(", "),
                     Err(error) => format!("failed: {}", error.replace('\n', " ")),
                 });
-                table(sweep::rows(&self.axes, &done), ends)
+                print(&table(sweep::rows(&self.axes, &done), ends))?;
             }
-        })?;
+        }
         let failed = self.count(true);
         if failed > 0 {
             let text = format!("{failed} of {} runs failed", self.runs.len());
@@ -159,7 +163,7 @@ impl Outcomes {
         Ok(failed == 0)
     }
 
-    fn json(&self, done: &[Done]) -> Result<String> {
+    fn json(&self, done: &[Done]) -> Value {
         let runs = done.iter().map(|Done { run, result }| match result {
             Ok(outcome) => json!({ "name": run.name, "outcome": outcome }),
             Err(error) => {
@@ -168,12 +172,11 @@ impl Outcomes {
         });
         let axes = self.axes.iter();
         let axes = axes.map(|axis| json!({ "flag": axis.flag, "values": axis.values }));
-        let results = json!({
+        json!({
             "schema": sweep::SCHEMA,
             "axes": axes.collect::<Vec<_>>(),
             "runs": runs.collect::<Vec<_>>(),
-        });
-        Ok(serde_json::to_string_pretty(&results)? + "\n")
+        })
     }
 
     fn write_pictures(&self, done: &[Done]) -> Result<()> {
@@ -184,7 +187,7 @@ impl Outcomes {
             Ok(Some(mut grid)) => {
                 grid.write_png(&at("grid.png"))?;
                 grid.write_mp4(&at("grid.mp4"))?;
-                info!("{}: all clips side by side", at("grid.mp4").display());
+                info!("{}: all clips side by side", at("grid.mp4").shown());
             }
             Ok(None) => {}
             Err(error) => stderr::warning(&format!("no grid: {error:#}")),
