@@ -37,12 +37,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(&layered.arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            let shown = terminal::show_clap(&error);
-            return ExitCode::from(if shown.is_ok() {
-                error.exit_code().try_into().unwrap_or(USAGE)
-            } else {
-                1
-            });
+            return match terminal::show_clap(&error) {
+                Ok(()) => ExitCode::from(error.exit_code().try_into().unwrap_or(USAGE)),
+                Err(error) => {
+                    stderr::error(&format!("{error:#}"), 1);
+                    ExitCode::FAILURE
+                }
+            };
         }
     };
     if let Some(style) = cli.style() {

@@ -91,12 +91,11 @@ pub(crate) fn json_line(value: &impl Serialize) -> String {
     escaped(&serde_json::to_string(value).unwrap_or_default())
 }
 
-/// A message that [`tell_kind`] writes: an error may end in a hint.
+/// A message that [`tell_kind`] writes: it may end in hints.
 pub(crate) fn message(kind: &str, text: &str) -> String {
-    match text.rsplit_once("\nhint: ") {
-        Some((text, hint)) if kind == "error" && !hint.contains('\n') => {
-            let hint = visible(hint, "");
-            format!("{}\nhint: {hint}", plain(text, "error: "))
+    match text.rsplit_once('\n') {
+        Some((text, hint)) if hint.starts_with("hint: ") => {
+            format!("{}\n{}", message(kind, text), visible(hint, ""))
         }
         _ => plain(text, &format!("{kind}: ")),
     }
@@ -126,23 +125,19 @@ pub(crate) fn is_seen() -> bool {
 /// # Errors
 /// As [`print`].
 pub(crate) fn show_clap(error: &clap::Error) -> Result<()> {
-    let styled = error.render();
-    let (text, coloured) = (styled.to_string(), styled.ansi().to_string());
     if !error.use_stderr() {
-        let is_seen = io::stdout().is_terminal();
-        return print_raw(if is_seen { coloured } else { text }.as_bytes());
+        return error.print().context("cannot write to stdout");
     }
-    let shown = plain(text.strip_prefix("error: ").unwrap_or(&text), "error: ");
-    let is_plain = shown == text;
+    let text = error.to_string();
+    let shown = match text.strip_prefix("error: ") {
+        Some(rest) => plain(rest, "error: "),
+        None => plain(&text, ""),
+    };
     // Nobody has to read it.
-    let _ = draw(
-        if is_plain && is_seen() {
-            coloured
-        } else {
-            shown
-        }
-        .as_bytes(),
-    );
+    let _ = match shown == text {
+        true => error.print(),
+        false => draw(shown.as_bytes()),
+    };
     Ok(())
 }
 
@@ -250,10 +245,9 @@ mod tests {
             "  error: a\nb\n  hint: c"
         );
         assert_eq!(
-            message("error", "a\nerror: b\nhint: c\nhint: d"),
-            "error: a\n  error: b\n  hint: c\nhint: d"
+            message("error", "a\nerror: b\nhint: c\nd\nhint: e\nhint: f"),
+            "error: a\n  error: b\n  hint: c\nd\nhint: e\nhint: f"
         );
-        assert_eq!(message("warning", "a\nhint: b"), "warning: a\n  hint: b");
         assert_eq!(message("error", "a\u{9b}"), "error: a\\u{9b}");
     }
 

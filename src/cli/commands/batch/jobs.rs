@@ -8,7 +8,7 @@ use crate::batch::seeds::{seed_of_name, seeds};
 use crate::batch::table::{self, Settings, Written};
 use crate::batch::template::{Fields, check_name};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Command, Parser};
+use clap::{Command, CommandFactory, FromArgMatches};
 use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
@@ -69,6 +69,8 @@ impl Jobs<'_> {
         );
         let defaults = self.layer(&command, jobs.defaults, &place)?;
 
+        // One for all jobs: to build it takes longer than to parse with it.
+        let mut parser = Cli::command();
         let digits = jobs.jobs.len().to_string().len();
         let described: Vec<_> = (jobs.jobs.into_iter().zip(1..))
             .map(|(written, index)| {
@@ -81,7 +83,7 @@ impl Jobs<'_> {
         let mut clips = Vec::new();
         for described in described {
             match described {
-                Ok(job) => self.expand(job, digits, &mut unnamed, &mut clips),
+                Ok(job) => self.expand(job, digits, &mut parser, &mut unnamed, &mut clips),
                 Err((place, error)) => clips.push(Wanted {
                     place,
                     name: None,
@@ -163,6 +165,7 @@ impl Jobs<'_> {
         &self,
         job: Described,
         digits: usize,
+        parser: &mut Command,
         unnamed: &mut BTreeMap<String, usize>,
         clips: &mut Vec<Wanted>,
     ) {
@@ -205,7 +208,7 @@ impl Jobs<'_> {
                 take,
                 image: &stem,
             };
-            let args = self.parse(&job.settings, &fields);
+            let args = self.parse(parser, &job.settings, &fields);
             clips.push(Wanted {
                 place: job.place.clone(),
                 name: Some(name.clone()),
@@ -215,7 +218,12 @@ impl Jobs<'_> {
         }
     }
 
-    fn parse(&self, settings: &Layer, fields: &Fields<'_>) -> Result<Box<GenerateArgs>> {
+    fn parse(
+        &self,
+        parser: &mut Command,
+        settings: &Layer,
+        fields: &Fields<'_>,
+    ) -> Result<Box<GenerateArgs>> {
         let mut settings = settings.clone();
         settings.remove("seeds");
         settings.set("seed", fields.seed.to_string());
@@ -233,7 +241,10 @@ impl Jobs<'_> {
             settings.set(flag, path);
         }
         let program = [OsString::from("wan-i2v")].into_iter();
-        match Cli::try_parse_from(program.chain(settings.arguments())) {
+        let parsed = parser
+            .try_get_matches_from_mut(program.chain(settings.arguments()))
+            .and_then(|matches| Cli::from_arg_matches(&matches));
+        match parsed {
             Ok(cli) => Ok(cli.generate),
             Err(error) => bail!(reason(&error)),
         }
