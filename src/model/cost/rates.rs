@@ -1,7 +1,7 @@
 //! How fast this machine is: a short measurement, kept for the next time.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -74,11 +74,18 @@ impl Rates {
         }
         let rates = Self::measure(device, machine)?;
         // That it is measured again next time is no reason to fail.
-        if let (Some(file), Ok(json)) = (file, serde_json::to_vec(&rates)) {
-            let _ = file.parent().map(fs::create_dir_all);
-            let _ = fs::write(file, json);
-        }
+        let _ = file.map(|file| rates.keep(&file));
         Ok(rates)
+    }
+
+    /// Puts them into a file, in place of what was there before, whatever it was.
+    fn keep(&self, file: &Path) -> Result<()> {
+        let folder = file.parent().context("it is in no folder")?;
+        fs::create_dir_all(folder)?;
+        let mut new = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer(&mut new, self)?;
+        new.persist(file)?;
+        Ok(())
     }
 
     /// Whether a machine can be so fast: what a file says may be anything.
