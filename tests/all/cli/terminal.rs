@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::cli::running::{Running, succeed};
 use crate::cli::{Bench, Ran, program, run};
+use crate::compare::{floats, npy};
 use crate::support::scratch::Tensor;
 
 /// Sets a terminal's title, clears it, turns the line's direction, and begins lines.
@@ -75,14 +76,22 @@ fn names_of_tensors_are_shown_and_obeyed_by_nobody() {
     bench
         .small("clip.mp4", &["--progress", "json"])
         .assert_names();
-    // Two files of tensors with the same names.
     let file = bench.checkpoint.path(VAE);
     let file = file.to_str().unwrap();
-    let other = bench.path("other.safetensors");
-    fs::copy(file, &other).unwrap();
-    let other = other.to_str().unwrap();
-    for arguments in [&[file, other][..], &[file, other, "--json"]] {
-        run(wan(&bench, &["compare"]).args(arguments)).assert_names();
+    for more in ["--all", "--json"] {
+        run(&mut wan(&bench, &["compare", file, file, more])).assert_tame();
+    }
+    // Dumps, whose tensors are files.
+    let evil = EVIL.replace('/', "");
+    for (folder, value) in [("a", 1.0), ("b", 2.0)] {
+        fs::create_dir(bench.path(folder)).unwrap();
+        for name in [evil.clone(), format!("{folder}{evil}")] {
+            let path = bench.path(&format!("{folder}/{name}.npy"));
+            npy(&path, "<f4", false, &[1], &floats(&[value]));
+        }
+    }
+    for more in ["--all", "--json"] {
+        run(&mut wan(&bench, &["compare", "a", "b", more])).assert_names();
     }
 }
 
