@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example analysis-limits -- CLIPS`
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use anyhow::Result;
 use mlx_rs::Array;
 use wan_i2v::clip::{CacheSettings, GuideInterval};

@@ -2,6 +2,8 @@
 //! miniature against the full run of the same seed: `cargo run --release --example bench-caches --
 //! SCENES PLOT.svg`. Prints Markdown tables; `scripts/bench_caches` runs it.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 

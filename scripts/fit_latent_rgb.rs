@@ -5,6 +5,8 @@
 //! A latent pixel stands for 8 x 8 pixels, of the first frame or of four frames. Its channels are
 //! mapped to the mean of these, by least squares, over the clips of some scenes.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use std::io::Write as _;
 use std::time::Instant;
 

@@ -10,6 +10,8 @@
 //! that are to be added up. And the degree is 2, not 4: it fits as well, and stays sane beyond the
 //! fitted range.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};

@@ -3,6 +3,8 @@
 //!
 //! Random numbers are drawn once and repeated, with the spread that keeps activations bounded.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;

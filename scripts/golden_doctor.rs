@@ -4,6 +4,8 @@
 //! (`scripts/compare_diffusers.py`).
 //! Usage: cargo run --release --example golden-doctor > src/diagnose/doctor/golden.json
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use anyhow::Result;
 use wan_i2v::diagnose::doctor::golden::{Gist, render};
 use wan_i2v::runtime::{Device, DeviceKind, Precision};

@@ -3,6 +3,8 @@
 //! STRIPS, statistics of all frames and a film strip of each clip into REPORTS, and prints the
 //! tables of `docs/verification.md`. `scripts/inject_faults` runs it.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -5,6 +5,8 @@
 //! Where a network is measured, divan's items are floating-point operations: `60 Gitem/s` is
 //! 60 GFLOP/s.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 mod attention;
 mod dit;
 mod media;

@@ -1,9 +1,10 @@
 //! What is left on disk of how a batch went.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::util::files::{MAX_REPORT, read_small};
+use crate::util::show::Show;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -100,14 +101,9 @@ impl Report {
 
     /// That of an earlier batch in the folder, if there is one that can be read.
     pub fn read(folder: &Path) -> Option<Self> {
-        let report: Self = serde_json::from_slice(&fs::read(Self::path(folder)).ok()?).ok()?;
+        let report: Self =
+            serde_json::from_slice(&read_small(&Self::path(folder), MAX_REPORT).ok()?).ok()?;
         (report.schema == SCHEMA).then_some(report)
-    }
-
-    /// The clip that goes to `output`.
-    pub fn clip(&self, output: &Path) -> Option<&ClipReport> {
-        let mut clips = self.clips.iter();
-        clips.find(|clip| clip.output.as_deref() == Some(output))
     }
 
     /// Clips that stand so.
@@ -129,6 +125,6 @@ impl Report {
             file.persist(&path)?;
             Ok(())
         };
-        put().with_context(|| format!("cannot write {}", path.display()))
+        put().with_context(|| format!("cannot write {}", path.shown()))
     }
 }

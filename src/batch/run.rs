@@ -13,6 +13,7 @@ use crate::pipeline::{
     Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary,
 };
 use crate::util::files::real;
+use crate::util::show::Show;
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const ENCODED: &str = ".wan-batch";
@@ -38,7 +39,7 @@ pub struct BatchOptions<'a> {
 /// When another batch is at work in it.
 pub fn lock(folder: &Path) -> Result<Lock> {
     let lock = Lock::take(&folder.join(ENCODED));
-    lock.with_context(|| format!("--output-dir {}", folder.display()))
+    lock.with_context(|| format!("--output-dir {}", folder.shown()))
 }
 
 /// Checks that a clip's `path` is not what a batch keeps in its folder for itself.
@@ -52,8 +53,8 @@ pub fn check_output(path: &Path, folder: &Path) -> Result<()> {
         ensure!(
             !real(path).starts_with(real(&own)),
             "{}: {} is the batch's own; choose another name",
-            path.display(),
-            own.display()
+            path.shown(),
+            own.shown()
         );
     }
     Ok(())
@@ -72,7 +73,7 @@ pub fn run(
     if !options.lock.is_held() {
         let text = format!(
             "the file system of {} has no locks; see to it that no other run writes there",
-            options.folder.display()
+            options.folder.shown()
         );
         progress.report(EventKind::Warning(&text));
     }
@@ -178,8 +179,8 @@ impl ClipObserver for Batch<'_> {
                 if let Some((path, step)) = kept.filter(|(path, _)| *path != usual) {
                     text += &format!(
                         "; the state after step {step} is in {}: put it back as {} to go on from it",
-                        path.display(),
-                        usual.display()
+                        path.shown(),
+                        usual.shown()
                     );
                 }
                 progress.report(EventKind::Failed(&text));

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use crate::util::files::{MAX_JOBS, read_stream};
+use crate::util::show::Show;
 
 /// Settings by name.
 pub type Settings = Map<String, Value>;
@@ -35,7 +36,7 @@ pub struct Written {
 /// When the file cannot be read, is of another kind, or has no job.
 pub fn read(path: &Path) -> Result<Jobs> {
     let text = read_stream(path, MAX_JOBS)
-        .with_context(|| format!("cannot read the jobs {}", path.display()))?;
+        .with_context(|| format!("cannot read the jobs {}", path.shown()))?;
     parse(path, &text)
 }
 
@@ -44,7 +45,7 @@ pub fn read(path: &Path) -> Result<Jobs> {
 /// # Errors
 /// As there.
 pub fn parse(path: &Path, text: &[u8]) -> Result<Jobs> {
-    let name = path.display();
+    let name = path.shown();
     let text = str::from_utf8(text)
         .ok()
         .with_context(|| format!("{name}: is not text in UTF-8"))?;
@@ -79,7 +80,7 @@ fn object(line: &str) -> Result<Settings> {
     match serde_json::from_str(line) {
         Ok(Value::Object(settings)) => Ok(settings),
         Ok(_) => bail!("expected a JSON object with settings, such as {{\"prompt\": \"...\"}}"),
-        Err(error) => bail!("this is no JSON: {error}"),
+        Err(error) => bail!("this is no JSON: {}", error.to_string().shown()),
     }
 }
 
@@ -118,7 +119,7 @@ fn csv(text: &str, name: &str) -> Result<Jobs> {
                         "there are {len} cells, the first line names {expected_len}; put a cell \
                          with a comma into double quotes"
                     ),
-                    _ => anyhow::anyhow!("{error}"),
+                    _ => anyhow::anyhow!("{}", error.to_string().shown()),
                 };
                 (line, Err(problem))
             }
@@ -154,7 +155,7 @@ fn toml(text: &str) -> Result<Jobs> {
                     .collect();
             }
             ("job" | "defaults", _) => bail!("expected [defaults] once, and [[job]] for each job"),
-            _ => bail!("{key} stands alone; settings go under [defaults] or [[job]]"),
+            _ => bail!("{key:?} stands alone; settings go under [defaults] or [[job]]"),
         }
     }
     Ok(jobs)
@@ -163,7 +164,7 @@ fn toml(text: &str) -> Result<Jobs> {
 impl Jobs {
     fn placed(mut self, path: &Path) -> Self {
         for (job, number) in self.jobs.iter_mut().zip(1..) {
-            job.place = format!("{}, job {number}", path.display());
+            job.place = format!("{}, job {number}", path.shown());
         }
         self
     }

@@ -13,7 +13,8 @@ use std::sync::Mutex;
 use clap::Parser;
 
 use self::flags::Cli;
-use self::ui::{info, stderr};
+use self::ui::{info, stderr, terminal};
+use crate::runtime::start_threads;
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -46,7 +47,18 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let cli = Cli::parse_from(&layered.arguments);
+    let cli = match Cli::try_parse_from(&layered.arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            return match terminal::show_clap(&error) {
+                Ok(()) => ExitCode::from(error.exit_code().try_into().unwrap_or(USAGE)),
+                Err(error) => {
+                    stderr::error(&format!("{error:#}"), 1);
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
     if let Some(style) = cli.style() {
         stderr::set_style(style);
     }
@@ -61,7 +73,10 @@ pub fn main() -> ExitCode {
             *message = Some(info.to_string());
         }
     }));
-    match panic::catch_unwind(|| commands::run(cli, &layered.layers)) {
+    match panic::catch_unwind(|| {
+        start_threads();
+        commands::run(cli, &layered.layers)
+    }) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             stderr::error(&ui::told(&error), 1);
@@ -70,6 +85,13 @@ pub fn main() -> ExitCode {
         Err(_) => {
             let message = PANIC.lock().ok().and_then(|mut m| m.take());
             let message = message.unwrap_or_default();
+            // What the standard library says in libraries that cannot do without.
+            if message.contains("failed to spawn thread") {
+                let text = "the system allows no further thread\nhint: raise the limit of processes, \
+                            such as with ulimit -u";
+                stderr::error(text, 1);
+                return ExitCode::FAILURE;
+            }
             let text = format!("this is a mistake in wan-i2v, please report it: {message}");
             stderr::error(&text, 101);
             ExitCode::from(101)

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::clip::{Model, Request, Settings};
 use crate::media::tags::{self, Tags};
 use crate::runtime::{self, Device, DeviceKind};
+use crate::util::show::Show;
 use crate::weights::{Checkpoint, PartName};
 
 /// The version of [`Metadata`]; a new one means that something was removed or changed its meaning.
@@ -142,7 +143,7 @@ impl Metadata {
             bail!(
                 "{}: says nothing of how it was made; it is of another program, or was made with \
                  --no-metadata",
-                path.display()
+                path.shown()
             );
         };
         let value: Value = serde_json::from_str(&comment).unwrap_or_default();
@@ -151,7 +152,7 @@ impl Metadata {
         let Some(software) = software.map(|name| name.escape_debug().to_string()) else {
             bail!(
                 "{}: is not of this program; its comment begins with {:?}",
-                path.display(),
+                path.shown(),
                 comment.chars().take(40).collect::<String>()
             );
         };
@@ -161,13 +162,13 @@ impl Metadata {
             bail!(
                 "{}: {software} says how it was made in format {format}; this version reads format \
                  {FORMAT}\nhint: show it with the version that made it",
-                path.display()
+                path.shown()
             );
         }
         serde_json::from_value(value).with_context(|| {
             format!(
                 "{}: {software} made it, and this version cannot read what it says",
-                path.display()
+                path.shown()
             )
         })
     }

@@ -8,6 +8,7 @@ use super::{Options, Settings};
 use crate::media::clip::is_frame_name;
 use crate::text::clean;
 use crate::tiny;
+use crate::util::show::Show;
 use crate::weights::{Checkpoint, LoadBits, Sources};
 
 /// Which checkpoint is used.
@@ -98,8 +99,8 @@ impl Request {
             ensure!(
                 !(same(image, &self.output) || is_frame && same(folder_of(image), &self.output)),
                 "--output {}: the clip would replace {what} {}; choose another folder or name",
-                self.output.display(),
-                image.display()
+                self.output.shown(),
+                image.shown()
             );
         }
         Ok(())
@@ -139,13 +140,13 @@ impl Request {
             ensure!(
                 here.is_none() || here != place(other),
                 "{flag} {}: would replace {what}; choose another name",
-                path.display()
+                path.shown()
             );
         }
         ensure!(
             !is_frame,
             "{flag} {}: is a frame of the clip; choose another name",
-            path.display()
+            path.shown()
         );
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::digest::Hash;
 use super::repo::is_commit;
 use super::{Listing, RemoteFile, RepoId};
 use crate::util::files::{open_own, read_small};
+use crate::util::show::Show;
 
 /// The deepest folder of a repository that is looked at.
 const MAX_DEPTH: usize = 16;
@@ -83,7 +84,7 @@ impl<'a> Cached<'a> {
             new.persist(&path)?;
             Ok(())
         };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        write().with_context(|| format!("cannot write {}", path.shown()))
     }
 
     fn reference(&self) -> PathBuf {
@@ -115,7 +116,7 @@ impl<'a> Cached<'a> {
                 Err(error) => Err(error),
             }
         };
-        make().with_context(|| format!("cannot make {}", pointer.display()))?;
+        make().with_context(|| format!("cannot make {}", pointer.shown()))?;
         Ok(pointer)
     }
 
@@ -128,7 +129,7 @@ impl<'a> Cached<'a> {
             fs::create_dir_all(&folder)?;
             open_own(&path)
         };
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
+        let file = open().with_context(|| format!("cannot write {}", path.shown()))?;
         let start = Instant::now();
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -137,7 +138,7 @@ impl<'a> Cached<'a> {
                 }
                 Err(Errno::WOULDBLOCK) => bail!(
                     "another process is fetching the same file ({} is locked): wait until it is done",
-                    path.display()
+                    path.shown()
                 ),
                 // Where there are no locks the hash still tells when two got into each other's way.
                 _ => return Ok(file),

@@ -1,5 +1,6 @@
 //! Where the hub is, who asks, and where its files are kept.
 
+use crate::util::files::{MAX_OWN, read_small};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -131,7 +132,7 @@ impl Config {
             };
             let file = path("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));
             // As in Python, a token file that cannot be read is no token.
-            let stored = || std::fs::read_to_string(file?).ok();
+            let stored = || String::from_utf8(read_small(&file?, MAX_OWN).ok()?).ok();
             config.token = given.and_then(clean).or_else(|| stored().and_then(clean));
         }
         if let Some(token) = &config.token {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::util::show::Show;
 use anyhow::{Context, Result};
 
 /// The bytes that a user may still write below `path`, which need not be there yet.
@@ -10,13 +11,13 @@ use anyhow::{Context, Result};
 /// When the file system cannot be asked.
 pub fn free_disk(path: &Path) -> Result<u64> {
     let absolute = std::path::absolute(path)
-        .with_context(|| format!("cannot tell where {} is", path.display()))?;
+        .with_context(|| format!("cannot tell where {} is", path.shown()))?;
     let there = absolute
         .ancestors()
         .find(|folder| folder.exists())
-        .with_context(|| format!("{} has no folder above it", path.display()))?;
+        .with_context(|| format!("{} has no folder above it", path.shown()))?;
     let stat = rustix::fs::statvfs(there)
-        .with_context(|| format!("cannot tell how much room there is in {}", there.display()))?;
+        .with_context(|| format!("cannot tell how much room there is in {}", there.shown()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 

@@ -40,6 +40,7 @@ use self::http::{Http, Target};
 use self::listing::{check_path, parse_listing};
 use self::repo::is_commit;
 use self::transfer::{Transfer, hash_of};
+use crate::util::show::Show;
 
 /// The hub, or offline what the cache has of it.
 pub struct Hub {
@@ -92,7 +93,7 @@ impl Hub {
                 .with_context(|| {
                     format!(
                         "{repo} is not in the cache {}, and HF_HUB_OFFLINE=1 forbids to fetch it",
-                        self.config.cache.display()
+                        self.config.cache.shown()
                     )
                 });
         }
@@ -129,7 +130,7 @@ impl Hub {
             let part = cached.part(hash);
             self.transfer(repo, commit, file, hash, &part, progress)?;
             fs::rename(&part, &blob)
-                .with_context(|| format!("cannot rename {} to its hash", part.display()))?;
+                .with_context(|| format!("cannot rename {} to its hash", part.shown()))?;
         }
         let pointer = cached.link(commit, &file.path, hash)?;
         drop(lock);
@@ -156,7 +157,7 @@ impl Hub {
         let hash = file.hash.as_ref();
         if let Some(hash) = hash.filter(|_| has_size(&path, file.size)) {
             let found = hash_of(&path, hash, file.size)
-                .with_context(|| format!("cannot read {}", path.display()))?;
+                .with_context(|| format!("cannot read {}", path.shown()))?;
             if &found == hash {
                 progress(file.size);
                 return Ok(path);
@@ -173,7 +174,7 @@ impl Hub {
                 })
         };
         if let Some(there) = places.into_iter().flatten().find(is_whole) {
-            link_to(&there, &path).with_context(|| format!("cannot make {}", path.display()))?;
+            link_to(&there, &path).with_context(|| format!("cannot make {}", path.shown()))?;
             progress(file.size);
             return Ok(path);
         }
@@ -181,7 +182,7 @@ impl Hub {
         let part = folder.join(format!("{}.part", file.path));
         self.transfer(repo, commit, file, hash, &part, progress)?;
         fs::rename(&part, &path)
-            .with_context(|| format!("cannot rename {} to {}", part.display(), path.display()))?;
+            .with_context(|| format!("cannot rename {} to {}", part.shown(), path.shown()))?;
         progress(file.size);
         Ok(path)
     }
@@ -226,7 +227,7 @@ impl Hub {
             !self.config.offline,
             "{} of {repo} is not in the cache {}, and HF_HUB_OFFLINE=1 forbids to fetch it",
             file.path,
-            self.config.cache.display()
+            self.config.cache.shown()
         );
         file.hash
             .as_ref()

@@ -14,6 +14,8 @@ use super::digest::{Hash, Hasher};
 use super::disk::{free_disk, size_text};
 use super::http::{Failure, Http, Target};
 use crate::util::files::open_own;
+use crate::util::files::open_regular;
+use crate::util::show::Show;
 
 /// How much is read at a time.
 pub(super) const PIECE: usize = 256 << 10;
@@ -88,7 +90,7 @@ impl Transfer<'_> {
         let found = state.hasher.finish();
         if &found != self.hash {
             fs::remove_file(self.part)
-                .with_context(|| format!("cannot remove {}", self.part.display()))?;
+                .with_context(|| format!("cannot remove {}", self.part.shown()))?;
             bail!(
                 "{}: what was fetched has the wrong hash ({found}, expected {}) and was removed: \
                  run the same command again",
@@ -222,7 +224,7 @@ impl Transfer<'_> {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded
         );
         if !full {
-            return Error::new(error).context(format!("cannot write {}", self.part.display()));
+            return Error::new(error).context(format!("cannot write {}", self.part.shown()));
         }
         let free = match free_disk(self.part) {
             Ok(free) => format!(" and {} are free", size_text(free)),
@@ -232,7 +234,7 @@ impl Transfer<'_> {
             "{}: the disk is full: {missing} are still missing{free}. What was fetched is kept in \
              {}, and the same command goes on from there",
             self.target,
-            self.part.display()
+            self.part.shown()
         )
     }
 }
@@ -254,7 +256,7 @@ impl State {
             }
             open_own(part)
         };
-        let file = open().with_context(|| format!("cannot write {}", part.display()))?;
+        let file = open().with_context(|| format!("cannot write {}", part.shown()))?;
         let mut state = Self {
             file,
             hasher: Hasher::new(transfer.hash, transfer.size),
@@ -267,7 +269,7 @@ impl State {
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    return Err(error).with_context(|| format!("cannot read {}", part.display()));
+                    return Err(error).with_context(|| format!("cannot read {}", part.shown()));
                 }
             };
             state.hasher.update(&piece[..read]);
@@ -286,7 +288,7 @@ impl State {
             self.file.set_len(0)?;
             self.file.seek(SeekFrom::Start(0)).map(|_| ())
         };
-        empty().with_context(|| format!("cannot empty {}", transfer.part.display()))?;
+        empty().with_context(|| format!("cannot empty {}", transfer.part.shown()))?;
         self.hasher = Hasher::new(transfer.hash, transfer.size);
         self.done = 0;
         Ok(())
@@ -310,7 +312,7 @@ pub(super) fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
 
 /// The hash of a file that is there, of the kind of `expected`.
 pub(super) fn hash_of(path: &Path, expected: &Hash, size: u64) -> io::Result<Hash> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     let mut hasher = Hasher::new(expected, size);
     let mut piece = vec![0; PIECE];
     loop {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::digest::Hash;
 use super::transfer::hash_of;
+use crate::util::show::Show;
 use crate::weights::config::CONFIG;
 use crate::weights::convert::{REPORT, written_hashes};
 use crate::weights::layout::{Layout, MODEL_INDEX, TokenizerAt};
@@ -170,13 +171,13 @@ fn known(files: &Files, file: &str) -> Option<(PathBuf, Hash)> {
 /// Compares a file with its hash.
 fn compare(path: &Path, expected: &Hash) -> Result<String> {
     let read = || hash_of(path, expected, fs::metadata(path)?.len());
-    let found = read().with_context(|| format!("cannot read {}", path.display()))?;
+    let found = read().with_context(|| format!("cannot read {}", path.shown()))?;
     ensure!(
         found == *expected,
         "the file is not what was published: it has the {found}; expected {}\nhint: remove {} and \
          pull the model again",
         expected.hex(),
-        path.display()
+        path.shown()
     );
     Ok(match expected {
         Hash::Sha256(_) => "sha256".into(),

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::resize::{self, Resize};
 use super::truncation::is_truncated;
 use crate::util::hex::to_hex;
+use crate::util::show::Show;
 use crate::util::suggest;
 
 /// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
@@ -54,7 +55,7 @@ impl Picture {
     /// When the file cannot be read, is none of these formats, is damaged or truncated, or has more
     /// than 134 million pixels.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(path).with_context(|| format!("cannot read the picture {}", path.display()))
+        Self::read(path).with_context(|| format!("cannot read the picture {}", path.shown()))
     }
 
     fn read(path: &Path) -> Result<Self> {

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 
 use crate::runtime::to_host;
 use crate::util::npy::Header;
+use crate::util::show::Show;
 
 /// A folder that intermediates are written to.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl Dump {
     /// # Errors
     /// When it cannot be created or written to.
     pub fn create(folder: &Path) -> Result<Self> {
-        let cannot = || format!("--dump {}: cannot write there", folder.display());
+        let cannot = || format!("--dump {}: cannot write there", folder.shown());
         fs::create_dir_all(folder).with_context(cannot)?;
         NamedTempFile::new_in(folder).with_context(cannot)?;
         Ok(Self {
@@ -65,7 +66,7 @@ impl Dump {
             Header::write(&mut inner, T::DESCR, shape)?;
             std::io::Result::Ok((file, inner))
         };
-        let (file, inner) = create().with_context(|| format!("cannot write {}", path.display()))?;
+        let (file, inner) = create().with_context(|| format!("cannot write {}", path.shown()))?;
         Ok(DumpWriter {
             inner,
             file,
@@ -114,7 +115,7 @@ impl<T: Number> DumpWriter<T> {
             self.missing = missing.ok_or(ErrorKind::InvalidInput)?;
             self.inner.write_all(bytes)
         };
-        write().with_context(|| format!("cannot write {}", self.path.display()))
+        write().with_context(|| format!("cannot write {}", self.path.shown()))
     }
 
     /// Writes the last values out and gives the file its name.
@@ -130,6 +131,6 @@ impl<T: Number> DumpWriter<T> {
             self.file.persist(&self.path)?;
             std::io::Result::Ok(())
         };
-        close().with_context(|| format!("cannot write {}", self.path.display()))
+        close().with_context(|| format!("cannot write {}", self.path.shown()))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Write as _};
+use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,19 +15,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::clip::Identity;
 use crate::runtime::{self, State};
-use crate::util::files::{read_head, read_small};
+use crate::util::files::{MAX_JSON, open_regular, read_head};
+use crate::util::show::Show;
 use crate::util::temporary;
 
 /// Changes whenever a state of one version means nothing to another.
 const FORMAT: u32 = 2;
 /// The metadata's key for [`Header`].
 const KEY: &str = "wan_i2v_run";
+const DAMAGED: &str = "the file is damaged or cut off";
 /// The metadata's key for the checksum of everything else.
 const CHECKSUM: &str = "blake3";
 /// Bytes from which a state can be told: its metadata come first.
 const HEAD: usize = 256;
-/// More bytes than any state has.
-const MAX_BYTES: u64 = 1 << 40;
 
 /// What a state says besides its arrays.
 #[derive(Debug, Serialize, Deserialize)]
@@ -87,24 +87,23 @@ impl SavedRun {
     /// # Errors
     /// When it cannot be read, is damaged, or is of a program that writes another format.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read_small(path, MAX_BYTES);
-        let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(path, &bytes).map_err(|error| {
+        let file = open_regular(path).with_context(|| format!("cannot read {}", path.shown()))?;
+        let parsed = content(file).and_then(|bytes| Self::parse(path, &bytes));
+        parsed.map_err(|error| {
             anyhow::anyhow!(
                 "{} is no saved run that can be resumed: {error:#}\n\
                  hint: --resume never starts from the beginning and replaces it",
-                path.display()
+                path.shown()
             )
         })
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let damaged = "the file is damaged or cut off";
-        ensure!(begins_as_state(bytes), damaged);
-        let tensors = SafeTensors::deserialize(bytes).context(damaged)?;
-        let (_, metadata) = SafeTensors::read_metadata(bytes).context(damaged)?;
+        ensure!(begins_as_state(bytes), DAMAGED);
+        let tensors = SafeTensors::deserialize(bytes).context(DAMAGED)?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).context(DAMAGED)?;
         let metadata = metadata.metadata().as_ref();
-        let text = |key: &str| metadata.and_then(|m| m.get(key)).context(damaged);
+        let text = |key: &str| metadata.and_then(|m| m.get(key)).context(DAMAGED);
         let json = text(KEY)?;
         let mut views = tensors.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
@@ -112,15 +111,15 @@ impl SavedRun {
         for (name, view) in &views {
             checksum.add(name, view.shape(), view.data());
         }
-        ensure!(*text(CHECKSUM)? == checksum.hex(), damaged);
-        let version: Version = serde_json::from_str(json).context(damaged)?;
+        ensure!(*text(CHECKSUM)? == checksum.hex(), DAMAGED);
+        let version: Version = serde_json::from_str(json).context(DAMAGED)?;
         ensure!(
             version.format == FORMAT,
             "its format is {}, and this program's is {FORMAT}\n\
              hint: resume it with the program that wrote it",
             version.format
         );
-        let header: Header = serde_json::from_str(json).context(damaged)?;
+        let header: Header = serde_json::from_str(json).context(DAMAGED)?;
         let arrays = views
             .into_iter()
             .map(|(name, view)| Ok((name, array(&view)?)))
@@ -143,7 +142,7 @@ impl SavedRun {
             format!(
                 "{} was made by {}, this is {here}: the clip may differ in its last bits from one \
                  made in one go",
-                self.path.display(),
+                self.path.shown(),
                 self.made_with
             )
         })
@@ -228,6 +227,21 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
     Ok(file.metadata()?.len())
 }
 
+/// What lies in a state's file, as far as its size is what its header says: no more is read.
+fn content(mut file: File) -> Result<Vec<u8>> {
+    let size = file.metadata()?.len();
+    let mut bytes = vec![0; 8];
+    file.read_exact(&mut bytes).context(DAMAGED)?;
+    let header = u64::from_le_bytes(bytes[..].try_into()?);
+    ensure!(header <= MAX_JSON.min(size), DAMAGED);
+    (&mut file).take(header).read_to_end(&mut bytes)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes[8..]).context(DAMAGED)?;
+    let data = metadata.data_len() as u64;
+    ensure!(data.checked_add(8 + header) == Some(size), DAMAGED);
+    file.take(data).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Whether a file begins as a state does; a link does not.
 fn is_state(path: &Path) -> bool {
     read_head(path, HEAD as u64).is_ok_and(|head| begins_as_state(&head))
@@ -254,7 +268,7 @@ pub fn check_replace(path: &Path) -> Result<()> {
     ensure!(
         nothing || is_state(path),
         "{}: this is no saved run and would be replaced\nhint: move it away, or choose another name",
-        path.display()
+        path.shown()
     );
     Ok(())
 }

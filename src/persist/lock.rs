@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::sibling;
 use crate::util::files::{is_still, open_own, real};
+use crate::util::show::Show;
 
 /// Times that a lock file is opened again because its owner has just removed it.
 const ATTEMPTS: usize = 100;
@@ -38,7 +39,7 @@ impl Lock {
         }
         for _ in 0..ATTEMPTS {
             let file = open_own(&path)
-                .with_context(|| format!("cannot create the lock {}", path.display()))?;
+                .with_context(|| format!("cannot create the lock {}", path.shown()))?;
             match file.try_lock() {
                 Ok(()) if is_still(&file, &path) => {
                     let file = Some(file);
@@ -48,12 +49,12 @@ impl Lock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => bail!(
                     "another wan-i2v is writing {}; wait for it, or choose another --output",
-                    target.display()
+                    target.shown()
                 ),
                 Err(TryLockError::Error(_)) => return Ok(Self { path, file: None }),
             }
         }
-        bail!("cannot lock {}", path.display())
+        bail!("cannot lock {}", path.shown())
     }
 
     /// Whether the file system keeps others out; some network shares cannot.

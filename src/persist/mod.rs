@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::clip::Identity;
+use crate::util::show::Show;
 
 /// Whether the run `identity` can resume `saved`; one that it cannot resume may be replaced, if
 /// `may_replace`, when that loses no step.
@@ -40,7 +41,7 @@ pub fn can_resume(saved: &SavedRun, identity: &Identity, may_replace: bool) -> R
         "{} is a saved run with other settings, after {} steps:{}\n\
          hint: give the same settings to resume it, another --output to keep it, or --resume never \
          to start from the beginning and replace it",
-        saved.path.display(),
+        saved.path.shown(),
         saved.steps_taken(),
         lines.concat()
     )

@@ -11,6 +11,7 @@ use super::Identity;
 use super::file;
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
+use crate::util::show::Show;
 
 /// How the name of a spare state's folder begins, and the state's own.
 const SPARE_FOLDER: &str = "wan-i2v-";
@@ -90,7 +91,7 @@ impl StateWriter {
             Err(error) => {
                 let kept = match self.latest() {
                     Some((path, step)) => {
-                        format!("the state after step {step} stays in {}", path.display())
+                        format!("the state after step {step} stays in {}", path.shown())
                     }
                     None => "none is on disk yet".to_owned(),
                 };
@@ -134,7 +135,7 @@ impl StateWriter {
         let bytes = written.map_err(|second| {
             error.context(format!(
                 "neither in {} ({second:#})",
-                env::temp_dir().display()
+                env::temp_dir().shown()
             ))
         });
         match bytes {
@@ -143,8 +144,8 @@ impl StateWriter {
                     let text = format!(
                         "the state after step {step} cannot be saved as {}; until it can it is kept \
                          as {}",
-                        self.path.display(),
-                        spare.display()
+                        self.path.shown(),
+                        spare.shown()
                     );
                     progress.report(EventKind::Warning(&text));
                 }
@@ -178,7 +179,7 @@ fn new_spare() -> Result<PathBuf> {
         .prefix(SPARE_FOLDER)
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
-        .with_context(|| format!("nothing can be created in {}", env::temp_dir().display()))?;
+        .with_context(|| format!("nothing can be created in {}", env::temp_dir().shown()))?;
     Ok(folder.keep().join(SPARE))
 }
 

@@ -9,6 +9,7 @@ use crate::clip::{Request, Settings};
 use crate::media::clip::ClipWriter;
 use crate::media::strip::FilmStrip;
 use crate::media::tags::Tags;
+use crate::util::show::Show;
 
 /// A clip being written; it appears under its name when it is finished.
 pub(super) struct ClipFile<'a> {
@@ -29,7 +30,7 @@ impl<'a> ClipFile<'a> {
     ) -> Result<Self> {
         let output = request.output.as_path();
         let writer = ClipWriter::create(output, &settings.clip_spec(), tags.as_ref())
-            .with_context(|| format!("--output {}", output.display()))?;
+            .with_context(|| format!("--output {}", output.shown()))?;
         let strip = request.strip.as_deref();
         let strip = strip.map(|path| FilmStrip::new(path, settings.frames, tags));
         Ok(Self {
@@ -57,7 +58,7 @@ impl<'a> ClipFile<'a> {
     pub(super) fn finish(self) -> Result<()> {
         let output = self.output;
         let finished = self.writer.finish();
-        finished.with_context(|| format!("--output {}", output.display()))?;
+        finished.with_context(|| format!("--output {}", output.shown()))?;
         let strip = self.strip.map(FilmStrip::finish).transpose();
         strip.context("--strip; the clip is complete")?;
         Ok(())

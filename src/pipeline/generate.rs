@@ -17,6 +17,7 @@ use crate::persist::{SavedRun, StateWriter};
 use crate::progress::{Memory, Progress, Recorder, Summary};
 use crate::runtime::Device;
 use crate::sampling::noise::randn;
+use crate::util::show::Show;
 
 impl Job {
     /// Makes the clip.
@@ -59,7 +60,7 @@ impl Job {
 
         let denoiser = if let Some(SavedRun { path, state, .. }) = saved {
             Denoiser::resume(&checkpoint, device, memory, state, &settings)
-                .with_context(|| format!("{} cannot be resumed", path.display()))?
+                .with_context(|| format!("{} cannot be resumed", path.shown()))?
         } else {
             // 1. Text: prompts to embeddings.
             let prompts = encode_prompts(&checkpoint, device, &self.prompts, dump, progress)?;

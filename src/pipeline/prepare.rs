@@ -20,6 +20,7 @@ use crate::media::strip;
 use crate::media::tags::Tags;
 use crate::persist::dump::Dump;
 use crate::runtime::Device;
+use crate::util::show::Show;
 use crate::util::temporary;
 use crate::weights::Checkpoint;
 
@@ -87,7 +88,7 @@ impl Job {
         let model = cache.model(&request.model, request.bits)?;
         let checkpoint = model.checkpoint();
         let settings = request.resolve(&checkpoint, picture.size())?;
-        let output = || format!("--output {}", request.output.display());
+        let output = || format!("--output {}", request.output.shown());
         settings.clip_spec().check(kind).with_context(output)?;
         check_positions(&settings, &checkpoint)?;
 

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::media::picture::Picture;
 use crate::util::hex::to_hex;
+use crate::util::show::Show;
 
 /// A picture's size and hashes, and its pixels while they are kept.
 #[derive(Clone, Debug)]
@@ -79,7 +80,7 @@ impl SourceImage {
         ensure!(
             picture.sha256() == Some(&self.file_hash),
             "the picture {} has been replaced since it was checked; run it again",
-            self.path.display()
+            self.path.shown()
         );
         Ok(picture)
     }

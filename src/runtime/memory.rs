@@ -7,6 +7,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::DeviceKind;
 use super::ffi::metal_size;
 
+/// Bytes of a machine that tells nothing.
+const UNKNOWN: u64 = 8 << 30;
+
 /// Bytes that a run may take when nobody says how many: on the GPU what Metal recommends to keep
 /// resident, elsewhere as large a share of what the machine, or its container, has.
 ///
@@ -19,11 +22,13 @@ pub fn default_memory_budget(kind: DeviceKind) -> u64 {
         return bytes;
     }
     let system = memory_of_the_system();
-    let limit = system
-        .cgroup_limits()
-        .map_or(u64::MAX, |limits| limits.total_memory);
+    let limit = limits(&system).map_or(u64::MAX, |limits| limits.total_memory);
+    let total = match system.total_memory() {
+        0 => installed_memory().unwrap_or(UNKNOWN),
+        total => total,
+    };
     // Three quarters of the whole is what Metal names on a Mac.
-    system.total_memory().min(limit).min(allowed()) / 4 * 3
+    total.min(limit).min(allowed()) / 4 * 3
 }
 
 /// Bytes that the limits of the process allow it (`ulimit -v`, `ulimit -d`).
@@ -38,14 +43,29 @@ fn allowed() -> u64 {
 /// Bytes that nobody uses now, where the system says so.
 pub fn free_memory() -> Option<u64> {
     let system = memory_of_the_system();
-    let limit = system
-        .cgroup_limits()
-        .map_or(u64::MAX, |limits| limits.free_memory);
+    let limit = limits(&system).map_or(u64::MAX, |limits| limits.free_memory);
     match system.available_memory() {
         // macOS does not count what it could evict.
         0 => None,
         available => Some(available.min(limit)),
     }
+}
+
+/// What a container may take. The library wants to know of a system's memory first, which it does
+/// not where `/proc` is missing or cannot be read.
+fn limits(system: &sysinfo::System) -> Option<sysinfo::CGroupLimits> {
+    (system.total_memory() > 0).then(|| system.cgroup_limits())?
+}
+
+/// What the kernel says without `/proc`.
+fn installed_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let info = rustix::system::sysinfo();
+        Some(info.totalram.saturating_mul(info.mem_unit.into()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 fn memory_of_the_system() -> sysinfo::System {

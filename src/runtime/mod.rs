@@ -12,6 +12,7 @@ mod ffi;
 pub mod kernels;
 mod memory;
 mod state;
+mod threads;
 
 pub use arrays::{MAX_KERNEL_ROWS, all_finite, f32, in_chunks, in_row_chunks, rows, to_host};
 pub use counters::{count_product, count_unpacked, operations, unpacked};
@@ -23,3 +24,4 @@ pub use memory::{
     default_memory_budget, free_memory, largest_buffer, limit_memory, recommended_working_set, wire,
 };
 pub use state::State;
+pub use threads::start_threads;

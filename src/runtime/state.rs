@@ -52,11 +52,12 @@ impl State {
     /// A count.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is none of that name, or it is of more than a run can have.
     pub fn count(&self, name: &str) -> Result<usize> {
         let count = self.numbers.get(name).copied();
         count
-            .and_then(|count| usize::try_from(count).ok())
+            .and_then(|count| u32::try_from(count).ok())
+            .map(|count| count as usize)
             .with_context(|| format!("the saved run has no {name}"))
     }
 

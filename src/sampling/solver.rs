@@ -89,7 +89,8 @@ impl Sampler {
     /// Takes it from there.
     ///
     /// # Errors
-    /// When something is missing, or the state is of a longer run.
+    /// When something is missing or is there that this solver does not have after so many steps, or
+    /// the state is of a longer run.
     pub fn restore(&mut self, state: &State) -> anyhow::Result<()> {
         let step = state.count("step")?;
         anyhow::ensure!(
@@ -97,13 +98,36 @@ impl Sampler {
             "the saved run has taken {step} of {} steps",
             self.schedule.steps()
         );
-        self.step = step;
-        self.last = state.optional("solver.last");
-        self.before_last = state.optional("solver.before_last");
-        self.predicted_from = match state.optional("solver.predicted_from") {
+        let latents = state.array("latents")?;
+        let memory = |name: &str, expected: bool| {
+            let array = state.optional(name);
+            let is_right = match &array {
+                Some(array) => expected && array.shape() == latents.shape(),
+                None => !expected,
+            };
+            anyhow::ensure!(
+                is_right,
+                "the saved run's {name} is not what {} has after {step} steps",
+                self.solver
+            );
+            Ok(array)
+        };
+        let remembers = self.solver != Solver::Euler;
+        let last = memory("solver.last", remembers && step >= 1)?;
+        let before_last = memory("solver.before_last", remembers && step >= 2)?;
+        let predicts = self.solver == Solver::UniPc && step >= 1;
+        let predicted_from = match memory("solver.predicted_from", predicts)? {
             Some(from) => Some((from, state.count("solver.order")?)),
             None => None,
         };
+        anyhow::ensure!(
+            predicted_from
+                .as_ref()
+                .is_none_or(|(_, order)| (1..=2).contains(order)),
+            "the saved run's solver.order is none of a solver"
+        );
+        (self.step, self.last, self.before_last) = (step, last, before_last);
+        self.predicted_from = predicted_from;
         Ok(())
     }
 
@@ -216,5 +240,60 @@ fn weighted(terms: &[(f64, &Array)]) -> Result<Array> {
         (Some(sum), _) => Ok(sum),
         (None, Some((_, array))) => mlx_rs::ops::zeros_like(array),
         (None, None) => Err(mlx_rs::error::Exception::custom("a sum of no terms")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a run with `solver` has after so many of four steps.
+    fn state_after(solver: Solver, steps: usize) -> State {
+        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0));
+        let mut x = Array::from_slice(&[0.5_f32, -1.0], &[2]);
+        for _ in 0..steps {
+            x = sampler.step(&x, &x).unwrap();
+        }
+        let mut state = State::default();
+        state.set("latents", &x);
+        sampler.save(&mut state);
+        state
+    }
+
+    fn restored(solver: Solver, state: &State) -> anyhow::Result<Sampler> {
+        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0));
+        sampler.restore(state).map(|()| sampler)
+    }
+
+    #[test]
+    fn a_state_that_no_run_has_is_refused() {
+        for solver in [Solver::Euler, Solver::UniPc, Solver::DpmPlusPlus] {
+            for steps in 0..=4 {
+                let state = state_after(solver, steps);
+                let sampler = restored(solver, &state).unwrap();
+                assert_eq!(sampler.step_index(), steps);
+                for claimed in (0..=4).filter(|&claimed| claimed != steps) {
+                    let mut lies = state.clone();
+                    lies.set_count("step", claimed);
+                    // Euler remembers nothing; from two steps on the others remember the same.
+                    let same = solver == Solver::Euler || claimed.min(steps) >= 2;
+                    assert_eq!(
+                        restored(solver, &lies).is_ok(),
+                        same,
+                        "{solver} {steps} {claimed}"
+                    );
+                }
+            }
+        }
+        let state = state_after(Solver::UniPc, 2);
+        for order in [0, 3, usize::MAX] {
+            let mut lies = state.clone();
+            lies.set_count("solver.order", order);
+            assert!(restored(Solver::UniPc, &lies).is_err());
+        }
+        let mut lies = state.clone();
+        lies.set("solver.last", &Array::from_slice(&[1.0_f32], &[1]));
+        let error = restored(Solver::UniPc, &lies).unwrap_err().to_string();
+        assert!(error.contains("solver.last"), "{error}");
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use super::outline;
 use super::sentencepiece::{self, Arrays};
 use crate::util::files::read_small;
+use crate::util::show::Show;
 
 /// The token that closes every sequence (T5's end of sentence).
 const END: &str = "</s>";
@@ -70,8 +71,8 @@ impl Tokenizer {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json = read_small(path, outline::MAX_FILE as u64)
-            .with_context(|| format!("cannot read the tokenizer {}", path.display()))?;
-        Self::from_json(&json, &path.display().to_string())
+            .with_context(|| format!("cannot read the tokenizer {}", path.shown()))?;
+        Self::from_json(&json, &path.shown().to_string())
     }
 
     /// Reads the content of a `tokenizer.json` that is called `name` in messages.

@@ -1,10 +1,11 @@
 //! Reading small files within bounds, and telling files apart.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::util::show::Show;
 use anyhow::{Result, ensure};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -13,8 +14,14 @@ use rustix::io::Errno;
 /// 0.1 MB.
 pub(crate) const MAX_JSON: u64 = 16 << 20;
 
+/// The most bytes of what the program keeps for itself: rates, a token, the beginning of a report.
+pub(crate) const MAX_OWN: u64 = 1 << 20;
+
 /// The most bytes of a job file: more than a million jobs.
 pub(crate) const MAX_JOBS: u64 = 256 << 20;
+
+/// The most bytes of a batch's report, which has half a kilobyte a clip.
+pub(crate) const MAX_REPORT: u64 = 1 << 30;
 
 /// The content of a regular file of at most `most` bytes. A pipe or a device in its place is refused
 /// at once, where reading it could wait, or go on, forever.
@@ -22,16 +29,26 @@ pub(crate) const MAX_JOBS: u64 = 256 << 20;
 /// # Errors
 /// When it cannot be read, is no regular file or is larger.
 pub(crate) fn read_small(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
+    ensure!(size <= most, "it has {size} bytes; expected at most {most}");
+    read_to(file, most)
+}
+
+/// Opens a regular file to read it; a pipe or a device in its place is refused at once.
+///
+/// # Errors
+/// When it cannot be opened or is no regular file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     // Opening a pipe that nobody writes to would wait as well.
     let file = open(path, OFlags::NONBLOCK)?;
-    let metadata = file.metadata()?;
-    ensure!(metadata.is_file(), "it is no regular file");
-    ensure!(
-        metadata.len() <= most,
-        "it has {} bytes; expected at most {most}",
-        metadata.len()
-    );
-    read_to(file, most)
+    let kind = file.metadata()?.file_type();
+    let found = match kind.is_file() {
+        true => return Ok(file),
+        false if kind.is_dir() => "a folder",
+        false => "no regular file",
+    };
+    Err(io::Error::other(format!("it is {found}")))
 }
 
 /// The first bytes of a regular file, at most so many; nothing of a link.
@@ -63,10 +80,10 @@ pub(crate) fn read_stream(path: &Path, most: u64) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// When it cannot be opened, or is no regular file of this one name.
-pub(crate) fn open_own(path: &Path) -> std::io::Result<File> {
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let refused = |what: &str| {
-        let text = format!("{} {what}; remove it", path.display());
-        Err(std::io::Error::new(ErrorKind::AlreadyExists, text))
+        let text = format!("{} {what}; remove it", path.shown());
+        Err(io::Error::new(ErrorKind::AlreadyExists, text))
     };
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();

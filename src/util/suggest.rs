@@ -1,9 +1,11 @@
 //! What the user may have meant.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use crate::util::files;
+use crate::util::show::Show;
 use anyhow::{Error, Result, anyhow};
 
 /// The most names of a folder that are looked at.
@@ -29,7 +31,7 @@ pub fn did_you_mean_path(path: &Path) -> String {
     let Ok(entries) = fs::read_dir(if here { Path::new(".") } else { folder }) else {
         return match folder.exists() {
             true => String::new(),
-            false => format!("; there is no folder {}", folder.display()),
+            false => format!("; there is no folder {}", folder.shown()),
         };
     };
     let names = entries.flatten().take(MAX_NAMES);
@@ -39,7 +41,7 @@ pub fn did_you_mean_path(path: &Path) -> String {
         .collect();
     let known = names.iter().map(String::as_str);
     match nearest(&name.to_string_lossy(), known) {
-        Some(known) => format!("; did you mean {}?", folder.join(known).display()),
+        Some(known) => format!("; did you mean {}?", folder.join(known).shown()),
         None => String::new(),
     }
 }
@@ -49,7 +51,19 @@ pub fn did_you_mean_path(path: &Path) -> String {
 /// # Errors
 /// When it cannot be opened; where there is none, with the name that may be meant.
 pub fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|error| match error.kind() {
+    found(path, File::open(path))
+}
+
+/// As [`open`], of a regular file alone.
+///
+/// # Errors
+/// As [`open`], and when it is no regular file.
+pub fn open_regular(path: &Path) -> Result<File> {
+    found(path, files::open_regular(path))
+}
+
+fn found(path: &Path, opened: io::Result<File>) -> Result<File> {
+    opened.map_err(|error| match error.kind() {
         ErrorKind::NotFound => anyhow!("{error}{}", did_you_mean_path(path)),
         _ => Error::new(error),
     })
@@ -85,12 +99,12 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("start.png"), "").unwrap();
         fs::write(path(".strat.png"), "").unwrap();
-        let meant = format!("; did you mean {}?", path("start.png").display());
+        let meant = format!("; did you mean {}?", path("start.png").shown());
         assert_eq!(did_you_mean_path(&path("strat.png")), meant);
         assert_eq!(did_you_mean_path(&path("start.jpg")), meant);
         assert_eq!(did_you_mean_path(&path("x")), "");
         assert_eq!(did_you_mean_path(Path::new("/")), "");
-        let nowhere = format!("; there is no folder {}", path("a").display());
+        let nowhere = format!("; there is no folder {}", path("a").shown());
         assert_eq!(did_you_mean_path(&path("a/start.png")), nowhere);
     }
 }

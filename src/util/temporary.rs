@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use super::files::real;
+use super::show::Show;
 
 /// How every temporary name begins.
 const PREFIX: &str = ".wan-i2v-";
@@ -47,7 +48,7 @@ fn make<T>(
     if let Err(error) = fs::symlink_metadata(without_slash(path))
         && error.kind() != ErrorKind::NotFound
     {
-        bail!("cannot write {}: {error}", path.display());
+        bail!("cannot write {}: {error}", path.shown());
     }
     let prefix = prefix(path);
     let mut builder = Builder::new();
@@ -56,8 +57,8 @@ fn make<T>(
     make(builder.prefix(&prefix), place).with_context(|| {
         format!(
             "cannot write {}: nothing can be created in the folder {}",
-            path.display(),
-            place.display()
+            path.shown(),
+            place.shown()
         )
     })
 }
@@ -112,13 +113,13 @@ fn parent(path: &Path) -> Result<PathBuf> {
     let parent = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
-        None => bail!("cannot write to {}", path.display()),
+        None => bail!("cannot write to {}", path.shown()),
     };
     ensure!(
         parent.is_dir(),
         "cannot write {}: the folder {} does not exist; create it first",
-        path.display(),
-        parent.display()
+        path.shown(),
+        parent.shown()
     );
     Ok(parent.to_owned())
 }

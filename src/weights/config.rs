@@ -1,6 +1,6 @@
 //! A part's dimensions: from a configuration beside it, or from its tensors' shapes.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +14,7 @@ use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{Recorder, TensorSpec};
+use crate::util::show::Show;
 
 /// The file beside a part, or beside all of them, that holds dimensions.
 pub const CONFIG: &str = "config.json";
@@ -204,7 +205,8 @@ fn mentions(json: &Value, class: &str, fields: &[&str]) -> bool {
 
 /// From the text and not from the parsed value, since its errors name the line.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
-    serde_json::from_slice(text).map_err(Into::into)
+    // They quote it, too.
+    serde_json::from_slice(text).map_err(|error| anyhow!("{}", error.to_string().shown()))
 }
 
 fn untold(part: &Part) -> String {

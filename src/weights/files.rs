@@ -2,17 +2,18 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 
 use super::container::mapped::Mapped;
-use crate::util::files::{MAX_JSON, read_small};
+use crate::util::files::{MAX_JSON, open_regular, read_small};
+use crate::util::show::Show;
 
 /// The most bytes of a small file: UMT5-XXL's tokenizer.json, the largest, has 17 MB.
 const MAX_SMALL: u64 = 64 << 20;
@@ -93,7 +94,7 @@ impl From<&Path> for Files {
 impl fmt::Display for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Files::Folder(folder) => folder.display().fmt(f),
+            Files::Folder(folder) => folder.shown().fmt(f),
             Files::Embedded { prefix, .. } => write!(f, "tiny/{}", prefix.trim_end_matches('/')),
         }
     }
@@ -132,7 +133,7 @@ impl Files {
     /// A file's name in messages.
     pub fn name(&self, file: &str) -> String {
         match self {
-            Files::Folder(folder) => folder.join(file).display().to_string(),
+            Files::Folder(folder) => folder.join(file).shown().to_string(),
             Files::Embedded { prefix, .. } => format!("tiny/{prefix}{file}"),
         }
     }
@@ -244,6 +245,7 @@ impl Files {
             content.len()
         );
         serde_json::from_slice(&content)
+            .map_err(|error| anyhow!("{}", error.to_string().shown()))
             .with_context(|| format!("{} does not hold what is expected there", self.name(file)))
     }
 
@@ -259,7 +261,8 @@ impl Files {
                 .with_context(|| format!("{} is not there", self.name(file)));
         };
         let name = self.name(file);
-        let file = File::open(folder.join(file)).with_context(|| format!("cannot open {name}"))?;
+        let file =
+            open_regular(&folder.join(file)).with_context(|| format!("cannot open {name}"))?;
         ensure!(
             file.metadata()?.len() > 8,
             "{name}: the file is empty or cut off; download it again"

@@ -11,6 +11,7 @@ use super::files::Files;
 use super::naming::Kind;
 use super::part;
 use super::store::{Location, TensorStore};
+use crate::util::show::Show;
 use crate::util::suggest::did_you_mean_path;
 
 /// One of the parts of a model that have weights.
@@ -171,13 +172,13 @@ impl Layout {
                 format!(
                     "{}: this is an expert, but its path says neither high nor low; say which with \
                      --part high or --part low",
-                    path.display()
+                    path.shown()
                 )
             })?,
             None => bail!(
                 "{}: no part of a Wan2.2 image-to-video model (an expert, a VAE, a UMT5 text \
                  encoder)",
-                path.display()
+                path.shown()
             ),
         };
         let mut layout = Self::default();
@@ -354,7 +355,7 @@ impl Layout {
             return tokenizer_in(&Files::from(path)).with_context(|| {
                 format!(
                     "{}: no tokenizer in this folder; expected {}",
-                    path.display(),
+                    path.shown(),
                     TOKENIZER_FILES.join(" or ")
                 )
             });
@@ -362,7 +363,7 @@ impl Layout {
         ensure!(
             path.is_file(),
             "{}: no such file or folder{}",
-            path.display(),
+            path.shown(),
             did_you_mean_path(path)
         );
         let (files, name) = Files::holding(path);

@@ -25,7 +25,7 @@ pub use quantize::Bits;
 pub use settings::{FILE as SETTINGS, Recommended};
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -43,6 +43,7 @@ use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use crate::runtime::Device;
 pub use crate::sampling::Expert;
 use crate::text::{Arrays, Tokenizer};
+use crate::util::show::Show;
 
 impl From<Expert> for PartName {
     fn from(expert: Expert) -> Self {
@@ -141,6 +142,37 @@ pub struct Checkpoint {
     pub settings: Recommended,
     /// See [`Self::part_fingerprint`].
     fingerprints: OnceLock<Vec<String>>,
+    /// What was computed of weights' sizes: a search for settings that fit asks a thousand times.
+    held: Remembered<(PartName, Device), Held>,
+    vae_held: Remembered<Device, (u64, u64)>,
+}
+
+/// Values by what they were computed for, which are few.
+#[derive(Debug)]
+struct Remembered<K, V>(Mutex<Vec<(K, V)>>);
+
+impl<K, V> Default for Remembered<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: PartialEq, V: Copy> Remembered<K, V> {
+    fn get(&self, key: K, compute: impl FnOnce() -> Result<V>) -> Result<V> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known()
+            .iter()
+            .find(|(other, _)| *other == key)
+            .map(|(_, value)| *value);
+        match found {
+            Some(value) => Ok(value),
+            None => {
+                let value = compute()?;
+                known().push((key, value));
+                Ok(value)
+            }
+        }
+    }
 }
 
 impl Checkpoint {
@@ -184,6 +216,8 @@ impl Checkpoint {
             layout,
             bits,
             fingerprints: OnceLock::new(),
+            held: Remembered::default(),
+            vae_held: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
         let configs = [
@@ -270,14 +304,16 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::weight_bytes`].
     pub fn weights_held(&self, name: PartName, device: Device) -> Result<Held> {
-        let config = match name {
-            PartName::HighNoise => PartConfig::Expert(self.high.clone()),
-            PartName::LowNoise => PartConfig::Expert(self.low.clone()),
-            PartName::Vae => PartConfig::Vae(self.vae.clone()),
-            PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
-        };
-        let part = self.part(name)?;
-        self.loader(&part, name, device).held(&config.specs()?)
+        self.held.get((name, device), || {
+            let config = match name {
+                PartName::HighNoise => PartConfig::Expert(self.high.clone()),
+                PartName::LowNoise => PartConfig::Expert(self.low.clone()),
+                PartName::Vae => PartConfig::Vae(self.vae.clone()),
+                PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
+            };
+            let part = self.part(name)?;
+            self.loader(&part, name, device).held(&config.specs()?)
+        })
     }
 
     /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
@@ -285,15 +321,17 @@ impl Checkpoint {
     /// # Errors
     /// As there.
     pub fn vae_bytes(&self, device: Device) -> Result<(u64, u64)> {
-        let part = self.part(PartName::Vae)?;
-        let loader = self.loader(&part, PartName::Vae, device);
-        let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
-        VaeEncoder::load(&self.vae, &mut encoder, Recorder::DEVICE)?;
-        VaeDecoder::load(&self.vae, &mut decoder, Recorder::DEVICE)?;
-        Ok((
-            loader.held(&encoder.specs)?.bytes,
-            loader.held(&decoder.specs)?.bytes,
-        ))
+        self.vae_held.get(device, || {
+            let part = self.part(PartName::Vae)?;
+            let loader = self.loader(&part, PartName::Vae, device);
+            let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
+            VaeEncoder::load(&self.vae, &mut encoder, Recorder::DEVICE)?;
+            VaeDecoder::load(&self.vae, &mut decoder, Recorder::DEVICE)?;
+            Ok((
+                loader.held(&encoder.specs)?.bytes,
+                loader.held(&decoder.specs)?.bytes,
+            ))
+        })
     }
 
     /// Loads the text encoder.
@@ -410,7 +448,7 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
             ensure!(
                 root.is_dir(),
                 "--model {}: {}; expected the folder of a model",
-                root.display(),
+                root.shown(),
                 if root.exists() {
                     "not a folder (name single files with --high, --low, --vae, --text-encoder \
                      and --tokenizer)"
@@ -427,7 +465,7 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
                 tokenizer: sources.tokenizer.is_some(),
             };
             Layout::of_folder_without(&Files::from(root.as_path()), &named)
-                .with_context(|| format!("--model {}", root.display()))?
+                .with_context(|| format!("--model {}", root.shown()))?
         }
         None => Layout::default(),
     };

@@ -15,6 +15,7 @@ use super::container::{gguf, pth, safetensors};
 use super::files::{Bytes, Files};
 use crate::media::read::npy::is_npy;
 use crate::media::shows_pictures;
+use crate::util::show::Show;
 use crate::util::suggest::did_you_mean_path;
 
 /// How a file holds its tensors.
@@ -86,7 +87,7 @@ impl Location {
         ensure!(
             path.is_file(),
             "{}: no such file or folder{}",
-            path.display(),
+            path.shown(),
             did_you_mean_path(path)
         );
         let (files, name) = Files::holding(path);
@@ -271,11 +272,13 @@ impl TensorStore {
             let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
             ensure!(
                 entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
-                "{path}: the tensor {name} is cut off; download the file again"
+                "{path}: the tensor {} is cut off; download the file again",
+                name.shown()
             );
             ensure!(
                 self.entries.insert(name.clone(), entry).is_none(),
-                "{path}: the tensor {name} stands in another shard too; expected it once"
+                "{path}: the tensor {} stands in another shard too; expected it once",
+                name.shown()
             );
         }
         self.container = container;
@@ -328,9 +331,10 @@ impl TensorStore {
         });
         ensure!(
             is_right,
-            "{}: the tensor {name} is damaged: its bytes do not have the checksum that the archive \
+            "{}: the tensor {} is damaged: its bytes do not have the checksum that the archive \
              names\nhint: download the file again",
-            self.location
+            self.location,
+            name.shown()
         );
         Ok(())
     }

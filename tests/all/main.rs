@@ -22,6 +22,8 @@
 //! [`support`] is what they share. Golden data is in `tests/golden` and `tests/data`; the scripts
 //! that made it are `scripts/golden` and `scripts/golden_*.py`.
 
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
+
 mod support;
 
 mod analysis;

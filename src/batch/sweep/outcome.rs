@@ -1,6 +1,5 @@
 //! What a run gave.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use super::Run;
 use crate::clip::Identity;
 use crate::diagnose::analyze::{FrameStats, Report, Status, page};
 use crate::pipeline::{Passes, Phase, Summary};
+use crate::util::files::{MAX_JSON, read_small};
 
 /// The version of an outcome's JSON. Outcomes of another one are made anew.
 pub const SCHEMA: u32 = 2;
@@ -154,7 +154,7 @@ impl Outcome {
     /// The outcome at `path`, if one exists of the same run, whose clip is in `folder`. What cannot
     /// be read counts as missing.
     pub fn finished(path: &Path, folder: &Path, identity: &Identity) -> Option<Self> {
-        let outcome: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let outcome: Self = serde_json::from_slice(&read_small(path, MAX_JSON).ok()?).ok()?;
         let same = outcome.schema == SCHEMA
             && outcome.identity == *identity
             && folder.join(&outcome.clip).exists();

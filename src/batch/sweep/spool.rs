@@ -10,6 +10,7 @@ use image::RgbImage;
 use image::imageops::{self, FilterType};
 
 use crate::media::read;
+use crate::util::show::Show;
 
 /// Frames of one size, clip by clip.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl Spool {
     /// When it cannot be created.
     pub fn new(folder: &Path, cell: (u32, u32), paper: image::Rgb<u8>) -> Result<Self> {
         let file = tempfile::tempfile_in(folder)
-            .with_context(|| format!("cannot write in {}", folder.display()))?;
+            .with_context(|| format!("cannot write in {}", folder.shown()))?;
         Ok(Self {
             file,
             cell,

@@ -11,7 +11,8 @@ use crate::media::{Resize, strip};
 use anyhow::Result;
 
 use crate::cli::flags::AnalyzeArgs;
-use crate::cli::ui::{columns, exit_code, print, visible};
+use crate::cli::ui::{columns, exit_code, print, print_json};
+use crate::util::show::visible;
 
 impl AnalyzeArgs {
     /// Prints the verdicts and writes the pages; fails when there is an alarm.
@@ -26,11 +27,10 @@ impl AnalyzeArgs {
         let resize = self.resize();
         let report = analyze::file(&self.file, picture.as_ref().map(|p| (p, resize)))?;
         self.write_pages(&report)?;
-        let text = match self.json {
-            true => serde_json::to_string_pretty(&report)? + "\n",
-            false => self.table(&report),
-        };
-        print(&text)?;
+        match self.json {
+            true => print_json(&report)?,
+            false => print(&self.table(&report))?,
+        }
         Ok(exit_code(!report.alarm))
     }
 

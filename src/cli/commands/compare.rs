@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::resolve::model;
 use crate::cli::flags::CompareArgs;
-use crate::cli::ui::{Transfer, columns, print, stderr};
+use crate::cli::ui::{Transfer, columns, print, print_json, stderr};
+use crate::util::show::Show;
 
 /// The exit code of what cannot be compared.
 const TROUBLE: u8 = 2;
@@ -40,16 +41,15 @@ impl CompareArgs {
             Progress::Read(bytes) => transfer.advance(bytes),
         })?;
         transfer.finish();
-        let text = if self.json {
+        if self.json {
             let mut report = serde_json::to_value(&made)?;
             report["a"] = json!(self.a);
             report["b"] = json!(self.b);
-            serde_json::to_string_pretty(&report)? + "\n"
+            print_json(&report)?;
         } else {
             let most = if self.all { usize::MAX } else { self.most };
-            table(&made, most)
-        };
-        print(&text)?;
+            print(&table(&made, most))?;
+        }
         Ok(made.inside)
     }
 }
@@ -96,7 +96,12 @@ fn table(made: &Comparison, most: usize) -> String {
         text += &not_finite(row);
     }
     if let Some(departs) = &made.departs {
-        let _ = writeln!(text, "first departs: {}, {}", departs.name, departs.stage);
+        let _ = writeln!(
+            text,
+            "first departs: {}, {}",
+            departs.name.shown(),
+            departs.stage
+        );
     }
     text + &verdict(made)
 }
@@ -151,8 +156,8 @@ fn number(value: f64) -> String {
 
 fn full_name(part: Option<PartName>, name: &str) -> String {
     match part {
-        Some(part) => format!("{part}: {name}"),
-        None => name.to_owned(),
+        Some(part) => format!("{part}: {}", name.shown()),
+        None => name.shown().to_string(),
     }
 }
 

@@ -15,7 +15,8 @@ use tempfile::NamedTempFile;
 
 use super::resolve::model;
 use crate::cli::flags::DoctorArgs;
-use crate::cli::ui::{exit_code, human_bytes, human_time, info, print};
+use crate::cli::ui::{exit_code, human_bytes, human_time, info, print, print_json};
+use crate::util::show::Show;
 
 impl DoctorArgs {
     /// Makes the checks. The exit code says whether all is well.
@@ -43,17 +44,19 @@ impl DoctorArgs {
             model: &model,
             with_paths: self.with_paths,
         };
-        let text = match self.json {
-            true => serde_json::to_string_pretty(&shown.json()?)? + "\n",
-            false => format!("\n{}\n{}\n", facts(&diagnosis.machine), verdict(&diagnosis)),
-        };
-        print(&text)?;
+        match self.json {
+            true => print_json(&shown.json()?)?,
+            false => {
+                let (facts, verdict) = (facts(&diagnosis.machine), verdict(&diagnosis));
+                print(&format!("\n{facts}\n{verdict}\n"))?;
+            }
+        }
         if let (Some(mut file), Some(path)) = (report, &self.report) {
-            let cannot = || format!("--report {}: cannot write it", path.display());
+            let cannot = || format!("--report {}: cannot write it", path.shown());
             file.write_all(shown.markdown().as_bytes())
                 .with_context(cannot)?;
             file.persist(path).with_context(cannot)?;
-            info!("report: {}", path.display());
+            info!("report: {}", path.shown());
         }
         Ok(exit_code(diagnosis.sound))
     }
@@ -66,7 +69,7 @@ fn open_report(path: &Path) -> Result<NamedTempFile> {
         _ => Path::new("."),
     };
     NamedTempFile::new_in(folder)
-        .with_context(|| format!("--report {}: cannot write there", path.display()))
+        .with_context(|| format!("--report {}: cannot write there", path.shown()))
 }
 
 /// A check in a line.
@@ -246,7 +249,7 @@ impl Shown<'_> {
 fn paths(sources: &Sources) -> String {
     let parts = sources.parts.iter().flatten();
     let all = sources.model.iter().chain(parts).chain(&sources.tokenizer);
-    let all: Vec<String> = all.map(|path| path.display().to_string()).collect();
+    let all: Vec<String> = all.map(|path| path.shown().to_string()).collect();
     all.join(", ")
 }
 

@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::resolve::model::{self, Place};
 use crate::cli::flags::InspectArgs;
-use crate::cli::ui::{columns, human_bytes, human_count, info, print, visible};
+use crate::cli::ui::{columns, human_bytes, human_count, info, print, print_json};
+use crate::util::show::Show;
 
 impl InspectArgs {
     /// Prints what the source is. True when this program can run it and, where that was to be
@@ -34,13 +35,12 @@ impl InspectArgs {
             .all(|file| file.wrong().count() == 0);
         let runs = report.runs;
         let all = Inspected { report, verified };
-        let text = if self.json {
-            serde_json::to_string_pretty(&all)? + "\n"
+        if self.json {
+            print_json(&all)?;
         } else {
             let verified = all.verified.as_deref().map(verified_table);
-            verified.unwrap_or_default() + &table(&all.report)
-        };
-        print(&text)?;
+            print(&(verified.unwrap_or_default() + &table(&all.report)))?;
+        }
         Ok(runs && intact)
     }
 
@@ -120,13 +120,12 @@ fn verified_table(files: &[Verified]) -> String {
             Outcome::Wrong(_) => "WRONG".into(),
             Outcome::Unknown(why) => format!("- ({why})"),
         };
-        let mut row = vec![visible(&file.path, " "), human_bytes(file.bytes)];
+        let mut row = vec![file.path.shown().to_string(), human_bytes(file.bytes)];
         row.extend([&file.hash, &file.checksums, &file.values].map(cell));
         rows.push(row);
         wrong += usize::from(file.wrong().count() > 0);
         for what in file.wrong() {
-            let what = format!("problem: {}: {what}", file.path);
-            let _ = writeln!(problems, "{}", visible(&what, "\n"));
+            let _ = writeln!(problems, "problem: {}: {what}", file.path.shown());
         }
     }
     let verdict = match wrong {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
 use crate::clip::Model;
@@ -17,6 +18,7 @@ use super::resolve::{self, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{Listener, Stoppable, info, stderr, told};
+use crate::util::show::Show;
 
 /// A clip to be made.
 #[derive(Debug)]
@@ -58,6 +60,28 @@ pub(super) trait Client: Progress {
     fn reporter(&self) -> &Many;
 }
 
+/// Says how far the checks are, from the first second on.
+pub(super) struct Checking {
+    clips: usize,
+    due: Instant,
+}
+
+impl Checking {
+    pub(super) fn of(clips: usize) -> Self {
+        Self {
+            clips,
+            due: Instant::now() + Duration::from_secs(1),
+        }
+    }
+
+    pub(super) fn reached(&mut self, number: usize) {
+        if Instant::now() >= self.due {
+            info!("{number} of {} clips checked", self.clips);
+            self.due = Instant::now() + Duration::from_secs(5);
+        }
+    }
+}
+
 /// Clips that were checked.
 pub(super) struct Checked {
     /// Those that can be made, by number.
@@ -81,7 +105,9 @@ impl Checked {
             rates: None,
             at_once: many.jobs_at_once.map(NonZeroUsize::get),
         };
+        let mut checking = Checking::of(wanted.len());
         for (number, clip) in wanted.into_iter().enumerate() {
+            checking.reached(number);
             let place = clip.place;
             let args = clip.args;
             let prepared = args
@@ -234,7 +260,7 @@ impl Folders {
             .map(Path::to_owned)
             .collect();
         fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            .with_context(|| format!("cannot make the folder {}", folder.shown()))?;
         self.0.extend(missing.into_iter().rev());
         Ok(())
     }

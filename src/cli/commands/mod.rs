@@ -29,8 +29,8 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
     bus::explain().context("cannot listen for signals")?;
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => args.run().map(exit_code),
-        (Some(Command::Convert(args)), _) => print_path(&args.run()?),
-        (Some(Command::Pull(args)), _) => print_path(&args.run()?),
+        (Some(Command::Convert(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
+        (Some(Command::Pull(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
         (Some(Command::Plan(args)), _) => args.run(),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),

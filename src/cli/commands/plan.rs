@@ -20,7 +20,9 @@ use serde_json::json;
 
 use super::resolve;
 use crate::cli::flags::PlanArgs;
-use crate::cli::ui::{columns, exit_code, human_bytes, human_time, info, print};
+use crate::cli::ui::{
+    columns, exit_code, human_bytes, human_time, info, print, print_json, stderr,
+};
 
 /// Tokens of a prompt when none is given.
 const PROMPT_TOKENS: usize = 64;
@@ -60,7 +62,7 @@ impl PlanArgs {
         let settled = plan_memory(clip, device, budget, Some(&rates))?;
         let refusal = (!settled.fits).then(|| refusal(clip, device, budget, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
-        let text = if as_json {
+        if as_json {
             let report = json!({
                 "width": settings.width,
                 "height": settings.height,
@@ -75,7 +77,7 @@ impl PlanArgs {
                 "computed": ways,
                 "forecast": settled.forecast,
             });
-            serde_json::to_string_pretty(&report)? + "\n"
+            print_json(&report)?;
         } else {
             let mut text = phases(&settled.forecast, &settings, &rates);
             let _ = writeln!(text, "\n{}", ways.describe(budget));
@@ -83,13 +85,12 @@ impl PlanArgs {
             if checkpoint.settings.size.is_none() {
                 text += &choices(clip, device, budget, &rates)?;
             }
-            text
-        };
-        print(&text)?;
+            print(&text)?;
+        }
         if let Some(refusal) = &refusal
             && !as_json
         {
-            info!("error: {refusal}");
+            stderr::error(refusal, 1);
         }
         Ok(exit_code(settled.fits))
     }

@@ -1,6 +1,5 @@
 //! `--preview`: pictures of a clip that is still being denoised, in a file or in the terminal.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use crate::clip::Request;
@@ -11,7 +10,7 @@ use indicatif::MultiProgress;
 use mlx_rs::Array;
 
 use crate::cli::flags::PreviewArgs;
-use crate::cli::ui::{Protocol, Style, stderr, style};
+use crate::cli::ui::{Protocol, Style, stderr, style, terminal};
 
 /// Pictures in the terminal; more do not fit side by side.
 const SHOWN: u32 = 5;
@@ -36,7 +35,7 @@ impl Screen {
         if path == Path::new("-") {
             let protocol = Protocol::of(|name| std::env::var(name).ok()).context("--preview -")?;
             ensure!(
-                std::io::stderr().is_terminal(),
+                terminal::is_seen(),
                 "--preview -: stderr is not a terminal; give a file, such as --preview preview.png"
             );
             ensure!(
@@ -110,7 +109,7 @@ impl Previews {
                 let (text, rows) = protocol.draw(&page, self.rows)?;
                 self.rows = rows;
                 self.console
-                    .suspend(|| std::io::stderr().write_all(&text))
+                    .suspend(|| terminal::draw(&text))
                     .context("cannot write to the terminal")
             }
             None => Ok(()),

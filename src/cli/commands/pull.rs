@@ -11,6 +11,7 @@ use super::convert;
 use super::resolve::model;
 use crate::cli::flags::PullArgs;
 use crate::cli::ui::{Transfer, human_bytes, info};
+use crate::util::show::Show;
 
 impl PullArgs {
     /// Fetches and prints the folder's path.
@@ -30,7 +31,7 @@ impl PullArgs {
         if let Some(finished) = finished {
             let source = HubSource::source(&repo, &listing.commit, &selection);
             finished.check(&source).context("--output")?;
-            info!("{}: is there already, and complete", target.display());
+            info!("{}: is there already, and complete", target.shown());
             return Ok(target);
         }
         for missing in &selection.missing {
@@ -52,7 +53,7 @@ impl PullArgs {
             needs <= free.saturating_add(there),
             "--output {}: about {} are needed there and {} are free; make room or choose another \
              disk",
-            target.display(),
+            target.shown(),
             human_bytes(needs),
             human_bytes(free)
         );

@@ -8,14 +8,15 @@ use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
 use crate::cli::flags::{Cli, CompletionsArgs, ManArgs};
-use crate::cli::ui::print;
+use crate::cli::ui::{print_path, print_raw};
+use crate::util::show::Show;
 
 impl CompletionsArgs {
     /// Prints them.
     pub(crate) fn run(self) -> Result<()> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "wan-i2v", &mut text);
-        print(&String::from_utf8(text)?)
+        print_raw(&text)
     }
 }
 
@@ -27,9 +28,9 @@ impl ManArgs {
         root = root.long_version(None);
         root.build();
         match self.folder {
-            None => print(&String::from_utf8(page(root)?)?),
+            None => print_raw(&page(root)?),
             Some(folder) => write(root, &folder)
-                .with_context(|| format!("cannot write man pages into {}", folder.display())),
+                .with_context(|| format!("cannot write man pages into {}", folder.shown())),
         }
     }
 }
@@ -41,7 +42,7 @@ fn write(root: Command, folder: &Path) -> Result<()> {
         let name = command.get_display_name().unwrap_or(command.get_name());
         let path = folder.join(format!("{name}.1"));
         fs::write(&path, page(command)?)?;
-        print(&format!("{}\n", path.display()))?;
+        print_path(&path)?;
     }
     Ok(())
 }

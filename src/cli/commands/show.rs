@@ -9,7 +9,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::flags::{PromptSource, ShowArgs};
-use crate::cli::ui::{is_unseen, print, visible};
+use crate::cli::ui::{print, print_json};
+use crate::util::show::{is_unseen, visible};
 
 #[derive(Serialize)]
 struct Report {
@@ -26,7 +27,7 @@ impl ShowArgs {
         let command = command(&record, &again(&self.file));
         if self.json {
             let report = Report { record, command };
-            return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+            return print_json(&report);
         }
         print(&table(&record, &command))
     }

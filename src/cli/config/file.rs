@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::util::show::Show;
 use crate::util::suggest;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Number, Value};
@@ -49,13 +50,13 @@ impl ConfigFile {
     }
 
     fn read(path: PathBuf) -> Result<Self> {
-        let text = text(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = text(&path).with_context(|| format!("cannot read {}", path.shown()))?;
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
                 let offset = error.span().unwrap_or_default().start;
                 let line = text[..offset.min(text.len())].matches('\n').count() + 1;
-                bail!("{}, line {line}: {}", path.display(), error.message())
+                bail!("{}, line {line}: {}", path.shown(), error.message())
             }
         };
         let (mut top, mut sections) = (Map::new(), BTreeMap::new());
@@ -79,8 +80,7 @@ fn exists(path: &Path) -> bool {
 }
 
 fn text(path: &Path) -> Result<String> {
-    let file = suggest::open(path)?;
-    ensure!(!file.metadata()?.is_dir(), "it is a folder");
+    let file = suggest::open_regular(path)?;
     let mut content = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut content)?;
     ensure!(

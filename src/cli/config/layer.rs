@@ -408,7 +408,7 @@ mod tests {
     fn a_path_may_begin_at_home() {
         let table = json!({ "model": "~/wan2.2", "prompt": "~/wan2.2" });
         let home = env::home_dir().unwrap().join("wan2.2");
-        let model = format!("--model={}", home.display());
+        let model = format!("--model={}", home.to_str().unwrap());
         assert_eq!(read(&table).unwrap(), [&model, "--prompt=~/wan2.2"]);
         assert_eq!(read(&json!({ "model": "~x/y" })).unwrap(), ["--model=~x/y"]);
     }

@@ -13,6 +13,7 @@ pub(crate) use layer::{Layer, at_home, flag, is_path};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
+use crate::util::show::Show;
 use crate::util::suggest::did_you_mean;
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
@@ -211,7 +212,7 @@ fn of_file(
     command: &Command,
     mut file: ConfigFile,
 ) -> Result<Vec<Layer>> {
-    let path = file.path.display().to_string();
+    let path = file.path.shown().to_string();
     let names: Vec<&str> = root
         .get_subcommands()
         .filter(|command| is_set_by_files(command))

@@ -14,6 +14,8 @@ use signal_hook::flag;
 use signal_hook::low_level::exit;
 
 use super::stderr::{self, Style};
+use super::terminal::raw_stderr;
+use crate::util::show::is_unseen;
 
 /// A stand-in for the file's name in the message.
 const NAME: &str = "{file}";
@@ -66,7 +68,7 @@ fn around_name(message: &str) -> (String, String) {
 
 fn say_and_end(parts: [&[u8]; 3]) {
     for part in parts {
-        let _ = rustix::io::write(io::stderr().as_fd(), part);
+        let _ = rustix::io::write(raw_stderr().as_fd(), part);
     }
     exit(EXIT_CODE.into())
 }
@@ -74,14 +76,20 @@ fn say_and_end(parts: [&[u8]; 3]) {
 /// Copies a name as far as there is room, with a question mark for what would have to be escaped
 /// in JSON or commands a terminal.
 fn plain(name: &str, into: &mut [u8]) -> usize {
-    let bytes = name.bytes().map(|byte| match byte {
-        b'"' | b'\\' | 0..=0x1f | 0x7f => b'?',
-        byte => byte,
-    });
-    into.iter_mut()
-        .zip(bytes)
-        .map(|(place, byte)| *place = byte)
-        .count()
+    let mut length = 0;
+    for character in name.chars() {
+        let character = match character {
+            '"' | '\\' => '?',
+            c if is_unseen(c) => '?',
+            c => c,
+        };
+        let Some(place) = into.get_mut(length..length + character.len_utf8()) else {
+            break;
+        };
+        character.encode_utf8(place);
+        length += place.len();
+    }
+    length
 }
 
 #[cfg(test)]
@@ -142,7 +150,7 @@ mod tests {
     #[test]
     fn names_are_plain_and_not_too_long() {
         let mut room = [0; 8];
-        assert_eq!(plain("a\"\\\n\u{1b}é/b/c", &mut room), 8);
+        assert_eq!(plain("a\"\u{9b}\n\u{202e}é/b/c", &mut room), 8);
         assert_eq!(room, *b"a????\xc3\xa9/");
         assert_eq!(plain("ab", &mut room), 2);
     }

@@ -9,11 +9,12 @@ use crate::pipeline::{
     Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
 };
 use crate::runtime::Device;
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use crate::util::show::Show;
+use indicatif::{MultiProgress, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::escape::visible;
-use super::stderr::{self, Style, event, info, line, style};
+use super::stderr::{self, Style, event, info, style};
+use super::terminal::{Bar, tell};
 use super::units::{human_bytes, human_time};
 
 /// A reporter of a run in the chosen style. Bars are on `console`, whose
@@ -96,7 +97,7 @@ type Due = Arc<Mutex<Option<Instant>>>;
 struct Bars {
     console: MultiProgress,
     clips: Clips,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     due: Due,
 }
 
@@ -117,14 +118,13 @@ impl Bars {
                 let _ = write!(out, ", {} left", human_time(left.as_secs_f64()));
             }
         };
-        let bar = ProgressBar::new(units as u64).with_prefix(phase.to_string());
-        let bar = self.console.add(bar);
         // The templates are constants; were one wrong, the default style would do.
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> ").with_key("left", left));
-        }
+        let style = ProgressStyle::with_template(template).ok();
+        let style = style.map(|style| style.with_key("left", left));
+        let place = |bar| self.console.add(bar);
+        let bar = Bar::new(units as u64, &phase.to_string(), style, place);
         bar.set_position(done as u64);
-        bar.enable_steady_tick(Duration::from_millis(200));
+        bar.tick();
         self.bar = Some(bar);
     }
 
@@ -138,7 +138,7 @@ impl Bars {
     fn message(&self, label: &str, text: &str) {
         if let Some(bar) = &self.bar {
             let text = format!("{label}{text}");
-            bar.set_message(text.trim_end_matches(": ").to_owned());
+            bar.set_message(text.trim_end_matches(": "));
         }
     }
 }
@@ -176,17 +176,17 @@ impl Progress for Bars {
             }
             EventKind::PhaseFinished(report) => {
                 if let Some(bar) = self.bar.take() {
-                    bar.finish_and_clear();
+                    bar.clear();
                 }
                 // Of many clips a line each is enough, when it is there.
                 if self.clips.named(event.clip).is_none() {
-                    line(&phase_line(&report));
+                    tell(&phase_line(&report));
                 }
             }
             EventKind::Saved { .. } | EventKind::Made(_) => {}
             EventKind::Failed(_) => {
                 if let Some(bar) = self.bar.take() {
-                    bar.finish_and_clear();
+                    bar.clear();
                 }
             }
             EventKind::Warning(text) => {
@@ -211,7 +211,7 @@ impl Progress for PlainLines {
             EventKind::PhaseStarted { phase, .. } => self.phase = Some(phase),
             EventKind::Loading(network) => {
                 if let Some(phase) = self.phase {
-                    line(&format!("{label}{phase}: loading the {network}"));
+                    tell(&format!("{label}{phase}: loading the {network}"));
                 }
             }
             EventKind::Loaded { .. }
@@ -219,8 +219,8 @@ impl Progress for PlainLines {
             | EventKind::Saved { .. }
             | EventKind::Made(_)
             | EventKind::Failed(_) => {}
-            EventKind::Step(step) => line(&format!("{label}{}", step_line(&step))),
-            EventKind::PhaseFinished(report) => line(&format!("{label}{}", phase_line(&report))),
+            EventKind::Step(step) => tell(&format!("{label}{}", step_line(&step))),
+            EventKind::PhaseFinished(report) => tell(&format!("{label}{}", phase_line(&report))),
             EventKind::Warning(text) => stderr::warning(&format!("{label}{text}")),
         }
     }
@@ -411,7 +411,7 @@ pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
     );
     info!(
         "{}: {} frames of {} x {} pixels at {} fps; {}",
-        output.display(),
+        output.shown(),
         clip.frames,
         clip.width,
         clip.height,
@@ -506,7 +506,7 @@ impl Many {
                     "error": error,
                 }),
             ),
-            _ => self.console.suspend(|| line(&visible(text, "\n"))),
+            _ => self.console.suspend(|| tell(text)),
         }
     }
 }

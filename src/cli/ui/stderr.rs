@@ -1,7 +1,6 @@
 //! Messages and events on stderr, in the chosen style. Nobody has to read them: a run continues when
 //! they cannot be written.
 
-use std::io::{IsTerminal, Write};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
@@ -11,7 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::escape::visible;
+use super::terminal::{self, tell, tell_json, tell_kind};
 
 /// The version of the events' schema (`docs/progress.md`). A new one means that something was
 /// removed or changed its meaning; what is added leaves it as it is.
@@ -58,7 +57,7 @@ pub(crate) fn set_style(style: Style) {
 pub(crate) fn style() -> Style {
     *STYLE.get_or_init(|| {
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        if std::io::stderr().is_terminal() && !is_dumb {
+        if terminal::is_seen() && !is_dumb {
             Style::Bar
         } else {
             Style::Plain
@@ -66,25 +65,18 @@ pub(crate) fn style() -> Style {
     })
 }
 
-/// Writes a line, in one piece.
-pub(crate) fn line(text: &str) {
-    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
-}
-
 /// Writes an event with its fields.
 pub(crate) fn event(name: &str, fields: Value) {
-    line(&event_text(name, fields));
+    tell_json(&event_of(name, fields));
 }
 
-fn event_text(name: &str, fields: Value) -> String {
-    let event = Event {
+fn event_of(name: &str, fields: Value) -> Event<'_> {
+    Event {
         schema: SCHEMA,
         event: name,
         elapsed: START.elapsed().as_secs_f64(),
         fields,
-    };
-    // Text keys and numbers always become JSON.
-    serde_json::to_string(&event).unwrap_or_default()
+    }
 }
 
 /// Something worth knowing.
@@ -92,7 +84,15 @@ pub(crate) fn note(text: &str) {
     match style() {
         Style::Quiet => {}
         Style::Json => event("note", serde_json::json!({ "message": text })),
-        _ => line(&visible(text, "\n")),
+        _ => tell(text),
+    }
+}
+
+/// What to do next.
+pub(crate) fn hint(text: &str) {
+    match style() {
+        Style::Quiet | Style::Json => note(&format!("hint: {text}")),
+        _ => tell_kind("hint", text),
     }
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn note(text: &str) {
 pub(crate) fn warning(text: &str) {
     match style() {
         Style::Json => event("warning", serde_json::json!({ "message": text })),
-        _ => line(&format!("warning: {}", visible(text, "\n"))),
+        _ => tell_kind("warning", text),
     }
 }
 
@@ -118,18 +118,22 @@ pub(crate) fn warn_of_shortage(device: Device, peak_bytes: u64) {
 
 /// Why the run ends with `exit_code`.
 pub(crate) fn error(text: &str, exit_code: u8) {
-    line(&error_text(text, exit_code));
+    match style() {
+        Style::Json => event("error", error_fields(text, exit_code)),
+        _ => tell_kind("error", text),
+    }
 }
 
 /// The line that [`error`] writes.
 pub(crate) fn error_text(text: &str, exit_code: u8) -> String {
     match style() {
-        Style::Json => event_text(
-            "error",
-            serde_json::json!({ "message": text, "exit_code": exit_code }),
-        ),
-        _ => format!("error: {}", visible(text, "\n")),
+        Style::Json => terminal::json_line(&event_of("error", error_fields(text, exit_code))),
+        _ => terminal::message("error", text),
     }
+}
+
+fn error_fields(text: &str, exit_code: u8) -> Value {
+    serde_json::json!({ "message": text, "exit_code": exit_code })
 }
 
 /// [`note`] with a format.

@@ -1,60 +1,66 @@
-//! Tables and other text on stdout.
+//! Tables, and how a command ends.
 
-use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use crate::util::show::visible;
 
 /// Rows in columns, each as wide as its widest cell; `right` says which are aligned to the right.
 pub(crate) fn columns(rows: &[Vec<String>], right: impl Fn(usize) -> bool) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count).map(width).collect();
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| visible(cell, "\\u{a}")).collect())
+        .collect();
+    let mut widths = Vec::new();
+    for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width).min(MAX_WIDTH);
+        }
+    }
     let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| match right(column) {
-                true => format!("{cell:>width$}"),
-                false => format!("{cell:<width$}"),
-            })
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(column, (cell, width))| {
+            // The standard library's own padding ends at 65,535.
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+            match right(column) {
+                true => padding + cell,
+                false => format!("{cell}{padding}"),
+            }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
     text
 }
 
-/// Writes to stdout.
-///
-/// # Errors
-/// When nobody reads it any more.
-pub(crate) fn print(text: &str) -> Result<()> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("cannot write to stdout")
-}
-
-/// Writes a result's path to stdout: its own bytes, whether or not they are valid text.
-pub(crate) fn print_path(path: &Path) -> Result<ExitCode> {
-    let mut line = path.as_os_str().as_encoded_bytes().to_vec();
-    line.push(b'\n');
-    std::io::stdout()
-        .write_all(&line)
-        .context("the path cannot be written to stdout")?;
-    Ok(ExitCode::SUCCESS)
-}
+/// Characters of a cell that others are aligned to: one of a million would fill every row.
+const MAX_WIDTH: usize = 200;
 
 /// The exit code of what went well, or not.
 pub(crate) fn exit_code(good: bool) -> ExitCode {
     match good {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_of_any_length_leaves_the_others_as_they_are() {
+        let row = |first: &str| vec![first.to_owned(), "b".to_owned()];
+        let text = columns(&[row(&"x".repeat(70_000)), row("a\n\u{1b}")], |_| false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "x".repeat(70_000) + "  b");
+        assert_eq!(
+            lines[1],
+            format!("a\\u{{a}}\\u{{1b}}{}  b", " ".repeat(188))
+        );
+        assert_eq!(lines.len(), 2);
+        let numbers = [["1"], ["22"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&numbers, |_| true), " 1\n22\n");
     }
 }

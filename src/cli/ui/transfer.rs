@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use crate::weights::convert::Event;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use serde_json::json;
 
 use super::stderr::{self, Style, info, style};
+use super::terminal::Bar;
 use super::units::{human_bytes, human_time};
 
 /// Bytes on their way: a bar in a terminal, elsewhere a line or an event now and then.
 #[derive(Debug, Default)]
 pub(crate) struct Transfer {
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     what: String,
     total: u64,
     done: u64,
@@ -40,14 +41,12 @@ impl Transfer {
         (self.total, self.done, self.skipped) = (total, 0, 0);
         self.times = Some((Instant::now(), Instant::now()));
         if style() == Style::Bar {
-            let bar = ProgressBar::new(total).with_prefix(what.to_owned());
             let template = "{prefix:>11} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  \
                             {decimal_bytes_per_sec}, {eta} left  {wide_msg}";
             // The template is a constant; were it wrong, the default style would do.
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
+            let style = ProgressStyle::with_template(template).ok();
+            let bar = Bar::new(total, what, style, |bar| bar);
+            bar.tick();
             self.bar = Some(bar);
         }
     }
@@ -55,7 +54,7 @@ impl Transfer {
     /// Names what is on its way.
     pub(crate) fn detail(&mut self, text: &str) {
         match (&self.bar, style()) {
-            (Some(bar), _) => bar.set_message(text.to_owned()),
+            (Some(bar), _) => bar.set_message(text),
             (None, Style::None) => {}
             (None, _) => info!("{}: {text}", self.what),
         }
@@ -66,7 +65,7 @@ impl Transfer {
         const LINES: Duration = Duration::from_secs(30);
         self.done += bytes;
         if let Some(bar) = &self.bar {
-            bar.inc(bytes);
+            bar.advance(bytes);
         } else if let Some((start, last)) = &mut self.times
             && last.elapsed() >= LINES
         {
@@ -98,7 +97,7 @@ impl Transfer {
         self.done += bytes;
         self.skipped += bytes;
         if let Some(bar) = &self.bar {
-            bar.inc(bytes);
+            bar.advance(bytes);
             bar.reset_eta();
         }
     }
@@ -106,7 +105,7 @@ impl Transfer {
     /// Ends the phase.
     pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+            bar.clear();
         }
         if let Some((start, _)) = self.times.take()
             && !self.what.is_empty()

@@ -1,7 +1,6 @@
 //! What a path to be compared is.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,9 @@ use super::tensor::Tensor;
 use crate::media::clip::is_frame_name;
 use crate::media::shows_pictures;
 use crate::tiny;
+use crate::util::files::open_regular;
 use crate::util::npy::MAGIC;
+use crate::util::show::Show;
 use crate::weights::layout::{Layout, expert_of};
 use crate::weights::naming::Kind;
 use crate::weights::part;
@@ -69,12 +70,12 @@ impl Input {
     /// # Errors
     /// When there is nothing, or nothing that holds tensors.
     pub fn open(path: &Path) -> Result<Self> {
-        ensure!(path.exists(), "{}: no such file or folder", path.display());
+        ensure!(path.exists(), "{}: no such file or folder", path.shown());
         if !path.is_dir() {
             let mut start = Vec::new();
-            fs::File::open(path)
+            open_regular(path)
                 .and_then(|file| file.take(START).read_to_end(&mut start))
-                .with_context(|| format!("cannot read {}", path.display()))?;
+                .with_context(|| format!("cannot read {}", path.shown()))?;
             if start.starts_with(MAGIC) {
                 return Ok(Self::Npy(Npy::open(path)?));
             }
@@ -113,7 +114,7 @@ impl Input {
             );
             Err(error.context(format!(
                 "{}: neither a folder of --dump, which holds .npy files, nor a model's",
-                path.display()
+                path.shown()
             )))
         })?;
         Ok(Self::Model(Box::new(layout)))
@@ -139,8 +140,8 @@ impl Input {
     /// What it is, with its article and its place.
     pub(super) fn describe(&self) -> String {
         match self {
-            Input::Dump(dump) => format!("{}: a folder of --dump", dump.folder.display()),
-            Input::Npy(npy) => format!("{}: a .npy file", npy.path().display()),
+            Input::Dump(dump) => format!("{}: a folder of --dump", dump.folder.shown()),
+            Input::Npy(npy) => format!("{}: a .npy file", npy.path().shown()),
             Input::Tensors(location) => format!("{location}: a file of tensors"),
             Input::Part(kind, location) => format!("{location}: {}", kind.with_article()),
             Input::Model(layout) => match &layout.root {
@@ -165,6 +166,6 @@ fn no_tensors(path: &Path) -> String {
         "{}: a clip or a picture; expected a folder of --dump, a .npy file, a file of tensors or a \
          model. Two clips are compared by what --dump DIR writes of their runs; `wan-i2v analyze` \
          says what is wrong with one",
-        path.display()
+        path.shown()
     )
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::tensor::Tensor;
 use crate::util::npy::{Element, Header};
+use crate::util::show::Show;
 use crate::weights::container::encoding::Encoding;
 use crate::weights::{Bytes, Files};
 
@@ -42,7 +43,7 @@ impl Npy {
     /// When the file is damaged, or its elements are no numbers.
     pub fn tensor(&self) -> Result<Tensor<'_>> {
         self.read()
-            .with_context(|| format!("{} cannot be read", self.path.display()))
+            .with_context(|| format!("{} cannot be read", self.path.shown()))
     }
 
     fn read(&self) -> Result<Tensor<'_>> {

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::{archive, select};
 use crate::hub::pull::sparse::{Sparse, hole};
 use crate::hub::{Hub, RemoteFile, RepoId, Selection};
+use crate::util::show::Show;
 use crate::weights::container::gguf;
 use crate::weights::inspect::Report;
 use crate::weights::layout::Layout;
@@ -96,7 +97,7 @@ impl Heads {
     }
 
     fn renamed(&self, text: &str) -> String {
-        let folder = self.folder.display().to_string();
+        let folder = self.folder.shown().to_string();
         text.replace(&folder, &self.repo.to_string())
     }
 }

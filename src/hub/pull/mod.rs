@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::hub::{Hub, Listing, RepoId, Selection, free_disk, named, needed, size_text};
+use crate::util::show::Show;
 
 /// What a download tells while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +62,7 @@ pub fn fetch(
         "{repo}: {} are to be fetched, but {} has room for {} only; make room, or name another \
          place with HF_HUB_CACHE",
         size_text(missing),
-        cache.display(),
+        cache.shown(),
         size_text(free)
     );
     if have < selection.bytes() {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::index;
 use crate::hub::{Hub, RemoteFile, RepoId, Selection};
+use crate::util::show::Show;
 use crate::weights::config::PartConfig;
 use crate::weights::convert::{ConvertSource, Event, Options, write_whole};
 use crate::weights::layout::{Layout, spiece_entry};
@@ -217,7 +218,7 @@ impl ConvertSource for HubSource<'_> {
         let path = self.folder.join(&self.part(name)?.files[shard].path);
         match fs::remove_file(&path) {
             Err(error) if path.exists() => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+                Err(error).with_context(|| format!("cannot remove {}", path.shown()))
             }
             _ => Ok(()),
         }
@@ -229,6 +230,6 @@ impl ConvertSource for HubSource<'_> {
 
     fn close(&mut self) -> Result<()> {
         fs::remove_dir_all(&self.folder)
-            .with_context(|| format!("cannot remove {}", self.folder.display()))
+            .with_context(|| format!("cannot remove {}", self.folder.shown()))
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::hub::{Hub, RemoteFile, RepoId};
+use crate::util::show::Show;
 use crate::weights::Files;
 
 /// Bytes of one request at most.
@@ -87,7 +88,7 @@ impl<'a> Sparse<'a> {
     pub fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.disk
             .write_all_at(bytes, at)
-            .with_context(|| format!("cannot write {}", self.path.display()))
+            .with_context(|| format!("cannot write {}", self.path.shown()))
     }
 
     /// `N` bytes of it; zeros where it is a hole.
@@ -95,7 +96,7 @@ impl<'a> Sparse<'a> {
         let mut bytes = [0; N];
         self.disk
             .read_exact_at(&mut bytes, at)
-            .with_context(|| format!("cannot read {}", self.path.display()))?;
+            .with_context(|| format!("cannot read {}", self.path.shown()))?;
         Ok(bytes)
     }
 
@@ -117,5 +118,5 @@ pub(super) fn hole(path: &Path, size: u64) -> Result<File> {
         file.set_len(size)?;
         Ok::<_, std::io::Error>(file)
     };
-    make().with_context(|| format!("cannot write {}", path.display()))
+    make().with_context(|| format!("cannot write {}", path.shown()))
 }

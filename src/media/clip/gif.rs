@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use super::ClipSpec;
 use super::timing::FrameRate;
 use crate::media::tags::{Tags, write_gif};
+use crate::util::show::Show;
 use crate::util::temporary;
 
 /// Viewers play frames shorter than two hundredths of a second at a tenth.
@@ -89,7 +90,7 @@ impl GifWriter {
     }
 
     pub fn finish(self) -> Result<()> {
-        let context = || format!("cannot write {}", self.target.display());
+        let context = || format!("cannot write {}", self.target.shown());
         let file = self.encoder.into_inner().with_context(context)?;
         let file = file.into_inner().with_context(context)?;
         file.as_file().sync_all().with_context(context)?;

@@ -16,6 +16,7 @@ use super::ClipSpec;
 use super::h264::{H264Encoder, ParameterSets};
 use super::timing::FrameRate;
 use crate::media::tags::{Tags, user_data};
+use crate::util::show::Show;
 use crate::util::temporary;
 
 /// H.264 in an MP4 with the index in front of the data ("fast start").
@@ -68,7 +69,7 @@ impl Mp4Writer {
 
     pub fn finish(mut self) -> Result<()> {
         let head = self.head().context("cannot build the MP4 index")?;
-        let context = || format!("cannot write {}", self.target.display());
+        let context = || format!("cannot write {}", self.target.shown());
         self.file.write_all(&head).with_context(context)?;
         self.file.write_all(&self.samples).with_context(context)?;
         self.file.as_file().sync_all().with_context(context)?;

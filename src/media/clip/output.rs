@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::png::is_frame_name;
+use crate::util::show::Show;
 use crate::util::temporary::{self, without_slash};
 
 /// The formats a clip is written in.
@@ -65,12 +66,12 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
     ensure!(
         found.is_some_and(|found| found.eq_ignore_ascii_case(extension)),
         "{}: {what} is written there; end its name in .{extension}",
-        path.display()
+        path.shown()
     );
     ensure!(
         !path.is_dir(),
         "{}: is a folder; name a file in it",
-        path.display()
+        path.shown()
     );
     temporary::file(path).map(drop)
 }
@@ -81,7 +82,7 @@ pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
     ensure!(
         path.is_dir() || fs::symlink_metadata(without_slash(path)).is_err(),
         "cannot write frames into {}: it is not a folder; remove it or choose another name",
-        path.display()
+        path.shown()
     );
     temporary::folder(path)
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::output::temporary_folder;
 use crate::media::tags::{Tags, write_png};
+use crate::util::show::Show;
 use crate::util::temporary::without_slash;
 
 /// Writes `frame_00000.png`, `frame_00001.png`, ... into a folder.
@@ -51,7 +52,7 @@ impl FrameFolder {
         } else {
             self.move_folder()
         }
-        .with_context(|| format!("cannot put the frames into {}", self.target.display()))
+        .with_context(|| format!("cannot put the frames into {}", self.target.shown()))
     }
 
     fn move_folder(&self) -> Result<()> {

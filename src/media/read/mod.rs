@@ -6,10 +6,11 @@ mod h264;
 mod mp4;
 pub mod npy;
 
-use std::fs::File;
 use std::io::{BufReader, Read as _, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::util::files::open_regular;
+use crate::util::show::Show;
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
@@ -54,9 +55,9 @@ pub fn frames(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<
         count += 1;
         each(frame)
     };
-    read(path, &mut counted).with_context(|| format!("cannot read {}", path.display()))?;
+    read(path, &mut counted).with_context(|| format!("cannot read {}", path.shown()))?;
     if count == 0 {
-        bail!("cannot read {}: it has no frames", path.display());
+        bail!("cannot read {}: it has no frames", path.shown());
     }
     Ok(count)
 }
@@ -65,7 +66,7 @@ fn read(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
     if path.is_dir() {
         return folder::read(path, each);
     }
-    let mut file = BufReader::new(File::open(path)?);
+    let mut file = BufReader::new(open_regular(path)?);
     let mut start = Vec::new();
     (&mut file).take(12).read_to_end(&mut start)?;
     file.seek(SeekFrom::Start(0))?;

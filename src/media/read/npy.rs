@@ -1,6 +1,5 @@
 //! Arrays of NumPy: frames and latents, as `--dump` writes them.
 
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
@@ -10,7 +9,9 @@ use image::RgbImage;
 use ndarray::Array4;
 
 use super::{Frame, check_size};
+use crate::util::files::open_regular;
 use crate::util::npy::{Element, Header, MAGIC};
+use crate::util::show::Show;
 
 /// The most values of latents that are read: those of 4001 frames at 720p are a quarter of it.
 const MAX_LATENTS: u64 = 1 << 30;
@@ -37,8 +38,8 @@ pub enum Kind {
 /// # Errors
 /// When it cannot be read, or its shape is neither's.
 pub fn kind(path: &Path) -> Result<Option<Kind>> {
-    let cannot = || format!("cannot read {}", path.display());
-    let mut file = BufReader::new(File::open(path).with_context(cannot)?);
+    let cannot = || format!("cannot read {}", path.shown());
+    let mut file = BufReader::new(open_regular(path).with_context(cannot)?);
     let mut start = Vec::new();
     (&mut file)
         .take(6)
@@ -47,7 +48,7 @@ pub fn kind(path: &Path) -> Result<Option<Kind>> {
     if !is_npy(&start) {
         return Ok(None);
     }
-    let mut file = BufReader::new(File::open(path).with_context(cannot)?);
+    let mut file = BufReader::new(open_regular(path).with_context(cannot)?);
     let header = header(&mut file).with_context(cannot)?;
     kind_of(&header.shape).map(Some).with_context(cannot)
 }
@@ -123,7 +124,7 @@ pub(super) fn read_frames(
 /// When the file cannot be read, is damaged, or holds something else.
 pub fn read_latents(path: &Path) -> Result<Array4<f32>> {
     let read = || {
-        let mut file = BufReader::new(File::open(path)?);
+        let mut file = BufReader::new(open_regular(path)?);
         let header = header(&mut file)?;
         let shape = &header.shape;
         let [channels, frames, height, width] = shape[..] else {
@@ -156,7 +157,7 @@ pub fn read_latents(path: &Path) -> Result<Array4<f32>> {
         let shape = [channels, frames, height, width].map(|side| side as usize);
         Ok(Array4::from_shape_vec(shape, values)?)
     };
-    read().with_context(|| format!("cannot read {}", path.display()))
+    read().with_context(|| format!("cannot read {}", path.shown()))
 }
 
 fn unsupported(header: &Header, expected: &str) -> String {

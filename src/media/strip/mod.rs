@@ -11,6 +11,7 @@ use image::{Rgb, RgbImage};
 
 use super::clip::check_file;
 use super::tags::{self, Tags};
+use crate::util::show::Show;
 use crate::util::temporary;
 
 /// The most frames at even distances; the clip's last one may come on top.
@@ -108,7 +109,7 @@ pub fn check(path: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be written.
 pub fn write_png(path: &Path, picture: &RgbImage, tags: Option<&Tags>) -> Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
+    let cannot = || format!("cannot write {}", path.shown());
     let mut writer = BufWriter::new(temporary::file(path)?);
     tags::write_png(&mut writer, picture, tags).with_context(cannot)?;
     let file = writer.into_inner().with_context(cannot)?;

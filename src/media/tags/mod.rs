@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::clip::frame_index;
+use crate::util::show::Show;
 use crate::util::suggest;
 
 /// The longest comment that is read, in bytes.
@@ -46,9 +47,9 @@ pub fn read_comment(path: &Path) -> Result<Option<String>> {
         true => first_frame(path)?,
         false => path.to_owned(),
     };
-    suggest::open(&path)
+    suggest::open_regular(&path)
         .and_then(|file| comment_of(BufReader::new(file)))
-        .with_context(|| format!("cannot read {}", path.display()))
+        .with_context(|| format!("cannot read {}", path.shown()))
 }
 
 /// As [`read_comment`], of a file's content.
@@ -72,7 +73,7 @@ fn first_frame(folder: &Path) -> Result<PathBuf> {
     let mut first = None;
     for entry in folder
         .read_dir()
-        .with_context(|| format!("cannot read {}", folder.display()))?
+        .with_context(|| format!("cannot read {}", folder.shown()))?
     {
         let name = entry?.file_name();
         let index = frame_index(&name);
@@ -83,7 +84,7 @@ fn first_frame(folder: &Path) -> Result<PathBuf> {
     let (_, name) = first.with_context(|| {
         format!(
             "{}: the folder holds no frames (frame_00000.png and so on)",
-            folder.display()
+            folder.shown()
         )
     })?;
     Ok(folder.join(name))

@@ -1,7 +1,7 @@
 //! How fast this machine is: a short measurement, kept for the next time.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,7 @@ use super::Operations;
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
 use crate::runtime::{self, Device};
+use crate::util::files::{MAX_OWN, read_small};
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
@@ -62,19 +63,36 @@ impl Rates {
         );
         let file = cache_file();
         if !anew
-            && let Some(kept) = file.as_ref().and_then(|file| fs::read(file).ok())
+            && let Some(kept) = file
+                .as_ref()
+                .and_then(|file| read_small(file, MAX_OWN).ok())
             && let Ok(rates) = serde_json::from_slice::<Self>(&kept)
             && rates.machine == machine
+            && rates.are_plausible()
         {
             return Ok(rates);
         }
         let rates = Self::measure(device, machine)?;
         // That it is measured again next time is no reason to fail.
-        if let (Some(file), Ok(json)) = (file, serde_json::to_vec(&rates)) {
-            let _ = file.parent().map(fs::create_dir_all);
-            let _ = fs::write(file, json);
-        }
+        let _ = file.map(|file| rates.keep(&file));
         Ok(rates)
+    }
+
+    /// Puts them into a file, in place of what was there before, whatever it was.
+    fn keep(&self, file: &Path) -> Result<()> {
+        let folder = file.parent().context("it is in no folder")?;
+        fs::create_dir_all(folder)?;
+        let mut new = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer(&mut new, self)?;
+        new.persist(file)?;
+        Ok(())
+    }
+
+    /// Whether a machine can be so fast: what a file says may be anything.
+    fn are_plausible(&self) -> bool {
+        [self.products, self.attention, self.copies, self.unpacking]
+            .iter()
+            .all(|rate| (1e3..1e21).contains(rate))
     }
 
     fn measure(device: Device, machine: String) -> Result<Self> {

@@ -1,12 +1,13 @@
 //! The state that a run saves, and denoising that resumes from it.
 
-use anyhow::Result;
-use mlx_rs::Array;
+use anyhow::{Result, ensure};
+use mlx_rs::{Array, Dtype};
 
 use super::step::Prepared;
 use super::{Denoiser, Passes};
 use crate::clip::{CacheMethod, Settings};
 use crate::model::MemoryPlan;
+use crate::model::vae::TEMPORAL_STRIDE;
 use crate::pipeline::image::Condition;
 use crate::pipeline::text::EncodedPrompts;
 use crate::runtime::Device;
@@ -67,7 +68,7 @@ impl<'a> Denoiser<'a> {
     /// A run that resumes where an earlier one of the same settings was.
     ///
     /// # Errors
-    /// When the state lacks something.
+    /// When the state lacks something, or has what no run with these settings has.
     pub fn resume(
         checkpoint: &'a Checkpoint,
         device: Device,
@@ -78,6 +79,31 @@ impl<'a> Denoiser<'a> {
         let prompts = EncodedPrompts::restore(state)?;
         let condition = Condition(state.array("condition")?);
         let latents = state.array("latents")?;
+        let z_dim = checkpoint.vae.z_dim;
+        for (name, array, channels) in [
+            ("latents", &latents, z_dim),
+            ("condition", &condition.0, TEMPORAL_STRIDE + z_dim),
+        ] {
+            let [frames, rows, columns] = settings.latent_grid();
+            let expected = [channels, frames, rows, columns];
+            ensure!(
+                array.shape() == expected && array.dtype() == Dtype::Float32,
+                "the saved run's {name} are {:?} of shape {:?}; expected float32 {expected:?}",
+                array.dtype(),
+                array.shape()
+            );
+        }
+        for prompt in [Some(&prompts.prompt), prompts.negative.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            ensure!(
+                prompt.ndim() == 2 && prompt.dim(1) == checkpoint.text_encoder.d_model,
+                "the saved run's prompts have the shape {:?}; expected rows of {}",
+                prompt.shape(),
+                checkpoint.text_encoder.d_model
+            );
+        }
         let mut denoiser = Self::new(
             checkpoint, device, memory, prompts, condition, latents, settings,
         );

@@ -207,7 +207,7 @@ fn alternatives(clip: Clip<'_>, device: Device, budget: Budget) -> Vec<String> {
             true => flag,
             false => format!("{bits} {flag}"),
         };
-        let frames = frames_below(clip.settings.frames).find(|&frames| {
+        let frames = most_frames(clip.settings.frames, |frames| {
             let frames = Some(frames);
             fits(checkpoint, &with(&|options| options.frames = frames))
         });
@@ -238,12 +238,21 @@ fn alternatives(clip: Clip<'_>, device: Device, budget: Budget) -> Vec<String> {
     found
 }
 
-/// Numbers of frames that a clip may have, below `frames`, the largest first.
-fn frames_below(frames: u32) -> impl Iterator<Item = u32> {
+/// The largest number of frames below `frames` that a clip may have and that fits. More take more
+/// memory, so that a number that fits halves what is left to be tried.
+fn most_frames(frames: u32, fits: impl Fn(u32) -> bool) -> Option<u32> {
     let stride = TEMPORAL_STRIDE as u32;
-    (0..frames.saturating_sub(1) / stride)
-        .rev()
-        .map(move |latent| latent * stride + 1)
+    let (mut fitting, mut beyond) = (None, frames.saturating_sub(1) / stride);
+    let mut least = 0;
+    while least < beyond {
+        let latent = least + (beyond - least) / 2;
+        let frames = latent * stride + 1;
+        match fits(frames) {
+            true => (fitting, least) = (Some(frames), latent + 1),
+            false => beyond = latent,
+        }
+    }
+    fitting
 }
 
 /// Areas below `pixels`, the largest first, as `--area` takes them.
@@ -272,6 +281,29 @@ fn gigabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_most_frames_that_fit_are_found_in_few_tries() {
+        let tries = std::cell::Cell::new(0);
+        for (frames, limit, most) in [
+            (81, 40, Some(37)),
+            (81, 37, Some(37)),
+            (81, 200, Some(77)),
+            (81, 1, Some(1)),
+            (81, 0, None),
+            (5, 5, Some(1)),
+            (1, 1, None),
+            (4001, 100, Some(97)),
+        ] {
+            tries.set(0);
+            let found = most_frames(frames, |frames| {
+                tries.set(tries.get() + 1);
+                frames <= limit
+            });
+            assert_eq!(found, most, "{frames}, {limit}");
+            assert!(tries.get() <= 10, "{}", tries.get());
+        }
+    }
 
     #[test]
     fn less_free_memory_than_a_run_takes_is_warned_of() {

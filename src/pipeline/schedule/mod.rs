@@ -23,6 +23,7 @@ use super::{Interrupted, Summary, initial_noise};
 use crate::persist::EmbeddingStore;
 use crate::persist::{SavedRun, StateWriter};
 use crate::progress::{ForClip, Progress, RunningPhase};
+use crate::util::show::Show;
 use crate::weights::{Checkpoint, Expert};
 
 /// Follows each clip of a scheduler, and keeps its state.
@@ -190,7 +191,7 @@ impl Scheduler<'_> {
         let (device, memory, settings) = (clip.device, clip.memory, &clip.job.settings);
         let denoiser = if let Some(saved) = saved {
             Denoiser::resume(checkpoint, device, memory, &saved.state, settings)
-                .with_context(|| format!("{} cannot be resumed", saved.path.display()))?
+                .with_context(|| format!("{} cannot be resumed", saved.path.shown()))?
         } else {
             let mut encoded = Vec::new();
             for (key, ..) in clip.prompts() {

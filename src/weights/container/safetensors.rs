@@ -34,7 +34,7 @@ pub fn header(file: &[u8]) -> Result<Header> {
             let (start, end) = info.data_offsets;
             Ok(Found {
                 encoding: encoding(info.dtype)
-                    .with_context(|| format!("the tensor {name} cannot be read"))?,
+                    .with_context(|| format!("the tensor {name:?} cannot be read"))?,
                 name,
                 shape: info.shape.clone(),
                 start: data + start,

@@ -1,7 +1,6 @@
 //! A conversion that is there already.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +9,8 @@ use serde_json::{Value, json};
 
 use super::state::{TensorReport, of_commit, tidy_left};
 use super::{Options, PROGRAM, manifest};
+use crate::util::files::{MAX_JSON, read_small};
+use crate::util::show::Show;
 use crate::weights::PartName;
 use crate::weights::config::CONFIG;
 use crate::weights::files::Files;
@@ -58,7 +59,7 @@ impl Finished {
     /// # Errors
     /// When something else is there: another version's, with other options, or no conversion.
     pub fn at(target: &Path, options: &Options) -> Result<Option<Self>> {
-        let report = fs::read(target.join(manifest::REPORT)).ok();
+        let report = read_small(&target.join(manifest::REPORT), MAX_JSON).ok();
         let report = report.and_then(|json| serde_json::from_slice::<Report>(&json).ok());
         let Some(report) = report else {
             check_target(target)?;
@@ -146,6 +147,6 @@ pub fn check_target(target: &Path) -> Result<()> {
 fn in_the_way(target: &Path, what: &str) -> String {
     format!(
         "{}: is there already{what}; remove it or choose another name",
-        target.display()
+        target.shown()
     )
 }

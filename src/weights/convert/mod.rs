@@ -36,6 +36,7 @@ use super::quantize::GROUP_SIZE;
 use super::store::{Location, TensorStore};
 use super::{PartName, quantize};
 use crate::model::TensorSpec;
+use crate::util::show::Show;
 
 /// What the report names as its author.
 const PROGRAM: &str = concat!("wan-i2v ", env!("CARGO_PKG_VERSION"));
@@ -320,7 +321,7 @@ fn fill(
     ensure!(
         done <= items.len(),
         "{file}: more tensors are done than it has; remove {}",
-        work.folder.display()
+        work.folder.shown()
     );
     for item in &items[..done] {
         on_event(Event::Known(item.source_bytes));
@@ -398,7 +399,7 @@ fn verify(work: &Unfinished, on_event: &mut dyn FnMut(Event)) -> Result<()> {
                 "{}: the tensor {name} is not what was written; the disk or the memory is at \
                  fault; remove {} and start again",
                 file.name,
-                work.folder.display()
+                work.folder.shown()
             );
         }
     }

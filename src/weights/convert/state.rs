@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::finished::check_target;
-use crate::util::files::{is_still, open_own, read_small};
+use crate::util::files::{is_still, open_own, open_regular, read_small};
+use crate::util::show::Show;
 use crate::util::temporary;
 use crate::weights::PartName;
 use crate::weights::config::PartConfig;
@@ -92,7 +93,7 @@ impl Reserved {
         ensure!(
             target.file_name().is_some(),
             "{}: is no name for a folder",
-            target.display()
+            target.shown()
         );
         let folder = unfinished_folder(target);
         let path = folder.join(LOCK);
@@ -101,17 +102,17 @@ impl Reserved {
             is_empty || path.is_file() || folder.join(FILE).is_file(),
             "{}: this is in the way, and no unfinished conversion\nhint: move it away, or choose another \
              name",
-            folder.display()
+            folder.shown()
         );
         let open = || {
             fs::create_dir_all(&folder)?;
             open_own(&path)
         };
-        let lock = open().with_context(|| format!("cannot write in {}", folder.display()))?;
+        let lock = open().with_context(|| format!("cannot write in {}", folder.shown()))?;
         ensure!(
             lock.try_lock().is_ok() && is_still(&lock, &path),
             "{}: another wan-i2v is filling this folder",
-            folder.display()
+            folder.shown()
         );
         Ok(Self {
             target: target.to_owned(),
@@ -162,12 +163,12 @@ impl Unfinished {
         let (state, resumed) = match read_small(&path, MAX_STATE) {
             Ok(json) => {
                 let state: State = serde_json::from_slice(&json)
-                    .with_context(|| format!("{} is damaged; remove the folder", path.display()))?;
+                    .with_context(|| format!("{} is damaged; remove the folder", path.shown()))?;
                 ensure!(
                     state.identity == *identity,
                     "{}: an unfinished conversion of another source or with other options is in \
                      the way{}; finish it with the same command, or remove the folder",
-                    folder.display(),
+                    folder.shown(),
                     of_commit(&state.identity["source"])
                 );
                 (state, true)
@@ -222,19 +223,19 @@ impl Unfinished {
         let source = self.folder.join(SOURCE);
         if source.exists() {
             fs::remove_dir_all(&source)
-                .with_context(|| format!("cannot remove {}", source.display()))?;
+                .with_context(|| format!("cannot remove {}", source.shown()))?;
         }
         fs::rename(&self.folder, target)
-            .with_context(|| format!("cannot create {}", target.display()))?;
+            .with_context(|| format!("cannot create {}", target.shown()))?;
         // Only now: without its state a folder that was not renamed would be converted anew.
-        tidy(target).with_context(|| format!("cannot tidy {}", target.display()))
+        tidy(target).with_context(|| format!("cannot tidy {}", target.shown()))
     }
 }
 
 /// Removes from a finished folder what a run has left that was killed at its very end.
 pub fn tidy_left(target: &Path) {
     // Not while a run is about to do so itself.
-    if let Ok(lock) = File::open(target.join(LOCK))
+    if let Ok(lock) = open_regular(&target.join(LOCK))
         && lock.try_lock().is_ok()
     {
         // What cannot be removed does no harm.
@@ -306,7 +307,7 @@ pub fn unfinished_bytes(target: &Path) -> u64 {
 /// # Errors
 /// When the disk refuses.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let context = || format!("cannot write {}", path.display());
+    let context = || format!("cannot write {}", path.shown());
     let mut file = temporary::file(path)?;
     file.write_all(bytes).with_context(context)?;
     file.as_file().sync_data().with_context(context)?;

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
+use crate::util::show::Show;
 use anyhow::{Context, Result, ensure};
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
@@ -45,7 +46,7 @@ impl Writer {
     pub fn open(path: &Path, tensors: &[OutTensor], resume: bool) -> Result<Self> {
         let (header, places) = layout(tensors);
         let whole = header.len() as u64 + tensors.iter().map(OutTensor::byte_len).sum::<u64>();
-        let context = || format!("cannot write {}", path.display());
+        let context = || format!("cannot write {}", path.shown());
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -58,7 +59,7 @@ impl Writer {
                 found == whole,
                 "{}: has {found} bytes; expected {whole}; remove the unfinished conversion and \
                  start again",
-                path.display()
+                path.shown()
             );
         } else {
             file.write_all(&header).with_context(context)?;
@@ -82,9 +83,9 @@ impl Writer {
         ensure!(
             *at + bytes.len() as u64 <= *end,
             "{}: more bytes than the tensor has",
-            self.path.display()
+            self.path.shown()
         );
-        let context = || format!("cannot write {}", self.path.display());
+        let context = || format!("cannot write {}", self.path.shown());
         self.file.seek(SeekFrom::Start(*at)).with_context(context)?;
         self.file.write_all(bytes).with_context(context)?;
         *at += bytes.len() as u64;
@@ -109,7 +110,7 @@ impl Writer {
     pub fn sync(&self) -> Result<()> {
         self.file
             .sync_data()
-            .with_context(|| format!("cannot write {}", self.path.display()))
+            .with_context(|| format!("cannot write {}", self.path.shown()))
     }
 }
 

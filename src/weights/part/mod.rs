@@ -16,6 +16,7 @@ use super::naming::{self, Arrangement, Detected, Kind, Naming};
 use super::quantize::{Bits, GROUP_SIZE};
 use super::store::{Container, Entry, Location, TensorStore};
 use crate::model::TensorSpec;
+use crate::util::show::Show;
 
 /// How many missing or unexpected tensors an error lists.
 const MAX_LISTED: usize = 8;
@@ -154,7 +155,11 @@ impl Part {
         let stored = expected.name.clone();
         let entries = self.store.entries();
         let Some(entry) = entries.get(&stored) else {
-            return Err(Trouble::Missing(format!("{stored} {:?}", expected.shape)));
+            return Err(Trouble::Missing(format!(
+                "{} {:?}",
+                stored.shown(),
+                expected.shape
+            )));
         };
         let wrong = |text: String| Err(Trouble::Wrong(text));
         let sides = naming::affine_names(&stored)
@@ -165,9 +170,13 @@ impl Part {
                 let layout = affine_layout(entry, scales, biases, &expected.shape);
                 let Some((bits, group_size)) = layout else {
                     return wrong(format!(
-                        "{stored} has shape {:?} with scales {:?} and biases {:?}, which is no \
+                        "{} has shape {:?} with scales {:?} and biases {:?}, which is no \
                          quantization of {:?} that MLX knows",
-                        entry.shape, scales.shape, biases.shape, expected.shape
+                        stored.shown(),
+                        entry.shape,
+                        scales.shape,
+                        biases.shape,
+                        expected.shape
                     ));
                 };
                 Values::Affine {
@@ -183,8 +192,10 @@ impl Part {
                 let folded = self.container() == Container::Gguf && expected.fits(&entry.shape);
                 if entry.shape != expected.shape && !folded {
                     return wrong(format!(
-                        "{stored} has shape {:?}; expected {:?}",
-                        entry.shape, expected.shape
+                        "{} has shape {:?}; expected {:?}",
+                        stored.shown(),
+                        entry.shape,
+                        expected.shape
                     ));
                 }
                 if arrangement == Arrangement::AsIs && entry.shape != shape {
@@ -192,7 +203,8 @@ impl Part {
                 }
                 if !entry.encoding.is_float() {
                     return wrong(format!(
-                        "{stored} is stored as {}; expected real numbers",
+                        "{} is stored as {}; expected real numbers",
+                        stored.shown(),
                         entry.encoding.name()
                     ));
                 }
@@ -275,7 +287,7 @@ impl Part {
                 Some(companion) => companion.owner.is_some_and(|owner| !used.contains(&owner)),
                 None => true,
             })
-            .map(|(name, entry)| format!("{name} {:?}", entry.shape))
+            .map(|(name, entry)| format!("{} {:?}", name.shown(), entry.shape))
             .collect();
         problems
     }

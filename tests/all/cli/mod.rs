@@ -2,6 +2,7 @@
 
 mod analyze;
 mod batch;
+mod endless;
 mod ends;
 mod faults;
 mod foreign;
@@ -19,7 +20,9 @@ mod runs;
 mod settings;
 mod stopping;
 mod strips;
+mod surroundings;
 mod sweep;
+mod terminal;
 mod tiny;
 
 use std::collections::BTreeSet;

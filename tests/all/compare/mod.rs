@@ -25,7 +25,7 @@ fn row<'a>(made: &'a Comparison, name: &str) -> &'a wan_i2v::diagnose::compare::
 }
 
 /// A `.npy` file as NumPy writes it.
-fn npy(path: &Path, descr: &str, fortran: bool, shape: &[usize], bytes: &[u8]) {
+pub fn npy(path: &Path, descr: &str, fortran: bool, shape: &[usize], bytes: &[u8]) {
     let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
     let order = if fortran { "True" } else { "False" };
     let mut header =
@@ -41,7 +41,7 @@ fn npy(path: &Path, descr: &str, fortran: bool, shape: &[usize], bytes: &[u8]) {
     std::fs::write(path, file).unwrap();
 }
 
-fn floats(values: &[f32]) -> Vec<u8> {
+pub fn floats(values: &[f32]) -> Vec<u8> {
     values
         .iter()
         .flat_map(|value| value.to_le_bytes())

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use wan_i2v::runtime::{Device, DeviceKind};
+use wan_i2v::weights::PartName;
 
 use crate::support::assert_holds;
 use crate::support::scratch::{Scratch, read_tensors, write_tensors};
@@ -264,4 +266,19 @@ fn parts_may_not_be_exchanged() {
         &error(scratch.root()),
         &["no text encoder", "--text-encoder PATH"],
     );
+}
+
+/// A search for settings that fit asks for them a thousand times.
+#[test]
+fn sizes_of_weights_are_computed_once() {
+    let scratch = Scratch::new("a");
+    let checkpoint = open(scratch.root()).unwrap();
+    let device = Device::new(DeviceKind::Cpu, None);
+    let sizes = || {
+        let held = PartName::ALL.map(|part| checkpoint.weights_held(part, device).unwrap());
+        (held, checkpoint.vae_bytes(device).unwrap())
+    };
+    let before = sizes();
+    drop(scratch);
+    assert_eq!(sizes(), before);
 }

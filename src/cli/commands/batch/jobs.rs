@@ -8,12 +8,13 @@ use crate::batch::seeds::{seed_of_name, seeds};
 use crate::batch::table::{self, Settings, Written};
 use crate::batch::template::{Fields, check_name};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Command, Parser};
+use clap::{Command, CommandFactory, FromArgMatches};
 use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
 use crate::cli::config::{Layer, Layers, flag, is_path, reason};
 use crate::cli::flags::{Cli, GenerateArgs, job_command};
+use crate::util::show::Show;
 
 /// The default name of a clip.
 const OUTPUT: &str = "{name}_{seed}.mp4";
@@ -61,13 +62,15 @@ impl Jobs<'_> {
     /// When what is said of all jobs is wrong.
     pub(super) fn clips(&self, jobs: table::Jobs) -> Result<Vec<Wanted>> {
         let command = job_command();
-        let place = format!("{}, [defaults]", self.file.display());
+        let place = format!("{}, [defaults]", self.file.shown());
         ensure!(
             !jobs.defaults.contains_key("name"),
             "{place}: a name is a job's own"
         );
         let defaults = self.layer(&command, jobs.defaults, &place)?;
 
+        // One for all jobs: to build it takes longer than to parse with it.
+        let mut parser = Cli::command();
         let digits = jobs.jobs.len().to_string().len();
         let described: Vec<_> = (jobs.jobs.into_iter().zip(1..))
             .map(|(written, index)| {
@@ -80,7 +83,7 @@ impl Jobs<'_> {
         let mut clips = Vec::new();
         for described in described {
             match described {
-                Ok(job) => self.expand(job, digits, &mut unnamed, &mut clips),
+                Ok(job) => self.expand(job, digits, &mut parser, &mut unnamed, &mut clips),
                 Err((place, error)) => clips.push(Wanted {
                     place,
                     name: None,
@@ -138,7 +141,7 @@ impl Jobs<'_> {
                 );
                 let file = text.strip_prefix('@');
                 if let Some(file) = file.filter(|file| !file.starts_with(['@', '~'])) {
-                    *value = format!("@{}", here(file).display()).into();
+                    *value = format!("@{}", here(file).to_string_lossy()).into();
                 }
             } else if flag(command, &name).is_some_and(is_path)
                 && !TEMPLATES.contains(&name.as_str())
@@ -162,6 +165,7 @@ impl Jobs<'_> {
         &self,
         job: Described,
         digits: usize,
+        parser: &mut Command,
         unnamed: &mut BTreeMap<String, usize>,
         clips: &mut Vec<Wanted>,
     ) {
@@ -204,7 +208,7 @@ impl Jobs<'_> {
                 take,
                 image: &stem,
             };
-            let args = self.parse(&job.settings, &fields);
+            let args = self.parse(parser, &job.settings, &fields);
             clips.push(Wanted {
                 place: job.place.clone(),
                 name: Some(name.clone()),
@@ -214,7 +218,12 @@ impl Jobs<'_> {
         }
     }
 
-    fn parse(&self, settings: &Layer, fields: &Fields<'_>) -> Result<Box<GenerateArgs>> {
+    fn parse(
+        &self,
+        parser: &mut Command,
+        settings: &Layer,
+        fields: &Fields<'_>,
+    ) -> Result<Box<GenerateArgs>> {
         let mut settings = settings.clone();
         settings.remove("seeds");
         settings.set("seed", fields.seed.to_string());
@@ -232,7 +241,10 @@ impl Jobs<'_> {
             settings.set(flag, path);
         }
         let program = [OsString::from("wan-i2v")].into_iter();
-        match Cli::try_parse_from(program.chain(settings.arguments())) {
+        let parsed = parser
+            .try_get_matches_from_mut(program.chain(settings.arguments()))
+            .and_then(|matches| Cli::from_arg_matches(&matches));
+        match parsed {
             Ok(cli) => Ok(cli.generate),
             Err(error) => bail!(reason(&error)),
         }
@@ -271,12 +283,12 @@ pub(super) fn part(clips: &mut [Wanted]) {
                 .canonicalize()
                 .is_ok_and(|path| pictures.contains(&path))
             {
-                problem = Some(format!("{} is the picture of a job", path.display()));
+                problem = Some(format!("{} is the picture of a job", path.shown()));
             } else if let Some((other, _)) = taken.get(&key) {
                 problem = Some(format!(
                     "{} is also what {other} makes; give the job a name of its own, or more fields \
                      to --output",
-                    path.display()
+                    path.shown()
                 ));
             } else if let Some((other, _)) = folders()
                 .filter_map(|folder| taken.get(folder))
@@ -284,12 +296,12 @@ pub(super) fn part(clips: &mut [Wanted]) {
             {
                 problem = Some(format!(
                     "{} lies in a file that {other} makes",
-                    path.display()
+                    path.shown()
                 ));
             } else if is_file && let Some(other) = above.get(&key) {
                 problem = Some(format!(
                     "{} is a file, and {other} makes a folder of that name",
-                    path.display()
+                    path.shown()
                 ));
             }
             let place = || clip.place.clone();

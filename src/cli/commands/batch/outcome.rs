@@ -1,7 +1,7 @@
 //! How a batch goes: the report on disk, paths on stdout, a table at the end.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,7 +14,8 @@ use serde_json::json;
 
 use crate::cli::commands::many::{Client, Wanted};
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{Style, columns, event, human_time, line, stderr, style};
+use crate::cli::ui::{Style, columns, event, human_time, print_path, stderr, style};
+use crate::util::show::Show;
 
 /// Characters of an error that the table shows.
 const SHOWN: usize = 60;
@@ -22,8 +23,8 @@ const SHOWN: usize = 60;
 /// Receives every clip's end, and keeps the report.
 pub(crate) struct Outcome {
     report: Report,
-    /// That of an earlier batch in the folder.
-    before: Option<Report>,
+    /// What an earlier batch in the folder reports, by output.
+    before: HashMap<PathBuf, ClipReport>,
     /// Clips that exist are made again.
     pub(crate) fresh: bool,
     folder: PathBuf,
@@ -55,7 +56,11 @@ impl Outcome {
         Self {
             many: Many::new(clips.iter().map(name).collect()),
             report: Report::new(jobs, clips),
-            before: Report::read(folder),
+            before: Report::read(folder)
+                .map_or(Vec::new(), |report| report.clips)
+                .into_iter()
+                .filter_map(|clip| Some((clip.output.clone()?, clip)))
+                .collect(),
             fresh: false,
             folder: folder.to_owned(),
             clips: wanted.iter().map(|_| None).collect(),
@@ -85,13 +90,8 @@ impl Outcome {
         clip.seconds = Some(summary.seconds);
         clip.bytes = bytes;
         self.write();
-        let mut path = output.clone().into_os_string().into_encoded_bytes();
-        path.push(b'\n');
-        let printed = self
-            .many
-            .console
-            .suspend(|| std::io::stdout().write_all(&path).is_ok());
-        self.unprinted |= !printed;
+        let printed = self.many.console.suspend(|| print_path(&output));
+        self.unprinted |= printed.is_err();
         self.many.made(number, summary, device, &output);
     }
 
@@ -142,15 +142,10 @@ impl Outcome {
         }
         stderr::note(&table(report));
         let mut text = format!("{made} made, {there} there before, {failed} failed");
-        let _ = write!(
-            text,
-            " in {}; {}",
-            human_time(report.seconds),
-            path.display()
-        );
+        let _ = write!(text, " in {}; {}", human_time(report.seconds), path.shown());
         stderr::note(&text);
         if self.unprinted {
-            line("error: paths could not be written to stdout");
+            stderr::error("paths could not be written to stdout", 1);
         }
         good
     }
@@ -180,7 +175,7 @@ impl Client for Outcome {
         if self.fresh {
             return Ok(ClipStatus::Missing);
         }
-        let before = self.before.as_ref().and_then(|report| report.clip(output));
+        let before = self.before.get(output);
         let status = entry.status(before)?;
         if status == ClipStatus::UpToDate {
             clip.status = Status::There;
@@ -254,7 +249,7 @@ fn table(report: &Report) -> String {
 /// The name of a clip in messages.
 fn name(clip: &ClipReport) -> String {
     match (&clip.output, &clip.name) {
-        (Some(output), _) => output.display().to_string(),
+        (Some(output), _) => output.shown().to_string(),
         (None, Some(name)) => name.clone(),
         (None, None) => clip.place.clone(),
     }

@@ -75,18 +75,19 @@ impl GenerateArgs {
             Ok(summary) => summary,
             Err(error) if error.is::<Interrupted>() => {
                 let code = listener.exit_code().unwrap_or(1);
-                stderr::error(&format!("{error:#}\n{}", start.hint()), code);
+                stderr::error(&format!("{error:#}\nhint: {}", start.hint()), code);
                 return Ok(ExitCode::from(code));
             }
             Err(error) => {
                 if start.writer.latest().is_some_and(|(_, step)| step > 0) {
-                    info!("{}", start.hint());
+                    stderr::hint(&start.hint());
                 }
                 return Err(error);
             }
         };
         start.writer.finish();
         report::finish(&summary, device, &output);
-        print_path(&output).context("the clip is complete")
+        print_path(&output).context("the clip is complete")?;
+        Ok(ExitCode::SUCCESS)
     }
 }

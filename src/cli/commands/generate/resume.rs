@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::cli::commands::resolve::Open;
 use crate::cli::flags::{ResumeArgs, ResumeFrom};
 use crate::cli::ui::{Style, event, info, stderr, style};
+use crate::util::show::Show;
 
 /// A run that may begin.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ fn lock(path: &Path) -> Result<Lock> {
     if !lock.is_held() {
         stderr::warning(&format!(
             "the file system of {} has no locks; see to it that no other run writes there",
-            path.display()
+            path.shown()
         ));
     }
     Ok(lock)
@@ -159,7 +160,7 @@ impl Start {
         } else {
             info!(
                 "resuming after step {step}, saved in {}",
-                saved.path.display()
+                saved.path.shown()
             );
         }
         if let Some(warning) = saved.foreign() {
@@ -181,17 +182,17 @@ impl Start {
                 let with = if usual {
                     String::new()
                 } else {
-                    format!(" with --resume {}", path.display())
+                    format!(" with --resume {}", path.shown())
                 };
                 format!(
-                    "hint: the state after step {step} is in {}; the same command{with} resumes from there",
-                    path.display()
+                    "the state after step {step} is in {}; the same command{with} resumes from there",
+                    path.shown()
                 )
             }
             None if self.saves => {
-                "hint: nothing was saved yet; the same command starts from scratch".to_owned()
+                "nothing was saved yet; the same command starts from scratch".to_owned()
             }
-            None => "hint: nothing was saved (--no-checkpoint)".to_owned(),
+            None => "nothing was saved (--no-checkpoint)".to_owned(),
         }
     }
 }

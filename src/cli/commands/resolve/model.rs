@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli::flags::ModelArgs;
 use crate::cli::ui::{Transfer, human_bytes, info};
+use crate::util::show::Show;
 
 /// Where a model is.
 pub(crate) enum Place {
@@ -40,7 +41,7 @@ pub(crate) fn find(source: &Path, what: &str) -> Result<Place> {
 
 /// The beginning of an error about a model that is not on the disk.
 pub(crate) fn nowhere(source: &Path, what: &str) -> String {
-    format!("{what} {}: no such file or folder", source.display())
+    format!("{what} {}: no such file or folder", source.shown())
 }
 
 /// The model and the bits that it is loaded with, fetched if it is the hub's.

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
+use crate::util::show::Show;
 use crate::util::suggest;
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -42,7 +43,7 @@ fn read(flag: &str, prompt: PromptSource) -> Result<String> {
             text(input.lock()).with_context(|| format!("{flag} -: standard input"))
         }
         PromptSource::File(path) => file(&at_home(&path).unwrap_or_else(|| path.clone().into()))
-            .with_context(|| format!("{flag} @{path}")),
+            .with_context(|| format!("{flag} @{}", path.shown())),
     }
 }
 

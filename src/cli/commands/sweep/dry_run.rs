@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::outcomes::{Outcomes, table};
 use crate::cli::commands::many::{Checked, Ready};
-use crate::cli::ui::{exit_code, human_bytes, human_time, print};
+use crate::cli::ui::{exit_code, human_bytes, human_time, print, print_json};
 
 /// Prints what would be made; fails when a run would.
 ///
@@ -19,7 +19,7 @@ pub(super) fn show(checked: &Checked, outcomes: &Outcomes, as_json: bool) -> Res
     let ready: HashMap<usize, &Ready> = checked.ready.iter().map(|(n, run)| (*n, run)).collect();
     let runs = outcomes.runs.iter().enumerate();
     let runs = runs.map(|(number, run)| (run, ready.get(&number).copied(), outcomes.error(number)));
-    let text = if as_json {
+    if as_json {
         let runs = runs.map(|(run, ready, error)| match ready {
             Some(ready) => {
                 let mut fields = json(ready);
@@ -29,7 +29,7 @@ pub(super) fn show(checked: &Checked, outcomes: &Outcomes, as_json: bool) -> Res
             }
             None => json!({ "name": run.name, "error": error }),
         });
-        serde_json::to_string_pretty(&json!({ "runs": runs.collect::<Vec<_>>() }))? + "\n"
+        print_json(&json!({ "runs": runs.collect::<Vec<_>>() }))?;
     } else {
         let flags = outcomes.axes.iter().map(|axis| axis.flag.as_str());
         let heading = flags.chain(["size", "frames", "passes", "memory", "time"]);
@@ -53,14 +53,13 @@ pub(super) fn show(checked: &Checked, outcomes: &Outcomes, as_json: bool) -> Res
             .rates
             .as_ref()
             .and_then(|rates| costs.seconds(rates));
-        format!(
+        print(&format!(
             "{}\n{} runs, about {} to go\n",
             table(rows, ends.into_iter()),
             outcomes.runs.len(),
             human_time(seconds.unwrap_or_default())
-        )
-    };
-    print(&text)?;
+        ))?;
+    }
     Ok(exit_code(checked.ready.len() == outcomes.runs.len()))
 }
 

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 
 use crate::cli::commands::many::Client;
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{columns, info, print, stderr};
+use crate::cli::ui::{columns, info, print, print_json, stderr, terminal};
+use crate::util::show::Show;
 
 /// The files of all runs together.
 const FILES: [&str; 5] = [JSON, CSV, PLOTS, SHEET, GRID];
@@ -133,7 +134,7 @@ impl Outcomes {
                 is_own || !path.exists(),
                 "{}: no sweep has made this, and it would be replaced\nhint: move it away, or choose \
                  another --output-dir",
-                path.display()
+                path.shown()
             );
             temporary::remove_stale(&path);
         }
@@ -143,7 +144,8 @@ impl Outcomes {
     fn write_figures(&self) -> Result<()> {
         let done = self.done();
         // First: it tells the other files' origin.
-        page::write(&self.folder.join(JSON), &self.json(&done)?)?;
+        let json = terminal::json(&self.json(&done))?;
+        page::write(&self.folder.join(JSON), &json)?;
         page::write(&self.folder.join(CSV), &sweep::csv(&self.axes, &done)?)
     }
 
@@ -176,16 +178,16 @@ impl Outcomes {
         let done = self.done();
         self.write_figures()?;
         self.write_pictures(&done)?;
-        print(&match as_json {
-            true => self.json(&done)?,
+        match as_json {
+            true => print_json(&self.json(&done))?,
             false => {
                 let ends = done.iter().map(|done| match &done.result {
                     Ok(outcome) => outcome.metrics.alarms.join(", "),
                     Err(error) => format!("failed: {}", error.replace('\n', " ")),
                 });
-                table(sweep::rows(&self.axes, &done), ends)
+                print(&table(sweep::rows(&self.axes, &done), ends))?;
             }
-        })?;
+        }
         let failed = self.count(true);
         if failed > 0 {
             let text = format!("{failed} of {} runs failed", self.runs.len());
@@ -194,7 +196,7 @@ impl Outcomes {
         Ok(failed == 0)
     }
 
-    fn json(&self, done: &[Done]) -> Result<String> {
+    fn json(&self, done: &[Done]) -> Value {
         let runs = done.iter().map(|Done { run, result }| match result {
             Ok(outcome) => json!({ "name": run.name, "outcome": outcome }),
             Err(error) => {
@@ -203,12 +205,11 @@ impl Outcomes {
         });
         let axes = self.axes.iter();
         let axes = axes.map(|axis| json!({ "flag": axis.flag, "values": axis.values }));
-        let results = json!({
+        json!({
             "schema": sweep::SCHEMA,
             "axes": axes.collect::<Vec<_>>(),
             "runs": runs.collect::<Vec<_>>(),
-        });
-        Ok(serde_json::to_string_pretty(&results)? + "\n")
+        })
     }
 
     fn write_pictures(&self, done: &[Done]) -> Result<()> {
@@ -219,7 +220,7 @@ impl Outcomes {
             Ok(Some(mut grid)) => {
                 grid.write_png(&at(SHEET))?;
                 grid.write_mp4(&at(GRID))?;
-                info!("{}: all clips side by side", at(GRID).display());
+                info!("{}: all clips side by side", at(GRID).shown());
             }
             Ok(None) => {}
             Err(error) => stderr::warning(&format!("no grid: {error:#}")),

@@ -9,6 +9,7 @@ use color_quant::NeuQuant;
 use image::{Rgb, RgbImage, imageops};
 
 use super::Clip;
+use crate::util::show::Show;
 
 /// The frames that are shown: of the first latent frame, of the second one, and later ones.
 const FRAMES: [usize; 5] = [0, 1, 4, 8, 16];
@@ -40,7 +41,7 @@ pub fn write(path: &Path, clips: &[Clip]) -> Result<()> {
         .chunks_exact(4)
         .map(|p| palette.index_of(p) as u8)
         .collect();
-    let cannot = || format!("cannot write {}", path.display());
+    let cannot = || format!("cannot write {}", path.shown());
     let file = BufWriter::new(File::create(path).with_context(cannot)?);
     let mut encoder = png::Encoder::new(file, sheet.width(), sheet.height());
     encoder.set_color(png::ColorType::Indexed);

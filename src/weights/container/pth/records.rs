@@ -132,9 +132,12 @@ impl<'a> Records<'a> {
     /// When there is no such record.
     pub fn storage(&self, key: &str) -> Result<Record> {
         let range = self.ranges.get(&format!("data/{key}"));
-        range
-            .copied()
-            .with_context(|| format!("its storage is missing: no record \"data/{key}\""))
+        range.copied().with_context(|| {
+            format!(
+                "its storage is missing: no record {:?}",
+                format!("data/{key}")
+            )
+        })
     }
 }
 

@@ -22,7 +22,7 @@ const SMALL: [&str; 8] = [
 
 impl Bench {
     /// A batch of `jobs`, written to the file `name`, into the folder `out`.
-    fn batch(&self, name: &str, jobs: &str, more: &[&str]) -> Command {
+    pub fn batch(&self, name: &str, jobs: &str, more: &[&str]) -> Command {
         fs::write(self.path(name), jobs).unwrap();
         let mut command = program();
         command.current_dir(self.work.path());

@@ -1,0 +1,82 @@
+//! Text that cannot command a terminal: names of files, tensors and jobs hold anything.
+
+use std::fmt::{self, Display, Write as _};
+use std::path::Path;
+
+/// Whether a character moves the cursor, changes colours, turns the line's direction or takes no
+/// room, so that it could make a terminal show something else than what is there.
+pub(crate) fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// The text with what is unseen escaped, but for line breaks, for which `line_break` stands.
+pub(crate) fn visible(text: &str, line_break: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => shown += line_break,
+            c if is_unseen(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// A name as messages show it: with what is unseen escaped, line breaks too, so that it begins no
+/// line of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown<'a>(&'a Path);
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.to_string_lossy().chars() {
+            match is_unseen(character) {
+                true => write!(f, "{}", character.escape_unicode())?,
+                false => f.write_char(character)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What comes from outside and is put into messages.
+pub(crate) trait Show {
+    /// It as messages show it.
+    fn shown(&self) -> Shown<'_>;
+}
+
+impl Show for Path {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self)
+    }
+}
+
+impl Show for str {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_unseen_reaches_the_terminal() {
+        assert_eq!(
+            visible("a\u{1b}[2J\r\u{202e}", "\n"),
+            "a\\u{1b}[2J\\u{d}\\u{202e}"
+        );
+        assert_eq!(visible("a\nb", "\n          "), "a\n          b");
+        assert_eq!(
+            Path::new("é\u{9b}\nerror: b").shown().to_string(),
+            "é\\u{9b}\\u{a}error: b"
+        );
+    }
+}
