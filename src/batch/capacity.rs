@@ -44,7 +44,8 @@ pub fn capacity<'a>(
     let at_once = match explicit {
         Some(count) if count > fit => bail!(
             "--jobs-at-once {count}: {budget}, in which {fit} of these clips can be in flight at \
-             once; each holds up to {:.1} MB; or allow more with --memory-budget",
+             once; each holds up to {:.1} MB\nhint: make fewer at once, or allow more with \
+             --memory-budget",
             most.held as f64 / 1e6
         ),
         Some(count) => count.max(1),

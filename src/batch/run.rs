@@ -13,7 +13,7 @@ use crate::pipeline::{
     Clip, ClipObserver, EmbeddingStore, EventKind, Progress, Scheduler, Summary,
 };
 use crate::util::files::real;
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// The folder in a batch's own where encoded prompts and pictures wait.
 const ENCODED: &str = ".wan-batch";
@@ -52,7 +52,7 @@ pub fn check_output(path: &Path, folder: &Path) -> Result<()> {
     for own in [folder.join(ENCODED), Report::path(folder)] {
         ensure!(
             !real(path).starts_with(real(&own)),
-            "{}: {} is the batch's own; choose another name",
+            "{}: {} is the batch's own\nhint: choose another name",
             path.shown(),
             own.shown()
         );
@@ -72,7 +72,7 @@ pub fn run(
 ) -> Result<()> {
     if !options.lock.is_held() {
         let text = format!(
-            "the file system of {} has no locks; see to it that no other run writes there",
+            "the file system of {} has no locks\nhint: see to it that no other run writes there",
             options.folder.shown()
         );
         progress.report(EventKind::Warning(&text));
@@ -173,7 +173,7 @@ impl ClipObserver for Batch<'_> {
                 progress.report(EventKind::Made(&summary));
             }
             Err(error) => {
-                let mut text = format!("{error:#}");
+                let mut text = chain(&error);
                 let usual = state_path(clip.job.output());
                 let kept = started.as_ref().and_then(|clip| clip.writer.latest());
                 if let Some((path, step)) = kept.filter(|(path, _)| *path != usual) {

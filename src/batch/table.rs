@@ -116,7 +116,7 @@ fn csv(text: &str, name: &str) -> Result<Jobs> {
                     csv::ErrorKind::UnequalLengths {
                         expected_len, len, ..
                     } => anyhow::anyhow!(
-                        "there are {len} cells, the first line names {expected_len}; put a cell \
+                        "there are {len} cells, the first line names {expected_len}\nhint: put a cell \
                          with a comma into double quotes"
                     ),
                     _ => anyhow::anyhow!("{}", error.to_string().shown()),

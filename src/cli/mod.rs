@@ -15,6 +15,7 @@ use clap::Parser;
 use self::flags::Cli;
 use self::ui::{info, stderr, terminal};
 use crate::runtime::start_threads;
+use crate::util::show::chain;
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -43,7 +44,7 @@ pub fn main() -> ExitCode {
     let layered = match config::layered(arguments, &config::variables()) {
         Ok(layered) => layered,
         Err(error) => {
-            stderr::error(&format!("{error:#}"), USAGE);
+            stderr::error(&chain(&error), USAGE);
             return ExitCode::from(USAGE);
         }
     };
@@ -53,7 +54,7 @@ pub fn main() -> ExitCode {
             return match terminal::show_clap(&error) {
                 Ok(()) => ExitCode::from(error.exit_code().try_into().unwrap_or(USAGE)),
                 Err(error) => {
-                    stderr::error(&format!("{error:#}"), 1);
+                    stderr::error(&chain(&error), 1);
                     ExitCode::FAILURE
                 }
             };

@@ -66,7 +66,7 @@ impl Request {
     pub fn check(&self) -> Result<()> {
         ensure!(
             !clean(&self.prompt).is_empty(),
-            "--prompt is empty; say what happens in the clip"
+            "--prompt is empty\nhint: say what happens in the clip"
         );
         self.options.check()
     }
@@ -98,7 +98,7 @@ impl Request {
             let is_frame = image.file_name().is_some_and(is_frame_name);
             ensure!(
                 !(same(image, &self.output) || is_frame && same(folder_of(image), &self.output)),
-                "--output {}: the clip would replace {what} {}; choose another folder or name",
+                "--output {}: the clip would replace {what} {}\nhint: choose another folder or name",
                 self.output.shown(),
                 image.shown()
             );
@@ -139,13 +139,13 @@ impl Request {
         for (what, other) in self.images().chain(others) {
             ensure!(
                 here.is_none() || here != place(other),
-                "{flag} {}: would replace {what}; choose another name",
+                "{flag} {}: would replace {what}\nhint: choose another name",
                 path.shown()
             );
         }
         ensure!(
             !is_frame,
-            "{flag} {}: is a frame of the clip; choose another name",
+            "{flag} {}: is a frame of the clip\nhint: choose another name",
             path.shown()
         );
         Ok(())

@@ -181,7 +181,7 @@ impl Size {
                 ensure!(
                     width >= multiple && height >= multiple && width.max(height) <= MAX_SIDE,
                     "the picture is {} x {} pixels, which makes a clip of {width} x {height} at \
-                     {area} pixels; choose --size, multiples of {multiple} from {multiple} to \
+                     {area} pixels\nhint: choose --size, multiples of {multiple} from {multiple} to \
                      {MAX_SIDE}",
                     picture.0,
                     picture.1

@@ -17,6 +17,7 @@ use ureq::{Agent, Body};
 
 use super::address::{escape, escape_all, header, next, same_origin};
 use super::{Config, RepoId};
+use crate::util::show::chain;
 
 /// The longest chain of redirects that is followed.
 const MAX_REDIRECTS: usize = 10;
@@ -224,10 +225,11 @@ impl Http {
         let pause = after.unwrap_or(pause).min(self.config.longest_pause);
         if pause >= NOTICED {
             (self.config.on_pause)(&format!(
-                "{error:#}; trying again in {} s (try {} of {})",
+                "trying again in {} s (try {} of {}): {}",
                 pause.as_secs(),
                 failures + 1,
-                self.config.tries
+                self.config.tries,
+                chain(error)
             ));
         }
         std::thread::sleep(pause);

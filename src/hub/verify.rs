@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::digest::Hash;
 use super::transfer::hash_of;
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 use crate::weights::config::CONFIG;
 use crate::weights::convert::{REPORT, written_hashes};
 use crate::weights::layout::{Layout, MODEL_INDEX, TokenizerAt};
@@ -57,7 +57,7 @@ impl Outcome {
     }
 
     fn of(result: Result<String>) -> Self {
-        result.map_or_else(|error| Self::Wrong(format!("{error:#}")), Self::Right)
+        result.map_or_else(|error| Self::Wrong(chain(&error)), Self::Right)
     }
 }
 
@@ -196,7 +196,7 @@ fn tensors(files: &Files, file: &str, written: &BTreeMap<String, String>) -> (Ou
         Ok(store) => store,
         Err(error) => {
             let unread = Outcome::unknown("the file cannot be read");
-            return (Outcome::Wrong(format!("{error:#}")), unread);
+            return (Outcome::Wrong(chain(&error)), unread);
         }
     };
     let (mut right, mut damaged, mut infinite) = (0, Vec::new(), Vec::new());

@@ -62,7 +62,7 @@ impl Picture {
         let file = suggest::open(path)?;
         ensure!(
             !file.metadata()?.is_dir(),
-            "it is a folder; give a picture file"
+            "it is a folder\nhint: give a picture file"
         );
         let mut content = Vec::new();
         let mut file = file.take(MAX_FILE);
@@ -89,7 +89,7 @@ impl Picture {
         };
         ensure!(
             !is_truncated(format, content),
-            "the {format:?} data is cut off; get it again"
+            "the {format:?} data is cut off\nhint: download it again"
         );
         let mut limits = Limits::default();
         limits.max_alloc = Some(MAX_ALLOC);
@@ -110,8 +110,7 @@ impl Picture {
         );
         ensure!(
             u64::from(width) * u64::from(height) <= MAX_PIXELS,
-            "it claims to be {width}x{height} pixels, and at most {MAX_PIXELS} pixels are read; \
-             scale it down first"
+            "it claims to be {width}x{height} pixels, and at most {MAX_PIXELS} pixels are read\nhint: scale it down first"
         );
         // Broken EXIF data is no reason to refuse a picture that decodes.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
@@ -232,9 +231,9 @@ fn unsupported(content: &[u8]) -> &'static str {
         .iter()
         .any(|b| brand.starts_with(b))
     {
-        "HEIC pictures are not supported; convert it to PNG or JPEG first \
+        "HEIC pictures are not supported\nhint: convert it to PNG or JPEG first \
          (on a Mac: sips -s format png picture.heic --out picture.png)"
     } else {
-        "its content is no PNG, JPEG or WebP; convert it to one of these first"
+        "its content is no PNG, JPEG or WebP\nhint: convert it to one of these first"
     }
 }

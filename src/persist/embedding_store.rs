@@ -13,6 +13,7 @@ use crate::clip::{Identity, Item};
 use crate::persist::{EXTENSION, SavedRun, file};
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
+use crate::util::show::chain;
 use crate::util::temporary;
 
 /// The name of the one array in a file.
@@ -57,8 +58,10 @@ impl EmbeddingStore {
         match self.write(key, array) {
             Ok(true) => return,
             Err(error) if !self.failing => {
-                let text =
-                    format!("what is encoded cannot be put on disk and stays in memory: {error:#}");
+                let text = format!(
+                    "what is encoded cannot be put on disk and stays in memory: {}",
+                    chain(&error)
+                );
                 progress.report(EventKind::Warning(&text));
                 self.failing = true;
             }

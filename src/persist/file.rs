@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::clip::Identity;
 use crate::runtime::{self, State};
 use crate::util::files::{MAX_JSON, open_regular, read_head};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 use crate::util::temporary;
 
 /// Changes whenever a state of one version means nothing to another.
@@ -91,9 +91,10 @@ impl SavedRun {
         let parsed = content(file).and_then(|bytes| Self::parse(path, &bytes));
         parsed.map_err(|error| {
             anyhow::anyhow!(
-                "{} is no saved run that can be resumed: {error:#}\n\
+                "{} is no saved run that can be resumed: {}\n\
                  hint: --resume never starts from the beginning and replaces it",
-                path.shown()
+                path.shown(),
+                chain(&error)
             )
         })
     }

@@ -48,7 +48,7 @@ impl Lock {
                 // Its owner removed it before it released it.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => bail!(
-                    "another wan-i2v is writing {}; wait for it, or choose another --output",
+                    "another wan-i2v is writing {}\nhint: wait for it, or choose another --output",
                     target.shown()
                 ),
                 Err(TryLockError::Error(_)) => return Ok(Self { path, file: None }),

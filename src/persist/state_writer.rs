@@ -11,7 +11,7 @@ use super::Identity;
 use super::file;
 use crate::progress::{EventKind, Progress};
 use crate::runtime::State;
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// How the name of a spare state's folder begins, and the state's own.
 const SPARE_FOLDER: &str = "wan-i2v-";
@@ -96,8 +96,8 @@ impl StateWriter {
                     None => "none is on disk yet".to_owned(),
                 };
                 let text = format!(
-                    "the state after step {step} cannot be saved ({error:#}); {kept}, and the run \
-                     continues"
+                    "the state after step {step} cannot be saved; {kept}, and the run continues: {}",
+                    chain(&error)
                 );
                 progress.report(EventKind::Warning(&text));
                 return;

@@ -123,8 +123,7 @@ fn decode(
         // Before clipping, which turns infinity into white.
         ensure!(
             all_finite(pixels)?,
-            "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite; \
-             try --device cpu and please report it"
+            "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite\nhint: try --device cpu and please report it"
         );
         let pixels = clip(pixels, (-1.0, 1.0))?;
         let count = pixels.dim(0) as usize;

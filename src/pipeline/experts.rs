@@ -7,6 +7,7 @@ use super::Interrupted;
 use crate::model::dit::Dit;
 use crate::progress::{Network, Progress, load};
 use crate::runtime::{Device, wire};
+use crate::util::show::chain;
 use crate::weights::{Checkpoint, Expert};
 
 /// Holds the expert that is in use, for as many clips as take turns with it.
@@ -55,7 +56,7 @@ impl<'a> Experts<'a> {
         });
         let (dit, seconds) = loaded.inspect_err(|error| {
             if !error.is::<Interrupted>() {
-                self.broken = Some((expert, format!("{error:#}")));
+                self.broken = Some((expert, chain(error)));
             }
         })?;
         wire(memory::active_memory()? as u64);

@@ -315,7 +315,7 @@ fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
             ensure!(
                 tokens <= config.rope_max_seq_len,
                 "a clip of {} x {} pixels and {} frames has {} tokens along one axis; the model \
-                 covers {}; choose fewer --frames or a smaller --size",
+                 covers {}\nhint: choose fewer --frames or a smaller --size",
                 settings.width,
                 settings.height,
                 settings.frames,
@@ -330,7 +330,7 @@ fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
             .fold(i64::from(widest), |values, axis| values * i64::from(axis));
         ensure!(
             values <= i64::from(i32::MAX),
-            "a clip of {} x {} pixels and {} frames is too large to compute; choose fewer \
+            "a clip of {} x {} pixels and {} frames is too large to compute\nhint: choose fewer \
              --frames or a smaller --size",
             settings.width,
             settings.height,

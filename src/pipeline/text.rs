@@ -118,7 +118,7 @@ impl TextEncoder {
         let encoded = self.0.encode(&ids.ids)?;
         ensure!(
             all_finite(&encoded)?,
-            "the text encoder's output is not finite; try --dtype f32 or --device cpu and please \
+            "the text encoder's output is not finite\nhint: try --dtype f32 or --device cpu and please \
              report it"
         );
         Ok(encoded.contiguous()?)

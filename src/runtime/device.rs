@@ -51,7 +51,7 @@ impl Device {
         let gpu = metal_is_available();
         let kind = match kind {
             Some(DeviceKind::Gpu) if !gpu => {
-                bail!("--device gpu: MLX finds no Metal device here; use --device cpu")
+                bail!("--device gpu: MLX finds no Metal device here\nhint: use --device cpu")
             }
             Some(kind) => kind,
             None if gpu => DeviceKind::Gpu,

@@ -120,7 +120,7 @@ impl CacheSettings {
     pub fn for_model(mut self, polynomial: &[f64]) -> Result<Self> {
         ensure!(
             !matches!(self.method, CacheMethod::TeaCache { .. }) || !polynomial.is_empty(),
-            "--cache teacache: the model has no fitted polynomial (teacache in wan_i2v.json); use \
+            "--cache teacache: the model has no fitted polynomial (teacache in wan_i2v.json)\nhint: use \
              --cache easycache"
         );
         if let CacheMethod::TeaCache { .. } = self.method {

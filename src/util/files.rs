@@ -82,7 +82,7 @@ pub(crate) fn read_stream(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// When it cannot be opened, or is no regular file of this one name.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let refused = |what: &str| {
-        let text = format!("{} {what}; remove it", path.shown());
+        let text = format!("{} {what}\nhint: remove it", path.shown());
         Err(io::Error::new(ErrorKind::AlreadyExists, text))
     };
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();

@@ -63,6 +63,25 @@ impl Show for str {
     }
 }
 
+/// What begins a line of advice at a message's end.
+const HINT: &str = "\nhint: ";
+
+/// An error and its causes in one sentence, and the advice of all of them in lines at the end.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let (mut sentence, mut hints) = (String::new(), Vec::new());
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let mut parts = text.split(HINT);
+        if !sentence.is_empty() {
+            sentence += ": ";
+        }
+        sentence += parts.next().unwrap_or_default();
+        hints.extend(parts.map(str::to_owned));
+    }
+    hints.dedup();
+    hints.iter().fold(sentence, |text, hint| text + HINT + hint)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +96,18 @@ mod tests {
         assert_eq!(
             Path::new("é\u{9b}\nerror: b").shown().to_string(),
             "é\\u{9b}\\u{a}error: b"
+        );
+    }
+
+    #[test]
+    fn advice_comes_last() {
+        let error = anyhow::anyhow!("it is cut off\nhint: download it again");
+        let error = error.context("a.pth: damaged\nhint: wan-i2v inspect says more");
+        let error = error.context("--high");
+        assert_eq!(
+            chain(&error),
+            "--high: a.pth: damaged: it is cut off\nhint: wan-i2v inspect says more\n\
+             hint: download it again"
         );
     }
 }

@@ -117,7 +117,7 @@ fn parent(path: &Path) -> Result<PathBuf> {
     };
     ensure!(
         parent.is_dir(),
-        "cannot write {}: the folder {} does not exist; create it first",
+        "cannot write {}: the folder {} does not exist\nhint: create it first",
         path.shown(),
         parent.shown()
     );

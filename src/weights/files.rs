@@ -265,7 +265,7 @@ impl Files {
             open_regular(&folder.join(file)).with_context(|| format!("cannot open {name}"))?;
         ensure!(
             file.metadata()?.len() > 8,
-            "{name}: the file is empty or cut off; download it again"
+            "{name}: the file is empty or cut off\nhint: download it again"
         );
         // SAFETY: the map is only read. A file that another program truncates meanwhile raises
         // SIGBUS, which ends the program with a message; see `mapped_at`.

@@ -11,6 +11,7 @@ use super::naming::{Kind, Naming, Role, companion};
 use super::part::{Part, usizes};
 use super::store::{Container, Location};
 use super::{Extras, PartName};
+use crate::util::show::chain;
 
 /// What is known of a model.
 #[derive(Clone, Debug, Serialize)]
@@ -155,7 +156,7 @@ impl Report {
         let boundary = match Extras::boundary_of(layout) {
             Ok(boundary) => boundary,
             Err(error) => {
-                problems.push(format!("{error:#}"));
+                problems.push(chain(&error));
                 super::BOUNDARY
             }
         };
@@ -214,7 +215,7 @@ fn part_report(name: PartName, location: &Location) -> PartReport {
         Ok(())
     };
     if let Err(error) = read(&mut report) {
-        report.error = Some(format!("{error:#}"));
+        report.error = Some(chain(&error));
     }
     report
 }

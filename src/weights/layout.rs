@@ -11,7 +11,7 @@ use super::files::Files;
 use super::naming::Kind;
 use super::part;
 use super::store::{Location, TensorStore};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 use crate::util::suggest::did_you_mean_path;
 
 /// One of the parts of a model that have weights.
@@ -170,7 +170,7 @@ impl Layout {
             Some(Kind::TextEncoder) => PartName::TextEncoder,
             Some(Kind::Expert) => expert_of(&path.to_string_lossy()).with_context(|| {
                 format!(
-                    "{}: this is an expert, but its path says neither high nor low; say which with \
+                    "{}: this is an expert, but its path says neither high nor low\nhint: say which with \
                      --part high or --part low",
                     path.shown()
                 )
@@ -199,7 +199,7 @@ impl Layout {
             if folder.exists() {
                 ensure!(
                     folder.has(CONFIG),
-                    "{}: not found; in the diffusers layout every part has one; download it too",
+                    "{}: not found; in the diffusers layout every part has one\nhint: download it too",
                     folder.name(CONFIG)
                 );
                 layout.set(name, Location::in_folder(folder)?);
@@ -225,7 +225,7 @@ impl Layout {
                 candidates.push((format!("{path}{name}"), location));
                 ensure!(
                     candidates.len() <= MAX_CANDIDATES,
-                    "{files}: more than {MAX_CANDIDATES} files with tensors; name each part with \
+                    "{files}: more than {MAX_CANDIDATES} files with tensors\nhint: name each part with \
                      --high, --low, --vae and --text-encoder"
                 );
             }
@@ -245,7 +245,7 @@ impl Layout {
             let store = match TensorStore::open(&location) {
                 Ok(store) => store,
                 Err(error) => {
-                    layout.passed_over.push(format!("{error:#}"));
+                    layout.passed_over.push(chain(&error));
                     continue;
                 }
             };
@@ -256,7 +256,7 @@ impl Layout {
             };
             if !parts.is_empty() {
                 layout.passed_over.push(format!(
-                    "{}: several parts in one file; give each in a file of its own",
+                    "{}: several parts in one file\nhint: give each in a file of its own",
                     files.name(&path)
                 ));
                 continue;
@@ -286,7 +286,7 @@ impl Layout {
                 0 => {}
                 1 => layout.set(name, candidates.remove(0).1),
                 several => bail!(
-                    "{files}: {several} files could be the {name} ({}); say which with {} PATH",
+                    "{files}: {several} files could be the {name} ({})\nhint: say which with {} PATH",
                     candidates
                         .iter()
                         .map(|(path, _)| path.as_str())
@@ -407,7 +407,7 @@ fn choose(files: &Files, tokenizers: Vec<(String, TokenizerAt)>) -> Result<Optio
         .collect();
     ensure!(
         candidates.len() < 2,
-        "{files}: {} files could be the tokenizer ({}); say which with --tokenizer PATH",
+        "{files}: {} files could be the tokenizer ({})\nhint: say which with --tokenizer PATH",
         candidates.len(),
         candidates
             .iter()

@@ -410,7 +410,7 @@ impl Checkpoint {
                 (tokenizer_of(&part, &name)?, name)
             }
             None => bail!(
-                "{}the model has no tokenizer; give --tokenizer PATH: a tokenizer.json or \
+                "{}the model has no tokenizer\nhint: give --tokenizer PATH: a tokenizer.json or \
                  spiece.model of google/umt5-xxl",
                 match &self.layout.root {
                     Some(root) => format!("--model {root}: "),
@@ -493,7 +493,7 @@ fn tokenizer_of(part: &Part, name: &str) -> Result<Tokenizer> {
     if let Some(entry) = layout::spiece_entry(store) {
         return Tokenizer::from_sentencepiece(store.bytes(entry), name);
     }
-    let missing = || format!("{name} holds no whole tokenizer; give --tokenizer PATH");
+    let missing = || format!("{name} holds no whole tokenizer\nhint: give --tokenizer PATH");
     let file = store.only_file().with_context(missing)?;
     let model = store.metadata().get("tokenizer.ggml.model");
     ensure!(model.is_some_and(|model| model == "t5"), "{}", missing());
@@ -582,7 +582,7 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
             Some(root) if root.sub("..").has(MODEL_INDEX) => {
                 return format!(
                     "--model {root}: there is no {MODEL_INDEX}, and no {name}; this folder is one \
-                     part of a model: give the folder above it"
+                     part of a model\nhint: give the folder above it"
                 );
             }
             Some(root) => format!("--model {root}: the model has no {name} there"),
@@ -593,7 +593,7 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
             some => format!(" (passed over: {})", some.join("; ")),
         };
         format!(
-            "{place}; download it too, or say where it is with {} PATH{passed_over}",
+            "{place}{passed_over}\nhint: download it too, or say where it is with {} PATH",
             name.flag()
         )
     })

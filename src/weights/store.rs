@@ -123,7 +123,7 @@ impl Location {
             ),
             several => bail!(
                 "{files}: found {several} candidates ({}); expected one file, or shards with one \
-                 {INDEX}; name the one you mean",
+                 {INDEX}\nhint: name the one you mean",
                 found
                     .iter()
                     .map(|l| l.index.clone().unwrap_or_else(|| l.names.join(", ")))
@@ -166,7 +166,7 @@ impl Location {
         for shard in &names {
             ensure!(
                 !shard.contains(['/', '\\']) && files.has(shard),
-                "{path}: lists the shard {shard:?}, which is not in the folder; download it"
+                "{path}: lists the shard {shard:?}, which is not in the folder\nhint: download it"
             );
         }
         Ok(Self {
@@ -272,7 +272,7 @@ impl TensorStore {
             let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
             ensure!(
                 entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
-                "{path}: the tensor {} is cut off; download the file again",
+                "{path}: the tensor {} is cut off\nhint: download the file again",
                 name.shown()
             );
             ensure!(

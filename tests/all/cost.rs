@@ -493,7 +493,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         "--memory-budget 0.120",
         "needs 0.1",
         "weights",
-        "it would fit with --frames ",
+        "it fits with --frames ",
         "or allow more with --memory-budget 0.1",
     ] {
         assert!(error.contains(part), "{error}");

@@ -75,13 +75,13 @@ impl Run {
 pub fn runs(axes: &[Axis]) -> Result<Vec<Run>> {
     ensure!(
         !axes.is_empty(),
-        "nothing is varied; give --vary, such as --vary steps=6,12,24"
+        "nothing is varied\nhint: give --vary, such as --vary steps=6,12,24"
     );
     let mut seen = BTreeSet::new();
     for axis in axes {
         ensure!(
             seen.insert(&axis.flag),
-            "--vary {0}: {0} is varied twice; name all of its values at once",
+            "--vary {0}: {0} is varied twice\nhint: name all of its values at once",
             axis.flag
         );
     }

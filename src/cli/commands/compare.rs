@@ -13,7 +13,7 @@ use serde_json::json;
 use super::resolve::model;
 use crate::cli::flags::CompareArgs;
 use crate::cli::ui::{Transfer, columns, print, print_json, stderr};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// The exit code of what cannot be compared.
 const TROUBLE: u8 = 2;
@@ -26,7 +26,7 @@ impl CompareArgs {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
-                stderr::error(&format!("{error:#}"), TROUBLE);
+                stderr::error(&chain(&error), TROUBLE);
                 ExitCode::from(TROUBLE)
             }
         })

@@ -12,6 +12,7 @@ use crate::pipeline::plan::{
 };
 use crate::pipeline::tokenize;
 use crate::runtime::Device;
+use crate::util::show::chain;
 use crate::weights::quantize::Bits;
 use crate::weights::{Checkpoint, LoadBits};
 use anyhow::{Context, Result};
@@ -164,7 +165,10 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
     let ids = match tokenize(checkpoint, &request.prompt, settings) {
         Ok(ids) => ids,
         Err(error) => {
-            info!("note: prompts are taken to have {PROMPT_TOKENS} tokens: {error:#}");
+            info!(
+                "note: prompts are taken to have {PROMPT_TOKENS} tokens: {}",
+                chain(&error)
+            );
             return Ok(Inputs {
                 prompt: PROMPT_TOKENS,
                 negative: settings

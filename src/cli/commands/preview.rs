@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::clip::Request;
 use crate::media::preview::{self, LatentRgb};
 use crate::pipeline::{Job, Observer};
+use crate::util::show::chain;
 use anyhow::{Context, Result, ensure};
 use indicatif::MultiProgress;
 use mlx_rs::Array;
@@ -36,11 +37,11 @@ impl Screen {
             let protocol = Protocol::of(|name| std::env::var(name).ok()).context("--preview -")?;
             ensure!(
                 terminal::is_seen(),
-                "--preview -: stderr is not a terminal; give a file, such as --preview preview.png"
+                "--preview -: stderr is not a terminal\nhint: give a file, such as --preview preview.png"
             );
             ensure!(
                 style() != Style::Json,
-                "--preview - shows pictures where --progress json has lines of JSON; give a file"
+                "--preview - shows pictures where --progress json has lines of JSON\nhint: give a file"
             );
             return Ok(Some(Screen::Terminal(protocol)));
         }
@@ -93,7 +94,7 @@ impl Observer for Previews {
     fn estimate(&mut self, clean: &Array) {
         if let Err(error) = self.show(clean) {
             self.screen = None;
-            let text = format!("--preview: {error:#}; the run continues without");
+            let text = format!("the run continues without --preview: {}", chain(&error));
             self.console.suspend(|| stderr::warning(&text));
         }
     }

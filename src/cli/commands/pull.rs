@@ -22,7 +22,7 @@ impl PullArgs {
         let Some(target) = self.output else {
             ensure!(
                 options.high.or(options.low).or(options.text).is_none(),
-                "--bits converts while pulling; say where to with --output DIR"
+                "--bits converts while pulling\nhint: say where to with --output DIR"
             );
             return model::pull(&hub, &repo, &self.files);
         };
@@ -51,7 +51,7 @@ impl PullArgs {
         );
         ensure!(
             needs <= free.saturating_add(there),
-            "--output {}: about {} are needed there and {} are free; make room or choose another \
+            "--output {}: about {} are needed there and {} are free\nhint: make room or choose another \
              disk",
             target.shown(),
             human_bytes(needs),

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::batch::sweep::Axis;
+use crate::util::show::chain;
 use clap::{Args, Command};
 
 use super::{ClipArgs, GenerateArgs, ReportingArgs};
@@ -111,5 +112,5 @@ pub(crate) struct SweepArgs {
 }
 
 fn parse_axis(text: &str) -> std::result::Result<Axis, String> {
-    text.parse().map_err(|error| format!("{error:#}"))
+    text.parse().map_err(|error| chain(&error))
 }

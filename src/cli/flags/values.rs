@@ -4,6 +4,7 @@ use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
 use crate::media::Resize;
 use crate::runtime::{DeviceKind, Precision};
 use crate::sampling::Solver;
+use crate::util::show::chain;
 use crate::weights::PartName;
 use crate::weights::convert::Bits;
 use clap::ValueEnum;
@@ -88,7 +89,7 @@ pub(crate) fn parse_interval(text: &str) -> Result<GuideInterval, String> {
 
 /// A method and its settings, as [`CacheSettings`] reads them.
 pub(crate) fn parse_cache(text: &str) -> Result<CacheSettings, String> {
-    text.parse().map_err(|error| format!("{error:#}"))
+    text.parse().map_err(|error| chain(&error))
 }
 
 /// A tolerance.

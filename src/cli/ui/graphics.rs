@@ -56,7 +56,7 @@ impl Protocol {
             }
         }
         bail!(
-            "this terminal ({}{}TERM={}) is none that is known to show pictures; use kitty, Ghostty, \
+            "this terminal ({}{}TERM={}) is none that is known to show pictures\nhint: use kitty, Ghostty, \
              iTerm2 or WezTerm, or a file, such as --preview preview.png",
             if multiplexed {
                 "inside tmux or screen, "

@@ -3,9 +3,11 @@
 use std::error::Error;
 use std::io::{self, ErrorKind};
 
+use crate::util::show::chain;
+
 /// An error with its causes, and advice where a limit of the process is one of them.
 pub(crate) fn told(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    let text = chain(error);
     let is_too_large = |cause: &(dyn Error + 'static)| {
         let kind = cause.downcast_ref().map(io::Error::kind);
         kind == Some(ErrorKind::FileTooLarge)

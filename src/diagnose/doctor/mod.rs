@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::clip::Model;
 use crate::pipeline::plan::Budget;
 use crate::runtime::Device;
+use crate::util::show::chain;
 use crate::weights::{Checkpoint, Expert, LoadBits, PartName};
 
 /// How a check ended.
@@ -285,7 +286,7 @@ impl CheckRunner<'_> {
         let made = make(self);
         let mut check = match made {
             Ok(finding) => Check::of(group, finding),
-            Err(error) => Check::bare(group, name, Outcome::Failed, format!("{error:#}")),
+            Err(error) => Check::bare(group, name, Outcome::Failed, chain(&error)),
         };
         check.seconds = start.elapsed().as_secs_f64();
         if only_noted && check.outcome == Outcome::Failed {
@@ -307,12 +308,7 @@ impl CheckRunner<'_> {
     }
 
     fn fail(&mut self, group: Group, name: &str, error: &anyhow::Error) {
-        self.add(Check::bare(
-            group,
-            name,
-            Outcome::Failed,
-            format!("{error:#}"),
-        ));
+        self.add(Check::bare(group, name, Outcome::Failed, chain(error)));
     }
 
     fn skip(&mut self, group: Group, name: &str, why: &str) {

@@ -9,6 +9,7 @@ use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::runtime::{Device, to_host};
+use crate::util::show::chain;
 use crate::weights::Checkpoint;
 
 /// Three latent frames: the first, one that follows it, and one in the middle.
@@ -62,7 +63,7 @@ impl RoundTrip {
                 sound: false,
                 measured: None,
                 bound: None,
-                detail: format!("{error:#}"),
+                detail: chain(&error),
             }]
         })
     }

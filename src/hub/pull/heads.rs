@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{archive, select};
 use crate::hub::pull::sparse::{Sparse, hole};
 use crate::hub::{Hub, RemoteFile, RepoId, Selection};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 use crate::weights::container::gguf;
 use crate::weights::inspect::Report;
 use crate::weights::layout::Layout;
@@ -93,7 +93,7 @@ impl Heads {
 
     /// The message with the repository in place of the temporary folder.
     fn about_repository(&self, error: &Error) -> Error {
-        anyhow!("{}", self.renamed(&format!("{error:#}")))
+        anyhow!("{}", self.renamed(&chain(error)))
     }
 
     fn renamed(&self, text: &str) -> String {

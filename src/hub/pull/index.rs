@@ -53,7 +53,7 @@ pub(super) fn check(
     }
     let config = PartConfig::given(&root.sub(&place), name)?.with_context(|| {
         format!(
-            "no config.json in {place}/ tells the dimensions; pull without --bits, then convert"
+            "no config.json in {place}/ tells the dimensions\nhint: pull without --bits, then convert"
         )
     })?;
     for spec in config.specs()? {

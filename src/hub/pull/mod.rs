@@ -59,7 +59,7 @@ pub fn fetch(
     let (missing, free) = (selection.bytes().saturating_sub(have), free_disk(cache)?);
     ensure!(
         missing <= free,
-        "{repo}: {} are to be fetched, but {} has room for {} only; make room, or name another \
+        "{repo}: {} are to be fetched, but {} has room for {} only\nhint: make room, or name another \
          place with HF_HUB_CACHE",
         size_text(missing),
         cache.shown(),

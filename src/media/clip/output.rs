@@ -70,7 +70,7 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
     );
     ensure!(
         !path.is_dir(),
-        "{}: is a folder; name a file in it",
+        "{}: is a folder\nhint: name a file in it",
         path.shown()
     );
     temporary::file(path).map(drop)
@@ -81,7 +81,7 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
 pub(super) fn temporary_folder(path: &Path) -> Result<TempDir> {
     ensure!(
         path.is_dir() || fs::symlink_metadata(without_slash(path)).is_err(),
-        "cannot write frames into {}: it is not a folder; remove it or choose another name",
+        "cannot write frames into {}: it is not a folder\nhint: remove it or choose another name",
         path.shown()
     );
     temporary::folder(path)

@@ -18,7 +18,7 @@ impl FrameRate {
     pub fn new(fps: f64) -> Result<Self> {
         ensure!(
             (0.1..=240.0).contains(&fps),
-            "{fps} frames a second is out of range; give 0.1 to 240"
+            "{fps} frames a second is out of range\nhint: give 0.1 to 240"
         );
         let whole = (fps * 1.001).round();
         let broadcast = whole >= 1.0 && (whole / 1.001 - fps).abs() < 5e-4;

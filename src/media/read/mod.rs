@@ -75,7 +75,9 @@ fn read(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
         [b'G', b'I', b'F', b'8', ..] => gif::read(file, each),
         _ if npy::is_npy(&start) => npy::read_frames(file, each),
         _ if start.is_empty() => bail!("the file is empty"),
-        _ => bail!("its content is no MP4, GIF or NumPy array; name a clip or a folder of frames"),
+        _ => bail!(
+            "its content is no MP4, GIF or NumPy array\nhint: name a clip or a folder of frames"
+        ),
     }
 }
 

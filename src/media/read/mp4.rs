@@ -29,7 +29,7 @@ pub fn read(
     let avc1 = match stbl.stsd.codecs.first() {
         Some(Codec::Avc1(avc1)) => avc1,
         Some(other) => bail!(
-            "its video is {}, and H.264 is read; convert it with ffmpeg -i IN -c:v libx264 \
+            "its video is {}, and H.264 is read\nhint: convert it with ffmpeg -i IN -c:v libx264 \
              -pix_fmt yuv420p OUT.mp4",
             codec_name(other)
         ),

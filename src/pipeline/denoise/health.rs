@@ -29,14 +29,14 @@ pub(super) fn check_prediction(
     let variance = squares / count - (sum / count).powi(2);
     if !squares.is_finite() {
         bail!(
-            "the prediction is not finite, first in {}; try --dtype f32 or --device cpu and please \
+            "the prediction is not finite, first in {}\nhint: try --dtype f32 or --device cpu and please \
              report it",
             first_broken()?.map_or("the output head".into(), |block| format!("block {block}"))
         );
     }
     ensure!(
         values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,
-        "the prediction has collapsed to {:.3e} everywhere; try --dtype f32 or --device cpu and \
+        "the prediction has collapsed to {:.3e} everywhere\nhint: try --dtype f32 or --device cpu and \
          please report it",
         sum / count
     );
@@ -50,7 +50,7 @@ pub(super) fn check_prediction(
 pub(super) fn check_latents(latents: &Array) -> Result<()> {
     ensure!(
         all_finite(latents)?,
-        "the latents are no longer finite after the solver's step; try --dtype f32, a smaller \
+        "the latents are no longer finite after the solver's step\nhint: try --dtype f32, a smaller \
          --guide-scale or another --solver"
     );
     Ok(())

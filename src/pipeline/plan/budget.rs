@@ -145,7 +145,7 @@ pub fn shortage(peak_bytes: u64, free: Option<u64>) -> Option<String> {
     let needed = peak_bytes + PROGRAM_BYTES;
     let free = free.filter(|&free| free < needed)?;
     Some(format!(
-        "the run needs {} GB of memory, and {} GB are free now; close other programs, or give \
+        "the run needs {} GB of memory, and {} GB are free now\nhint: close other programs, or give \
          --memory-budget {} to compute in smaller parts",
         gigabytes(needed),
         gigabytes(free),
@@ -167,13 +167,13 @@ pub fn refusal(clip: Clip<'_>, device: Device, budget: Budget, least: &Forecast)
         );
     }
     let others = alternatives(clip, device, budget);
-    if !others.is_empty() {
-        let _ = write!(message, "; it would fit with {}", others.join(", or "));
-    }
     // Rounded up, so that what is named is enough.
     let enough = gigabytes(needed + needed / 50);
-    let _ = write!(message, "; or allow more with --memory-budget {enough}");
-    message
+    let more = format!("allow more with --memory-budget {enough}");
+    match others.is_empty() {
+        true => message + "\nhint: " + &more,
+        false => message + "\nhint: it fits with " + &others.join(", or ") + "; or " + &more,
+    }
 }
 
 /// Flags, one change at a time, with which the clip fits: fewer bits, fewer frames, fewer pixels;

@@ -12,6 +12,7 @@ use crate::pipeline::text::TextEncoder;
 use crate::progress::{Phase, Progress, RunningPhase};
 use crate::runtime::Device;
 use crate::text::TokenIds;
+use crate::util::show::chain;
 use crate::weights::Checkpoint;
 
 impl Scheduler<'_> {
@@ -25,7 +26,7 @@ impl Scheduler<'_> {
         if error.is::<Interrupted>() {
             return Err(error);
         }
-        let text = format!("{error:#}");
+        let text = chain(&error);
         let mut error = Some(error);
         let (failed, left) = std::mem::take(&mut self.clips)
             .into_iter()

@@ -283,7 +283,7 @@ fn encoding(number: u32) -> Result<Encoding> {
         _ => "unknown",
     };
     bail!(
-        "stored as type {number} ({unsupported}), which is not supported; take a file with F32, \
+        "stored as type {number} ({unsupported}), which is not supported\nhint: take a file with F32, \
          F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K or Q2_K"
     )
 }

@@ -17,7 +17,7 @@ use super::header::{Found, Header};
 /// When the file is cut off, its header is malformed, or it uses an element type that no model
 /// layout has.
 pub fn header(file: &[u8]) -> Result<Header> {
-    const WHOLE: &str = "not a whole safetensors file; download it again";
+    const WHOLE: &str = "not a whole safetensors file\nhint: download it again";
     let text = text(file).context(WHOLE)?;
     check_names(&text)?;
     let metadata: Metadata = serde_json::from_slice(&text)

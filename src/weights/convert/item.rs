@@ -95,7 +95,7 @@ impl Item {
                 });
                 ensure!(
                     same,
-                    "{} is quantized to {stored} bits in groups of {group_size} already; convert \
+                    "{} is quantized to {stored} bits in groups of {group_size} already\nhint: convert \
                      from the unquantized model, or keep the bits",
                     found.name
                 );

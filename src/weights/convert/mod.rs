@@ -320,7 +320,7 @@ fn fill(
     let done = work.state.files[index].tensors.len();
     ensure!(
         done <= items.len(),
-        "{file}: more tensors are done than it has; remove {}",
+        "{file}: more tensors are done than it has\nhint: remove {}",
         work.folder.shown()
     );
     for item in &items[..done] {
@@ -397,7 +397,7 @@ fn verify(work: &Unfinished, on_event: &mut dyn FnMut(Event)) -> Result<()> {
             ensure!(
                 hasher.finalize().to_hex().as_str() == digest,
                 "{}: the tensor {name} is not what was written; the disk or the memory is at \
-                 fault; remove {} and start again",
+                 fault\nhint: remove {} and start again",
                 file.name,
                 work.folder.shown()
             );

@@ -162,8 +162,9 @@ impl Unfinished {
         let path = folder.join(FILE);
         let (state, resumed) = match read_small(&path, MAX_STATE) {
             Ok(json) => {
-                let state: State = serde_json::from_slice(&json)
-                    .with_context(|| format!("{} is damaged; remove the folder", path.shown()))?;
+                let state: State = serde_json::from_slice(&json).with_context(|| {
+                    format!("{} is damaged\nhint: remove the folder", path.shown())
+                })?;
                 ensure!(
                     state.identity == *identity,
                     "{}: an unfinished conversion of another source or with other options is in \

@@ -57,7 +57,7 @@ impl Writer {
             let found = file.metadata()?.len();
             ensure!(
                 found == whole,
-                "{}: has {found} bytes; expected {whole}; remove the unfinished conversion and \
+                "{}: has {found} bytes; expected {whole}\nhint: remove the unfinished conversion and \
                  start again",
                 path.shown()
             );

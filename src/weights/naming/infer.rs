@@ -75,7 +75,7 @@ pub(super) fn infer_expert(lookup: &Lookup, given: &OriginalConfig) -> Result<Di
             ensure!(
                 dim % HEAD_DIM == 0,
                 "the width {dim} (patch_embedding.bias) is no multiple of {HEAD_DIM}, the channels \
-                 per head of every published Wan: the number of heads cannot be inferred; put a \
+                 per head of every published Wan: the number of heads cannot be inferred\nhint: put a \
                  config.json beside the file"
             );
             dim / HEAD_DIM

@@ -16,7 +16,7 @@ use super::naming::{self, Arrangement, Detected, Kind, Naming};
 use super::quantize::{Bits, GROUP_SIZE};
 use super::store::{Container, Entry, Location, TensorStore};
 use crate::model::TensorSpec;
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// How many missing or unexpected tensors an error lists.
 const MAX_LISTED: usize = 8;
@@ -150,7 +150,7 @@ impl Part {
     pub fn find(&self, name: &str, shape: &[usize]) -> Result<Found<'_>, Trouble> {
         let expected = match self.names.stored(name, shape) {
             Ok(expected) => expected,
-            Err(error) => return Err(Trouble::Wrong(format!("{error:#}"))),
+            Err(error) => return Err(Trouble::Wrong(chain(&error))),
         };
         let stored = expected.name.clone();
         let entries = self.store.entries();
@@ -210,7 +210,7 @@ impl Part {
                 }
                 let scale = match self.scale_of(&stored) {
                     Ok(scale) => scale,
-                    Err(error) => return wrong(format!("{error:#}")),
+                    Err(error) => return wrong(chain(&error)),
                 };
                 Values::Stored { entry, scale }
             }
@@ -406,7 +406,7 @@ fn detect(store: &TensorStore, kind: Kind) -> Result<Option<Detected>> {
     );
     ensure!(
         found.len() < 2,
-        "{}: this file holds several parts ({}); give each in a file of its own",
+        "{}: this file holds several parts ({})\nhint: give each in a file of its own",
         store.location(),
         found.join(", ")
     );

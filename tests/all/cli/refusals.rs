@@ -68,7 +68,7 @@ fn settings_out_of_range_name_their_flag() {
             &[
                 "--memory-budget 0.110",
                 "weights",
-                "it would fit with",
+                "it fits with",
                 "allow more with --memory-budget 0.",
             ],
         ),

@@ -208,7 +208,7 @@ fn what_is_no_model_is_called_what_it_is() {
         ("latents.npy", "such as --dump writes, not a model"),
         (
             "cut.safetensors",
-            "not a whole safetensors file; download it again",
+            "not a whole safetensors file",
         ),
     ] {
         for arguments in [&["inspect", name][..], &["convert", name, "converted"]] {

@@ -130,7 +130,7 @@ impl Jobs<'_> {
             let name = key.replace('_', "-");
             ensure!(
                 !OF_ALL.contains(&name.as_str()),
-                "{place}: {key} is for the whole batch; give --{name} on the command line"
+                "{place}: {key} is for the whole batch\nhint: give --{name} on the command line"
             );
             let Some(text) = value.as_str() else { continue };
             let here = |path: &str| self.file.parent().unwrap_or(Path::new("")).join(path);
@@ -286,7 +286,7 @@ pub(super) fn part(clips: &mut [Wanted]) {
                 problem = Some(format!("{} is the picture of a job", path.shown()));
             } else if let Some((other, _)) = taken.get(&key) {
                 problem = Some(format!(
-                    "{} is also what {other} makes; give the job a name of its own, or more fields \
+                    "{} is also what {other} makes\nhint: give the job a name of its own, or more fields \
                      to --output",
                     path.shown()
                 ));

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::cli::commands::many::{Client, Wanted};
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{Style, columns, event, human_time, print_path, stderr, style};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// Characters of an error that the table shows.
 const SHOWN: usize = 60;
@@ -107,7 +107,7 @@ impl Outcome {
             && !self.unwritten
         {
             self.unwritten = true;
-            let text = format!("the report: {error:#}");
+            let text = format!("the report: {}", chain(&error));
             self.many.console.suspend(|| stderr::warning(&text));
         }
     }

@@ -9,6 +9,7 @@ use crate::pipeline::plan::PlannedMemory;
 use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
+use crate::util::show::chain;
 use anyhow::{Context, Result};
 use indicatif::MultiProgress;
 
@@ -75,7 +76,7 @@ impl GenerateArgs {
             Ok(summary) => summary,
             Err(error) if error.is::<Interrupted>() => {
                 let code = listener.exit_code().unwrap_or(1);
-                stderr::error(&format!("{error:#}\nhint: {}", start.hint()), code);
+                stderr::error(&format!("{}\nhint: {}", chain(&error), start.hint()), code);
                 return Ok(ExitCode::from(code));
             }
             Err(error) => {

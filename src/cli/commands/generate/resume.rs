@@ -95,7 +95,7 @@ fn lock(path: &Path) -> Result<Lock> {
     let lock = Lock::take(path)?;
     if !lock.is_held() {
         stderr::warning(&format!(
-            "the file system of {} has no locks; see to it that no other run writes there",
+            "the file system of {} has no locks\nhint: see to it that no other run writes there",
             path.shown()
         ));
     }

@@ -25,7 +25,7 @@ pub(crate) fn read_both(
 ) -> Result<(String, Option<String>)> {
     ensure!(
         prompt != PromptSource::Stdin || negative != Some(PromptSource::Stdin),
-        "--prompt - and --negative-prompt -: standard input can only be one of them; give a file, \
+        "--prompt - and --negative-prompt -: standard input can only be one of them\nhint: give a file, \
          such as --negative-prompt @negative.txt"
     );
     let negative = negative.map(|negative| read("--negative-prompt", negative));
@@ -49,7 +49,10 @@ fn read(flag: &str, prompt: PromptSource) -> Result<String> {
 
 fn file(path: &Path) -> Result<String> {
     let file = suggest::open(path)?;
-    ensure!(!file.metadata()?.is_dir(), "it is a folder; give a file");
+    ensure!(
+        !file.metadata()?.is_dir(),
+        "it is a folder\nhint: give a file"
+    );
     text(file)
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use crate::batch::sweep::{self, Axis, Run};
 use crate::batch::{self, BatchOptions};
+use crate::util::show::chain;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Command, CommandFactory, Parser};
 
@@ -32,7 +33,7 @@ impl SweepArgs {
         let (mut outcomes, args) = match self.plan(layers) {
             Ok(planned) => planned,
             Err(error) => {
-                stderr::error(&format!("{error:#}"), USAGE);
+                stderr::error(&chain(&error), USAGE);
                 return Ok(ExitCode::from(USAGE));
             }
         };

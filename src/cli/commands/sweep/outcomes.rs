@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::cli::commands::many::Client;
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{columns, info, print, print_json, stderr, terminal};
-use crate::util::show::Show;
+use crate::util::show::{Show, chain};
 
 /// The files of all runs together.
 const FILES: [&str; 5] = [JSON, CSV, PLOTS, SHEET, GRID];
@@ -113,7 +113,7 @@ impl Outcomes {
         }
         match self.measure(number, summary) {
             Ok(outcome) => self.results[number] = Some(Ok(outcome)),
-            Err(error) => self.fail(number, &format!("{error:#}")),
+            Err(error) => self.fail(number, &chain(&error)),
         }
         self.write();
     }
@@ -156,7 +156,7 @@ impl Outcomes {
         {
             self.unwritten = true;
             let console = &self.many.console;
-            console.suspend(|| stderr::warning(&format!("{error:#}")));
+            console.suspend(|| stderr::warning(&chain(&error)));
         }
     }
 
@@ -223,7 +223,7 @@ impl Outcomes {
                 info!("{}: all clips side by side", at(GRID).shown());
             }
             Ok(None) => {}
-            Err(error) => stderr::warning(&format!("no grid: {error:#}")),
+            Err(error) => stderr::warning(&format!("no grid: {}", chain(&error))),
         }
         Ok(())
     }

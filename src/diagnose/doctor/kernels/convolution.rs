@@ -7,6 +7,7 @@ use crate::diagnose::doctor::CheckRunner;
 use crate::diagnose::doctor::reference::{self, uniform};
 use crate::model::vae::convolve;
 use crate::runtime::{Device, Kernels, Precision};
+use crate::util::show::chain;
 
 /// Padded input `[t, h, w, inputs]`, outputs, kernel, stride.
 type Sizes = ([i32; 4], i32, [i32; 3], [i32; 3]);
@@ -51,7 +52,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
                 &|| {
                     let (weight, bias) = (exact(&weight, &shape), exact(&bias, &[outputs]));
                     convolve(device, &exact(&x, &sides), &weight, &bias, stride)
-                        .map_err(|error| Exception::custom(format!("{error:#}")))
+                        .map_err(|error| Exception::custom(chain(&error)))
                 },
             );
         }

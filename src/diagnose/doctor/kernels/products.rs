@@ -9,6 +9,7 @@ use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
 use crate::diagnose::doctor::{CheckRunner, Group};
 use crate::model::layers::{Linear, Quantized, Weight};
 use crate::runtime::{Device, DeviceKind, Precision};
+use crate::util::show::chain;
 use crate::weights::quantize::{self, Bits, GROUP_SIZE};
 
 /// Rows, inner width and columns: odd; as wide as a transformer block of 14B; a whole clip.
@@ -34,7 +35,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
                 let [x, w, bias] = product.arrays(precision)?;
                 Linear::from_weight(Weight::Dense(w), Some(bias))
                     .and_then(|linear| Ok(linear.forward(&x)?))
-                    .map_err(|error| mlx_rs::error::Exception::custom(format!("{error:#}")))
+                    .map_err(|error| mlx_rs::error::Exception::custom(chain(&error)))
             });
             let expected = reference::linear(&product.x, &product.w, None, inner as usize);
             let case = Case::new(
@@ -162,7 +163,7 @@ fn quantized(
         let [x, _, bias] = product.arrays(precision)?;
         Linear::from_weight(Weight::Quantized(quantized.clone()), Some(bias))
             .and_then(|linear| Ok(linear.forward(&x)?))
-            .map_err(|error| mlx_rs::error::Exception::custom(format!("{error:#}")))
+            .map_err(|error| mlx_rs::error::Exception::custom(chain(&error)))
     });
     // MLX's CPU kernel counts no rows in an int16, and takes seconds in bfloat16.
     let raw = is_used(device, precision) || device.kind == DeviceKind::Gpu;

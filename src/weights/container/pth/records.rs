@@ -35,8 +35,7 @@ impl<'a> Records<'a> {
         if !file.starts_with(ZIP) {
             ensure!(
                 !file.starts_with(LEGACY),
-                "the file is in PyTorch's format from before version 1.6, which is not read; \
-                 convert it in Python: torch.save(torch.load(path, weights_only=True), path)"
+                "the file is in PyTorch's format from before version 1.6, which is not read\nhint: convert it in Python: torch.save(torch.load(path, weights_only=True), path)"
             );
             bail!("not a PyTorch checkpoint: it does not begin as a zip archive");
         }
@@ -44,7 +43,9 @@ impl<'a> Records<'a> {
             .max_search_space(END)
             .locate_in_slice(file)
             .map_err(|(_, error)| error)
-            .context("the file is cut off or damaged (no end of a zip archive); get it again")?;
+            .context(
+                "the file is cut off or damaged (no end of a zip archive)\nhint: download it again",
+            )?;
         ensure!(
             archive.end_offset() == file.len() as u64,
             "{} bytes follow the end of the zip archive; expected none",
