@@ -12,7 +12,7 @@ use crate::clip::metadata::Metadata;
 use crate::clip::{Identity, Request, Settings, Stage};
 use crate::media::clip::{OutputKind, is_frame_name};
 use crate::model::MemoryPlan;
-use crate::persist::{Lock, SavedRun, can_resume, file, state_path};
+use crate::persist::{Lock, MadeWith, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, PlannedMemory, Rates};
 use crate::pipeline::{Clip, InputCache, Job, Keys};
 use crate::runtime::Device;
@@ -212,7 +212,7 @@ impl Entry {
     /// By what its parts are told from those of other clips.
     pub(super) fn keys(&self) -> Keys {
         // Another version or machine may round otherwise.
-        let here = file::MadeWith::here();
+        let here = MadeWith::here();
         let hash = |what: &str, rest: &str| {
             blake3::hash(format!("{what} {here} {rest}").as_bytes()).to_hex()[..32].to_owned()
         };

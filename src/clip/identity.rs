@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::SEED;
+/// The flag of [`Settings::seed`](super::Settings::seed).
+pub(super) const SEED: &str = "--seed";
 
 /// The stages of making a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Item, Stage};
+use super::identity::{Item, SEED, Stage};
 use crate::media::Resize;
 use crate::media::clip::ClipSpec;
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
@@ -75,9 +75,6 @@ pub enum Size {
     /// About this many pixels in all, with the picture's aspect ratio.
     Area(u64),
 }
-
-/// The flag of [`Settings::seed`].
-pub(super) const SEED: &str = "--seed";
 
 impl Options {
     /// Checks what needs neither the model nor the picture.

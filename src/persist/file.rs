@@ -1,6 +1,6 @@
-//! A run's state as a file: safetensors, with everything that is no array in its metadata.
+//! Reading and writing of a run's state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,42 +9,16 @@ use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use mlx_rs::{Array, Dtype};
-use safetensors::SafeTensors;
 use safetensors::tensor::{self, Metadata, TensorInfo};
-use serde::{Deserialize, Serialize};
 
+use super::format::{
+    self, CHECKSUM, Checksum, DAMAGED, FORMAT, HEAD, Header, KEY, MadeWith, begins_as_state,
+};
 use crate::clip::Identity;
 use crate::runtime::{self, State};
 use crate::util::files::{MAX_JSON, open_regular, read_head};
 use crate::util::show::{Show, chain};
 use crate::util::temporary;
-
-/// Changes whenever a state of one version means nothing to another.
-const FORMAT: u32 = 2;
-/// The metadata's key for [`Header`].
-const KEY: &str = "wan_i2v_run";
-const DAMAGED: &str = "the file is damaged or cut off";
-/// The metadata's key for the checksum of everything else.
-const CHECKSUM: &str = "blake3";
-/// Bytes from which a state can be told: its metadata come first.
-const HEAD: usize = 256;
-
-/// What a state says besides its arrays.
-#[derive(Debug, Serialize, Deserialize)]
-struct Header {
-    format: u32,
-    made_with: MadeWith,
-    identity: Identity,
-    pub(crate) numbers: BTreeMap<String, u64>,
-}
-
-/// What computed: another one may round otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeWith {
-    program: String,
-    mlx: String,
-    machine: String,
-}
 
 impl MadeWith {
     /// This program on this machine.
@@ -54,17 +28,6 @@ impl MadeWith {
             mlx: runtime::mlx_version(),
             machine: runtime::machine(),
         }
-    }
-}
-
-impl std::fmt::Display for MadeWith {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            program,
-            mlx,
-            machine,
-        } = self;
-        write!(f, "wan-i2v {program} with MLX {mlx} on {machine}")
     }
 }
 
@@ -100,27 +63,7 @@ impl SavedRun {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        ensure!(begins_as_state(bytes), DAMAGED);
-        let tensors = SafeTensors::deserialize(bytes).context(DAMAGED)?;
-        let (_, metadata) = SafeTensors::read_metadata(bytes).context(DAMAGED)?;
-        let metadata = metadata.metadata().as_ref();
-        let text = |key: &str| metadata.and_then(|m| m.get(key)).context(DAMAGED);
-        let json = text(KEY)?;
-        let mut views = tensors.tensors();
-        views.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut checksum = Checksum::new(json);
-        for (name, view) in &views {
-            checksum.add(name, view.shape(), view.data());
-        }
-        ensure!(*text(CHECKSUM)? == checksum.hex(), DAMAGED);
-        let version: Version = serde_json::from_str(json).context(DAMAGED)?;
-        ensure!(
-            version.format == FORMAT,
-            "its format is {}, and this program's is {FORMAT}\n\
-             hint: resume it with the program that wrote it",
-            version.format
-        );
-        let header: Header = serde_json::from_str(json).context(DAMAGED)?;
+        let (header, views) = format::parse(bytes)?;
         let arrays = views
             .into_iter()
             .map(|(name, view)| Ok((name, array(&view)?)))
@@ -153,11 +96,6 @@ impl SavedRun {
     pub fn steps_taken(&self) -> usize {
         self.state.count("step").unwrap_or_default()
     }
-}
-
-#[derive(Deserialize)]
-struct Version {
-    format: u32,
 }
 
 /// Writes a state so that `path` is either the old or the new one, whatever happens; returns its
@@ -246,15 +184,6 @@ fn content(mut file: File) -> Result<Vec<u8>> {
 /// Whether a file begins as a state does; a link does not.
 fn is_state(path: &Path) -> bool {
     read_head(path, HEAD as u64).is_ok_and(|head| begins_as_state(&head))
-}
-
-fn begins_as_state(bytes: &[u8]) -> bool {
-    let head = &bytes[..bytes.len().min(HEAD)];
-    let key = format!("\"{KEY}\":\"");
-    // In a text the quotes would be escaped.
-    head.get(8..)
-        .is_some_and(|head| head.starts_with(b"{\"__metadata__\":{"))
-        && head.windows(key.len()).any(|part| part == key.as_bytes())
 }
 
 /// Checks that a state may be put at `path`: nothing is there, another state or an empty file.
@@ -355,26 +284,6 @@ fn array(view: &tensor::TensorView<'_>) -> Result<Array> {
         }
         other => bail!("an array is of {other:?}"),
     })
-}
-
-/// Over the header's text and every array in the order of their names.
-struct Checksum(blake3::Hasher);
-
-impl Checksum {
-    fn new(json: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(json.as_bytes());
-        Self(hasher)
-    }
-
-    fn add(&mut self, name: &str, shape: &[usize], bytes: &[u8]) {
-        self.0.update(format!("{name}{shape:?}").as_bytes());
-        self.0.update(bytes);
-    }
-
-    fn hex(&self) -> String {
-        self.0.finalize().to_hex().to_string()
-    }
 }
 
 #[cfg(test)]

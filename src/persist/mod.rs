@@ -7,11 +7,13 @@
 pub mod dump;
 mod embedding_store;
 pub mod file;
+mod format;
 pub mod lock;
 pub mod state_writer;
 
 pub(crate) use embedding_store::EmbeddingStore;
 pub use file::SavedRun;
+pub use format::MadeWith;
 pub use lock::Lock;
 pub use state_writer::StateWriter;
 

@@ -1,6 +1,7 @@
 //! `wan-i2v inspect`: what a model or a part of one is.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use crate::hub::pull::Heads;
 use crate::hub::{Hub, Outcome, RepoId, Verified, verify};
@@ -111,6 +112,14 @@ struct Inspected {
 
 /// What was verified, what could not be and why, and what is wrong.
 fn verified_table(files: &[Verified]) -> String {
+    let folder = common_folder(files);
+    let name = |file: &'_ Verified| {
+        let path = Path::new(&file.path);
+        path.strip_prefix(folder)
+            .unwrap_or(path)
+            .shown()
+            .to_string()
+    };
     let heading = ["file", "size", "hash", "checksums", "values"].map(str::to_owned);
     let mut rows = vec![heading.to_vec()];
     let (mut wrong, mut problems) = (0, String::new());
@@ -120,12 +129,12 @@ fn verified_table(files: &[Verified]) -> String {
             Outcome::Wrong(_) => "WRONG".into(),
             Outcome::Unknown(why) => format!("- ({why})"),
         };
-        let mut row = vec![file.path.shown().to_string(), human_bytes(file.bytes)];
+        let mut row = vec![name(file), human_bytes(file.bytes)];
         row.extend([&file.hash, &file.checksums, &file.values].map(cell));
         rows.push(row);
         wrong += usize::from(file.wrong().count() > 0);
         for what in file.wrong() {
-            let _ = writeln!(problems, "problem: {}: {what}", file.path.shown());
+            let _ = writeln!(problems, "problem: {}: {what}", name(file));
         }
     }
     let verdict = match wrong {
@@ -135,7 +144,24 @@ fn verified_table(files: &[Verified]) -> String {
             files.len()
         ),
     };
-    format!("{}{problems}{verdict}\n\n", columns(&rows, |_| false))
+    format!(
+        "in {}:\n{}{problems}{verdict}\n\n",
+        folder.shown(),
+        columns(&rows, |_| false)
+    )
+}
+
+/// The folder that all files lie in.
+fn common_folder(files: &[Verified]) -> &Path {
+    let mut paths = files.iter().map(|file| Path::new(&file.path));
+    let first = paths.next().and_then(Path::parent);
+    let mut folder = first.unwrap_or(Path::new(""));
+    for path in paths {
+        while !path.starts_with(folder) {
+            folder = folder.parent().unwrap_or(Path::new(""));
+        }
+    }
+    folder
 }
 
 /// The report for people.
