@@ -179,7 +179,7 @@ impl Entry {
         let record = match self.record.get() {
             Some(record) => record,
             None => {
-                let record = self.job.record(self.device)?;
+                let record = self.job.metadata(self.device)?;
                 self.record.get_or_init(|| record)
             }
         };

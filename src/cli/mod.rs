@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
     }) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            stderr::error(&ui::told(&error), 1);
+            stderr::error(&ui::with_advice(&error), 1);
             ExitCode::FAILURE
         }
         Err(_) => {
@@ -93,7 +93,10 @@ pub fn main() -> ExitCode {
                 stderr::error(text, 1);
                 return ExitCode::FAILURE;
             }
-            let text = format!("this is a mistake in wan-i2v, please report it: {message}");
+            let text = format!(
+                "a bug in wan-i2v: {message}\nhint: please report it at {}",
+                env!("CARGO_PKG_REPOSITORY")
+            );
             stderr::error(&text, 101);
             ExitCode::from(101)
         }

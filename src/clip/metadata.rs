@@ -141,8 +141,8 @@ impl Metadata {
     pub fn read(path: &Path) -> Result<Self> {
         let Some(comment) = tags::read_comment(path)? else {
             bail!(
-                "{}: says nothing of how it was made; it is of another program, or was made with \
-                 --no-metadata",
+                "{} holds no record of how it was made: another program made it, or --no-metadata was \
+                 given",
                 path.shown()
             );
         };

@@ -107,11 +107,8 @@ impl Http {
                 return Err(self.refused(&response, target));
             }
             let body = response.body_mut().with_config().limit(MAX_LISTING);
-            body.read_to_vec().map_err(|error| match error {
-                ureq::Error::Timeout(_) if start.elapsed() >= limit => Failure::Stop(anyhow!(
-                    "{target}: the hub did not send the listing within {limit:?}"
-                )),
-                error => self.broken(&error, self.home.authority()),
+            body.read_to_vec().map_err(|error| {
+                self.ended(&error, Some(limit), start, target, self.home.authority())
             })
         })
     }
@@ -167,7 +164,7 @@ impl Http {
                 .timeout_global(left)
                 .build()
                 .call()
-                .map_err(|error| self.broken(&error, uri.authority()))?;
+                .map_err(|error| self.ended(&error, limit, start, target, uri.authority()))?;
             self.reached.store(true, Ordering::Relaxed);
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
@@ -189,6 +186,23 @@ impl Http {
         Err(Failure::Stop(anyhow!(
             "{target}: more than {MAX_REDIRECTS} redirects"
         )))
+    }
+
+    /// A request that broke, or that ran out of the time that it had from `start` on.
+    fn ended(
+        &self,
+        error: &ureq::Error,
+        limit: Option<Duration>,
+        start: Instant,
+        target: Target,
+        host: Option<&Authority>,
+    ) -> Failure {
+        match (error, limit) {
+            (ureq::Error::Timeout(_), Some(limit)) if start.elapsed() >= limit => Failure::Stop(
+                anyhow!("{target}: the hub did not send the listing within {limit:?}"),
+            ),
+            _ => self.broken(error, host),
+        }
     }
 
     /// Tries until it works, is not worth another try, or the tries are used up.
@@ -253,14 +267,16 @@ impl Http {
         match error {
             // The name server's and the certificate's refusals come as these too.
             ureq::Error::Io(io) if first && !passing(io.kind()) => {
-                Failure::Stop(anyhow!("cannot connect to {host}: {io}: {offline}"))
+                Failure::Stop(anyhow!("cannot connect to {host}: {io}\nhint: {offline}"))
             }
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed if first => {
-                Failure::Stop(anyhow!("cannot connect to {host}: {error}: {offline}"))
-            }
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed if first => Failure::Stop(
+                anyhow!("cannot connect to {host}: {error}\nhint: {offline}"),
+            ),
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) if first => {
                 let seconds = self.config.connect.as_secs();
-                Failure::Stop(anyhow!("no connection to {host} in {seconds} s: {offline}"))
+                Failure::Stop(anyhow!(
+                    "no connection to {host} in {seconds} s\nhint: {offline}"
+                ))
             }
             ureq::Error::Timeout(_) => Failure::Again(self.stalled(host), None),
             ureq::Error::BadUri(_)
@@ -300,20 +316,22 @@ impl Http {
         let repo = target.repo.id();
         let error = match (status.as_u16(), code) {
             (_, "GatedRepo") => anyhow!(
-                "{repo} is gated: accept its terms on its page, then set HF_TOKEN to a token of \
-                 the same account{said}"
+                "{repo} is gated{said}\nhint: accept its terms on its page, then set HF_TOKEN to a token \
+                 of the same account"
             ),
             // The hub hides private repositories: a wrong name is answered 401 without a token.
             (401, _) if self.token.is_none() => anyhow!(
-                "{repo}: not found, or private: check the name, or set HF_TOKEN to a token that \
-                 may read it{said}"
+                "{repo}: not found, or private{said}\nhint: check the name, or set HF_TOKEN to a token \
+                 that may read it"
             ),
             (401, _) => anyhow!(
-                "{repo}: the hub refuses the token: set HF_TOKEN to a valid one that may read \
-                 it{said}"
+                "{repo}: the hub refuses the token{said}\nhint: set HF_TOKEN to a valid one that may \
+                 read it"
             ),
             (403, _) => {
-                anyhow!("{repo}: no permission: set HF_TOKEN to a token that may read it{said}")
+                anyhow!(
+                    "{repo}: no permission{said}\nhint: set HF_TOKEN to a token that may read it"
+                )
             }
             (404, "RevisionNotFound") => {
                 anyhow!("{repo} has no revision {:?}{said}", target.repo.revision())

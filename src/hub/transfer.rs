@@ -78,8 +78,8 @@ impl Transfer<'_> {
             best = best.max(state.done);
             if failures >= self.http.tries() {
                 return Err(error.context(format!(
-                    "{}: gave up after {failures} tries; {} of {} are kept, and the same command \
-                     goes on from there",
+                    "{}: gave up after {failures} tries; {} of {} are kept\nhint: the same command \
+                     resumes from there",
                     self.target,
                     size_text(state.done),
                     size_text(self.size)
@@ -92,8 +92,8 @@ impl Transfer<'_> {
             fs::remove_file(self.part)
                 .with_context(|| format!("cannot remove {}", self.part.shown()))?;
             bail!(
-                "{}: what was fetched has the wrong hash ({found}, expected {}) and was removed: \
-                 run the same command again",
+                "{}: what was fetched has the wrong hash ({found}, expected {}) and was removed\n\
+                 hint: run the same command again",
                 self.target,
                 self.hash
             );
@@ -231,8 +231,8 @@ impl Transfer<'_> {
             Err(_) => String::new(),
         };
         anyhow!(
-            "{}: the disk is full: {missing} are still missing{free}. What was fetched is kept in \
-             {}, and the same command goes on from there",
+            "{}: the disk is full: {missing} are still missing{free}; what was fetched is kept in \
+             {}\nhint: make room, then the same command resumes from there",
             self.target,
             self.part.shown()
         )

@@ -85,10 +85,10 @@ pub fn verify(layout: &Layout, begin: &mut dyn FnMut(&str, u64)) -> Vec<Verified
         }
     }
     for (files, file) in others(layout) {
-        let found = small(&files, &file, begin);
         // The parts of a folder may share its configuration.
-        if verified.iter().all(|before| before.path != found.path) {
-            verified.push(found);
+        let path = files.name(&file);
+        if verified.iter().all(|before| before.path != path) {
+            verified.push(small(&files, &file, begin));
         }
     }
     verified

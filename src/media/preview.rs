@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use image::imageops::FilterType;
 use image::{Rgb, RgbImage};
 use mlx_rs::Array;
@@ -119,7 +119,7 @@ impl LatentRgb {
 pub fn check(path: &Path) -> Result<()> {
     match OutputKind::from_path(path) {
         Ok(OutputKind::Gif) => crate::media::clip::check_writable(path),
-        _ => strip::check(path),
+        _ => strip::check(path).context("a preview is a .png or .gif file, or - for the terminal"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Runs that can be stopped, or fail, and resume: their state on disk after every step.
 //!
-//! [`mod@file`] is the format, [`state_writer`] when and where the state is written, [`lock`] that no
+//! `format` is the bytes, [`mod@file`] reads and writes them, [`state_writer`] when and where the state is written, [`lock`] that no
 //! two runs write one thing. Encoded prompts and pictures wait in an `EmbeddingStore`; [`dump`]
 //! writes intermediates for a comparison.
 

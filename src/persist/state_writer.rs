@@ -38,7 +38,7 @@ pub struct StateWriter {
 
 impl StateWriter {
     /// Keeps the state of the run `identity` at `path`, after every `every` steps; with `None` it
-    /// is written never, and only removed at the end. Nobody else may be writing there.
+    /// is never written, only removed at the end. Nobody else may be writing there.
     pub fn new(path: PathBuf, every: Option<usize>, identity: Identity) -> Self {
         file::remove_stale(&path);
         Self {
@@ -75,8 +75,8 @@ impl StateWriter {
         self.every.is_some_and(due)
     }
 
-    /// Writes the state after `step` steps, unless it is the last one written. That it cannot be is
-    /// a warning.
+    /// Writes the state after `step` steps, unless it is the last one written. A failure
+    /// is reported as a warning.
     pub(crate) fn save(
         &mut self,
         step: usize,

@@ -193,7 +193,8 @@ impl Job {
         if self.request.options.negative_prompt.is_some()
             && !self.settings.guide_scale.needs_negative()
         {
-            warnings.push("--negative-prompt has no effect: a guidance of 1 is none".into());
+            warnings
+                .push("--negative-prompt has no effect: --guide-scale 1 turns guidance off".into());
         }
         if let Some(last) = &self.last {
             let (last, first) = (last.size(), self.picture.size());
@@ -262,7 +263,7 @@ impl Job {
     ///
     /// # Errors
     /// When a file of the model cannot be read any more.
-    pub fn record(&self, device: Device) -> Result<Metadata> {
+    pub fn metadata(&self, device: Device) -> Result<Metadata> {
         let Self {
             request,
             settings,
@@ -279,7 +280,7 @@ impl Job {
     /// Its metadata as the file keeps it, if it does.
     pub(super) fn tags(&self, device: Device) -> Result<Option<Tags>> {
         let wanted = self.request.metadata;
-        wanted.then(|| self.record(device)?.tags()).transpose()
+        wanted.then(|| self.metadata(device)?.tags()).transpose()
     }
 
     /// The folder that intermediates go to, if they are wanted.

@@ -11,11 +11,11 @@ use anyhow::{Error, Result, anyhow};
 /// The most names of a folder that are looked at.
 const MAX_NAMES: usize = 10_000;
 
-/// `; did you mean NAME?` with the known name that is most like `name`, or nothing when none is
+/// A hint, `did you mean NAME?`, with the known name that is most like `name`, or nothing when none is
 /// much like it.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     match nearest(name, known) {
-        Some(known) => format!("; did you mean {known}?"),
+        Some(known) => format!("\nhint: did you mean {known}?"),
         None => String::new(),
     }
 }
@@ -41,7 +41,7 @@ pub fn did_you_mean_path(path: &Path) -> String {
         .collect();
     let known = names.iter().map(String::as_str);
     match nearest(&name.to_string_lossy(), known) {
-        Some(known) => format!("; did you mean {}?", folder.join(known).shown()),
+        Some(known) => format!("\nhint: did you mean {}?", folder.join(known).shown()),
         None => String::new(),
     }
 }
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn the_most_alike_is_meant() {
         let flags = ["steps", "strip", "shift", "size"];
-        assert_eq!(did_you_mean("stepps", flags), "; did you mean steps?");
-        assert_eq!(did_you_mean("shfit", flags), "; did you mean shift?");
+        assert_eq!(did_you_mean("stepps", flags), "\nhint: did you mean steps?");
+        assert_eq!(did_you_mean("shfit", flags), "\nhint: did you mean shift?");
         assert_eq!(did_you_mean("xyz", flags), "");
         assert_eq!(did_you_mean("", flags), "");
         assert_eq!(did_you_mean("steps", []), "");
@@ -99,7 +99,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("start.png"), "").unwrap();
         fs::write(path(".strat.png"), "").unwrap();
-        let meant = format!("; did you mean {}?", path("start.png").shown());
+        let meant = format!("\nhint: did you mean {}?", path("start.png").shown());
         assert_eq!(did_you_mean_path(&path("strat.png")), meant);
         assert_eq!(did_you_mean_path(&path("start.jpg")), meant);
         assert_eq!(did_you_mean_path(&path("x")), "");

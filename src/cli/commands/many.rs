@@ -17,7 +17,7 @@ use super::preview::{self, Screen};
 use super::resolve::{self, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{Listener, Stoppable, info, stderr, told};
+use crate::cli::ui::{Listener, Stoppable, info, stderr, with_advice};
 use crate::util::show::Show;
 
 /// A clip to be made.
@@ -125,7 +125,7 @@ impl Checked {
             });
             match stands {
                 Ok(clip) => checked.ready.push((number, clip)),
-                Err(error) => client.fail(number, &told(&error)),
+                Err(error) => client.fail(number, &with_advice(&error)),
             }
         }
         checked
@@ -226,7 +226,7 @@ impl Checked {
             if let Some((args, screen)) = clip.preview
                 && let Err(error) = preview::attach(&args, clip.entry.job_mut(), screen, console)
             {
-                client.fail(number, &told(&error));
+                client.fail(number, &with_advice(&error));
                 continue;
             }
             clips.push((number, clip.entry, saved));

@@ -31,7 +31,7 @@ impl PullArgs {
         if let Some(finished) = finished {
             let source = HubSource::source(&repo, &listing.commit, &selection);
             finished.check(&source).context("--output")?;
-            info!("{}: is there already, and complete", target.shown());
+            info!("{} is complete already", target.shown());
             return Ok(target);
         }
         for missing in &selection.missing {

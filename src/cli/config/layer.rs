@@ -434,7 +434,7 @@ mod tests {
         for (table, expected) in [
             (
                 json!({ "guide_scal": 1 }),
-                "\"guide_scal\" is no setting of `make`; did you mean guide-scale?",
+                "\"guide_scal\" is no setting of `make`\nhint: did you mean guide-scale?",
             ),
             (json!({ "place": 1 }), "\"place\" is no setting of `make`"),
             (json!({ "": 1 }), "\"\" is no setting of `make`"),

@@ -62,7 +62,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "X", value_parser = parse_tolerance, allow_negative_numbers = true)]
     pub(crate) tolerance: Option<f64>,
 
-    /// Rows of the table, worst first
+    /// How many rows to show, worst first
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) most: usize,
 

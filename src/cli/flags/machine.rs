@@ -25,7 +25,7 @@ pub(crate) struct MachineArgs {
     pub(crate) memory_budget: Option<u64>,
 
     /// Rows above which a product unpacks quantized weights once instead of for each row
-    /// [default: 768 on the gpu, 2 on the cpu, none there in bf16]
+    /// [default: 768 on the gpu, 2 on the cpu (0 in bf16)]
     #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) dense_above: Option<i32>,
 }

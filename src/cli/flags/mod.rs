@@ -58,16 +58,16 @@ Examples:
   From one picture to another:
     wan-i2v -i start.png --last-image end.png -p 'the red circle moves up'
   In a script, the clip's path and nothing else:
-    clip=$(wan-i2v -i start.png -p 'the red circle moves up' --quiet) && open \"$clip\"
+    clip=$(wan-i2v -i start.png -p 'the circle moves up' -q) && open \"$clip\"
 
-Settings: flags come first, then WAN_I2V_* variables (WAN_I2V_STEPS for --steps), then the config
-  file, then what the model recommends, then what is built in.
+Settings: flags come first, then WAN_I2V_* variables (WAN_I2V_STEPS for --steps),
+  then the config file, then what the model recommends, then what is built in.
 
 Streams: progress goes to stderr, results and nothing else to stdout.
 
 Exit codes:
     0  done
-    1  failed: the last line on stderr says why
+    1  failed: the lines from error: on say why
     2  wrong usage: of the command line, a variable or the config file
   101  a bug in the program
   130  stopped by Ctrl-C; the same command resumes

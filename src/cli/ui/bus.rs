@@ -31,7 +31,7 @@ const EXIT_CODE: u8 = 1;
 ///
 /// # Errors
 /// When the system refuses.
-pub(crate) fn explain() -> io::Result<()> {
+pub(crate) fn install_handlers() -> io::Result<()> {
     flag::register(SIGXFSZ, Arc::default())?;
     let (before, after) = around_name(MESSAGE);
     let cut_short = move |address: usize| {
@@ -110,7 +110,7 @@ mod tests {
         fs::write(&path, vec![1; 1 << 20]).unwrap();
         let bytes = Files::from(folder.path()).map("model.bin").unwrap();
         fs::write(&path, "").unwrap();
-        explain().unwrap();
+        install_handlers().unwrap();
         hint::black_box(bytes[1 << 19]);
     }
 
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     #[ignore = "ends the process; the test below runs it"]
     fn memory_is_refused() {
-        explain().unwrap();
+        install_handlers().unwrap();
         std::process::abort();
     }
 

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use crate::util::show::chain;
 
 /// An error with its causes, and advice where a limit of the process is one of them.
-pub(crate) fn told(error: &anyhow::Error) -> String {
+pub(crate) fn with_advice(error: &anyhow::Error) -> String {
     let text = chain(error);
     let is_too_large = |cause: &(dyn Error + 'static)| {
         let kind = cause.downcast_ref().map(io::Error::kind);
@@ -42,15 +42,16 @@ mod tests {
     #[test]
     fn limits_of_the_process_are_told_with_advice() {
         let large = anyhow::Error::from(io::Error::from(ErrorKind::FileTooLarge));
-        let text = told(&large.context("cannot write a.mp4"));
+        let text = with_advice(&large.context("cannot write a.mp4"));
         assert!(text.starts_with("cannot write a.mp4: "), "{text}");
         assert!(text.contains("\nhint: this process may not"), "{text}");
         let mlx = "\"the system refuses 12 bytes of memory at a/transforms.cpp:73\" at b/function.rs:250:5";
-        let text = told(&anyhow!(mlx).context("the VAE"));
+        let text = with_advice(&anyhow!(mlx).context("the VAE"));
         let start = "the VAE: the system refuses 12 bytes of memory\nhint: raise the limits";
         assert!(text.starts_with(start), "{text}");
-        let text = told(&anyhow!("the system refuses 12 bytes of memory").context("the VAE"));
+        let text =
+            with_advice(&anyhow!("the system refuses 12 bytes of memory").context("the VAE"));
         assert!(text.starts_with(start), "{text}");
-        assert_eq!(told(&anyhow!("a").context("b")), "b: a");
+        assert_eq!(with_advice(&anyhow!("a").context("b")), "b: a");
     }
 }

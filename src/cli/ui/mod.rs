@@ -12,7 +12,7 @@ mod transfer;
 mod units;
 
 pub(crate) use graphics::Protocol;
-pub(crate) use limits::told;
+pub(crate) use limits::with_advice;
 pub(crate) use signals::{Listener, Stoppable};
 pub(crate) use stderr::{Style, event, info, style};
 pub(crate) use table::{columns, exit_code};

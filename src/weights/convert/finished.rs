@@ -146,7 +146,7 @@ pub fn check_target(target: &Path) -> Result<()> {
 
 fn in_the_way(target: &Path, what: &str) -> String {
     format!(
-        "{}: is there already{what}\nhint: remove it or choose another name",
+        "{} already exists{what}\nhint: remove it or choose another name",
         target.shown()
     )
 }

@@ -111,7 +111,7 @@ fn what_may_be_meant_is_said() {
     ] {
         let ran = run(program().current_dir(bench.work.path()).args(arguments));
         assert!(matches!(ran.code, Some(1 | 2)), "{arguments:?}");
-        let meant = format!("; did you mean {meant}?");
+        let meant = format!("\nhint: did you mean {meant}?");
         assert!(ran.stderr.contains(&meant), "{arguments:?}: {}", ran.stderr);
     }
 }

@@ -202,6 +202,6 @@ fn what_cannot_be_read_is_named_and_breaks_nothing_else() {
     let mut set = bench.set(&["plan", "--json", "--device=cpu"]);
     let ran = run(set.env("WAN_I2V_STEP", "3"));
     ran.plan();
-    let warned = "warning: WAN_I2V_STEP sets nothing; did you mean WAN_I2V_STEPS?";
+    let warned = "warning: WAN_I2V_STEP sets nothing\nhint: did you mean WAN_I2V_STEPS?";
     assert!(ran.stderr.contains(warned), "{}", ran.stderr);
 }

@@ -140,7 +140,7 @@ fn all_combinations_are_made_and_what_is_there_is_kept() {
     let ran = run(&mut bench.sweep(&vary));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(
-        ran.stderr.matches("it is there already").count(),
+        ran.stderr.matches("it already exists").count(),
         3,
         "{}",
         ran.stderr
@@ -226,7 +226,7 @@ fn a_sweep_that_is_stopped_goes_on() {
     assert_eq!(code, Some(130), "{events:?}");
     let ran = run(&mut bench.sweep(&flags));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    assert!(ran.stderr.contains("it is there already"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("it already exists"), "{}", ran.stderr);
     assert_eq!(stdout(&ran).lines().count(), 4);
 }
 

@@ -107,7 +107,7 @@ fn refusals() {
     ]);
     bench
         .run(&["pull", "owner/model", "--output", "."])
-        .assert_fails(&["--output: .: is there already"]);
+        .assert_fails(&["--output: .: already exists"]);
     assert!(bench.server.log().is_empty());
     bench
         .run(&["pull", "owner/none"])

@@ -222,7 +222,7 @@ fn killed_between_the_last_name_and_tidying_up() {
     let other = bench.folder.path().join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join(".lock"), "").unwrap();
-    bench.run(&pull(&other)).assert_fails(&["is there already"]);
+    bench.run(&pull(&other)).assert_fails(&["already exists"]);
     assert!(other.join(".lock").exists());
 }
 
@@ -239,7 +239,7 @@ fn a_finished_one_is_there_and_nothing_else_is_taken_for_it() {
         let ran = bench.run(&pull(&target));
         assert_eq!(Path::new(ran.path()), target);
         assert!(
-            ran.stderr.contains("model: is there already, and complete"),
+            ran.stderr.contains("model: already exists, and complete"),
             "{}",
             ran.stderr
         );
@@ -251,11 +251,7 @@ fn a_finished_one_is_there_and_nothing_else_is_taken_for_it() {
 
     let refused = |args: &[&str], parts: &[&str]| {
         let ran = bench.run(args);
-        ran.assert_fails(&[
-            "--output: ",
-            "model: is there already",
-            "remove it or choose",
-        ]);
+        ran.assert_fails(&["--output: ", "model: already exists", "remove it or choose"]);
         ran.assert_fails(parts);
         assert_eq!(bench.asked(), []);
         assert!(!partial.exists());

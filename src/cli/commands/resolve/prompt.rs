@@ -61,11 +61,11 @@ fn text(input: impl Read) -> Result<String> {
     input.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     ensure!(
         bytes.len() as u64 <= MAX_BYTES,
-        "it is longer than 1 MiB; a prompt counts to 512 tokens, some 2000 characters"
+        "it is longer than 1 MiB\nhint: a prompt counts to 512 tokens, some 2000 characters"
     );
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        anyhow!("it is not UTF-8 text, from byte {at} on; save it as UTF-8")
+        anyhow!("it is not UTF-8 text, from byte {at} on\nhint: save it as UTF-8")
     })?;
     // Some editors on Windows begin a file with a mark.
     let text = text.trim_start_matches('\u{feff}');

@@ -238,7 +238,7 @@ impl Client for Outcomes {
         let Some(outcome) = finished else {
             return entry.unfinished();
         };
-        info!("{}: it is there already", run.name);
+        info!("{}: made already", run.name);
         self.results[number] = Some(Ok(outcome));
         Ok(ClipStatus::UpToDate)
     }

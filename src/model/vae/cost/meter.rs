@@ -10,7 +10,7 @@ use crate::model::vae::conv::MIN_TAP_CHANNELS;
 use crate::runtime::{Device, DeviceKind, Kernels};
 
 /// From this chunk on, every chunk of a clip costs the same: all caches are full.
-pub(super) const ALIKE: i32 = 3;
+pub(super) const STEADY_CHUNK: i32 = 3;
 
 /// The product, 0 when a factor is negative.
 pub(super) fn values(sides: &[i32]) -> u64 {
@@ -63,7 +63,7 @@ impl Held {
     }
 }
 
-/// Counts operations and values while a chunk of a clip walks through the network.
+/// Counts operations and values (float32s, not bytes) while a chunk of a clip walks through the network.
 pub(super) struct Meter {
     device: Device,
     score_bytes: u64,
@@ -97,8 +97,8 @@ impl Meter {
         meter.operations
     }
 
-    /// The walk through the chunk that takes the most of a clip of `frames` latent frames, the
-    /// last; `network` is also told the pixel frames of its chunk.
+    /// Walks `network` through the costliest chunk of a clip of `frames` latent frames, its last;
+    /// `network` is also told the chunk's pixel frames.
     pub(super) fn walk(
         device: Device,
         memory: &MemoryPlan,
@@ -113,14 +113,14 @@ impl Meter {
                 caches: first.caches,
                 ..Self::new(device, memory, 1)
             },
-            _ => Self::new(device, memory, (frames - 1).min(ALIKE)),
+            _ => Self::new(device, memory, (frames - 1).min(STEADY_CHUNK)),
         };
         network(&mut last, TEMPORAL_STRIDE);
         last
     }
 
     /// Frames that came before this chunk in a layer where it has `frames`.
-    pub(super) fn seen(&self, frames: i32) -> i32 {
+    pub(super) fn frames_before(&self, frames: i32) -> i32 {
         match self.chunk {
             0 => 0,
             chunk => 1 + (chunk - 1) * frames,
@@ -129,7 +129,7 @@ impl Meter {
 
     /// Notes a step's values, beside the caches: all of them in later chunks, before that as far
     /// as they have been filled.
-    pub(super) fn see(&mut self, alive: u64) {
+    pub(super) fn note_alive(&mut self, alive: u64) {
         let caches = match self.chunk {
             ..=1 => self.caches,
             _ => 0,
@@ -145,7 +145,8 @@ impl Meter {
         }
     }
 
-    /// What was seen, beside `weights` more, `others` in MLX and `host` outside.
+    /// The footprint, in bytes, of the values noted so far, plus `weights`, `others` in MLX and
+    /// `host` outside it.
     pub(super) fn footprint(&self, weights: u64, others: u64, host: u64) -> Footprint {
         let beside = match self.chunk {
             ..=1 => self.peak.saturating_sub(self.caches),
@@ -181,7 +182,7 @@ impl Meter {
             Kernels::Cpu => x.volume(),
             Kernels::Mlx => 2 * x.volume(),
         };
-        self.see(others + x.buffer + work);
+        self.note_alive(others + x.buffer + work);
         Held::new(x.size, x.channels)
     }
 
@@ -191,12 +192,12 @@ impl Meter {
         let [history, margin] = [kernel[0] - 1, kernel[1] / 2];
         // The first chunk passes a temporal resampler by.
         let passed = i32::from(margin == 0 && self.chunk > 0);
-        let before = history.min(self.seen(t) - passed);
+        let before = history.min(self.frames_before(t) - passed);
         let padded = Size::new(t + before, h + 2 * margin, w + 2 * margin);
         let padded = Held::new(padded, x.channels);
         let frame = Size::new(1, h, w).volume(x.channels);
         let kept = frame * u64::try_from(history.min(t + before)).unwrap_or(0);
-        self.see(others + x.buffer + padded.buffer + kept);
+        self.note_alive(others + x.buffer + padded.buffer + kept);
         self.keep(kept, if margin > 0 { frame } else { 0 });
         let missing = history - before;
         self.conv_behind_zeros(padded, outputs, kernel, [1, 1, 1], others, missing)
@@ -265,7 +266,7 @@ impl Meter {
             };
             out.buffer + extra
         };
-        self.see(others + x.buffer + work + joined);
+        self.note_alive(others + x.buffer + work + joined);
         out
     }
 
@@ -279,7 +280,7 @@ impl Meter {
             self.project(x.size, x.channels, outputs);
         }
         let out = Held::new(x.size, outputs);
-        self.see(x.buffer + h.buffer + out.buffer);
+        self.note_alive(x.buffer + h.buffer + out.buffer);
         out
     }
 
@@ -297,7 +298,7 @@ impl Meter {
             .scores_at_once(Dtype::Float32, shape, self.score_bytes)
             / F32;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
-        self.see(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
+        self.note_alive(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
     }
 
     pub(super) fn mid(&mut self, x: Held) -> Held {

@@ -13,7 +13,7 @@ use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig, static_c
 use crate::model::MemoryPlan;
 use crate::model::cost::{Operations, number};
 use crate::runtime::Device;
-use meter::{ALIKE, Held, Meter, Size, values};
+use meter::{Held, Meter, STEADY_CHUNK, Size, values};
 pub use tiles::{OVERLAP, choose_decode_tiling, choose_encode_tiling};
 
 /// Bytes that a phase of a pass over a clip takes at its peak.
@@ -62,7 +62,7 @@ pub fn decode_phases(
             decoder_pixels(config, meter, whole);
         });
         // The pixels, clipped, and whether they are finite.
-        meter.see(3 * pixels);
+        meter.note_alive(3 * pixels);
         return vec![meter.footprint(0, latents, 0)];
     };
     let mut features = 0;
@@ -76,7 +76,7 @@ pub fn decode_phases(
     let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
     let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
     let mut end = Meter::new(device, memory, 0);
-    end.see(3 * pixels);
+    end.note_alive(3 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
     vec![
         below.footprint(above.weights, latents + features, 0),
@@ -161,9 +161,11 @@ pub fn decode_operations(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tili
         });
         below + above.sum()
     };
-    let later = number(frames - ALIKE);
-    let first = (0..frames.min(ALIKE)).map(of_chunk).sum::<Operations>();
-    first + of_chunk(ALIKE).times(later)
+    let later = number(frames - STEADY_CHUNK);
+    let first = (0..frames.min(STEADY_CHUNK))
+        .map(of_chunk)
+        .sum::<Operations>();
+    first + of_chunk(STEADY_CHUNK).times(later)
 }
 
 /// The operations of encoding the conditioning video of a clip, as [`decode_operations`]. `pictures`:
@@ -203,7 +205,7 @@ pub fn encode_operations(
             false => blank + 1,
         };
         let settled = settling.iter().filter(|&&last| blank > last).count();
-        let kind = (chunk.min(ALIKE), settled);
+        let kind = (chunk.min(STEADY_CHUNK), settled);
         sum = sum
             + *known
                 .entry(kind)
@@ -281,7 +283,7 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
         let doubled = Held::new(x.size.times(1, 2), c);
         let padded = Size::new(x.size.t, 2 * x.size.h + 2, 2 * x.size.w + 2);
         let padded = Held::new(padded, c);
-        meter.see(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
+        meter.note_alive(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
         x = meter.conv(padded, c / 2, [1, 3, 3], [1, 1, 1], 0);
     }
     let x = meter.activate(x, 0);
@@ -300,7 +302,7 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
         }
         let Size { t, h, w } = x.size;
         let padded = Held::new(Size::new(t, h + 1, w + 1), c);
-        meter.see(x.buffer + padded.buffer);
+        meter.note_alive(x.buffer + padded.buffer);
         x = meter.conv(padded, c, [1, 3, 3], [1, 2, 2], 0);
         if temporal {
             let kept = Size::new(1, x.size.h, x.size.w).volume(c);
