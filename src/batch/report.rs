@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::util::files::{MAX_REPORT, read_small};
 use crate::util::show::Show;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::util::temporary;
 
@@ -104,6 +105,25 @@ impl Report {
         let report: Self =
             serde_json::from_slice(&read_small(&Self::path(folder), MAX_REPORT).ok()?).ok()?;
         (report.schema == SCHEMA).then_some(report)
+    }
+
+    /// Makes sure that no other file is in the report's place, and removes what a killed batch has left
+    /// of one.
+    ///
+    /// # Errors
+    /// When something else has its name.
+    pub fn claim(folder: &Path) -> Result<()> {
+        let path = Self::path(folder);
+        let before = read_small(&path, MAX_REPORT).ok();
+        let before = before.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+        ensure!(
+            !path.exists() || before.is_some_and(|report| report["clips"].is_array()),
+            "{}: no batch has made this, and it would be replaced\nhint: move it away, or choose another \
+             --output-dir",
+            path.shown()
+        );
+        temporary::remove_stale(&path);
+        Ok(())
     }
 
     /// Clips that stand so.

@@ -1,6 +1,7 @@
 //! Reading and writing of a run's state.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -191,6 +192,11 @@ fn is_state(path: &Path) -> bool {
 /// # Errors
 /// When something else is.
 pub fn check_replace(path: &Path) -> Result<()> {
+    ensure!(
+        path.extension() != Some(OsStr::new("wan-lock")),
+        "{}: names that end in .wan-lock are those of locks\nhint: choose another name",
+        path.shown()
+    );
     let nothing = match fs::symlink_metadata(path) {
         Ok(meta) => meta.is_file() && meta.len() == 0,
         Err(error) => error.kind() == ErrorKind::NotFound,

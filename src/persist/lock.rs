@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::sibling;
 use crate::util::files::{is_still, open_own, real};
@@ -40,6 +40,11 @@ impl Lock {
         for _ in 0..ATTEMPTS {
             let file = open_own(&path)
                 .with_context(|| format!("cannot create the lock {}", path.shown()))?;
+            ensure!(
+                file.metadata()?.len() == 0,
+                "{} is no lock of this program, which are empty\nhint: move it away",
+                path.shown()
+            );
             match file.try_lock() {
                 Ok(()) if is_still(&file, &path) => {
                     let file = Some(file);
@@ -86,6 +91,19 @@ mod tests {
         std::os::unix::fs::symlink(&thesis, link).unwrap();
         let error = Lock::take(&folder.path().join("clip.mp4")).unwrap_err();
         assert!(format!("{error:#}").contains("is a link"), "{error:#}");
+        assert_eq!(fs::read(&thesis).unwrap(), b"three years");
+    }
+
+    #[test]
+    fn a_file_in_the_lock_s_place_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let thesis = folder.path().join(".clip.mp4.wan-lock");
+        fs::write(&thesis, "three years").unwrap();
+        let error = Lock::take(&folder.path().join("clip.mp4")).unwrap_err();
+        assert!(
+            error.to_string().contains("no lock of this program"),
+            "{error:#}"
+        );
         assert_eq!(fs::read(&thesis).unwrap(), b"three years");
     }
 

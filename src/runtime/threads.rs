@@ -15,8 +15,10 @@ pub fn start_threads() {
     let asked = std::env::var(NUMBER)
         .ok()
         .and_then(|text| text.parse().ok());
-    let cores = || thread::available_parallelism().map_or(1, Into::into);
-    let mut threads = threads(asked.filter(|&n| n > 0).unwrap_or_else(cores), |receiver| {
+    let cores = thread::available_parallelism().map_or(1, Into::into);
+    let wanted = asked.filter(|&n| n > 0).unwrap_or(cores);
+    // More wait for each other alone.
+    let mut threads = threads(wanted.min(16 * cores), |receiver| {
         let work = move || receiver.recv().map_or((), ThreadBuilder::run);
         thread::Builder::new().spawn(work).map(drop)
     });

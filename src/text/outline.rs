@@ -60,13 +60,16 @@ pub(super) fn check(json: &[u8]) -> Result<()> {
             piece.len()
         );
     }
-    check_normalizer(&outline.normalizer, &mut 1)
+    check_normalizer(&outline.normalizer, &mut 1, &mut 0)
 }
 
 /// How many times as long normalizers may make a text, all of them together.
 const MAX_GROWTH: usize = 64;
 /// The longest text that one may put in, or pattern that it may look for, in bytes.
 const MAX_TEXT: usize = 64;
+
+/// UMT5 has three normalizers; each goes over the whole text.
+const MAX_NORMALIZERS: usize = 64;
 
 /// Normalizers of the library that make a text longer by a small factor at most.
 const HARMLESS: [&str; 11] = [
@@ -85,8 +88,13 @@ const HARMLESS: [&str; 11] = [
 
 /// Follows the normalizers within each other, which the JSON reader has bounded, and refuses those
 /// that make a text grow without bound: a dozen that each write ten letters for one take all memory.
-/// `growth` is what they multiply a text's length by so far.
-fn check_normalizer(normalizer: &Value, growth: &mut usize) -> Result<()> {
+/// `growth` is what they multiply a text's length by so far, `count` how many there were.
+fn check_normalizer(normalizer: &Value, growth: &mut usize, count: &mut usize) -> Result<()> {
+    *count += 1;
+    ensure!(
+        *count <= MAX_NORMALIZERS,
+        "it has more than {MAX_NORMALIZERS} normalizers"
+    );
     let Some(kind) = normalizer.get("type").and_then(Value::as_str) else {
         ensure!(normalizer.is_null(), "its normalizer has no type");
         return Ok(());
@@ -133,7 +141,7 @@ fn check_normalizer(normalizer: &Value, growth: &mut usize) -> Result<()> {
     }
     let inner = normalizer.get("normalizers").and_then(Value::as_array);
     let mut inner = inner.into_iter().flatten();
-    inner.try_for_each(|normalizer| check_normalizer(normalizer, growth))
+    inner.try_for_each(|normalizer| check_normalizer(normalizer, growth, count))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{Axis, Done, Outcome};
+use crate::util::show::visible;
 
 /// A column of figures: its heading, and its text for an outcome.
 type Column = (&'static str, fn(&Outcome) -> String);
@@ -93,20 +94,36 @@ pub fn csv(axes: &[Axis], done: &[Done]) -> Result<String> {
     let mut rows = ::csv::Writer::from_writer(Vec::new());
     rows.write_record(flags.chain(figures).chain(["error"]))?;
     for Done { run, result } in done {
-        let settings = run.settings.iter().map(|(_, value)| value.clone());
+        let settings = run.settings.iter().map(|(_, value)| cell(value));
         let figures = LONG.iter().map(|(_, figure)| match result {
             Ok(outcome) => figure(outcome),
             Err(_) => String::new(),
         });
-        let error = result.as_ref().err().cloned().unwrap_or_default();
+        let error = result.as_ref().err().map(|error| cell(error));
+        let error = error.unwrap_or_default();
         rows.write_record(settings.chain(figures).chain([error]))?;
     }
     Ok(String::from_utf8(rows.into_inner()?)?)
 }
 
+/// A text that neither commands a terminal nor is a formula to a spreadsheet.
+fn cell(text: &str) -> String {
+    let text = visible(text, " ");
+    match text.starts_with(['=', '+', '-', '@']) && text.parse::<f64>().is_err() {
+        true => format!("'{text}"),
+        false => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_commands_nothing() {
+        assert_eq!(cell("=HYPERLINK(1)\u{1b}[2J"), "'=HYPERLINK(1)\\u{1b}[2J");
+        assert_eq!(cell("-1.5"), "-1.5");
+    }
 
     #[test]
     fn long_values_are_shortened_at_characters() {

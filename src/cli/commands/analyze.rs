@@ -1,6 +1,7 @@
 //! `wan-i2v analyze`: what is wrong with a clip, for people and for scripts.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::clip::metadata::Metadata;
@@ -8,19 +9,22 @@ use crate::diagnose::analyze::page::{self, Pictures};
 use crate::diagnose::analyze::{self, Report, Status};
 use crate::media::picture::Picture;
 use crate::media::{Resize, strip};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::cli::flags::AnalyzeArgs;
 use crate::cli::ui::{columns, exit_code, print, print_json};
-use crate::util::show::visible;
+use crate::util::files::real;
+use crate::util::show::{Show, visible};
 
 impl AnalyzeArgs {
     /// Prints the verdicts and writes the pages; fails when there is an alarm.
     pub(crate) fn run(self) -> Result<ExitCode> {
         if let Some(html) = &self.html {
+            self.check_place("--html", html)?;
             page::check(html)?;
         }
         if let Some(png) = &self.png {
+            self.check_place("--png", png)?;
             strip::check(png)?;
         }
         let picture = self.image.as_deref().map(Picture::open).transpose()?;
@@ -32,6 +36,21 @@ impl AnalyzeArgs {
             false => print(&self.table(&report))?,
         }
         Ok(exit_code(!report.alarm))
+    }
+
+    /// Refuses to replace what is analyzed.
+    fn check_place(&self, flag: &str, path: &Path) -> Result<()> {
+        let whole = |path: &Path| path.canonicalize().ok();
+        let (place, clip) = (whole(path), whole(&self.file));
+        let is_input =
+            place.is_some() && (place == clip || place == self.image.as_deref().and_then(whole));
+        let is_frame = clip.is_some_and(|clip| clip.is_dir() && real(path).parent() == Some(&clip));
+        ensure!(
+            !(is_input || is_frame && path.exists()),
+            "{flag} {}: would replace what is analyzed\nhint: choose another name",
+            path.shown()
+        );
+        Ok(())
     }
 
     /// As asked for, or as the clip's own record says.

@@ -1,6 +1,7 @@
 //! Files to install next to the program: completions of its command line, and man pages.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use clap_mangen::Man;
 use crate::cli::flags::{Cli, CompletionsArgs, ManArgs};
 use crate::cli::ui::{print_path, print_raw};
 use crate::util::show::Show;
+use crate::util::temporary;
 
 impl CompletionsArgs {
     /// Prints them.
@@ -41,7 +43,9 @@ fn write(root: Command, folder: &Path) -> Result<()> {
     for command in [root].into_iter().chain(commands) {
         let name = command.get_display_name().unwrap_or(command.get_name());
         let path = folder.join(format!("{name}.1"));
-        fs::write(&path, page(command)?)?;
+        let mut file = temporary::file(&path)?;
+        file.write_all(&page(command)?)?;
+        file.persist(&path)?;
         print_path(&path)?;
     }
     Ok(())

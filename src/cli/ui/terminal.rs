@@ -18,6 +18,9 @@ use crate::util::show::{is_unseen, visible};
 /// What begins lines that are messages.
 const KINDS: [&str; 3] = ["error:", "warning:", "hint:"];
 
+/// Bytes of the longest message that is shown whole: names and values from outside may be longer.
+const LONGEST: usize = 8192;
+
 /// Prints text to stdout.
 ///
 /// # Errors
@@ -93,6 +96,12 @@ pub(crate) fn json_line(value: &impl Serialize) -> String {
 
 /// A message that [`tell_kind`] writes: it may end in hints.
 pub(crate) fn message(kind: &str, text: &str) -> String {
+    if text.len() > LONGEST {
+        let head: String = text.chars().take(LONGEST / 4).collect();
+        let tail: Vec<char> = text.chars().rev().take(LONGEST / 8).collect();
+        let tail: String = tail.into_iter().rev().collect();
+        return message(kind, &format!("{head} [...] {tail}"));
+    }
     match text.rsplit_once('\n') {
         Some((text, hint)) if hint.starts_with("hint: ") => {
             format!("{}\n{}", message(kind, text), visible(hint, ""))

@@ -58,6 +58,52 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
 }
 
 #[test]
+fn what_is_analyzed_and_what_no_batch_has_made_stays() {
+    let bench = Bench::new("a");
+    succeed(&mut bench.clip("frames/", &["--size", "32x32"]));
+    fs::copy(bench.path("frames/frame_00000.png"), bench.path("p.png")).unwrap();
+    let before = bytes(&bench.path("frames"));
+    for (flag, place) in [
+        ("--png", "p.png"),
+        ("--png", "frames/frame_00000.png"),
+        ("--html", "./p.png"),
+    ] {
+        let mut analyze = bench.command();
+        analyze.args(["analyze", "frames", "--image", "p.png", flag, place]);
+        run(&mut analyze).assert_refused(1, &[flag, "would replace what is analyzed"]);
+    }
+    assert_eq!(bytes(&bench.path("frames")), before);
+
+    fs::write(bench.path("jobs.jsonl"), "{\"prompt\": \"a\"}").unwrap();
+    fs::create_dir(bench.path("made")).unwrap();
+    let report = bench.path("made/wan-batch.json");
+    fs::write(&report, "mine").unwrap();
+    let mut batch = bench.command();
+    let image = bench.path("p.png");
+    batch.args([
+        "batch",
+        "jobs.jsonl",
+        "--output-dir",
+        "made",
+        "--size",
+        "32x32",
+    ]);
+    batch.arg("--image").arg(image);
+    run(&mut batch).assert_refused(1, &["wan-batch.json", "no batch has made this"]);
+    assert_eq!(fs::read(&report).unwrap(), b"mine");
+}
+
+#[test]
+fn man_pages_replace_links_and_not_what_they_lead_to() {
+    let bench = Bench::new("a");
+    fs::create_dir(bench.path("man")).unwrap();
+    fs::write(bench.path("thesis"), "three years").unwrap();
+    symlink("../thesis", bench.path("man/wan-i2v.1")).unwrap();
+    succeed(bench.command().args(["man", "man"]));
+    assert_eq!(fs::read(bench.path("thesis")).unwrap(), b"three years");
+}
+
+#[test]
 fn a_file_that_is_no_saved_run_is_not_replaced() {
     let bench = Bench::new("a");
     let model = bench

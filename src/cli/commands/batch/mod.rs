@@ -16,7 +16,6 @@ use super::many::{Checked, Folders};
 use crate::cli::config::Layers;
 use crate::cli::flags::{BatchArgs, ResumeFrom};
 use crate::cli::ui::exit_code;
-use crate::util::temporary;
 
 impl BatchArgs {
     /// Makes the clips, or says what they will cost.
@@ -47,7 +46,7 @@ impl BatchArgs {
             return dry_run::show(&checked, &outcome);
         }
         let lock = batch::lock(folder)?;
-        temporary::remove_stale(&Report::path(folder));
+        Report::claim(folder)?;
         let options = BatchOptions {
             folder,
             lock: &lock,
