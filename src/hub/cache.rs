@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::digest::Hash;
 use super::repo::is_commit;
 use super::{Listing, RemoteFile, RepoId};
-use crate::util::files::{open_own, read_small};
+use crate::util::files::{is_litter, open_own, read_small};
 use crate::util::show::Show;
 
 /// The deepest folder of a repository that is looked at.
@@ -65,6 +65,16 @@ impl<'a> Cached<'a> {
         let text = String::from_utf8(read_small(&self.reference(), 1 << 10).ok()?).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
+    }
+
+    /// The commits that the cache has files of.
+    pub(super) fn snapshots(&self) -> Vec<String> {
+        let folder = self.snapshot("x").with_file_name("");
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| is_commit(name)).collect();
+        names.sort();
+        names
     }
 
     /// Notes that the revision is this commit, for offline use by any client.
@@ -168,6 +178,9 @@ fn collect(
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
+        if is_litter(&name) {
+            continue;
+        }
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             if depth < MAX_DEPTH {

@@ -8,6 +8,8 @@ use anyhow::{Result, bail, ensure};
 use super::RemoteFile;
 use super::disk::size_text;
 use super::sets::{Piece, is_index, one_set, whole};
+use crate::util::files::is_litter;
+use crate::weights::part::OTHER_MODEL;
 
 /// How many files an error lists.
 const MAX_LISTED: usize = 40;
@@ -120,6 +122,15 @@ pub fn needed(files: &[RemoteFile]) -> Result<Selection> {
     {
         converted(&tree, &mut choice)?;
         Layout::Converted
+    } else if tree.has("config.json")
+        && tree
+            .names("")
+            .any(|name| name.starts_with("diffusion_pytorch_model") && is_weights(name))
+    {
+        bail!(
+            "the repository holds one transformer, as Wan2.1 and Wan2.2 TI2V-5B do; expected two \
+             experts\nhint: {OTHER_MODEL}"
+        )
     } else {
         bail!(
             "the repository is laid out in no way that is known (original, diffusers, converted \
@@ -183,8 +194,11 @@ pub(super) struct Tree<'a> {
 impl<'a> Tree<'a> {
     fn new(files: &'a [RemoteFile]) -> Self {
         let by_path = |file: &'a RemoteFile| (file.path.as_str(), file);
+        // People upload what their system leaves in folders.
+        let litter = |path: &str| path.split('/').any(is_litter);
+        let files = files.iter().filter(|file| !litter(&file.path));
         Self {
-            files: files.iter().map(by_path).collect(),
+            files: files.map(by_path).collect(),
         }
     }
 

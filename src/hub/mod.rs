@@ -25,6 +25,7 @@ pub use disk::{free_disk, size_text};
 pub use layout::{Layout, Selection, named, needed};
 pub use listing::{Listing, RemoteFile};
 pub use repo::RepoId;
+pub(crate) use repo::is_address;
 pub use verify::{Outcome, Verified, check_hashes, verify};
 
 use std::fmt;
@@ -91,10 +92,18 @@ impl Hub {
             return Cached::new(&self.config.cache, repo)
                 .listing()
                 .with_context(|| {
-                    format!(
-                        "{repo} is not in the cache {}, and HF_HUB_OFFLINE=1 forbids to fetch it",
-                        self.config.cache.shown()
-                    )
+                    let cache = self.config.cache.shown();
+                    let forbidden = "and HF_HUB_OFFLINE=1 forbids to fetch it";
+                    match Cached::new(&self.config.cache, repo).snapshots().first() {
+                        Some(commit) => format!(
+                            "the cache {cache} has {repo}, but no note of which commit {:?} is \
+                             (refs/{}), {forbidden}\nhint: name the commit: {}@{commit}",
+                            repo.revision(),
+                            repo.revision(),
+                            repo.id()
+                        ),
+                        None => format!("{repo} is not in the cache {cache}, {forbidden}"),
+                    }
                 });
         }
         let answer = self.http.listing(repo)?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 /// The branch that is meant when none is named.
 const DEFAULT_REVISION: &str = "main";
@@ -50,11 +50,8 @@ impl FromStr for RepoId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if let Some(path) = page(text) {
-            match from_page(path) {
-                Some(repo) => bail!("{text:?} is an address: type {repo}"),
-                None => bail!("{text:?} is an address: type owner/name[@revision] instead"),
-            }
+        if is_address(text) {
+            return from_address(text);
         }
         let (id, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
         check_id(id)?;
@@ -71,28 +68,42 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The path of a page's address; `None` when `text` is no address.
-fn page(text: &str) -> Option<&str> {
-    let hosts = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
-    let bare = match text.split_once("://") {
-        Some((_, rest)) => rest,
-        None if hosts.iter().any(|host| text.starts_with(host)) => text,
-        None => return None,
-    };
-    Some(bare.split_once('/').map_or("", |(_, path)| path))
+/// Hosts whose pages are addresses without `https://` too.
+const HOSTS: [&str; 4] = [
+    "huggingface.co/",
+    "www.huggingface.co/",
+    "hf.co/",
+    "hf-mirror.com/",
+];
+
+/// Whether `text` is a page's address, as people paste it.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.contains("://") || HOSTS.iter().any(|host| text.starts_with(host))
 }
 
-/// The repository of a page `owner/name[/tree/revision[/...]]`.
-fn from_page(path: &str) -> Option<RepoId> {
+/// The repository of a page `owner/name[/tree/revision]`.
+fn from_address(text: &str) -> Result<RepoId> {
+    let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let path = HOSTS.iter().find_map(|host| bare.strip_prefix(host));
+    let path = path.with_context(|| {
+        format!("{text:?} is an address, and none of the hub's; expected owner/name[@revision]")
+    })?;
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let (owner, name) = (parts.first()?, parts.get(1)?);
-    let revision = match parts.get(2) {
-        Some(&("tree" | "blob" | "resolve" | "raw")) => parts.get(3),
-        _ => None,
-    };
-    let revision = revision.unwrap_or(&DEFAULT_REVISION);
-    format!("{owner}/{name}@{revision}").parse().ok()
+    let parse = |owner, name, revision| format!("{owner}/{name}@{revision}").parse();
+    match parts.as_slice() {
+        [owner, name] => parse(owner, name, &DEFAULT_REVISION),
+        [owner, name, "tree", revision] => parse(owner, name, revision),
+        [owner, name, _, revision, file @ ..] if !file.is_empty() => {
+            let repo: RepoId = parse(owner, name, revision)?;
+            let file = file.join("/");
+            bail!(
+                "{text:?} is the address of something in a repository; expected owner/name[@revision]\n\
+                 hint: wan-i2v pull {repo} {file}"
+            )
+        }
+        _ => bail!("{text:?} is the address of no repository; expected owner/name[@revision]"),
+    }
 }
 
 fn check_id(id: &str) -> Result<()> {
@@ -191,22 +202,33 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_answered_with_what_to_type() {
-        for (address, typed) in [
-            ("https://huggingface.co/Wan-AI/Wan2.2", "type Wan-AI/Wan2.2"),
-            ("https://huggingface.co/a/b/", "type a/b"),
-            ("https://huggingface.co/a/b/tree/v1.0/sub", "type a/b@v1.0"),
-            ("huggingface.co/a/b?x=y", "type a/b"),
-            ("hf.co/a/b", "type a/b"),
-            ("http://example.org/a/b", "type a/b"),
+    fn a_pasted_address_is_its_repository() {
+        for (address, id) in [
+            ("https://huggingface.co/Wan-AI/Wan2.2", "Wan-AI/Wan2.2"),
+            ("https://huggingface.co/a/b/", "a/b"),
+            ("https://huggingface.co/a/b/tree/main", "a/b"),
+            ("https://huggingface.co/a/b/tree/v1.0", "a/b@v1.0"),
+            ("huggingface.co/a/b?x=y", "a/b"),
+            ("hf.co/a/b", "a/b"),
+        ] {
+            let repo: RepoId = address.parse().unwrap();
+            assert_eq!(repo.to_string(), id, "{address}");
+        }
+        for (address, said) in [
             (
-                "https://huggingface.co/a",
-                "type owner/name[@revision] instead",
+                "https://huggingface.co/a/b/blob/main/c/d.gguf",
+                "pull a/b c/d.gguf",
             ),
-            ("https://../../etc", "type owner/name[@revision] instead"),
+            ("https://huggingface.co/a", "the address of no repository"),
+            ("http://example.org/a/b", "none of the hub's"),
+            ("https://../../etc", "none of the hub's"),
+            (
+                "https://huggingface.co/../..",
+                "is no repository of the hub",
+            ),
         ] {
             let error = address.parse::<RepoId>().unwrap_err().to_string();
-            assert!(error.ends_with(typed), "{address}: {error}");
+            assert!(error.contains(said), "{address}: {error}");
         }
     }
 }

@@ -41,10 +41,12 @@ impl InputCache {
         let index = match found {
             Some(index) => index,
             None => {
+                let checkpoint = model.open(bits)?;
+                checkpoint.check_filled()?;
                 self.models.push(Opened {
                     model: model.clone(),
                     bits,
-                    checkpoint: Rc::new(model.open(bits)?),
+                    checkpoint: Rc::new(checkpoint),
                     tokenizer: None,
                 });
                 self.models.len() - 1

@@ -189,7 +189,8 @@ impl Job {
 
     /// What the user should know before the run starts, such as a prompt that was cut.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.prompts.warnings();
+        let mut warnings = self.checkpoint.warnings();
+        warnings.extend(self.prompts.warnings());
         if self.request.options.negative_prompt.is_some()
             && !self.settings.guide_scale.needs_negative()
         {

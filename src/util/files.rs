@@ -23,6 +23,19 @@ pub(crate) const MAX_JOBS: u64 = 256 << 20;
 /// The most bytes of a batch's report, which has half a kilobyte a clip.
 pub(crate) const MAX_REPORT: u64 = 1 << 30;
 
+/// Whether a file's name is one that systems give to what they leave in folders, and nobody made:
+/// macOS' `._NAME` beside every file on exFAT and network drives, its `.DS_Store`, Windows' `Thumbs.db`.
+pub(crate) fn is_litter(name: &str) -> bool {
+    const NAMES: [&str; 5] = [
+        ".ds_store",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "__macosx",
+    ];
+    name.starts_with("._") || NAMES.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// The content of a regular file of at most `most` bytes. A pipe or a device in its place is refused
 /// at once, where reading it could wait, or go on, forever.
 ///
@@ -141,6 +154,16 @@ fn read_to(file: impl Read, most: u64) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_systems_leave_in_folders_is_litter() {
+        for name in ["._model.safetensors", ".DS_Store", "Thumbs.db", "__MACOSX"] {
+            assert!(is_litter(name), "{name}");
+        }
+        for name in ["_model.safetensors", ".hidden", "model.safetensors", "db"] {
+            assert!(!is_litter(name), "{name}");
+        }
+    }
 
     #[test]
     fn what_others_put_in_the_place_of_our_own_file_stays_untouched() {

@@ -82,6 +82,16 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
     hints.iter().fold(sentence, |text, hint| text + HINT + hint)
 }
 
+/// [`chain`] in one line without lists, to be a part of another sentence.
+pub(crate) fn gist(error: &anyhow::Error) -> String {
+    let chain = chain(error);
+    let mut parts = chain.split(HINT);
+    let sentence = parts.next().unwrap_or_default();
+    let line = sentence.lines().next().unwrap_or_default();
+    let line = line.trim_end_matches(':').to_owned();
+    parts.fold(line, |text, hint| text + " (" + hint + ")")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use super::files::Files;
 use super::layout::PartName;
 use super::naming::config::Look;
 use super::naming::{self, Kind};
-use super::part::Part;
+use super::part::{OTHER_MODEL, Part};
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
@@ -100,8 +100,26 @@ pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
         return Ok(config);
     }
     let config = naming::config::infer_expert(&look).with_context(|| untold(part))?;
-    config.validate().with_context(|| untold(part))?;
+    check_expert(&config).with_context(|| part.store().location().to_string())?;
     Ok(config)
+}
+
+/// Refuses the experts of other models and dimensions that are not supported.
+fn check_expert(config: &DitConfig) -> Result<()> {
+    config.validate()?;
+    let (inputs, outputs) = (config.in_channels, config.out_channels);
+    let what = match (inputs, outputs) {
+        (16, 16) => "an expert of a text-to-video model (T2V), which takes no picture",
+        (48, 48) => "the transformer of Wan2.2 TI2V-5B",
+        (52 | 100, 16) => "an expert of a Fun-Control model",
+        _ => "no expert of Wan2.2 I2V-A14B",
+    };
+    ensure!(
+        inputs == 2 * outputs + 4,
+        "this is {what}: in_channels and out_channels are {inputs} and {outputs}; an image-to-video \
+         expert has 36 (noise, 4 mask channels, image) and 16\nhint: {OTHER_MODEL}"
+    );
+    Ok(())
 }
 
 /// The dimensions of a VAE.
@@ -148,7 +166,7 @@ fn given_expert(files: &Files, name: PartName, look: Option<Look>) -> Result<Opt
             None => naming::config::expert_of_original(json).map(Some),
         }
     };
-    read(files, name, foreign, DitConfig::validate)
+    read(files, name, foreign, check_expert)
 }
 
 fn given_vae(files: &Files) -> Result<Option<VaeConfig>> {

@@ -12,7 +12,8 @@ use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 
 use super::container::mapped::Mapped;
-use crate::util::files::{MAX_JSON, open_regular, read_small};
+use super::container::stand_in;
+use crate::util::files::{MAX_JSON, is_litter, open_regular, read_small};
 use crate::util::show::Show;
 
 /// The most bytes of a small file: UMT5-XXL's tokenizer.json, the largest, has 17 MB.
@@ -196,7 +197,7 @@ impl Files {
         Ok(names)
     }
 
-    /// The names of what is in the folder, sorted.
+    /// The names of what is in the folder, sorted, without what systems leave there.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -212,6 +213,7 @@ impl Files {
                 .map(str::to_owned)
                 .collect(),
         };
+        names.retain(|name| !is_litter(name));
         names.sort();
         Ok(names)
     }
@@ -221,15 +223,16 @@ impl Files {
     /// # Errors
     /// When it cannot be read.
     pub fn read(&self, file: &str) -> Result<Cow<'static, [u8]>> {
-        match self {
-            Files::Folder(folder) => read_small(&folder.join(file), MAX_SMALL)
-                .map(Cow::Owned)
-                .with_context(|| format!("cannot read {}", self.name(file))),
-            Files::Embedded { .. } => self
+        let Files::Folder(folder) = self else {
+            return self
                 .embedded(file)
                 .map(Cow::Borrowed)
-                .with_context(|| format!("{} is not there", self.name(file))),
-        }
+                .with_context(|| format!("{} is not there", self.name(file)));
+        };
+        let cannot = || format!("cannot read {}", self.name(file));
+        let content = read_small(&folder.join(file), MAX_SMALL).with_context(cannot)?;
+        stand_in::refuse_pointer(&content).with_context(cannot)?;
+        Ok(Cow::Owned(content))
     }
 
     /// A JSON file, parsed.

@@ -111,6 +111,25 @@ impl PartReport {
 }
 
 impl Report {
+    /// As [`Self::of`], and looks whether the weights have come, which headers do not tell.
+    pub fn of_whole(layout: &Layout) -> Self {
+        let mut report = Self::of(layout);
+        for part in &mut report.parts {
+            let Some(location) = layout.part(part.part).filter(|_| part.error.is_none()) else {
+                continue;
+            };
+            let check = || {
+                let opened = Part::open(location, part.part.kind())?;
+                opened.check_filled(&PartConfig::of(&opened, part.part)?.specs()?)
+            };
+            if let Err(error) = check() {
+                report.problems.push(chain(&error));
+                report.runs = false;
+            }
+        }
+        report
+    }
+
     /// Reads the headers of everything in `layout`.
     pub fn of(layout: &Layout) -> Self {
         let mut problems = Vec::new();
@@ -239,6 +258,7 @@ fn layout_name(part: &Part) -> &'static str {
         (_, Container::Gguf) => "GGUF",
         (Naming::MlxVideo, _) if own => "wan-i2v",
         (Naming::MlxVideo, _) => "mlx-video",
+        (Naming::MlxGen, _) => "mlx-gen",
         _ if comfy || !names.prefix.is_empty() => "ComfyUI",
         (Naming::Diffusers, _) if names.kind == Kind::TextEncoder => "transformers",
         (Naming::Diffusers, _) => "diffusers",

@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::config::CONFIG;
+use super::config::{CONFIG, PartConfig};
 use super::files::Files;
 use super::naming::Kind;
-use super::part;
+use super::part::{self, Foreign, OTHER_MODEL, Part};
 use super::store::{Location, TensorStore};
-use crate::util::show::{Show, chain};
+use crate::util::show::{Show, chain, gist};
 use crate::util::suggest::did_you_mean_path;
 
 /// One of the parts of a model that have weights.
@@ -168,13 +168,21 @@ impl Layout {
         let name = match found.first().map(|part| part.kind) {
             Some(Kind::Vae) => PartName::Vae,
             Some(Kind::TextEncoder) => PartName::TextEncoder,
-            Some(Kind::Expert) => expert_of(&path.to_string_lossy()).with_context(|| {
-                format!(
-                    "{}: this is an expert, but its path says neither high nor low\nhint: say which with \
-                     --part high or --part low",
-                    path.shown()
-                )
-            })?,
+            Some(Kind::Expert) => match expert_of(&path.to_string_lossy()) {
+                Some(name) => name,
+                None => {
+                    // Another model's is neither.
+                    judge(&location, PartName::HighNoise)?;
+                    bail!(
+                        "{}: this is an expert, but its path says neither high nor low\nhint: say \
+                         which with --part high or --part low",
+                        path.shown()
+                    )
+                }
+            },
+            None if let Some(Foreign { what, hint, .. }) = part::foreign(&store) => {
+                bail!("{}: this is {what}\nhint: {hint}", path.shown())
+            }
             None => bail!(
                 "{}: no part of a Wan2.2 image-to-video model (an expert, a VAE, a UMT5 text \
                  encoder)",
@@ -194,11 +202,14 @@ impl Layout {
             root: Some(files.clone()),
             ..Self::default()
         };
+        // Its experts have transformers' name for the index, and no configuration.
+        let experts = files.sub(PartName::HighNoise.diffusers_folder());
+        let is_mlx_gen = experts.has("model.safetensors.index.json");
         for name in PartName::ALL {
             let folder = files.sub(name.diffusers_folder());
             if folder.exists() {
                 ensure!(
-                    folder.has(CONFIG),
+                    folder.has(CONFIG) || is_mlx_gen,
                     "{}: not found; in the diffusers layout every part has one\nhint: download it too",
                     folder.name(CONFIG)
                 );
@@ -240,15 +251,29 @@ impl Layout {
         }
         candidates.sort_by(|a, b| a.0.cmp(&b.0));
         let mut found: [Vec<(String, Location)>; 4] = Default::default();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut others) = (Vec::new(), Vec::new());
         for (path, location) in candidates {
-            let store = match TensorStore::open(&location) {
+            let opened = location
+                .check_whole()
+                .and_then(|()| TensorStore::open(&location));
+            let store = match opened {
                 Ok(store) => store,
                 Err(error) => {
-                    layout.passed_over.push(chain(&error));
+                    layout.passed_over.push(gist(&error));
                     continue;
                 }
             };
+            if let Some(Foreign {
+                what, is_expert, ..
+            }) = part::foreign(&store)
+            {
+                let text = format!("{}: this is {what}", files.name(&path));
+                if is_expert {
+                    others.push(format!("{text}\nhint: {OTHER_MODEL}"));
+                }
+                layout.passed_over.push(text);
+                continue;
+            }
             let mut parts = part::parts(&store);
             let Some(detected) = parts.pop() else {
                 unknown.push(path);
@@ -256,7 +281,7 @@ impl Layout {
             };
             if !parts.is_empty() {
                 layout.passed_over.push(format!(
-                    "{}: several parts in one file\nhint: give each in a file of its own",
+                    "{}: several parts in one file; expected each in a file of its own",
                     files.name(&path)
                 ));
                 continue;
@@ -267,10 +292,17 @@ impl Layout {
                 Kind::Expert => match expert_of(&path).or_else(|| expert_of(&files.to_string())) {
                     Some(name) => name,
                     None => {
-                        layout.passed_over.push(format!(
-                            "{}: an expert, but its path says neither high nor low",
-                            files.name(&path)
-                        ));
+                        let judged = judge(&location, PartName::HighNoise);
+                        layout.passed_over.push(match judged {
+                            Ok(()) => format!(
+                                "{}: an expert, but its path says neither high nor low",
+                                files.name(&path)
+                            ),
+                            Err(error) => {
+                                others.push(chain(&error));
+                                gist(&error)
+                            }
+                        });
                         continue;
                     }
                 },
@@ -281,6 +313,17 @@ impl Layout {
             let mut candidates = std::mem::take(&mut found[name as usize]);
             if named.parts.contains(&name) {
                 continue;
+            }
+            if candidates.len() > 1 {
+                // Of those that cannot work none is meant, unless none can.
+                let judged = |(_, location): &(_, Location)| judge(location, name).err();
+                let wrong: Vec<_> = candidates.iter().map(judged).collect();
+                if wrong.iter().any(Option::is_none) {
+                    let mut each = wrong.iter();
+                    candidates.retain(|_| each.next().is_some_and(Option::is_none));
+                    let wrong = wrong.iter().flatten();
+                    layout.passed_over.extend(wrong.map(gist));
+                }
             }
             match candidates.len() {
                 0 => {}
@@ -296,10 +339,16 @@ impl Layout {
                 ),
             }
         }
+        let is_there = |name| layout.part(name).is_some() || named.parts.contains(&name);
+        if let Some(other) = others.first()
+            && !is_there(PartName::HighNoise)
+            && !is_there(PartName::LowNoise)
+        {
+            // The whole repository is another model's.
+            bail!("{other}");
+        }
         ensure!(
-            PartName::ALL
-                .iter()
-                .any(|&name| layout.part(name).is_some() || named.parts.contains(&name)),
+            PartName::ALL.into_iter().any(is_there),
             "{files}: there is no {MODEL_INDEX}, and no part of a Wan2.2 image-to-video model in \
              this folder{}; expected the layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
              files, GGUF files, or a folder that wan-i2v convert or mlx-video wrote",
@@ -371,6 +420,12 @@ impl Layout {
     }
 }
 
+/// Whether a part can be what it seems to be: its kind, its dimensions, and that every tensor is there.
+fn judge(location: &Location, name: PartName) -> Result<()> {
+    let part = Part::open(location, name.kind())?;
+    part.check(&PartConfig::of(&part, name)?.specs()?)
+}
+
 /// Whether a text encoder's file holds its tokenizer too.
 pub fn holds_tokenizer(store: &TensorStore) -> bool {
     spiece_entry(store).is_some() || store.metadata().contains_key("tokenizer.ggml.model")
@@ -423,8 +478,17 @@ fn choose(files: &Files, tokenizers: Vec<(String, TokenizerAt)>) -> Result<Optio
 
 /// Which expert a path names; the last of its words that does decides.
 pub(crate) fn expert_of(path: &str) -> Option<PartName> {
-    for component in path.rsplit('/') {
+    for (depth, component) in path.rsplit('/').enumerate() {
         match (says(component, "high"), says(component, "low")) {
+            (true, false) => return Some(PartName::HighNoise),
+            (false, true) => return Some(PartName::LowNoise),
+            (true, true) => continue,
+            (false, false) => {}
+        }
+        match (
+            short(component, depth == 0, 'h'),
+            short(component, depth == 0, 'l'),
+        ) {
             (true, false) => return Some(PartName::HighNoise),
             (false, true) => return Some(PartName::LowNoise),
             _ if component == "transformer" => return Some(PartName::HighNoise),
@@ -435,17 +499,95 @@ pub(crate) fn expert_of(path: &str) -> Option<PartName> {
     None
 }
 
+/// Whether one of a name's words is short for high or low: `hn`, `hne`, and in a file's own name
+/// `h`, or a type that ends so: `FP8H`.
+fn short(name: &str, is_file: bool, letter: char) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let mut words = lower.split(|c: char| !c.is_ascii_alphanumeric());
+    words.any(|word| {
+        let Some((at, _)) = word.char_indices().last().filter(|(_, c)| *c == letter) else {
+            let rest = word.strip_prefix(letter);
+            return rest.is_some_and(|rest| rest == "n" || rest == "ne");
+        };
+        let before = &word[..at];
+        let of_type = ["fp8", "fp16", "bf16", "q4", "q5", "q6", "q8"];
+        is_file && (before.is_empty() || of_type.iter().any(|end| before.ends_with(end)))
+    })
+}
+
 /// Whether one of a name's words starts with `word`, which is in lower case. Words start after
 /// what is no letter and at a capital (`I2VHighNoise`); so `flow` and `yellow` are not low.
 fn says(name: &str, word: &str) -> bool {
+    /// What begins like it and says something else.
+    const OTHERS: [&str; 4] = ["res", "vram", "mem", "quality"];
     let bytes = name.as_bytes();
     let is = |at: usize, what: fn(&u8) -> bool| bytes.get(at).is_some_and(what);
     let lower = name.to_ascii_lowercase();
     lower.match_indices(word).any(|(at, _)| {
+        let after = lower[at + word.len()..].trim_start_matches(['-', '_']);
+        if OTHERS.iter().any(|other| after.starts_with(other)) {
+            return false;
+        }
         let before = |what| at.checked_sub(1).is_some_and(|before| is(before, what));
         let next_is_small = is(at + 1, u8::is_ascii_lowercase);
         let capital =
             is(at, u8::is_ascii_uppercase) && (next_is_small || before(u8::is_ascii_lowercase));
-        capital || !before(u8::is_ascii_alphabetic)
+        let after_model = lower[..at].ends_with("i2v");
+        capital || after_model || !before(u8::is_ascii_alphabetic)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Published names: of Comfy-Org, Kijai, QuantStack, lightx2v, Draw Things, Civitai.
+    #[test]
+    fn experts_are_told_by_their_names() {
+        use PartName::{HighNoise, LowNoise};
+        for (name, expected) in [
+            (
+                "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+                Some(HighNoise),
+            ),
+            (
+                "Wan2_2-I2V-A14B-LOW_fp8_e5m2_scaled_KJ.safetensors",
+                Some(LowNoise),
+            ),
+            ("Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", Some(HighNoise)),
+            ("wan22I2VLowNoise_fp8.safetensors", Some(LowNoise)),
+            ("smoothMixWan22I2VT2V_i2vHigh.safetensors", Some(HighNoise)),
+            (
+                "DasiwaWAN22I2V14BTastysinV8_q8Low.safetensors",
+                Some(LowNoise),
+            ),
+            (
+                "wan22EnhancedCamera_FASTMOVEV2FP8H.safetensors",
+                Some(HighNoise),
+            ),
+            (
+                "wan22EnhancedCamera_FASTMOVEV2FP8L.safetensors",
+                Some(LowNoise),
+            ),
+            ("wan_v2.2_a14b_hne_i2v_bf16.safetensors", Some(HighNoise)),
+            ("wan_v2.2_a14b_lne_i2v_bf16.safetensors", Some(LowNoise)),
+            ("WAN22_I2VHIGH.safetensors", Some(HighNoise)),
+            ("WAN22_I2VLOW.safetensors", Some(LowNoise)),
+            ("wan2.2-i2v-a14b-h.safetensors", Some(HighNoise)),
+            ("wan2.2-i2v-a14b-l.safetensors", Some(LowNoise)),
+            ("Wan2.2_I2V_hn_bf16.safetensors", Some(HighNoise)),
+            ("Wan2.2_I2V_ln_bf16.safetensors", Some(LowNoise)),
+            ("Remix-i2v-lownoise_v20.safetensors", Some(LowNoise)),
+            ("wan2.2_i2v_highres_low.safetensors", Some(LowNoise)),
+            ("wan2.2_i2v_lowvram_high.safetensors", Some(HighNoise)),
+            ("wan2.2_i2v_high_low_merge.safetensors", None),
+            ("yellow/follow-slow.safetensors", None),
+            ("WORKFLOW.safetensors", None),
+            ("h/model.safetensors", None),
+            ("transformer/model.safetensors", Some(HighNoise)),
+            ("transformer_2/model.safetensors", Some(LowNoise)),
+        ] {
+            assert_eq!(expert_of(name), expected, "{name}");
+        }
+    }
 }

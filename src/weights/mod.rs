@@ -142,6 +142,8 @@ pub struct Checkpoint {
     pub settings: Recommended,
     /// See [`Self::part_fingerprint`].
     fingerprints: OnceLock<Vec<String>>,
+    /// Ids of the tokenizer, once it has been read.
+    tokenizer_ids: OnceLock<usize>,
     /// What was computed of weights' sizes: a search for settings that fit asks a thousand times.
     held: Remembered<(PartName, Device), Held>,
     vae_held: Remembered<Device, (u64, u64)>,
@@ -216,18 +218,13 @@ impl Checkpoint {
             layout,
             bits,
             fingerprints: OnceLock::new(),
+            tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),
             vae_held: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
-        let configs = [
-            PartConfig::Expert(checkpoint.high.clone()),
-            PartConfig::Expert(checkpoint.low.clone()),
-            PartConfig::Vae(checkpoint.vae.clone()),
-            PartConfig::TextEncoder(checkpoint.text_encoder.clone()),
-        ];
-        for ((part, config), name) in parts.iter().zip(configs).zip(PartName::ALL) {
-            let specs = config.specs()?;
+        for (part, name) in parts.iter().zip(PartName::ALL) {
+            let specs = checkpoint.config(name).specs()?;
             part.check(&specs)?;
             if let Some(bits) = bits.of(name) {
                 part.check_bits(&specs, bits)?;
@@ -281,6 +278,26 @@ impl Checkpoint {
         Part::open(self.location(name)?, name.kind())
     }
 
+    fn config(&self, name: PartName) -> PartConfig {
+        match name {
+            PartName::HighNoise => PartConfig::Expert(self.high.clone()),
+            PartName::LowNoise => PartConfig::Expert(self.low.clone()),
+            PartName::Vae => PartConfig::Vae(self.vae.clone()),
+            PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
+        }
+    }
+
+    /// Refuses weights that have not come, of any part, before anything is computed with others.
+    ///
+    /// # Errors
+    /// As [`Part::check_filled`].
+    pub fn check_filled(&self) -> Result<()> {
+        PartName::ALL.into_iter().try_for_each(|name| {
+            let specs = self.config(name).specs()?;
+            self.part(name)?.check_filled(&specs)
+        })
+    }
+
     /// What is known of it by header.
     pub fn inspect(&self) -> inspect::Report {
         inspect::Report::of(&self.layout)
@@ -305,14 +322,9 @@ impl Checkpoint {
     /// As [`Self::weight_bytes`].
     pub fn weights_held(&self, name: PartName, device: Device) -> Result<Held> {
         self.held.get((name, device), || {
-            let config = match name {
-                PartName::HighNoise => PartConfig::Expert(self.high.clone()),
-                PartName::LowNoise => PartConfig::Expert(self.low.clone()),
-                PartName::Vae => PartConfig::Vae(self.vae.clone()),
-                PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
-            };
             let part = self.part(name)?;
-            self.loader(&part, name, device).held(&config.specs()?)
+            let specs = self.config(name).specs()?;
+            self.loader(&part, name, device).held(&specs)
         })
     }
 
@@ -425,7 +437,30 @@ impl Checkpoint {
              together",
             tokenizer.vocab_size()
         );
+        let _ = self.tokenizer_ids.set(tokenizer.vocab_size());
         Ok(tokenizer)
+    }
+
+    /// What seems to be mixed up: experts whose names say the other one, and a tokenizer, once read,
+    /// with too few ids for the text encoder.
+    pub fn warnings(&self) -> Vec<String> {
+        let experts = [PartName::HighNoise, PartName::LowNoise];
+        let swapped = experts.into_iter().filter_map(|name| {
+            let path = self.location(name).ok()?.to_string();
+            // Further up, words are about other things.
+            let mut parts = path.rsplit('/');
+            let (file, folder) = (parts.next()?, parts.next().unwrap_or_default());
+            let said = layout::expert_of(&format!("{folder}/{file}"))?;
+            (said != name).then(|| format!("{path} is taken as the {name}; its name says {said}"))
+        });
+        let rows = self.text_encoder.vocab_size as usize;
+        let few = self.tokenizer_ids.get().filter(|ids| **ids < rows / 10 * 9);
+        let few = few.map(|ids| {
+            format!(
+                "the tokenizer has {ids} ids and the text encoder {rows}: it may be another model's"
+            )
+        });
+        swapped.chain(few).collect()
     }
 
     /// The expert that a timestep belongs to.
@@ -588,12 +623,12 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
             Some(root) => format!("--model {root}: the model has no {name} there"),
             None => format!("there is no {name}"),
         };
-        let passed_over = match layout.passed_over.as_slice() {
-            [] => String::new(),
-            some => format!(" (passed over: {})", some.join("; ")),
+        let (passed_over, download) = match layout.passed_over.as_slice() {
+            [] => (String::new(), "download it too, or "),
+            some => (format!(" (passed over: {})", some.join("; ")), ""),
         };
         format!(
-            "{place}{passed_over}\nhint: download it too, or say where it is with {} PATH",
+            "{place}{passed_over}\nhint: {download}say where it is with {} PATH",
             name.flag()
         )
     })
@@ -604,21 +639,33 @@ fn boundary(root: &Files) -> Result<f64> {
     let (file, ratio) = if root.has(MODEL_INDEX) {
         let file = root.name(MODEL_INDEX);
         let index: ModelIndex = root.json(MODEL_INDEX)?;
-        ensure!(
-            index.class_name.as_deref() == Some("WanImageToVideoPipeline"),
-            "{file}: _class_name is {:?}; expected \"WanImageToVideoPipeline\"",
-            index.class_name.unwrap_or_default()
-        );
-        let ratio = index.boundary_ratio.with_context(|| {
-            format!(
-                "{file}: boundary_ratio is missing; only models with two experts are supported \
-                 (Wan2.2 I2V-A14B)"
-            )
-        })?;
-        ensure!(
-            !index.expand_timesteps,
-            "{file}: expand_timesteps is set; this is Wan2.2 TI2V-5B, which is not supported"
-        );
+        let class = index.class_name.as_deref().unwrap_or_default();
+        let other = match class {
+            _ if index.expand_timesteps => Some("Wan2.2 TI2V-5B"),
+            "WanImageToVideoPipeline" if index.boundary_ratio.is_none() => {
+                Some("a Wan2.1 image-to-video model, which has one expert")
+            }
+            "WanImageToVideoPipeline" => None,
+            "WanPipeline" => Some("a text-to-video model (T2V)"),
+            "WanVACEPipeline" => Some("a VACE model"),
+            "WanAnimatePipeline" => Some("Wan2.2 Animate"),
+            "WanVideoToVideoPipeline" => Some("a video-to-video model"),
+            _ => Some("another model"),
+        };
+        if let Some(other) = other {
+            let ratio = match index.boundary_ratio {
+                Some(ratio) => ratio.to_string(),
+                None => "missing".to_owned(),
+            };
+            bail!(
+                "{file}: this is {other}: boundary_ratio is {ratio}, expand_timesteps is {}, and \
+                 _class_name is {class:?}; expected \"WanImageToVideoPipeline\" with the boundary \
+                 between two experts\nhint: {}",
+                index.expand_timesteps,
+                part::OTHER_MODEL
+            );
+        }
+        let ratio = index.boundary_ratio.unwrap_or(BOUNDARY);
         (file, ratio)
     } else if root.has(config::CONFIG) {
         let json: serde_json::Value = root.json(config::CONFIG)?;

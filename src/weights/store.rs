@@ -11,10 +11,8 @@ use serde::Deserialize;
 
 use super::container::encoding::Encoding;
 use super::container::header::{Header, Record};
-use super::container::{gguf, pth, safetensors};
+use super::container::{gguf, pth, safetensors, stand_in};
 use super::files::{Bytes, Files};
-use crate::media::read::npy::is_npy;
-use crate::media::shows_pictures;
 use crate::util::show::Show;
 use crate::util::suggest::did_you_mean_path;
 
@@ -40,7 +38,34 @@ impl fmt::Display for Container {
 }
 
 /// Ends of the names of files that may hold tensors.
-pub const EXTENSIONS: [&str; 4] = [".safetensors", ".gguf", ".pth", ".pt"];
+const EXTENSIONS: [&str; 7] = [
+    ".safetensors",
+    ".sft",
+    ".gguf",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+];
+
+/// Whether a file may hold tensors, by the end of its name.
+pub fn may_hold_tensors(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    EXTENSIONS.iter().any(|end| name.ends_with(end))
+}
+
+/// What a shard's name `STEM-0000N-of-0000M.END` says: stem, number, how many there are, end.
+fn shard(name: &str) -> Option<(&str, usize, usize, &str)> {
+    let (rest, end) = name.rsplit_once('.')?;
+    let (rest, total) = rest.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let (number, total) = match is_number(number) && is_number(total) {
+        true => (number.parse().ok()?, total.parse().ok()?),
+        false => return None,
+    };
+    (total > 1).then_some((stem, number, total, end))
+}
 /// Samples of a large file that its fingerprint is made from.
 const SAMPLES: usize = 256;
 /// Bytes of each.
@@ -94,11 +119,39 @@ impl Location {
         if name.ends_with(INDEX) {
             return Self::of_index(files, &name);
         }
-        Ok(Self {
+        // A shard stands for all that belong to it.
+        let whole = shard(&name).and_then(|_| {
+            let mut found = Self::all_in(&files).ok()?.into_iter();
+            found.find(|location| location.names.contains(&name))
+        });
+        let one = Self {
             files,
             names: vec![name],
             index: None,
-        })
+        };
+        let location = whole.unwrap_or(one);
+        location.check_whole()?;
+        Ok(location)
+    }
+
+    /// Refuses shards without an index of which not all are there.
+    ///
+    /// # Errors
+    /// Names the first that is not.
+    pub fn check_whole(&self) -> Result<()> {
+        let first = self.names.first().filter(|_| self.index.is_none());
+        let Some((stem, _, total, end)) = first.and_then(|name| shard(name)) else {
+            return Ok(());
+        };
+        let names = (1..=total).map(|number| format!("{stem}-{number:05}-of-{total:05}.{end}"));
+        match names.into_iter().find(|name| !self.names.contains(name)) {
+            None => Ok(()),
+            Some(missing) => bail!(
+                "{}: not found; expected all {total} shards, and there are {}\nhint: download it",
+                self.files.name(&missing),
+                self.names.len()
+            ),
+        }
     }
 
     /// As [`Self::at`], for a folder wherever it is.
@@ -109,13 +162,20 @@ impl Location {
             let is_usual = |l: &&Self| {
                 l.index.as_deref() == Some(&format!("{usual}{INDEX}"))
                     || (l.index.is_none() && l.names == [format!("{usual}.safetensors")])
+                    || (l.index.is_none()
+                        && shard(&l.names[0]).is_some_and(|(stem, ..)| stem == usual))
             };
             if let Some(location) = found.iter().find(is_usual) {
+                location.check_whole()?;
                 return Ok(location.clone());
             }
         }
         match found.len() {
-            1 => Ok(found.remove(0)),
+            1 => {
+                let location = found.remove(0);
+                location.check_whole()?;
+                Ok(location)
+            }
             0 => bail!(
                 "{files}: no file with tensors; expected one of {}, or safetensors shards with \
                  an index",
@@ -133,7 +193,8 @@ impl Location {
         }
     }
 
-    /// Every candidate in a folder: each index with its shards, and each file that no index lists.
+    /// Every candidate in a folder: each index with its shards, shards that belong together without
+    /// one, and each other file that no index lists.
     pub fn all_in(files: &Files) -> Result<Vec<Self>> {
         let names = files.names()?;
         let mut found = names
@@ -142,17 +203,22 @@ impl Location {
             .map(|index| Self::of_index(files.clone(), index))
             .collect::<Result<Vec<_>>>()?;
         let listed: Vec<String> = found.iter().flat_map(|l| l.names.clone()).collect();
-        found.extend(
-            names
-                .into_iter()
-                .filter(|name| EXTENSIONS.iter().any(|end| name.ends_with(end)))
-                .filter(|name| !listed.contains(name) && files.has(name))
-                .map(|name| Self {
-                    files: files.clone(),
-                    names: vec![name],
-                    index: None,
-                }),
-        );
+        let mut sets: BTreeMap<_, Vec<String>> = BTreeMap::new();
+        for name in names {
+            if may_hold_tensors(&name) && !listed.contains(&name) && files.has(&name) {
+                let set = shard(&name).map(|(stem, _, total, end)| format!("{stem}.{total}.{end}"));
+                // What belongs to no set is alone.
+                let key = set.unwrap_or_else(|| name.clone());
+                sets.entry(key).or_default().push(name);
+            }
+        }
+        let mut sets: Vec<Vec<String>> = sets.into_values().collect();
+        sets.sort();
+        found.extend(sets.into_iter().map(|names| Self {
+            files: files.clone(),
+            names,
+            index: None,
+        }));
         Ok(found)
     }
 
@@ -307,6 +373,11 @@ impl TensorStore {
         &self.metadata
     }
 
+    /// The name of the file that holds a tensor.
+    pub fn file_of(&self, entry: &Entry) -> &str {
+        &self.location.names[entry.map]
+    }
+
     /// The bytes of a tensor, little-endian, row-major.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.maps[entry.map][entry.start..entry.end]
@@ -413,15 +484,6 @@ fn read_header(file: &[u8]) -> Result<(Container, Header)> {
         return Ok((Container::Pth, pth::header(file)?));
     }
     // No second download would make a model of these.
-    let other = if shows_pictures(file) {
-        Some("a clip or a picture")
-    } else if is_npy(file) {
-        Some("a single array, such as --dump writes")
-    } else {
-        None
-    };
-    if let Some(other) = other {
-        bail!("{other}, not a model; expected tensors: safetensors, GGUF or PyTorch's .pth");
-    }
+    stand_in::refuse(file)?;
     Ok((Container::Safetensors, safetensors::header(file)?))
 }

@@ -26,7 +26,7 @@ impl InspectArgs {
                 let mut begin =
                     |file: &str, bytes| info!("verifying {file} ({})", human_bytes(bytes));
                 let verified = self.verify.then(|| verify(&layout, &mut begin));
-                (Report::of(&layout), verified)
+                (Report::of_whole(&layout), verified)
             }
             Found::Hub(hub, repo) => (self.fetched(&hub, &repo)?, None),
         };

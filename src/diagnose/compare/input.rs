@@ -130,9 +130,10 @@ impl Input {
     }
 
     fn of_location(location: Location) -> Result<Self> {
-        let parts = part::parts(&TensorStore::open(&location)?);
-        Ok(match parts.as_slice() {
-            [one] => Self::Part(one.kind, location),
+        let store = TensorStore::open(&location)?;
+        Ok(match part::parts(&store).as_slice() {
+            // What is no part that is computed here has tensors all the same.
+            [one] if part::foreign(&store).is_none() => Self::Part(one.kind, location),
             _ => Self::Tensors(location),
         })
     }

@@ -30,11 +30,11 @@ pub struct Tensor<'a> {
 }
 
 enum Source<'a> {
-    /// Elements in row-major order, times a scale.
+    /// Elements in row-major order, times the scales of equally many of them each.
     Plain {
         encoding: Encoding,
         bytes: &'a [u8],
-        scale: f32,
+        scales: Vec<f32>,
     },
     /// MLX's affine quantization: `scale * q + bias`.
     Affine {
@@ -98,7 +98,7 @@ impl<'a> Tensor<'a> {
             values: Source::Plain {
                 encoding,
                 bytes,
-                scale: 1.0,
+                scales: Vec::new(),
             },
             mapped: None,
             bytes: bytes.len() as u64,
@@ -116,7 +116,7 @@ impl<'a> Tensor<'a> {
                 values: Source::Plain {
                     encoding: entry.encoding,
                     bytes: store.bytes(entry),
-                    scale,
+                    scales: part.scales(&found.name, scale)?,
                 },
                 mapped: Some((store, vec![entry])),
                 ..Self::plain(
@@ -198,12 +198,15 @@ impl<'a> Tensor<'a> {
             Source::Plain {
                 encoding,
                 bytes,
-                scale,
+                scales,
             } => {
                 let place = |at: usize| at / encoding.block_elements() * encoding.block_bytes();
                 decode(*encoding, &bytes[place(range.start)..place(range.end)], out)?;
-                if *scale != 1.0 {
-                    out.iter_mut().for_each(|value| *value *= f64::from(*scale));
+                if !scales.is_empty() {
+                    let each = self.shape.iter().product::<usize>() / scales.len();
+                    for (at, value) in (range.start..).zip(out) {
+                        *value *= f64::from(scales[at / each.max(1)]);
+                    }
                 }
             }
             Source::Affine {

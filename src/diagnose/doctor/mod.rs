@@ -159,6 +159,7 @@ pub fn examine(
     hear: &mut dyn FnMut(&Check),
 ) -> Result<Diagnosis> {
     let checkpoint = model.open(bits)?;
+    checkpoint.check_filled()?;
     let machine = Machine::look(&checkpoint, settings)?;
     let mut round = CheckRunner {
         settings: *settings,

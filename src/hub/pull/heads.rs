@@ -12,7 +12,7 @@ use crate::util::show::{Show, chain};
 use crate::weights::container::gguf;
 use crate::weights::inspect::Report;
 use crate::weights::layout::Layout;
-use crate::weights::store::EXTENSIONS;
+use crate::weights::store::may_hold_tensors;
 use crate::weights::{Files, PartName};
 
 /// What is fetched of a file first: the whole header of a shard, the beginning of others.
@@ -118,7 +118,7 @@ impl One<'_> {
         let name = file.path.rsplit('/').next().unwrap_or(&file.path);
         let is_there = self.hub.fetched(self.repo, self.commit, file) == file.size;
         let is_small = name.ends_with(".json") && file.size <= MAX_JSON;
-        if EXTENSIONS.iter().any(|end| name.ends_with(end)) && !is_there {
+        if may_hold_tensors(name) && !is_there {
             return self.head();
         }
         if is_there || (is_small && !TOKENIZER.contains(&name)) {

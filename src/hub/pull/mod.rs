@@ -9,12 +9,16 @@ mod sparse;
 pub use heads::Heads;
 pub use source::HubSource;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::hub::{Hub, Listing, RepoId, Selection, free_disk, named, needed, size_text};
+use crate::hub::{
+    Hub, Layout, Listing, RemoteFile, RepoId, Selection, free_disk, named, needed, size_text,
+};
 use crate::util::show::Show;
+use crate::weights::config::PartConfig;
+use crate::weights::{self, Extras, Files, PartName};
 
 /// What a download tells while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +47,22 @@ pub fn select(hub: &Hub, repo: &RepoId, paths: &[String]) -> Result<(Listing, Se
     Ok((listing, selection))
 }
 
+/// Refuses a model whose settings in `folder` say that this program cannot run it.
+fn judge(folder: &Path) -> Result<()> {
+    let root = Files::from(folder);
+    let all = weights::layout::Layout::beside(&root);
+    Extras::boundary_of(&all)?;
+    for (name, places) in [
+        (PartName::HighNoise, ["transformer", "high_noise_model"]),
+        (PartName::LowNoise, ["transformer_2", "low_noise_model"]),
+    ] {
+        for place in places {
+            PartConfig::given(&root.sub(place), name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Fetches the selected files into the shared cache and returns the folder of the snapshot.
 ///
 /// # Errors
@@ -68,8 +88,17 @@ pub fn fetch(
     if have < selection.bytes() {
         on_progress(Progress::Total(selection.bytes()));
     }
-    let mut folder = None;
-    for file in &selection.files {
+    let mut folder: Option<PathBuf> = None;
+    let mut judged = selection.layout == Layout::Named;
+    // First what says which model it is: of another one nothing more is fetched.
+    let is_weights = |file: &&RemoteFile| !file.path.ends_with(".json");
+    let (weights, settings): (Vec<_>, Vec<_>) = selection.files.iter().partition(is_weights);
+    for file in settings.into_iter().chain(weights) {
+        if is_weights(&file) && !judged {
+            let here = folder.as_deref().map(judge).transpose();
+            here.with_context(|| repo.to_string())?;
+            judged = true;
+        }
         let mut before = hub.fetched(repo, commit, file);
         on_progress(Progress::There(before));
         if before < file.size {

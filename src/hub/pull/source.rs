@@ -16,7 +16,7 @@ use crate::weights::convert::{ConvertSource, Event, Options, write_whole};
 use crate::weights::layout::{Layout, spiece_entry};
 use crate::weights::naming::Detected;
 use crate::weights::part::Part;
-use crate::weights::store::{EXTENSIONS, Location};
+use crate::weights::store::{Location, may_hold_tensors};
 use crate::weights::{Extras, Files, PartName};
 
 /// A part's files on the hub.
@@ -57,7 +57,7 @@ impl<'a> HubSource<'a> {
     ) -> Result<Self> {
         let folder = folder.join(commit);
         let folder = folder.as_path();
-        let is_weights = |file: &RemoteFile| EXTENSIONS.iter().any(|end| file.path.ends_with(end));
+        let is_weights = |file: &RemoteFile| may_hold_tensors(&file.path);
         let mut groups: BTreeMap<PartName, Vec<RemoteFile>> = BTreeMap::new();
         for file in &selection.files {
             if is_weights(file) {

@@ -106,7 +106,7 @@ impl Item {
                     Some(bits) => Target::Quantized(bits),
                     None => Target::Float(float_type(
                         entry.encoding,
-                        scale != 1.0,
+                        !scale.is_none(),
                         eligible,
                         spec.role,
                     )),

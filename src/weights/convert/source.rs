@@ -76,7 +76,9 @@ impl LocalSource {
             };
             let part = Part::open(location, name.kind())?;
             let config = PartConfig::of(&part, name)?;
-            part.check(&config.specs()?)?;
+            let specs = config.specs()?;
+            part.check(&specs)?;
+            part.check_filled(&specs)?;
             let bytes = part.store().entries().values().map(|e| e.byte_len() as u64);
             parts.push((name, location.clone(), bytes.sum()));
         }

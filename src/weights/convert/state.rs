@@ -1,6 +1,7 @@
 //! What an unfinished conversion has done, so that the next run goes on there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::finished::check_target;
-use crate::util::files::{is_still, open_own, open_regular, read_small};
+use crate::util::files::{is_litter, is_still, open_own, open_regular, read_small};
 use crate::util::show::Show;
 use crate::util::temporary;
 use crate::weights::PartName;
@@ -97,7 +98,7 @@ impl Reserved {
         );
         let folder = unfinished_folder(target);
         let path = folder.join(LOCK);
-        let is_empty = fs::read_dir(&folder).map_or(true, |mut entries| entries.next().is_none());
+        let is_empty = names(&folder).next().is_none();
         ensure!(
             is_empty || path.is_file() || folder.join(FILE).is_file(),
             "{}: this is in the way, and no unfinished conversion\nhint: move it away, or choose another \
@@ -130,8 +131,7 @@ impl Reserved {
 /// Leaves nothing of a run that has done nothing.
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let names = fs::read_dir(&self.folder).map(|entries| entries.count());
-        if matches!(names, Ok(1)) && is_still(&self.lock, &self.folder.join(LOCK)) {
+        if names(&self.folder).count() == 1 && is_still(&self.lock, &self.folder.join(LOCK)) {
             // What cannot be removed does no harm.
             let _ = fs::remove_file(self.folder.join(LOCK));
             let _ = fs::remove_dir(&self.folder);
@@ -263,6 +263,13 @@ pub fn of_commit(source: &Value) -> String {
         (Some(repository), Some(commit)) => format!(" (of {repository}@{commit})"),
         _ => String::new(),
     }
+}
+
+/// What is in a folder, but for what systems leave there.
+fn names(folder: &Path) -> impl Iterator<Item = OsString> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    names.filter(|name| !is_litter(&name.to_string_lossy()))
 }
 
 /// What cannot be removed is left; it does no harm but to be there.

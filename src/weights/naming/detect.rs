@@ -12,6 +12,8 @@ const MARKS: &[(Kind, Naming, &[&str])] = &[
         "blocks.{}.attn1.to_q.weight", "blocks.{}.attn2.to_k.weight", "blocks.{}.ffn.net.0.proj.weight",
         "condition_embedder.time_proj.weight", "condition_embedder.text_embedder.linear_1.weight",
     ]),
+    // Beside diffusers' names, which it has too; it decides.
+    (Kind::Expert, Naming::MlxGen, &["blocks.{}.ffn.net.1.weight", "blocks.{}.ffn.net.0.weight"]),
     (Kind::Expert, Naming::Original, &[
         "blocks.{}.ffn.0.weight", "blocks.{}.ffn.2.weight", "blocks.{}.ffn.0.bias",
         "time_projection.1.weight", "text_embedding.0.weight",
@@ -102,6 +104,15 @@ pub fn parts<'a>(names: impl Iterator<Item = (&'a str, &'a [usize])>) -> Vec<Det
             }
         })
         .collect();
+    let of_mlx_gen: Vec<String> = parts
+        .iter()
+        .filter(|part| part.naming == Naming::MlxGen)
+        .map(|part| part.prefix.clone())
+        .collect();
+    parts.retain(|part| {
+        let is_diffusers = part.kind == Kind::Expert && part.naming == Naming::Diffusers;
+        !(is_diffusers && of_mlx_gen.contains(&part.prefix))
+    });
     parts.sort_by(|a, b| (a.kind, &a.prefix).cmp(&(b.kind, &b.prefix)));
     parts
 }

@@ -70,11 +70,16 @@ const ROWS: &[Row<2>] = &[
 
 /// What `naming` calls the canonical tensor `name`.
 pub(super) fn name(naming: Naming, name: &str) -> Option<String> {
+    // Looked up in any case: an unknown name is unknown in every naming.
+    look_up(ROWS, 0, name)?;
     match naming {
-        // Looked up all the same: an unknown name is unknown in every naming.
-        Naming::Diffusers => look_up(ROWS, 0, name).map(|_| name.to_owned()),
+        Naming::Diffusers => Some(name.to_owned()),
         Naming::Original => look_up(ROWS, 0, name),
         Naming::MlxVideo => look_up(ROWS, 1, name),
+        Naming::MlxGen => {
+            let name = name.replace(".ffn.net.0.proj.", ".ffn.net.0.");
+            Some(name.replace(".ffn.net.2.", ".ffn.net.1."))
+        }
         Naming::LlamaCpp => None,
     }
 }

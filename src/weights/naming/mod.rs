@@ -62,6 +62,9 @@ pub enum Naming {
     MlxVideo,
     /// llama.cpp's, for GGUF text encoders.
     LlamaCpp,
+    /// Those of lpalbou/mlx-gen's experts: diffusers' but for the feed-forward layers, with the patch
+    /// embedding's input channels last.
+    MlxGen,
 }
 
 impl std::fmt::Display for Naming {
@@ -71,6 +74,7 @@ impl std::fmt::Display for Naming {
             Naming::Original => "original",
             Naming::MlxVideo => "mlx-video",
             Naming::LlamaCpp => "llama.cpp",
+            Naming::MlxGen => "mlx-gen",
         })
     }
 }
@@ -230,8 +234,12 @@ impl Detected {
 
     /// Of the canonical tensor `name` with `rank` axes.
     fn arrangement(&self, name: &str, rank: usize) -> Arrangement {
-        if self.naming != Naming::MlxVideo {
-            return Arrangement::AsIs;
+        match self.naming {
+            Naming::MlxVideo => {}
+            Naming::MlxGen if name == expert::PATCH_EMBEDDING && rank == 5 => {
+                return Arrangement::Permuted(&[0, 4, 1, 2, 3]);
+            }
+            _ => return Arrangement::AsIs,
         }
         // Blaizzy/mlx-video, mlx_video/models/wan_2/convert.py: the patch embedding becomes a
         // linear layer, and the VAE's convolutions have their input channels last.

@@ -39,7 +39,7 @@ pub(super) fn name(naming: Naming, name: &str, decoder_blocks: usize) -> Option<
     match naming {
         Naming::Diffusers => Some(name.to_owned()),
         Naming::Original | Naming::MlxVideo => Some(original),
-        Naming::LlamaCpp => None,
+        Naming::LlamaCpp | Naming::MlxGen => None,
     }
 }
 

@@ -1,9 +1,13 @@
 //! One part of a model (an expert, the VAE, the text encoder) as a strict source of tensors, by
 //! their canonical names, whatever the layout.
 
+mod filled;
+mod foreign;
 mod loader;
 mod values;
 
+pub(crate) use foreign::OTHER_MODEL;
+pub use foreign::{Foreign, foreign};
 pub use loader::{Held, Loader};
 pub use values::quantize_parallel;
 
@@ -49,7 +53,7 @@ pub enum Values<'a> {
         /// The tensor.
         entry: &'a Entry,
         /// The factor of scaled float8.
-        scale: f32,
+        scale: Scale<'a>,
     },
     /// MLX's affine quantization.
     Affine {
@@ -64,6 +68,22 @@ pub enum Values<'a> {
         /// Inputs per group.
         group_size: usize,
     },
+}
+
+/// What a stored tensor's elements are multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// All by the same number.
+    One(f32),
+    /// Each row by its own.
+    Rows(&'a Entry),
+}
+
+impl Scale<'_> {
+    /// Whether the stored elements are the values.
+    pub fn is_none(self) -> bool {
+        matches!(self, Scale::One(1.0))
+    }
 }
 
 impl Values<'_> {
@@ -114,6 +134,12 @@ impl Part {
     /// Names the file that is missing or malformed, or that holds another kind of part.
     pub fn open(location: &Location, kind: Kind) -> Result<Self> {
         let store = TensorStore::open(location)?;
+        if let Some(Foreign { what, hint, .. }) = foreign(&store) {
+            bail!(
+                "{location}: this is {what}; expected {}\nhint: {hint}",
+                kind.with_article()
+            );
+        }
         // What nothing is known of is compared with diffusers' names, which shows what it is not.
         let names = detect(&store, kind)?.unwrap_or(Detected::plain(kind, Naming::Diffusers));
         Ok(Self { store, names })
@@ -208,7 +234,7 @@ impl Part {
                         entry.encoding.name()
                     ));
                 }
-                let scale = match self.scale_of(&stored) {
+                let scale = match self.scale_of(&stored, entry) {
                     Ok(scale) => scale,
                     Err(error) => return wrong(chain(&error)),
                 };
@@ -224,26 +250,34 @@ impl Part {
     }
 
     /// The factor of a weight of a scaled float8 file; 1 elsewhere.
-    fn scale_of(&self, stored: &str) -> Result<f32> {
+    fn scale_of(&self, stored: &str, weight: &Entry) -> Result<Scale<'_>> {
         let entries = self.store.entries();
         let found = naming::scale_names(stored)
             .into_iter()
             .flatten()
             .find_map(|name| Some((entries.get(&name)?, name)));
         let Some((entry, name)) = found else {
-            return Ok(1.0);
+            return Ok(Scale::One(1.0));
         };
+        let of = || format!("{} has the scale {}", stored.shown(), name.shown());
         let elements: usize = entry.shape.iter().product();
+        // Of a matrix, as LightX2V writes them: [rows] or [rows, 1].
+        let rows = weight.shape.first().filter(|_| weight.shape.len() == 2);
+        let is_rows = entry.shape.first() == rows && Some(&elements) == rows;
         ensure!(
-            elements == 1 && entry.encoding.is_float(),
-            "{name} is {} of shape {:?}; expected one number",
+            (elements == 1 || is_rows) && entry.encoding.is_float(),
+            "{}, {} of shape {:?}; expected one number, or one for each row",
+            of(),
             entry.encoding.name(),
             entry.shape
         );
+        if elements != 1 {
+            return Ok(Scale::Rows(entry));
+        }
         let mut scale = [0.0];
         entry.encoding.decode(self.store.bytes(entry), &mut scale)?;
-        ensure!(scale[0].is_finite(), "{name} is {}", scale[0]);
-        Ok(scale[0])
+        ensure!(scale[0].is_finite(), "{}, which is {}", of(), scale[0]);
+        Ok(Scale::One(scale[0]))
     }
 
     /// The shape that a canonical tensor would have as the file stores it; `None` when it is not

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 use rayon::prelude::*;
 
-use super::{Found, Part, Values};
+use super::{Found, Part, Scale, Values};
 use crate::model::layers::Quantized;
 use crate::runtime::{Device, Precision};
 use crate::weights::container::encoding::Encoding;
@@ -62,7 +62,7 @@ impl Part {
         &self,
         name: &str,
         entry: &Entry,
-        scale: f32,
+        scale: Scale,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>> {
         self.store.verify(name, entry)?;
@@ -72,11 +72,14 @@ impl Part {
         );
         let bytes = &self.store.bytes(entry)
             [range.start / block * block_bytes..range.end / block * block_bytes];
+        let scales = self.scales(name, scale)?;
+        let in_row = entry.shape.iter().skip(1).product::<usize>().max(1);
         let mut values = vec![0.0; range.len()];
         values
             .par_chunks_mut(1 << 16)
             .zip(bytes.par_chunks((1 << 16) / block * block_bytes))
-            .try_for_each(|(values, bytes)| {
+            .enumerate()
+            .try_for_each(|(chunk, (values, bytes))| {
                 ensure!(
                     entry.encoding.first_non_finite(bytes).is_none(),
                     "{}: the tensor {name} holds a value that is not finite (NaN or infinite); \
@@ -84,12 +87,37 @@ impl Part {
                     self.store.location()
                 );
                 entry.encoding.decode(bytes, values)?;
-                if scale != 1.0 {
-                    values.iter_mut().for_each(|v| *v *= scale);
+                match *scales.as_slice() {
+                    [] => {}
+                    [scale] => values.iter_mut().for_each(|v| *v *= scale),
+                    _ => {
+                        let first = range.start + (chunk << 16);
+                        for (at, value) in (first..).zip(values) {
+                            *value *= scales[at / in_row];
+                        }
+                    }
                 }
                 Ok(())
             })?;
         Ok(values)
+    }
+
+    /// The scale of the weight `name`, or that of each of its rows; none where it has none.
+    ///
+    /// # Errors
+    /// When one is not finite.
+    pub fn scales(&self, name: &str, scale: Scale) -> Result<Vec<f32>> {
+        match scale {
+            Scale::One(1.0) => Ok(Vec::new()),
+            Scale::One(scale) => Ok(vec![scale]),
+            Scale::Rows(scales) => {
+                self.ensure_finite(&format!("{name} (scales)"), scales)?;
+                let mut values = vec![0.0; scales.shape.iter().product()];
+                let bytes = self.store.bytes(scales);
+                scales.encoding.decode(bytes, &mut values)?;
+                Ok(values)
+            }
+        }
     }
 
     /// A found tensor as MLX array in `dtype`, by the kernels of `device`.
@@ -105,7 +133,7 @@ impl Part {
                     .iter()
                     .find(|(encoding, _)| *encoding == entry.encoding);
                 match plain {
-                    Some(&(_, stored)) if scale == 1.0 => {
+                    Some(&(_, stored)) if scale.is_none() => {
                         self.ensure_finite(&found.name, entry)?;
                         let array = array(self.store.bytes(entry), &entry.shape, stored)?;
                         arrange(&array, found, &shape)?.as_dtype(dtype)
@@ -121,7 +149,13 @@ impl Part {
     }
 
     /// A stored tensor's values as bytes of `dtype`, a chunk at a time.
-    fn decode_to(&self, found: &Found, entry: &Entry, scale: f32, dtype: Dtype) -> Result<Vec<u8>> {
+    fn decode_to(
+        &self,
+        found: &Found,
+        entry: &Entry,
+        scale: Scale,
+        dtype: Dtype,
+    ) -> Result<Vec<u8>> {
         let elements: usize = entry.shape.iter().product();
         let mut bytes = Vec::with_capacity(elements.saturating_mul(dtype_size(dtype)));
         for start in (0..elements).step_by(CHUNK) {

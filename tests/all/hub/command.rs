@@ -95,6 +95,59 @@ fn a_model_is_pulled_once_and_used_by_name() {
     assert!(snapshot.join(HIGH).exists());
 }
 
+/// Its settings tell; none of its weights are fetched.
+#[test]
+fn a_repository_of_another_model_is_named_before_its_weights_come() {
+    type Change = fn(&mut serde_json::Value);
+    let other: [(&str, &str, Change); 3] = [
+        ("model_index.json", "a text-to-video model", |json| {
+            json["_class_name"] = "WanPipeline".into();
+        }),
+        (
+            "model_index.json",
+            "a Wan2.1 image-to-video model",
+            |json| {
+                json["boundary_ratio"] = serde_json::Value::Null;
+            },
+        ),
+        ("transformer/config.json", "Wan2.2 TI2V-5B", |json| {
+            json["in_channels"] = 48.into();
+            json["out_channels"] = 48.into();
+        }),
+    ];
+    for (path, what, change) in other {
+        let mut model = Model::miniature();
+        model.edit_json(path, change);
+        let bench = Bench::serving(&model);
+        let hint = "\nhint: take Wan-AI/Wan2.2-I2V-A14B";
+        for model in ["owner/model", "hf.co/owner/model"] {
+            let pull = bench.run(&["pull", model]);
+            pull.assert_fails(&[what, hint]);
+        }
+        let log = bench.server.log();
+        let weights = |path: &str| path.contains(".safetensors");
+        assert!(log.iter().all(|request| !weights(&request.path)), "{log:?}");
+    }
+}
+
+/// Offline, a branch that the cache has no note of is not the same as a model that is not there.
+#[test]
+fn a_missing_reference_is_said() {
+    let bench = Bench::serving(&Model::miniature());
+    bench
+        .run(&["pull", "https://huggingface.co/owner/model"])
+        .path();
+    std::fs::remove_dir_all(bench.repo_folder().join("refs")).unwrap();
+    let said = [
+        "no note of which commit",
+        "refs/main",
+        "hint: name the commit: owner/model@",
+    ];
+    bench.offline(&["pull", "owner/model"]).assert_fails(&said);
+    let commit = format!("owner/model@{COMMIT}");
+    bench.offline(&["pull", &commit]).path();
+}
+
 #[test]
 fn refusals() {
     let bench = Bench::serving(&Model::miniature().only(&["transformer"]));

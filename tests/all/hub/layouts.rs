@@ -408,3 +408,24 @@ fn collections_are_to_be_chosen_from() {
     assert!(error.contains(&format!("nearest: {vae}")), "{error}");
     assert!(pick(&[]).is_err() && pick(&["split"]).is_err() && pick(&[""]).is_err());
 }
+
+/// What systems leave in folders is uploaded too; and a repository with one expert is another model's.
+#[test]
+fn litter_and_other_models() {
+    let litter = [
+        "high_noise_model/._diffusion_pytorch_model-00001-of-00006.safetensors",
+        "high_noise_model/.DS_Store",
+        "._Wan2.1_VAE.pth",
+    ];
+    let selection = needed(&with(original(), &litter)).unwrap();
+    assert_eq!(paths(&selection), paths(&needed(&original()).unwrap()));
+    let one = [
+        "config.json",
+        "diffusion_pytorch_model-00001-of-00007.safetensors",
+    ];
+    let error = needed(&with(Vec::new(), &one)).unwrap_err().to_string();
+    assert!(
+        error.contains("holds one transformer, as Wan2.1"),
+        "{error}"
+    );
+}

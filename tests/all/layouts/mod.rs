@@ -2,6 +2,7 @@
 
 mod converted;
 mod forward;
+mod found;
 mod inspect;
 mod lossless;
 mod mixed;

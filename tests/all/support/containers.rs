@@ -24,6 +24,7 @@ pub fn safetensors(path: &Path, content: &Content) {
         Encoding::F8E4M3 => Dtype::F8_E4M3,
         Encoding::U32 => Dtype::U32,
         Encoding::U8 => Dtype::U8,
+        Encoding::I8 => Dtype::I8,
         other => panic!("no dtype for {other:?}"),
     };
     let views = content.iter().map(|(name, tensor)| {

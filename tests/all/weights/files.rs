@@ -42,12 +42,12 @@ fn broken_files_are_named() {
         (
             "text",
             b"<!DOCTYPE html><html>Not found</html>".to_vec(),
-            cut,
+            "a web page",
         ),
         (
             "a Git LFS pointer",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n".to_vec(),
-            cut,
+            "git lfs pull",
         ),
         ("header beyond the end", raw(1 << 20, "{}", &[]), cut),
         ("absurd header", raw(u64::MAX, "{}", &[]), cut),
@@ -155,7 +155,7 @@ fn a_part_needs_exactly_one_set_of_files() {
     fs::remove_file(&variant).unwrap();
     let message = error(scratch.root());
     assert_holds(&message, &["vae", "no file with tensors", ".safetensors"]);
-    fs::write(folder.join("diffusion_pytorch_model.bin"), "x").unwrap();
+    fs::write(folder.join("diffusion_pytorch_model.onnx"), "x").unwrap();
     assert_holds(&error(scratch.root()), &["no file with tensors"]);
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::clip::Model;
 use crate::hub::pull::{self, Progress};
-use crate::hub::{Hub, RepoId};
+use crate::hub::{Hub, RepoId, is_address};
 use crate::util::suggest::did_you_mean_path;
 use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
@@ -29,7 +29,12 @@ pub(crate) fn find(source: &Path, what: &str) -> Result<Place> {
     if source.exists() {
         return Ok(Place::Here(source.to_owned()));
     }
-    let Some(repo) = repository(source) else {
+    let address = source.to_str().filter(|text| is_address(text));
+    let address = address.map(str::parse).transpose();
+    let Some(repo) = address
+        .with_context(|| what.to_owned())?
+        .or_else(|| repository(source))
+    else {
         bail!("{}{}", nowhere(source, what), did_you_mean_path(source));
     };
     let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;

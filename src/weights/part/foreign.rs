@@ -1,0 +1,115 @@
+//! What a file with tensors is when it is no part that this program computes: another model, or this
+//! one in a form that is not read. Told by what the tools that write them call their tensors.
+
+use crate::weights::container::encoding::Encoding;
+use crate::weights::store::TensorStore;
+
+/// What to do about another model.
+pub(crate) const OTHER_MODEL: &str =
+    "take Wan-AI/Wan2.2-I2V-A14B, or a model made from it in any layout";
+const OTHER_FORM: &str = "take the model in fp16, bf16, fp8 (scaled) or as GGUF instead";
+
+/// Something with tensors that is not computed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it is, with an article.
+    pub what: &'static str,
+    /// What to do instead.
+    pub hint: &'static str,
+    /// Whether it is a transformer of another model, so that its repository is that model's.
+    pub is_expert: bool,
+}
+
+impl std::fmt::Display for Foreign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.what)
+    }
+}
+
+/// Parts of names, the more telling ones first, and what has them.
+#[rustfmt::skip]
+const NAMES: &[(&[&str], &str)] = &[
+    (&[".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", "_lora.up.", "_lora.down."], LORA),
+    (&["_checkpoint_wrapped_module.", ".int8_weight", ".attn_op.local_attn.proj_l."], "an expert of TurboDiffusion, which computes another attention"),
+    (&[".weight._data"], "a model quantized by quanto, as Wan2GP keeps models"),
+    (&[".quant_state.bitsandbytes__", ".weight.absmax"], "a model quantized by bitsandbytes (nf4, fp4 or int8)"),
+    (&[".weight_scale_2"], "a model quantized as nvfp4"),
+    (&[".wscales", ".smooth_factor"], "a model quantized by Nunchaku (SVDQuant)"),
+    (&[".qweight"], "a model quantized by GPTQ or AWQ"),
+    (&["vace_blocks.", "vace_patch_embedding."], "an expert of Wan VACE"),
+    (&["face_adapter.", "pose_patch_embedding."], "an expert of Wan2.2 Animate"),
+    (&["casual_audio_encoder.", "audio_injector.", "trainable_cond_mask."], "an expert of Wan2.2 S2V (speech to video)"),
+    (&["audio_proj.", ".audio_cross_attn."], "an expert that follows speech (MultiTalk, InfiniteTalk)"),
+    (&["control_adapter."], "an expert of Wan Fun-Camera or Fun-Control"),
+    (&["ref_conv."], "an expert of Wan Fun-Control"),
+    (&["img_emb.emb_pos", "image_embedder.pos_embed"], "an expert of Wan2.1 FLF2V, which needs CLIP features of both pictures"),
+    (&["img_emb.proj.", ".cross_attn.k_img.", ".attn2.add_k_proj.", "image_embedder.norm1."], "an expert of Wan2.1 image-to-video, which needs CLIP features of the picture"),
+    (&["vision_model.encoder.", "visual.transformer.", "vision_model.embeddings."], CLIP),
+    (&["text_model.encoder.layers."], "a CLIP text encoder"),
+    (&["double_blocks.", "single_transformer_blocks."], "a transformer of another family (Flux, HunyuanVideo)"),
+    (&["model.layers.0.self_attn."], "a language model"),
+    (&["control_net.", "controlnet_"], "a ControlNet"),
+];
+const LORA: &str = "a LoRA, not a whole model";
+const CLIP: &str = "a CLIP picture encoder, which Wan2.1 needs and Wan2.2 image-to-video does not";
+const TINY_VAE: &str = "a tiny autoencoder (TAEHV: taew2_1, lighttaew2_1)";
+
+/// What the files hold, when it is known and not computed here.
+pub fn foreign(store: &TensorStore) -> Option<Foreign> {
+    let entries = store.entries();
+    let found = NAMES.iter().find(|(marks, _)| {
+        let has = |name: &String| marks.iter().any(|mark| says(name, mark));
+        entries.keys().any(has)
+    });
+    if let Some(&(_, what)) = found {
+        let is_expert = what.starts_with("an expert");
+        return Some(Foreign {
+            what,
+            hint: match what {
+                LORA => "merge it into the model with the tool that made it; LoRAs are not read",
+                CLIP => "leave it out",
+                _ if what.starts_with("a model quantized") => OTHER_FORM,
+                _ => OTHER_MODEL,
+            },
+            is_expert,
+        });
+    }
+    let form = |what| {
+        Some(Foreign {
+            what,
+            hint: OTHER_FORM,
+            is_expert: false,
+        })
+    };
+    let of_weight = |encoding: Encoding, end: &str| {
+        entries
+            .iter()
+            .any(|(name, entry)| entry.encoding == encoding && name.ends_with(end))
+    };
+    if of_weight(Encoding::U8, ".weight_scale") {
+        return form("a model quantized as mxfp8 or mxfp4");
+    }
+    if of_weight(Encoding::I8, ".weight") {
+        return form("a model quantized to int8");
+    }
+    let tiny = [
+        "encoder.0.weight",
+        "decoder.1.weight",
+        "taesd_decoder.1.weight",
+    ];
+    let is_tiny = tiny.iter().any(|name| entries.contains_key(*name));
+    is_tiny.then_some(Foreign {
+        what: TINY_VAE,
+        hint: "take the VAE of Wan2.1 (wan_2.1_vae.safetensors or Wan2.1_VAE.pth)",
+        is_expert: false,
+    })
+}
+
+/// Whether a name has `mark` at the beginning of a module's name.
+fn says(name: &str, mark: &str) -> bool {
+    name.match_indices(mark).any(|(at, _)| {
+        let before = at.checked_sub(1).and_then(|at| name.as_bytes().get(at));
+        !mark.starts_with(|first: char| first.is_ascii_alphabetic())
+            || before.is_none_or(|before| *before == b'.')
+    })
+}
