@@ -1,11 +1,16 @@
 //! Telling a truncated picture file, where its decoder would fill in grey.
 
 use image::ImageFormat;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::picture::MAX_PIXELS;
 
 /// Whether the end of a JPEG or WebP file is missing. Other formats' decoders tell by themselves.
 pub(super) fn is_truncated(format: ImageFormat, file: &[u8]) -> bool {
     match format {
-        ImageFormat::Jpeg => !jpeg_ends(file),
+        ImageFormat::Jpeg => !jpeg_ends(file) && !jpeg_is_whole(file),
         ImageFormat::WebP => !riff_ends(file),
         _ => false,
     }
@@ -41,6 +46,21 @@ fn jpeg_ends(file: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// Whether a JPEG without an end marker has all its rows: some cameras write their own data in the
+/// marker's place (Samsung's panoramas).
+fn jpeg_is_whole(file: &[u8]) -> bool {
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
+    let pixels = match decoder.decode_headers().map(|()| decoder.dimensions()) {
+        Ok(Some((width, height))) => width as u64 * height as u64,
+        _ => return false,
+    };
+    pixels <= MAX_PIXELS && decoder.decode().is_ok()
 }
 
 /// Whether a WebP file is as long as its RIFF header says, and as each chunk in it does: its decoder

@@ -84,7 +84,12 @@ impl Bench {
         command.arg("--image").arg(image);
         command.arg(format!("--prompt={prompt}"));
         command.args(["--size=32x32", "--frames=1", "--steps=1", "--seed=7"]);
-        command.args(["--device=cpu", "--no-checkpoint", "--output=clip.mp4"]);
+        command.args([
+            "--device=cpu",
+            "--no-checkpoint",
+            "--output=clip.mp4",
+            "--overwrite",
+        ]);
         command
     }
 

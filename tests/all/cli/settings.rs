@@ -90,7 +90,7 @@ fn a_file_may_set_everything_that_a_clip_needs() {
     let shown = run(program().arg("show").arg(bench.path("set.mp4")));
     assert_eq!(shown.code, Some(1), "no-metadata");
     // A variable can take back what the file switches on.
-    let mut set = bench.set(&["--device", "cpu", "--quiet"]);
+    let mut set = bench.set(&["--device", "cpu", "--quiet", "--overwrite"]);
     let ran = run(set.env("WAN_I2V_NO_METADATA", "false"));
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     let shown = run(program().arg("show").arg(bench.path("set.mp4")));

@@ -206,10 +206,7 @@ fn what_is_no_model_is_called_what_it_is() {
         ("picture.jpg", "a clip or a picture, not a model"),
         ("picture.webp", "a clip or a picture, not a model"),
         ("latents.npy", "such as --dump writes, not a model"),
-        (
-            "cut.safetensors",
-            "not a whole safetensors file",
-        ),
+        ("cut.safetensors", "not a whole safetensors file"),
     ] {
         for arguments in [&["inspect", name][..], &["convert", name, "converted"]] {
             let mut command = program();
