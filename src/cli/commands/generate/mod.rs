@@ -30,7 +30,8 @@ impl GenerateArgs {
         let resume = self.resume;
         let mut folders = Folders::default();
         if self.output.parents {
-            for path in self.output.written() {
+            let preview = self.output.preview.preview.as_deref();
+            for path in self.output.written().chain(preview) {
                 folders.make(path.parent().unwrap_or(Path::new("")))?;
             }
         }
