@@ -48,9 +48,9 @@ impl Conversion {
                 matrix_coefficients: MatrixCoefficients::Identity,
                 full_range: true,
             };
-            let mut profile = ColorProfile::new_srgb();
-            let known = profile.update_rgb_colorimetry_from_cicp(named);
-            return known.then(|| Self::new(&profile, Layout::Rgb, &ColorProfile::new_srgb()))?;
+            // One of unknown numbers has no curves, and makes no conversion.
+            let profile = ColorProfile::new_from_cicp(named);
+            return Self::new(&profile, Layout::Rgb, &ColorProfile::new_srgb());
         }
         if let Some(profile) = &info.icc_profile {
             return Self::of_icc(profile);

@@ -4,6 +4,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::codecs::tiff::TiffDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use ndarray::{Array3, ArrayView3, s};
@@ -125,7 +126,14 @@ impl Picture {
         // Broken EXIF data is no reason to refuse a picture that decodes.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         // Nor is a broken colour profile.
-        let profile = decoder.icc_profile().ok().flatten();
+        let profile = match format {
+            // The decoder with limits does not find it.
+            ImageFormat::Tiff => TiffDecoder::new(Cursor::new(content))
+                .and_then(|mut bare| bare.icc_profile())
+                .ok(),
+            _ => decoder.icc_profile().ok(),
+        };
+        let profile = profile.flatten();
         let conversion = match format {
             ImageFormat::Png => Conversion::of_png(content),
             _ => profile.and_then(|profile| Conversion::of_icc(&profile)),

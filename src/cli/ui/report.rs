@@ -425,10 +425,8 @@ pub(crate) fn there(output: &Path) {
         let output = output.to_string_lossy();
         return event("there", json!({ "output": output }));
     }
-    info!(
-        "{}: the same command has made it before\nhint: --overwrite makes it again",
-        output.shown()
-    );
+    info!("{}: the same command has made it before", output.shown());
+    stderr::hint("--overwrite makes it again");
 }
 
 /// Tells what is about to be computed, and asks before it takes more than an hour.
