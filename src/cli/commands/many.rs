@@ -114,6 +114,7 @@ impl Checked {
             yes: false,
             elsewhere: Elsewhere::new(many.dry_run),
         };
+        checked.elsewhere.models.with_tokenizer = true;
         let mut checking = Checking::of(wanted.len());
         for (number, clip) in wanted.into_iter().enumerate() {
             checking.reached(number);

@@ -53,8 +53,7 @@ fn pictures_look_as_in_a_colour_managed_viewer() {
 #[test]
 fn a_jpeg_that_lacks_rows_is_refused() {
     let whole = fs::read(data("endless.jpg")).unwrap();
-    for share in [50, 70, 80] {
-        let cut = &whole[..whole.len() * share / 100];
-        assert!(Picture::decode(cut).is_err(), "{share}");
+    for keep in (4..whole.len() - 4).step_by(7) {
+        assert!(Picture::decode(&whole[..keep]).is_err(), "{keep}");
     }
 }

@@ -48,6 +48,8 @@ pub(crate) fn nowhere(source: &Path, what: &str) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Models {
     heads_only: bool,
+    /// And the tokenizer, for prompts to be counted.
+    pub(crate) with_tokenizer: bool,
     /// The user has agreed to whatever takes long.
     pub(crate) yes: bool,
     /// The heads of those on the hub, which go when this does.
@@ -102,6 +104,21 @@ impl Models {
                 human_bytes(heads.fetched)
             );
             let folder = heads.folder().to_owned();
+            if self.with_tokenizer {
+                let (listing, selection) = pull::select(&hub, &repo, &[])?;
+                let is_tokenizer = |path: &str| {
+                    ["tokenizer.json", "spiece.model"]
+                        .iter()
+                        .any(|name| path.ends_with(name))
+                };
+                for file in selection
+                    .files
+                    .iter()
+                    .filter(|file| is_tokenizer(&file.path))
+                {
+                    hub.fetch_to(&repo, &listing.commit, file, &folder, &mut |_| ())?;
+                }
+            }
             self.heads.push((source.to_owned(), heads));
             return Ok(folder);
         }
