@@ -21,7 +21,9 @@ use super::PromptSource;
 /// The pixels that sides are multiples of: a latent has 8, a token two of them.
 const SIDES: u32 = 16;
 /// The smallest area that is taken: less is a mistake, such as 720 for 720p.
-const MIN_AREA: u64 = 4096;
+const MIN_AREA: u64 = 1024;
+/// Heights that are meant as names of sizes.
+const HEIGHTS: [u64; 3] = [1080, 1440, 2160];
 /// The most of anything that is counted.
 const MAX_COUNT: usize = 1_000_000;
 
@@ -152,7 +154,7 @@ pub(crate) fn parse_area(text: &str) -> Result<Size, String> {
         "720p" => Ok(Size::Area(1280 * 720)),
         _ => number(text, "a number of pixels, 480p or 720p", |area| {
             ensure!(
-                (MIN_AREA..=limits::MAX_AREA).contains(&area),
+                (MIN_AREA..=limits::MAX_AREA).contains(&area) && !HEIGHTS.contains(&area),
                 "expected {MIN_AREA} to {} pixels, 480p or 720p",
                 limits::MAX_AREA
             );

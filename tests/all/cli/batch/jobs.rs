@@ -123,7 +123,7 @@ fn one_bad_job_is_reported_and_the_rest_go_on() {
         (3, "missing.png: No such file"),
         (4, "did you mean steps?"),
         (5, "invalid value 'many' for '--steps"),
-        (6, "--frames 6"),
+        (6, "'6' for '--frames"),
         (7, "no JSON"),
         (8, "a_1.mp4 is also what jobs.jsonl, line 1 makes"),
         (9, "no field {nam}"),
