@@ -76,6 +76,11 @@ impl Costs {
         costs
     }
 
+    /// What is to be computed.
+    pub fn operations(&self) -> Operations {
+        self.operations
+    }
+
     /// Seconds at a machine's rates.
     pub fn seconds(&self, rates: &Rates) -> Option<f64> {
         Some(rates.seconds(self.operations, self.loaded_bytes))

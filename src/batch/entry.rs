@@ -1,6 +1,5 @@
 //! A clip of a batch, checked and known, but not made.
 
-use std::cell::OnceCell;
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
@@ -10,7 +9,7 @@ use anyhow::Result;
 use super::report::ClipReport;
 use crate::clip::metadata::Metadata;
 use crate::clip::{Identity, Request, Settings, Stage};
-use crate::media::clip::{OutputKind, is_frame_name};
+use crate::media::clip::frame_files;
 use crate::model::MemoryPlan;
 use crate::persist::{Lock, MadeWith, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, PlannedMemory, Rates};
@@ -36,7 +35,6 @@ pub struct Entry {
     memory: MemoryPlan,
     identity: Identity,
     forecast: Forecast,
-    record: OnceCell<Metadata>,
 }
 
 impl Entry {
@@ -64,7 +62,6 @@ impl Entry {
             device,
             memory,
             identity,
-            record: OnceCell::new(),
         })
     }
 
@@ -128,6 +125,17 @@ impl Entry {
         self.unfinished()
     }
 
+    /// Refuses to replace what the same clip's runs have not made; `before` is what an earlier report
+    /// says of it.
+    ///
+    /// # Errors
+    /// As [`Job::check_replaces`].
+    pub fn check_replaces(&self, before: Option<&ClipReport>, status: ClipStatus) -> Result<()> {
+        let is_decoded = status == ClipStatus::Resumable(self.settings().steps as usize);
+        let is_own = is_decoded || self.is_reported(before);
+        self.job.check_replaces(self.device, is_own)
+    }
+
     /// What is left to do of a clip that is not there.
     ///
     /// # Errors
@@ -164,35 +172,20 @@ impl Entry {
     /// Whether the clip, and its strip, are there and made from the same. The file itself says so,
     /// or, where it keeps no record, the report.
     fn is_there(&self, before: Option<&ClipReport>) -> Result<bool> {
-        let output = self.output();
-        if self.job.strip().is_some_and(|strip| !strip.is_file()) || !self.is_whole() {
-            return Ok(false);
+        if self.job.keeps_metadata() {
+            return self.job.is_there(self.device);
         }
-        let made = Metadata::read(output).ok();
-        if !self.job.keeps_metadata() {
-            let same = |before: &ClipReport| {
-                before.digest.as_ref() == Some(&self.digest())
-                    && before.bytes == Some(bytes(output))
-            };
-            return Ok(made.is_none() && before.is_some_and(same));
-        }
-        let record = match self.record.get() {
-            Some(record) => record,
-            None => {
-                let record = self.job.metadata(self.device)?;
-                self.record.get_or_init(|| record)
-            }
-        };
-        Ok(made.is_some_and(|made| made.is_of_same_clip(record)))
+        let has_strip = self.job.strip().is_none_or(Path::is_file);
+        let is_plain = || Metadata::read(self.output()).is_err();
+        Ok(has_strip && self.job.is_whole() && is_plain() && self.is_reported(before))
     }
 
-    /// Whether there is a file, or as many frames as the clip has.
-    fn is_whole(&self) -> bool {
-        let output = self.output();
-        match OutputKind::from_path(output) {
-            Ok(OutputKind::Frames) => frames(output) == self.settings().frames as usize,
-            _ => output.is_file(),
-        }
+    /// Whether a report says that this very file was made from the same.
+    fn is_reported(&self, before: Option<&ClipReport>) -> bool {
+        before.is_some_and(|before| {
+            before.digest.as_ref() == Some(&self.digest())
+                && before.bytes == Some(bytes(self.output()))
+        })
     }
 
     /// What the run needs of it.
@@ -234,13 +227,4 @@ pub fn bytes(output: &Path) -> u64 {
         return frames.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
     }
     fs::metadata(output).map_or(0, |meta| meta.len())
-}
-
-fn frames(folder: &Path) -> usize {
-    frame_files(folder).count()
-}
-
-fn frame_files(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| is_frame_name(&entry.file_name()))
 }

@@ -146,7 +146,7 @@ impl Metadata {
                 path.shown()
             );
         };
-        let value: Value = serde_json::from_str(&comment).unwrap_or_default();
+        let mut value: Value = serde_json::from_str(&comment).unwrap_or_default();
         let software = value.get("software").and_then(Value::as_str);
         let software = software.filter(|name| name.starts_with(SOFTWARE));
         let Some(software) = software.map(|name| name.escape_debug().to_string()) else {
@@ -164,6 +164,10 @@ impl Metadata {
                  {FORMAT}\nhint: show it with the version that made it",
                 path.shown()
             );
+        }
+        if let Some(fields) = value.as_object_mut() {
+            // The only way there was at first.
+            fields.entry("fit").or_insert_with(|| "stretch".into());
         }
         serde_json::from_value(value).with_context(|| {
             format!(

@@ -5,7 +5,7 @@ pub mod metadata;
 mod request;
 mod settings;
 
-pub use crate::media::Resize;
+pub use crate::media::{Fit, Resize};
 pub use crate::sampling::{CacheMethod, CacheSettings, GuideInterval, GuideScale, Solver};
 pub use identity::{Difference, Identity, Item, Stage};
 pub use request::{Model, Request};

@@ -52,6 +52,8 @@ pub struct Request {
     pub output: PathBuf,
     /// Where a film strip of the clip goes, a PNG.
     pub strip: Option<PathBuf>,
+    /// Whether what is at `output` or `strip` is replaced, whatever it is.
+    pub overwrite: bool,
     /// Whether the clip's file keeps how it was made (see [`crate::clip::metadata`]).
     pub metadata: bool,
     /// Folder for every intermediate tensor.

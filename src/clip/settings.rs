@@ -4,11 +4,10 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Item, SEED, Stage};
-use crate::media::Resize;
 use crate::media::clip::ClipSpec;
+use crate::media::{Fit, Resize};
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use crate::sampling::{CacheSettings, GuideInterval, GuideScale, Solver};
-use crate::text::clean;
 use crate::util::limits::{self, MAX_SIDE};
 use crate::weights::Recommended;
 
@@ -57,8 +56,9 @@ settings! {
     seed: u64,
     /// How pictures are resized.
     resize: Resize,
-    /// The negative prompt; an empty option means the model's, an empty setting that no step needs
-    /// one.
+    /// How pictures of another shape are brought into the clip's.
+    fit: Fit,
+    /// The negative prompt; empty too when no step needs one.
     negative_prompt: String,
 }
 
@@ -98,11 +98,7 @@ impl Options {
             limits::check_guide_scale("--guide-scale", low, high)?;
         }
         if let Some(GuideInterval { start, end }) = self.guide_interval {
-            ensure!(
-                (0.0..=1.0).contains(&start) && (0.0..=1.0).contains(&end) && start < end,
-                "--guide-interval {start},{end}: expected two shares of the steps from 0 to 1, the \
-                 first smaller than the second"
-            );
+            limits::check_interval("--guide-interval", start, end)?;
         }
         if let Some(Size::Area(area)) = self.size {
             limits::check_area("--area", area)?;
@@ -134,8 +130,13 @@ impl Options {
         });
         // As given: cleaning twice resolves one level of escaping too many.
         let negative = self.negative_prompt.as_ref();
-        let negative = negative.filter(|prompt| !clean(prompt).is_empty());
         let negative = negative.unwrap_or(&model.negative_prompt);
+        // Sizes that follow the picture's shape differ from it by less than a token, which the reference
+        // stretches.
+        let fit = match size {
+            Size::Exact { .. } => Fit::Crop,
+            Size::Area(_) => Fit::Stretch,
+        };
         Ok(Settings {
             width,
             height,
@@ -149,6 +150,7 @@ impl Options {
             cache: (self.cache.clone().unwrap_or_default()).for_model(&model.teacache)?,
             seed: self.seed.unwrap_or_default(),
             resize: self.resize.unwrap_or_default(),
+            fit: self.fit.unwrap_or(fit),
             negative_prompt: match guide_scale.needs_negative() {
                 true => negative.clone(),
                 false => String::new(),
@@ -163,14 +165,7 @@ impl Size {
         let multiple = (SPATIAL_STRIDE * patch) as u32;
         match self {
             Size::Exact { width, height } => {
-                for (side, pixels) in [("width", width), ("height", height)] {
-                    ensure!(
-                        pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
-                        "--size {width}x{height}: the {side} {pixels} is not a multiple of \
-                         {multiple} from {multiple} to {MAX_SIDE}; the nearest is {}",
-                        nearest_multiple(pixels, multiple)
-                    );
-                }
+                limits::check_size("--size", width, height, multiple)?;
                 Ok((width, height))
             }
             Size::Area(area) => {
@@ -225,6 +220,7 @@ impl Settings {
             cache,
             seed,
             resize,
+            fit,
             negative_prompt: _,
         } = self;
         vec![
@@ -251,16 +247,18 @@ impl Settings {
             Item::new("--cache", &[Denoise], cache),
             Item::new(SEED, &[Denoise], seed),
             Item::new("--resize", &[Image], resize),
+            Item::new("--fit", &[Image], fit),
         ]
     }
 }
 
 /// Width and height of about `area` pixels with the picture's aspect ratio, rounded down to whole
-/// tokens as `WanI2V.generate` of Wan-Video/Wan2.2 (`wan/image2video.py`) does.
+/// tokens as `WanI2V.generate` of Wan-Video/Wan2.2 (`wan/image2video.py`) does, but for a side that is
+/// a whole number of tokens: there the reference may lose one to rounding (832 x 464 for 832 x 480).
 fn fit_area(area: u64, (width, height): (usize, usize), patch: i32) -> (u32, u32) {
     let aspect = height as f64 / width as f64;
     let pixels = |length: f64| {
-        let latents = (length / f64::from(SPATIAL_STRIDE)).floor();
+        let latents = (length * (1.0 + 1e-12) / f64::from(SPATIAL_STRIDE)).floor();
         let tokens = (latents / f64::from(patch)).floor();
         (tokens * f64::from(patch * SPATIAL_STRIDE)) as u32
     };
@@ -271,14 +269,6 @@ fn fit_area(area: u64, (width, height): (usize, usize), patch: i32) -> (u32, u32
     )
 }
 
-fn nearest_multiple(pixels: u32, multiple: u32) -> u32 {
-    let rounded = (u64::from(pixels) + u64::from(multiple) / 2) / u64::from(multiple);
-    (rounded * u64::from(multiple)).clamp(
-        u64::from(multiple),
-        u64::from(MAX_SIDE / multiple * multiple),
-    ) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,18 +276,13 @@ mod tests {
     /// Values of the reference's own expression in numpy.
     #[test]
     fn areas_keep_the_aspect_ratio_as_the_reference_does() {
-        // The reference loses a row of tokens here: its root is 479.99999999999994.
-        assert_eq!(fit_area(480 * 832, (832, 480), 2), (832, 464));
+        // Where the reference loses a row of tokens: its root is 479.99999999999994.
+        assert_eq!(fit_area(480 * 832, (832, 480), 2), (832, 480));
+        assert_eq!(fit_area(480 * 832, (480, 832), 2), (480, 832));
+        assert_eq!(fit_area(480 * 832, (1664, 960), 2), (832, 480));
         assert_eq!(fit_area(1280 * 720, (1280, 720), 2), (1280, 720));
         assert_eq!(fit_area(1280 * 720, (720, 1280), 2), (720, 1280));
         assert_eq!(fit_area(480 * 832, (1000, 1000), 2), (624, 624));
         assert_eq!(fit_area(480 * 832, (1920, 800), 2), (976, 400));
-    }
-
-    #[test]
-    fn nearest_multiples_stay_in_range() {
-        assert_eq!(nearest_multiple(0, 16), 16);
-        assert_eq!(nearest_multiple(100, 16), 96);
-        assert_eq!(nearest_multiple(u32::MAX, 16), MAX_SIDE);
     }
 }

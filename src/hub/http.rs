@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use ureq::http::uri::Authority;
 use ureq::http::{Response, StatusCode, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
@@ -203,6 +203,45 @@ impl Http {
             ),
             _ => self.broken(error, host),
         }
+    }
+
+    /// The content of a public address of at most `most` bytes. It is nobody's business who asks: no
+    /// token is sent, not even to the hub.
+    pub(super) fn public(&self, url: &str, most: u64) -> Result<Vec<u8>> {
+        let mut uri: Uri = url.parse().context("it is no web address")?;
+        let is_here = |host: &str| ["localhost", "127.0.0.1", "[::1]"].contains(&host);
+        ensure!(
+            uri.scheme_str() == Some("https") || uri.host().is_some_and(is_here),
+            "expected an address that begins with https://"
+        );
+        for _ in 0..=MAX_REDIRECTS {
+            let host = uri.authority().cloned();
+            let failed = |error: &ureq::Error| match self.broken(error, host.as_ref()) {
+                Failure::Again(error, _) | Failure::Stop(error) => error,
+            };
+            let mut response = self
+                .agent
+                .get(&uri)
+                .call()
+                .map_err(|error| failed(&error))?;
+            match response.status() {
+                StatusCode::OK => {
+                    let body = response.body_mut().with_config().limit(most);
+                    return body.read_to_vec().map_err(|error| match error {
+                        ureq::Error::BodyExceedsLimit(_) => {
+                            anyhow!("it is larger than {} MiB", most >> 20)
+                        }
+                        error => failed(&error),
+                    });
+                }
+                status if status.is_redirection() => {
+                    uri =
+                        next(&uri, response.headers()).context("a redirect cannot be followed")?;
+                }
+                status => bail!("the server answers {status}"),
+            }
+        }
+        bail!("more than {MAX_REDIRECTS} redirects")
     }
 
     /// Tries until it works, is not worth another try, or the tries are used up.

@@ -8,7 +8,6 @@ mod address;
 mod cache;
 mod config;
 mod digest;
-mod disk;
 mod http;
 mod layout;
 mod listing;
@@ -21,7 +20,6 @@ mod verify;
 
 pub use config::Config;
 pub use digest::Hash;
-pub use disk::{free_disk, size_text};
 pub use layout::{Layout, Selection, named, needed};
 pub use listing::{Listing, RemoteFile};
 pub use repo::RepoId;
@@ -36,11 +34,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+pub use disk::{free_disk, size_text};
+
 use self::cache::Cached;
 use self::http::{Http, Target};
 use self::listing::{check_path, parse_listing};
 use self::repo::is_commit;
 use self::transfer::{Transfer, hash_of};
+use crate::util::disk;
 use crate::util::show::Show;
 
 /// The hub, or offline what the cache has of it.
@@ -108,6 +109,15 @@ impl Hub {
         }
         let answer = self.http.listing(repo)?;
         parse_listing(&answer).with_context(|| format!("the hub's listing of {repo}"))
+    }
+
+    /// The content of an address anywhere in the web, of at most `most` bytes.
+    ///
+    /// # Errors
+    /// When it cannot be fetched or is larger; offline always.
+    pub fn address(&self, url: &str, most: u64) -> Result<Vec<u8>> {
+        ensure!(!self.config.offline, "HF_HUB_OFFLINE=1 forbids to fetch it");
+        self.http.public(url, most)
     }
 
     /// Fetches a file into the cache, unless it is there, and returns its path in the snapshot.

@@ -9,6 +9,7 @@
 //! * [`metrics`]: how alike two pictures are.
 
 pub mod clip;
+mod colour;
 pub mod frames;
 pub mod metrics;
 pub mod picture;
@@ -16,10 +17,12 @@ pub mod preview;
 pub mod read;
 mod resize;
 pub mod strip;
+mod system;
 pub mod tags;
 mod truncation;
 
-pub use resize::Resize;
+pub(crate) use resize::within;
+pub use resize::{Fit, Resize};
 
 /// Whether a file that begins like this is an MP4, a GIF or a picture; 12 bytes tell it.
 pub fn shows_pictures(start: &[u8]) -> bool {

@@ -4,12 +4,15 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::codecs::tiff::TiffDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array3, ArrayView3, s};
 use sha2::{Digest, Sha256};
 
-use super::resize::{self, Resize};
+use super::colour::Conversion;
+use super::resize::{self, Fit, Resize, within};
+use super::system;
 use super::truncation::is_truncated;
 use crate::util::hex::to_hex;
 use crate::util::show::Show;
@@ -17,7 +20,7 @@ use crate::util::suggest;
 
 /// The most pixels a picture may have (about 134 million). It is held as three f32 a pixel, so
 /// this is 1.6 GB; every phone or camera picture is well below, decompression bombs are above.
-const MAX_PIXELS: u64 = 1 << 27;
+pub(super) const MAX_PIXELS: u64 = 1 << 27;
 
 /// The longest side that is read: resizing takes memory by it, and no camera or scanner makes more.
 const MAX_SIDE: u32 = 65_535;
@@ -36,8 +39,8 @@ const MAX_ALLOC: u64 = 2 << 30;
 /// Equal to what the reference reads with `Image.open(path).convert("RGB")`, with these exceptions:
 /// the EXIF orientation is applied (as diffusers' `load_image` does, so that a phone picture is
 /// upright); 16-bit pictures keep their precision; transparent pixels are laid over white, where
-/// the reference reveals whatever colour lies hidden beneath them. Colour profiles are ignored, as
-/// they are there.
+/// the reference reveals whatever colour lies hidden beneath them; colours of other profiles are
+/// converted to sRGB, where the reference takes their numbers for sRGB's.
 #[derive(Clone, Debug)]
 pub struct Picture {
     /// `[height, width, 3]` in [0, 1], in standard layout, no side zero.
@@ -46,7 +49,8 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Reads a PNG, JPEG or WebP file, told apart by its content, whatever its name.
+    /// Reads a PNG, JPEG, WebP, TIFF, BMP or GIF file, told apart by its content, whatever its name; on a
+    /// Mac what the system reads as well, HEIC and AVIF.
     ///
     /// Grey, palette, 16-bit, transparent and CMYK pictures are converted; of an animation the
     /// first frame is taken.
@@ -68,10 +72,7 @@ impl Picture {
         let mut file = file.take(MAX_FILE);
         (&mut file).take(MAGIC).read_to_end(&mut content)?;
         // Of what is no picture no more is read: it may have no end.
-        if matches!(
-            image::guess_format(&content),
-            Ok(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)
-        ) {
+        if format_of(&content).is_some() || system::PROGRAM.is_some() && is_heif(&content) {
             file.read_to_end(&mut content)?;
         }
         Self::decode(&content)
@@ -82,11 +83,21 @@ impl Picture {
     /// # Errors
     /// As [`Self::open`].
     pub fn decode(content: &[u8]) -> Result<Self> {
-        let mut reader = ImageReader::new(Cursor::new(content)).with_guessed_format()?;
-        let format = match reader.format() {
-            Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
-            _ => bail!(unsupported(content)),
+        if let Some(program) = system::PROGRAM.filter(|_| is_heif(content)) {
+            let png = system::to_png(program, content, MAX_FILE)?;
+            return Ok(Self {
+                sha256: Some(to_hex(&Sha256::digest(content))),
+                ..Self::decode_own(&png)?
+            });
+        }
+        Self::decode_own(content)
+    }
+
+    fn decode_own(content: &[u8]) -> Result<Self> {
+        let Some(format) = format_of(content) else {
+            bail!(unsupported(content));
         };
+        let mut reader = ImageReader::with_format(Cursor::new(content), format);
         ensure!(
             !is_truncated(format, content),
             "the {format:?} data is cut off\nhint: download it again"
@@ -114,11 +125,24 @@ impl Picture {
         );
         // Broken EXIF data is no reason to refuse a picture that decodes.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        // Nor is a broken colour profile.
+        let profile = match format {
+            // The decoder with limits does not find it.
+            ImageFormat::Tiff => TiffDecoder::new(Cursor::new(content))
+                .and_then(|mut bare| bare.icc_profile())
+                .ok(),
+            _ => decoder.icc_profile().ok(),
+        };
+        let profile = profile.flatten();
+        let conversion = match format {
+            ImageFormat::Png => Conversion::of_png(content),
+            _ => profile.and_then(|profile| Conversion::of_icc(&profile)),
+        };
         let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
         image.apply_orientation(orientation);
         Ok(Self {
             sha256: Some(to_hex(&Sha256::digest(content))),
-            ..Self::from_pixels(opaque_rgb(image)?)?
+            ..Self::from_pixels(opaque_rgb(image, conversion)?)?
         })
     }
 
@@ -163,6 +187,47 @@ impl Picture {
         self.sha256.as_deref()
     }
 
+    /// The picture in a frame of exactly `width` x `height` pixels, as [`Self::resized`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fitted(
+        &self,
+        width: usize,
+        height: usize,
+        filter: Resize,
+        fit: Fit,
+    ) -> Result<Array3<f32>> {
+        let (own, frame) = ((self.width(), self.height()), (width, height));
+        match fit {
+            Fit::Stretch => self.resized(width, height, filter),
+            _ if width == 0 || height == 0 => self.resized(width, height, filter),
+            Fit::Crop => {
+                let part = within(own, frame);
+                if part == own {
+                    return self.resized(width, height, filter);
+                }
+                let (x, y) = ((own.0 - part.0) / 2, (own.1 - part.1) / 2);
+                let part = s![y..y + part.1, x..x + part.0, ..];
+                Self::from_pixels(self.pixels.slice(part).to_owned())?
+                    .resized(width, height, filter)
+            }
+            Fit::Pad => {
+                let inner = within(frame, own);
+                let picture = self.resized(inner.0, inner.1, filter)?;
+                if inner == frame {
+                    return Ok(picture);
+                }
+                let (x, y) = ((width - inner.0) / 2, (height - inner.1) / 2);
+                let mut padded = Array3::from_elem((height, width, 3), signed(0.0));
+                padded
+                    .slice_mut(s![y..y + inner.1, x..x + inner.0, ..])
+                    .assign(&picture);
+                Ok(padded)
+            }
+        }
+    }
+
     /// The picture at exactly `width` x `height` pixels, as `[height, width, 3]` in [-1, 1].
     ///
     /// A differing aspect ratio is stretched, as in the reference. At the picture's own size the
@@ -199,41 +264,70 @@ fn signed(unit: f32) -> f32 {
     (unit - 0.5) / 0.5
 }
 
-/// Drops the alpha channel, if any, by laying the picture over white.
-fn opaque_rgb(image: DynamicImage) -> Result<Array3<f32>> {
+/// The formats that are read here.
+const FORMATS: [ImageFormat; 6] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Tiff,
+    ImageFormat::Bmp,
+    ImageFormat::Gif,
+];
+
+/// The format of a file that begins like this, if it is one of those that are read here.
+fn format_of(content: &[u8]) -> Option<ImageFormat> {
+    let format = image::guess_format(content).ok()?;
+    FORMATS.contains(&format).then_some(format)
+}
+
+/// The same picture in sRGB, without its alpha channel, if any: it is laid over white.
+fn opaque_rgb(image: DynamicImage, conversion: Option<Conversion>) -> Result<Array3<f32>> {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let values = if image.color().has_alpha() {
-        let over_white = |c: f32, alpha: f32| 1.0 - alpha + c * alpha;
-        image
-            .into_rgba32f()
-            .pixels()
-            .flat_map(|&image::Rgba([r, g, b, a])| {
-                // Opaque pixels must come through bit for bit.
-                if a == 1.0 {
-                    [r, g, b]
-                } else {
-                    [r, g, b].map(|c| over_white(c, a))
-                }
-            })
-            .collect()
-    } else {
-        image.into_rgb32f().into_raw()
-    };
+    let alpha: Option<Vec<f32>> = image.color().has_alpha().then(|| {
+        let rgba = image.to_rgba32f();
+        rgba.pixels().map(|pixel| pixel.0[3]).collect()
+    });
+    let mut values = image.into_rgb32f().into_raw();
+    if let Some(conversion) = conversion {
+        conversion.apply(&mut values)?;
+    }
+    let alpha = alpha.into_iter().flatten();
+    for (pixel, alpha) in values.chunks_exact_mut(3).zip(alpha) {
+        // Opaque pixels must come through bit for bit.
+        if alpha != 1.0 {
+            for value in pixel {
+                *value = 1.0 - alpha + *value * alpha;
+            }
+        }
+    }
     Ok(Array3::from_shape_vec((height, width, 3), values)?)
 }
 
-/// Says why a file that is no PNG, JPEG or WebP is refused.
-fn unsupported(content: &[u8]) -> &'static str {
+/// Whether a file begins as HEIC and AVIF do.
+fn is_heif(content: &[u8]) -> bool {
     let brand = content.get(4..).unwrap_or_default();
+    [
+        b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis",
+    ]
+    .iter()
+    .any(|kind| {
+        brand
+            .strip_prefix(b"ftyp")
+            .is_some_and(|rest| rest.starts_with(*kind))
+    })
+}
+
+/// Says why a file that is none of these is refused.
+fn unsupported(content: &[u8]) -> &'static str {
     if content.is_empty() {
-        "the file is empty; expected a PNG, JPEG or WebP picture"
-    } else if [&b"ftyphei"[..], b"ftyphev", b"ftypmif"]
-        .iter()
-        .any(|b| brand.starts_with(b))
-    {
-        "HEIC pictures are not supported\nhint: convert it to PNG or JPEG first \
-         (on a Mac: sips -s format png picture.heic --out picture.png)"
+        "the file is empty; expected a PNG, JPEG, WebP, TIFF, BMP or GIF picture"
+    } else if content.get(8..11) == Some(b"avi") && is_heif(content) {
+        "AVIF pictures are read on a Mac alone\nhint: convert it to PNG first, such as with avifdec \
+         picture.avif picture.png"
+    } else if is_heif(content) {
+        "HEIC pictures are read on a Mac alone\nhint: convert it to PNG first, such as with \
+         heif-convert picture.heic picture.png"
     } else {
-        "its content is no PNG, JPEG or WebP\nhint: convert it to one of these first"
+        "its content is no PNG, JPEG, WebP, TIFF, BMP or GIF\nhint: convert it to one of these first"
     }
 }

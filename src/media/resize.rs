@@ -28,6 +28,43 @@ impl std::fmt::Display for Resize {
     }
 }
 
+/// How a picture of another shape than the clip's is brought into it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// Its middle fills the frame; what does not fit is cut off.
+    #[default]
+    Crop,
+    /// All of it stands in the middle, between black bars.
+    Pad,
+    /// All of it fills the frame, in the frame's shape, as in the reference.
+    Stretch,
+}
+
+impl std::fmt::Display for Fit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fit::Crop => "crop",
+            Fit::Pad => "pad",
+            Fit::Stretch => "stretch",
+        })
+    }
+}
+
+/// The largest size of the shape of `shape` within `frame`, in whole pixels, of which there is one
+/// at least.
+pub fn within(frame: (usize, usize), shape: (usize, usize)) -> (usize, usize) {
+    let side = |most: usize, of: usize, by: usize, over: usize| {
+        let exact = of as f64 * by as f64 / over as f64;
+        (exact.round() as usize).clamp(1, most)
+    };
+    let (width, height) = (frame.0 as u128, frame.1 as u128);
+    match width * shape.1 as u128 > height * shape.0 as u128 {
+        true => (side(frame.0, frame.1, shape.0, shape.1), frame.1),
+        false => (frame.0, side(frame.1, frame.0, shape.1, shape.0)),
+    }
+}
+
 /// PyTorch's bicubic coefficient: `A` in `aten/src/ATen/native/UpSample.h`.
 const BICUBIC_A: f32 = -0.75;
 

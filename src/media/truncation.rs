@@ -1,11 +1,16 @@
 //! Telling a truncated picture file, where its decoder would fill in grey.
 
 use image::ImageFormat;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::picture::MAX_PIXELS;
 
 /// Whether the end of a JPEG or WebP file is missing. Other formats' decoders tell by themselves.
 pub(super) fn is_truncated(format: ImageFormat, file: &[u8]) -> bool {
     match format {
-        ImageFormat::Jpeg => !jpeg_ends(file),
+        ImageFormat::Jpeg => !jpeg_ends(file) && !jpeg_is_whole(file),
         ImageFormat::WebP => !riff_ends(file),
         _ => false,
     }
@@ -39,6 +44,40 @@ fn jpeg_ends(file: &[u8]) -> bool {
                 rest = tail;
             }
         }
+    }
+    false
+}
+
+/// Whether a JPEG without an end marker has all its pixels: some cameras write their own data in the
+/// marker's place (Samsung's panoramas). What is missing would be taken from whatever follows, so that the
+/// pixels must not depend on it.
+fn jpeg_is_whole(file: &[u8]) -> bool {
+    // A progressive one may lack whole scans, and the beginning of a marker is no data.
+    if is_progressive(file) || file.last() == Some(&0xff) {
+        return false;
+    }
+    let decoded = |filler: u8| {
+        let longer = [file, &[filler; 64], &[0xff, 0xd9]].concat();
+        let options = DecoderOptions::default()
+            .set_strict_mode(true)
+            .set_max_width(usize::MAX)
+            .set_max_height(usize::MAX);
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&longer), options);
+        decoder.decode_headers().ok()?;
+        let (width, height) = decoder.dimensions()?;
+        (width as u64 * height as u64 <= MAX_PIXELS).then(|| decoder.decode().ok())?
+    };
+    decoded(0x55).is_some_and(|pixels| decoded(0xaa) == Some(pixels))
+}
+
+fn is_progressive(file: &[u8]) -> bool {
+    const PROGRESSIVE: [u8; 4] = [0xc2, 0xc6, 0xca, 0xce];
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = file.get(at..at + 4) {
+        if PROGRESSIVE.contains(&marker) {
+            return true;
+        }
+        at += 2 + usize::from(u16::from_be_bytes([high, low]));
     }
     false
 }

@@ -8,6 +8,7 @@
 mod decode;
 mod denoise;
 mod eta;
+mod existing;
 mod experts;
 mod file;
 mod generate;

@@ -18,6 +18,7 @@ use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip;
 use crate::media::tags::Tags;
+use crate::media::{Fit, within};
 use crate::persist::dump::Dump;
 use crate::runtime::Device;
 use crate::util::show::Show;
@@ -120,6 +121,11 @@ impl Job {
         &self.request.output
     }
 
+    /// The picture that it starts with.
+    pub fn image(&self) -> &Path {
+        &self.request.image
+    }
+
     /// Where its film strip goes.
     pub fn strip(&self) -> Option<&Path> {
         self.request.strip.as_deref()
@@ -129,6 +135,16 @@ impl Job {
     pub(crate) fn remove_stale(&self) {
         remove_stale(self.output());
         self.strip().map(temporary::remove_stale);
+    }
+
+    /// Whether it replaces what is in its place, whatever it is.
+    pub fn overwrites(&self) -> bool {
+        self.request.overwrite
+    }
+
+    /// Whether intermediates are wanted.
+    pub fn dumps(&self) -> bool {
+        self.request.dump.is_some()
     }
 
     /// Whether its file keeps how it was made.
@@ -197,19 +213,44 @@ impl Job {
             warnings
                 .push("--negative-prompt has no effect: --guide-scale 1 turns guidance off".into());
         }
-        if let Some(last) = &self.last {
-            let (last, first) = (last.size(), self.picture.size());
-            let aspect = |(width, height): (usize, usize)| width as f64 / height as f64;
-            // A pixel more or less of a small picture is no stretch that can be seen.
-            if (aspect(last) / aspect(first)).ln().abs() > 0.05 {
-                warnings.push(format!(
-                    "--last-image is {} x {} pixels, --image {} x {}: it is stretched to the same \
-                     shape",
-                    last.0, last.1, first.0, first.1
-                ));
-            }
-        }
         warnings
+    }
+
+    /// What is done to pictures of another shape than the clip's.
+    pub fn notes(&self) -> Vec<String> {
+        let clip = &self.settings;
+        let frame = (clip.width as usize, clip.height as usize);
+        let pictures = [
+            ("--image", Some(&self.picture)),
+            ("--last-image", self.last.as_ref()),
+        ];
+        let notes = pictures.into_iter().filter_map(|(flag, picture)| {
+            let size = picture?.size();
+            // A pixel more or less cannot be seen.
+            let is_same = |part: (usize, usize), of: (usize, usize)| {
+                part.0.abs_diff(of.0) * 50 <= of.0 && part.1.abs_diff(of.1) * 50 <= of.1
+            };
+            let (part, inner) = (within(size, frame), within(frame, size));
+            if is_same(part, size) {
+                return None;
+            }
+            let (done, others) = match clip.fit {
+                Fit::Crop => (
+                    format!("cropped to {} x {}", part.0, part.1),
+                    "pad or stretch",
+                ),
+                Fit::Pad => (
+                    format!("padded, as {} x {} between black bars", inner.0, inner.1),
+                    "crop or stretch",
+                ),
+                Fit::Stretch => ("stretched".to_owned(), "crop or pad"),
+            };
+            Some(format!(
+                "{flag}: {} x {} pixels, {done} for {} x {} (--fit {}; or {others})",
+                size.0, size.1, clip.width, clip.height, clip.fit
+            ))
+        });
+        notes.collect()
     }
 
     /// How the clip is computed within `budget`, and what it costs, or why it cannot be; see
@@ -253,10 +294,14 @@ impl Job {
         }
     }
 
-    /// Takes another seed, and another place for the clip.
-    pub fn reseed(&mut self, seed: u64, output: PathBuf) {
+    /// Takes another seed.
+    pub fn reseed(&mut self, seed: u64) {
         self.settings.seed = seed;
         self.request.options.seed = Some(seed);
+    }
+
+    /// Takes another place for the clip.
+    pub fn move_to(&mut self, output: PathBuf) {
         self.request.output = output;
     }
 
@@ -295,11 +340,12 @@ impl Job {
             width,
             height,
             resize,
+            fit,
             ..
         } = self.settings;
         let resized = |image: &mut SourceImage| {
             let picture = image.take()?;
-            picture.resized(width as usize, height as usize, resize)
+            picture.fitted(width as usize, height as usize, resize, fit)
         };
         let last = self.last.as_mut().map(resized).transpose();
         Ok(ResizedImages {

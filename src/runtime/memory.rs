@@ -21,14 +21,19 @@ pub fn default_memory_budget(kind: DeviceKind) -> u64 {
     {
         return bytes;
     }
+    // Three quarters of the whole is what Metal names on a Mac.
+    machine_memory() / 4 * 3
+}
+
+/// Bytes that the machine has, or that its container or the process's limits allow.
+pub fn machine_memory() -> u64 {
     let system = memory_of_the_system();
     let limit = limits(&system).map_or(u64::MAX, |limits| limits.total_memory);
     let total = match system.total_memory() {
         0 => installed_memory().unwrap_or(UNKNOWN),
         total => total,
     };
-    // Three quarters of the whole is what Metal names on a Mac.
-    total.min(limit).min(allowed()) / 4 * 3
+    total.min(limit).min(allowed())
 }
 
 /// Bytes that the limits of the process allow it (`ulimit -v`, `ulimit -d`).

@@ -21,7 +21,8 @@ pub use dtype::Precision;
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use kernels::Kernels;
 pub use memory::{
-    default_memory_budget, free_memory, largest_buffer, limit_memory, recommended_working_set, wire,
+    default_memory_budget, free_memory, largest_buffer, limit_memory, machine_memory,
+    recommended_working_set, wire,
 };
 pub use state::State;
 pub use threads::start_threads;

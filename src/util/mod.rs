@@ -1,5 +1,6 @@
 //! Small things that everybody may stand on.
 
+pub(crate) mod disk;
 pub(crate) mod files;
 pub(crate) mod hex;
 pub(crate) mod limits;

@@ -7,7 +7,7 @@ use ndarray::Array3;
 use wan_i2v::clip::{
     CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
 };
-use wan_i2v::media::Resize;
+use wan_i2v::media::{Fit, Resize};
 use wan_i2v::model::dit::cost::{self, Denoising};
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
@@ -52,6 +52,7 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
         cache: CacheSettings::default(),
         seed: 1,
         resize: Resize::Lanczos,
+        fit: Fit::Crop,
         negative_prompt: String::new(),
     }
 }
@@ -391,6 +392,7 @@ fn request(side: u32, frames: u32) -> Request {
         },
         output: "clip.mp4".into(),
         strip: None,
+        overwrite: true,
         metadata: true,
         dump: None,
     }

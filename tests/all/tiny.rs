@@ -73,6 +73,7 @@ fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
         },
         output,
         strip: None,
+        overwrite: true,
         metadata: true,
         dump: None,
     }

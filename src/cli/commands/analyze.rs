@@ -8,7 +8,7 @@ use crate::clip::metadata::Metadata;
 use crate::diagnose::analyze::page::{self, Pictures};
 use crate::diagnose::analyze::{self, Report, Status};
 use crate::media::picture::Picture;
-use crate::media::{Resize, strip};
+use crate::media::{Fit, Resize, strip};
 use anyhow::{Result, ensure};
 
 use crate::cli::flags::AnalyzeArgs;
@@ -28,8 +28,8 @@ impl AnalyzeArgs {
             strip::check(png)?;
         }
         let picture = self.image.as_deref().map(Picture::open).transpose()?;
-        let resize = self.resize();
-        let report = analyze::file(&self.file, picture.as_ref().map(|p| (p, resize)))?;
+        let (resize, fit) = self.ways();
+        let report = analyze::file(&self.file, picture.as_ref().map(|p| (p, resize, fit)))?;
         self.write_pages(&report)?;
         match self.json {
             true => print_json(&report)?,
@@ -54,9 +54,10 @@ impl AnalyzeArgs {
     }
 
     /// As asked for, or as the clip's own record says.
-    fn resize(&self) -> Resize {
-        let recorded = || Some(Metadata::read(&self.file).ok()?.settings.resize);
-        self.resize.or_else(recorded).unwrap_or(Resize::Lanczos)
+    fn ways(&self) -> (Resize, Fit) {
+        let recorded = Metadata::read(&self.file).map(|made| made.settings);
+        let (resize, fit) = recorded.map_or_else(|_| Default::default(), |of| (of.resize, of.fit));
+        (self.resize.unwrap_or(resize), self.fit.unwrap_or(fit))
     }
 
     fn write_pages(&self, report: &Report) -> Result<()> {

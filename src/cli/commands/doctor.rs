@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use super::resolve::model;
+use super::resolve::model::Models;
 use crate::cli::flags::DoctorArgs;
 use crate::cli::ui::{exit_code, human_bytes, human_time, info, print, print_json};
 use crate::util::show::Show;
@@ -23,13 +23,15 @@ impl DoctorArgs {
     pub(crate) fn run(self) -> Result<ExitCode> {
         // Before minutes have gone by.
         let report = self.report.as_deref().map(open_report).transpose()?;
-        let (model, bits) = model::resolve(self.model)?;
+        let mut models = Models::new(true);
+        let (model, bits) = models.resolve(self.model)?;
         let device = self.machine.device()?;
         let budget = self.machine.budget(device);
         let settings = Settings {
             device,
             budget,
             quick: self.quick,
+            has_weights: !models.has_heads(),
         };
         runtime::limit_memory(settings.budget.bytes)?;
         let mut printed = Ok(());

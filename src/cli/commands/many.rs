@@ -14,9 +14,9 @@ use crate::tiny;
 use anyhow::{Context, Result};
 
 use super::preview::{self, Screen};
-use super::resolve::{self, Resolved};
+use super::resolve::{self, Elsewhere, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
-use crate::cli::ui::report::Many;
+use crate::cli::ui::report::{self, Many};
 use crate::cli::ui::{Listener, Stoppable, info, stderr, with_advice};
 use crate::util::show::Show;
 
@@ -89,6 +89,11 @@ pub(super) struct Checked {
     /// The machine's rates, where times are forecast.
     pub(super) rates: Option<Rates>,
     at_once: Option<usize>,
+    folder: PathBuf,
+    dry_run: bool,
+    yes: bool,
+    /// Whose files the clips are made from.
+    elsewhere: Elsewhere,
 }
 
 impl Checked {
@@ -104,14 +109,19 @@ impl Checked {
             ready: Vec::new(),
             rates: None,
             at_once: many.jobs_at_once.map(NonZeroUsize::get),
+            folder: many.output_dir.clone(),
+            dry_run: many.dry_run,
+            yes: false,
+            elsewhere: Elsewhere::new(many.dry_run),
         };
+        checked.elsewhere.models.with_tokenizer = true;
         let mut checking = Checking::of(wanted.len());
         for (number, clip) in wanted.into_iter().enumerate() {
             checking.reached(number);
             let place = clip.place;
             let args = clip.args;
             let prepared = args
-                .and_then(|args| checked.prepare(args, many, &mut inputs, folders))
+                .and_then(|args| checked.prepare(args, &mut inputs, folders))
                 .map_err(|error| match error.to_string().starts_with(&place) {
                     true => error,
                     false => error.context(place),
@@ -134,24 +144,25 @@ impl Checked {
     fn prepare(
         &mut self,
         args: Box<GenerateArgs>,
-        many: &ManyArgs,
         inputs: &mut InputCache,
         folders: &mut Folders,
     ) -> Result<Ready> {
-        for path in args.written() {
-            batch::check_output(path, &many.output_dir)?;
+        for path in args.output.written() {
+            batch::check_output(path, &self.folder)?;
             folders.make(path.parent().unwrap_or(Path::new("")))?;
         }
         let Resolved {
             request,
             machine,
             preview,
+            yes,
             ..
-        } = resolve::clip(args.clip, args.output)?;
+        } = resolve::clip(args.clip, args.output, &mut self.elsewhere)?;
+        self.yes = yes;
         let screen = Screen::of(&preview, &request)?;
         let device = machine.device()?;
         let budget = machine.budget(device);
-        if many.dry_run && self.rates.is_none() {
+        if self.dry_run && self.rates.is_none() {
             self.rates = Some(Rates::of_machine(device, false)?);
         }
         Ok(Ready {
@@ -205,6 +216,15 @@ impl Checked {
         if let Some(bytes) = budgets.max() {
             runtime::limit_memory(bytes)?;
         }
+        let costs = self.costs(options.capacity);
+        if let Some((_, clip)) = self.ready.first()
+            && self.todo().next().is_some()
+        {
+            let device = clip.entry.device();
+            let rates = Rates::for_work(device, costs.operations());
+            let seconds = rates.and_then(|rates| costs.seconds(&rates));
+            report::forecast(seconds, options.capacity.peak_bytes, costs.passes, self.yes)?;
+        }
         client.begin(options.capacity);
         if let Some((_, clip)) = self.ready.first() {
             stderr::warn_of_shortage(clip.entry.device(), options.capacity.peak_bytes);
@@ -219,6 +239,9 @@ impl Checked {
                 ClipStatus::Resumable(_) => true,
                 ClipStatus::Missing => false,
             };
+            for note in clip.entry.job().notes() {
+                info!("{}{note}", client.reporter().label(number));
+            }
             for warning in clip.entry.job().warnings() {
                 stderr::warning(&format!("{}{warning}", client.reporter().label(number)));
             }

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use super::resolve;
+use super::resolve::{self, Elsewhere};
 use crate::cli::flags::PlanArgs;
 use crate::cli::ui::{
     columns, exit_code, human_bytes, human_time, info, print, print_json, stderr,
@@ -41,7 +41,8 @@ impl PlanArgs {
         let (as_json, fresh) = (self.json, self.measure);
         let device = self.machine.device()?;
         let budget = self.machine.budget(device);
-        let request = resolve::plan(self)?;
+        let mut elsewhere = Elsewhere::new(true);
+        let request = resolve::plan(self, &mut elsewhere)?;
         let checkpoint = request.model.open(request.bits)?;
         let picture = match request.image.as_os_str().is_empty() {
             true => PICTURE,

@@ -63,7 +63,7 @@ pub(crate) fn attach(
 ) -> Result<()> {
     let observer = Previews {
         map: job.latent_rgb()?.clone(),
-        every: args.preview_every as usize,
+        every: args.preview_every.get(),
         fps: job.settings().fps,
         screen: Some(screen),
         rows: 0,

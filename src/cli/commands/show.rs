@@ -114,7 +114,7 @@ fn command(record: &Metadata, output: &str) -> Vec<String> {
     }
     let prompt = |text: &String| PromptSource::Text(text.clone()).to_string();
     flag("--prompt", prompt(&record.prompt));
-    if !record.settings.negative_prompt.is_empty() {
+    if record.settings.guide_scale.needs_negative() {
         flag(
             "--negative-prompt",
             prompt(&record.settings.negative_prompt),

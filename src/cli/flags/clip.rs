@@ -1,13 +1,16 @@
 //! A clip's inputs, size and sampling.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
-use crate::media::Resize;
+use crate::media::{Fit, Resize};
 use crate::sampling::Solver;
 use clap::Args;
 
-use super::values::{parse_area, parse_cache, parse_guide_scale, parse_interval, parse_size};
+use super::values::{
+    parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
+    parse_prompt, parse_seed, parse_shift, parse_size, parse_steps,
+};
 use super::{
     ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs, ResumeArgs,
 };
@@ -28,27 +31,20 @@ pub(crate) struct GenerateArgs {
     pub(crate) reporting: ReportingArgs,
 }
 
-impl GenerateArgs {
-    /// The paths that are written, besides previews.
-    pub(crate) fn written(&self) -> impl Iterator<Item = &Path> {
-        let OutputArgs {
-            output,
-            strip,
-            dump,
-            ..
-        } = &self.output;
-        [output, strip, dump]
-            .into_iter()
-            .filter_map(|path| path.as_deref())
-    }
-}
-
 /// A clip: whatever its pixels and its file depend on.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct ClipArgs {
-    /// The picture the clip starts with: PNG, JPEG or WebP
-    #[arg(short, long, value_name = "PATH", required = true)]
+    /// The picture the clip starts with: PNG, JPEG, WebP, TIFF, BMP or GIF; - reads standard input
+    ///
+    /// An address that begins with https:// is fetched. On a Mac HEIC and AVIF are read as well.
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        required = true,
+        allow_hyphen_values = true
+    )]
     pub(crate) image: Option<PathBuf>,
 
     /// What happens in the clip; - reads standard input, @PATH a file
@@ -60,6 +56,7 @@ pub(crate) struct ClipArgs {
         long,
         value_name = "TEXT",
         required = true,
+        value_parser = parse_prompt,
         allow_hyphen_values = true
     )]
     pub(crate) prompt: Option<PromptSource>,
@@ -77,7 +74,7 @@ pub(crate) struct ClipArgs {
         short,
         long,
         value_name = "N",
-        allow_negative_numbers = true,
+        value_parser = parse_seed, allow_negative_numbers = true,
         help_heading = "Sampling"
     )]
     pub(crate) seed: Option<u64>,
@@ -86,9 +83,23 @@ pub(crate) struct ClipArgs {
     #[arg(long, value_enum, default_value_t = Resize::Lanczos, help_heading = "Sampling", hide_short_help = true)]
     pub(crate) resize: Resize,
 
+    /// How a picture of another shape is brought into the clip's: its middle, all of it between black
+    /// bars, or stretched [default: crop with --size; the reference stretches to --area, by less than
+    /// 16 pixels]
+    #[arg(long, value_enum, help_heading = "Sampling", hide_short_help = true)]
+    pub(crate) fit: Option<Fit>,
+
+    /// Replace what is at the output's place; without it only what the same command has made is
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub(crate) overwrite: bool,
+
     /// Leave out of the clip's file how it was made (see `wan-i2v show`)
     #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub(crate) no_metadata: bool,
+
+    /// Agree beforehand to fetching the model, and to a run of more than an hour
+    #[arg(short, long, help_heading = "Machine", hide_short_help = true)]
+    pub(crate) yes: bool,
 
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
@@ -101,13 +112,13 @@ pub(crate) struct ClipArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
-    /// The picture the clip ends with: PNG, JPEG or WebP
+    /// The picture the clip ends with
     ///
-    /// Resized like the first one. The clip needs more than one frame.
+    /// Read and resized like the first one. The clip needs more than one frame.
     #[arg(long, value_name = "PATH", help_heading = "Input")]
     pub(crate) last_image: Option<PathBuf>,
 
-    /// What to steer away from; - and @PATH as for --prompt [default: the model's]
+    /// What to steer away from; - and @PATH as for --prompt, '' for nothing [default: the model's]
     #[arg(
         short,
         long,
@@ -131,7 +142,7 @@ pub(crate) struct SamplingArgs {
         short,
         long,
         value_name = "N",
-        allow_negative_numbers = true,
+        value_parser = parse_frames, allow_negative_numbers = true,
         help_heading = "Output"
     )]
     pub(crate) frames: Option<u32>,
@@ -140,13 +151,13 @@ pub(crate) struct SamplingArgs {
     #[arg(
         long,
         value_name = "FPS",
-        allow_negative_numbers = true,
+        value_parser = parse_fps, allow_negative_numbers = true,
         help_heading = "Output"
     )]
     pub(crate) fps: Option<f64>,
 
     /// Denoising steps [default: the model's; Wan2.2 has 40]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = parse_steps, allow_negative_numbers = true)]
     pub(crate) steps: Option<u32>,
 
     /// Solver of the sampling equation
@@ -159,7 +170,7 @@ pub(crate) struct SamplingArgs {
         long,
         hide_short_help = true,
         value_name = "X",
-        allow_negative_numbers = true
+        value_parser = parse_shift, allow_negative_numbers = true
     )]
     pub(crate) shift: Option<f64>,
 

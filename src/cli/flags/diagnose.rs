@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::media::Resize;
+use crate::media::{Fit, Resize};
 use clap::Args;
 
 use super::values::parse_tolerance;
@@ -24,6 +24,10 @@ pub(crate) struct AnalyzeArgs {
     /// How that picture was resized [default: as the clip's file says, or lanczos]
     #[arg(long, value_enum, requires = "image")]
     pub(crate) resize: Option<Resize>,
+
+    /// How it was brought into the clip's shape [default: as the clip's file says, or crop]
+    #[arg(long, value_enum, requires = "image")]
+    pub(crate) fit: Option<Fit>,
 
     /// Print JSON (docs/analyze.md)
     #[arg(long)]

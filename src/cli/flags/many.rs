@@ -7,6 +7,7 @@ use crate::batch::sweep::Axis;
 use crate::util::show::chain;
 use clap::{Args, Command};
 
+use super::values::parse_count;
 use super::{ClipArgs, GenerateArgs, ReportingArgs};
 
 /// Make the clips of a job file (docs/batch.md).
@@ -52,7 +53,7 @@ pub(crate) struct ManyArgs {
 
     /// Clips in flight: N clips share one loading of each expert, and wait in memory meanwhile
     /// [default: 8, or as many as memory allows]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) jobs_at_once: Option<NonZeroUsize>,
 
     /// Check everything and forecast the cost, but make nothing

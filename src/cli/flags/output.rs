@@ -2,24 +2,29 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
+use super::values::parse_count;
 use crate::cli::ui::Style;
 
 /// The outputs of a run.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
     /// Where to write the clip: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
-    /// [default: the picture's name and the seed, .mp4, in the current folder]
+    /// [default: the picture's name and the seed, .mp4, in the current folder, numbered when taken]
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
 
     /// Also write a film strip of numbered frames, as PNG
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     pub(crate) strip: Option<PathBuf>,
+
+    /// Make the folders of what is written when they are missing
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub(crate) parents: bool,
 
     #[command(flatten)]
     pub(crate) preview: PreviewArgs,
@@ -34,6 +39,15 @@ pub(crate) struct OutputArgs {
     pub(crate) dump: Option<PathBuf>,
 }
 
+impl OutputArgs {
+    /// The paths that are written, besides previews.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Path> {
+        [&self.output, &self.strip, &self.dump]
+            .into_iter()
+            .filter_map(|path| path.as_deref())
+    }
+}
+
 /// Pictures while the clip is made.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Output")]
@@ -44,8 +58,8 @@ pub(crate) struct PreviewArgs {
     pub(crate) preview: Option<PathBuf>,
 
     /// Steps between previews
-    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) preview_every: u32,
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "1", value_parser = parse_count, allow_negative_numbers = true)]
+    pub(crate) preview_every: NonZeroUsize,
 }
 
 /// How a run is reported.
@@ -87,7 +101,7 @@ pub(crate) struct ResumeArgs {
     pub(crate) checkpoint: Option<PathBuf>,
 
     /// Save the state after every N steps
-    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true)]
+    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true, value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) checkpoint_every: NonZeroUsize,
 
     /// Don't save the run's state

@@ -1,14 +1,31 @@
 //! Values of flags: the words of the library's enums, and what is more than a number or a word.
 
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
-use crate::media::Resize;
+use crate::media::{Fit, Resize};
 use crate::runtime::{DeviceKind, Precision};
 use crate::sampling::Solver;
+use crate::text::clean;
+use crate::util::limits;
 use crate::util::show::chain;
 use crate::weights::PartName;
 use crate::weights::convert::Bits;
+use anyhow::ensure;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+
+use super::PromptSource;
+
+/// The pixels that sides are multiples of: a latent has 8, a token two of them.
+const SIDES: u32 = 16;
+/// The smallest area that is taken: less is a mistake, such as 720 for 720p.
+const MIN_AREA: u64 = 1024;
+/// Heights that are meant as names of sizes.
+const HEIGHTS: [u64; 3] = [1080, 1440, 2160];
+/// The most of anything that is counted.
+const MAX_COUNT: usize = 1_000_000;
 
 /// Has clap read an enum of the library by these words.
 macro_rules! words {
@@ -30,10 +47,82 @@ macro_rules! words {
 words! {
     Solver { UniPc = "unipc", DpmPlusPlus = "dpm++", Euler = "euler" }
     Resize { Lanczos = "lanczos", Bicubic = "bicubic" }
+    Fit { Crop = "crop", Pad = "pad", Stretch = "stretch" }
     DeviceKind { Gpu = "gpu", Cpu = "cpu" }
     Precision { F32 = "f32", Bf16 = "bf16" }
     Bits { Four = "4", Eight = "8", Sixteen = "16" }
     PartName { HighNoise = "high", LowNoise = "low", Vae = "vae", TextEncoder = "text-encoder" }
+}
+
+/// Reads a number, then has it checked. `what` is expected.
+fn number<T: FromStr + Copy>(
+    text: &str,
+    what: &str,
+    check: impl Fn(T) -> anyhow::Result<()>,
+) -> Result<T, String> {
+    let number = text
+        .trim()
+        .parse()
+        .map_err(|_| format!("expected {what}"))?;
+    check(number).map_err(|error| chain(&error))?;
+    Ok(number)
+}
+
+/// Frames of a clip.
+pub(crate) fn parse_frames(text: &str) -> Result<u32, String> {
+    number(text, "a whole number, such as 81", |frames| {
+        limits::check_frames("", frames)
+    })
+}
+
+/// Frames per second.
+pub(crate) fn parse_fps(text: &str) -> Result<f64, String> {
+    number(text, "a number, such as 16", |fps| {
+        limits::check_fps("", fps)
+    })
+}
+
+/// Denoising steps.
+pub(crate) fn parse_steps(text: &str) -> Result<u32, String> {
+    number(text, "a whole number, such as 40", |steps| {
+        limits::check_steps("", steps)
+    })
+}
+
+/// The schedule's shift.
+pub(crate) fn parse_shift(text: &str) -> Result<f64, String> {
+    number(text, "a number, such as 5", |shift| {
+        limits::check_shift("", shift)
+    })
+}
+
+/// A seed.
+pub(crate) fn parse_seed(text: &str) -> Result<u64, String> {
+    number(
+        text,
+        &format!("a whole number from 0 to {}", u64::MAX),
+        |_| Ok(()),
+    )
+}
+
+/// How many or how often, from 1 on.
+pub(crate) fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
+    let what = format!("a whole number from 1 to {MAX_COUNT}");
+    number(text, &what, |count: NonZeroUsize| {
+        ensure!(count.get() <= MAX_COUNT, "expected {what}");
+        Ok(())
+    })
+}
+
+/// A prompt with something in it, unless it is read from elsewhere.
+pub(crate) fn parse_prompt(text: &str) -> Result<PromptSource, String> {
+    let prompt = PromptSource::from(text.to_owned());
+    match &prompt {
+        PromptSource::Text(text) if clean(text).is_empty() => {
+            Err("it is empty; expected what happens in the clip".into())
+        }
+        _ => Ok(prompt),
+    }
 }
 
 /// `WIDTHxHEIGHT`, in pixels.
@@ -41,7 +130,10 @@ pub(crate) fn parse_size(text: &str) -> Result<Size, String> {
     let sides = text.split_once(['x', 'X', '*']);
     let parsed = sides.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     match parsed {
-        Some((width, height)) => Ok(Size::Exact { width, height }),
+        Some((width, height)) => {
+            limits::check_size("", width, height, SIDES).map_err(|error| chain(&error))?;
+            Ok(Size::Exact { width, height })
+        }
         None => Err("expected WIDTHxHEIGHT in pixels, such as 832x480".into()),
     }
 }
@@ -60,10 +152,19 @@ pub(crate) fn parse_area(text: &str) -> Result<Size, String> {
     match text {
         "480p" => Ok(Size::Area(832 * 480)),
         "720p" => Ok(Size::Area(1280 * 720)),
-        _ => text
-            .parse()
-            .map(Size::Area)
-            .map_err(|_| "expected a number of pixels, 480p or 720p".into()),
+        _ => number(text, "a number of pixels, 480p or 720p", |area| {
+            ensure!(
+                (MIN_AREA..=limits::MAX_AREA).contains(&area) && !HEIGHTS.contains(&area),
+                "expected {MIN_AREA} to {} pixels, 480p or 720p",
+                limits::MAX_AREA
+            );
+            Ok(())
+        })
+        .map(Size::Area)
+        .map_err(|error| match text {
+            "480" | "720" => format!("{error}; {text}p is a size by name"),
+            _ => error,
+        }),
     }
 }
 
@@ -71,7 +172,10 @@ pub(crate) fn parse_area(text: &str) -> Result<Size, String> {
 pub(crate) fn parse_guide_scale(text: &str) -> Result<GuideScale, String> {
     let (low, high) = text.split_once(',').unwrap_or((text, text));
     match (low.trim().parse(), high.trim().parse()) {
-        (Ok(low), Ok(high)) => Ok(GuideScale { low, high }),
+        (Ok(low), Ok(high)) => {
+            limits::check_guide_scale("", low, high).map_err(|error| chain(&error))?;
+            Ok(GuideScale { low, high })
+        }
         _ => Err("expected one number, or two as LOW,HIGH, such as 3.5 or 3.0,4.0".into()),
     }
 }
@@ -82,7 +186,10 @@ pub(crate) fn parse_interval(text: &str) -> Result<GuideInterval, String> {
         .split_once(',')
         .and_then(|(start, end)| Some((start.trim().parse().ok()?, end.trim().parse().ok()?)));
     match parsed {
-        Some((start, end)) => Ok(GuideInterval { start, end }),
+        Some((start, end)) => {
+            limits::check_interval("", start, end).map_err(|error| chain(&error))?;
+            Ok(GuideInterval { start, end })
+        }
         None => Err("expected two shares of the steps as START,END, such as 0,0.5".into()),
     }
 }
@@ -104,7 +211,7 @@ pub(crate) fn parse_tolerance(text: &str) -> Result<f64, String> {
 pub(crate) fn parse_file_size(text: &str) -> Result<u64, String> {
     match text.trim().parse::<f64>() {
         Ok(0.0) => Ok(u64::MAX),
-        Ok(size) if size > 0.0 && size.is_finite() => Ok((size * 1e9) as u64),
-        _ => Err("expected a number of gigabytes, or 0".into()),
+        Ok(size) if (0.001..=1e6).contains(&size) => Ok((size * 1e9) as u64),
+        _ => Err("expected gigabytes from 0.001 to 1000000, or 0 for no limit".into()),
     }
 }

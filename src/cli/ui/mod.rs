@@ -14,7 +14,7 @@ mod units;
 pub(crate) use graphics::Protocol;
 pub(crate) use limits::with_advice;
 pub(crate) use signals::{Listener, Stoppable};
-pub(crate) use stderr::{Style, event, info, style};
+pub(crate) use stderr::{Style, confirm, event, info, style};
 pub(crate) use table::{columns, exit_code};
 pub(crate) use terminal::{print, print_json, print_path, print_raw};
 pub(crate) use transfer::Transfer;

@@ -5,22 +5,31 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::clip::Settings;
+use crate::pipeline::plan::Forecast;
 use crate::pipeline::{
     Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
 };
 use crate::runtime::Device;
 use crate::util::show::Show;
+use anyhow::Result;
 use indicatif::{MultiProgress, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::stderr::{self, Style, event, info, style};
+use super::stderr::{self, Style, confirm, event, info, is_attended, style};
 use super::terminal::{Bar, tell};
 use super::units::{human_bytes, human_time};
+
+/// Seconds from which on a run is asked about.
+const HOUR: f64 = 3600.0;
 
 /// A reporter of a run in the chosen style. Bars are on `console`, whose
 /// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
 /// turns, if there are several.
-pub(crate) fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Progress> {
+pub(crate) fn reporter(
+    console: MultiProgress,
+    names: Vec<String>,
+    outlook: Outlook,
+) -> Box<dyn Progress> {
     let clips = Clips { names };
     match style() {
         Style::Bar => Box::new(Bars {
@@ -28,9 +37,14 @@ pub(crate) fn reporter(console: MultiProgress, names: Vec<String>) -> Box<dyn Pr
             clips,
             bar: None,
             due: Due::default(),
+            outlook,
         }),
-        Style::Plain => Box::new(PlainLines { clips, phase: None }),
-        Style::Json => Box::new(Json { clips }),
+        Style::Plain => Box::new(PlainLines {
+            clips,
+            phase: None,
+            outlook,
+        }),
+        Style::Json => Box::new(Json { clips, outlook }),
         Style::None | Style::Quiet => Box::new(Warnings { clips }),
     }
 }
@@ -53,6 +67,40 @@ impl Clips {
         self.named(clip).map_or(String::new(), |(clip, name)| {
             format!("{}/{} {name}: ", clip + 1, self.names.len())
         })
+    }
+}
+
+/// How long a clip's phases will take, as far as it is forecast.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outlook(Vec<(Phase, f64)>);
+
+impl Outlook {
+    pub(crate) fn of(forecast: &Forecast) -> Self {
+        let phases = forecast.phases.iter();
+        Self(
+            phases
+                .filter_map(|of| Some((of.phase, of.seconds?)))
+                .collect(),
+        )
+    }
+
+    /// Seconds until the clip is complete when `phase` begins, of which `done` of `units` are.
+    fn from(&self, phase: Phase, done: usize, units: usize) -> Option<f64> {
+        let own = self.0.iter().filter(|(of, _)| *of == phase);
+        let own: f64 = own.map(|(_, seconds)| seconds).sum();
+        let share = 1.0 - done as f64 / units.max(1) as f64;
+        Some(own * share + self.after(phase)?)
+    }
+
+    /// Seconds that all phases after `phase` take.
+    fn after(&self, phase: Phase) -> Option<f64> {
+        let at = self.0.iter().rposition(|(of, _)| *of == phase)?;
+        Some(self.0[at + 1..].iter().map(|(_, seconds)| seconds).sum())
+    }
+
+    /// Seconds until the clip is complete after a step.
+    fn left(&self, step: &StepReport) -> Option<f64> {
+        Some(step.left? + self.after(Phase::Denoising).unwrap_or_default())
     }
 }
 
@@ -99,6 +147,7 @@ struct Bars {
     clips: Clips,
     bar: Option<Bar>,
     due: Due,
+    outlook: Outlook,
 }
 
 impl Bars {
@@ -106,9 +155,9 @@ impl Bars {
         let template = match phase {
             // As long as the message leaves room for it.
             Phase::Denoising => "{prefix:>9} [{wide_bar}] {pos}/{len}  {elapsed}{left}  {msg}",
-            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}  {wide_msg}",
+            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}{left}  {wide_msg}",
         };
-        self.set_due(None);
+        self.set_due(self.outlook.from(phase, done, units));
         let due = Arc::clone(&self.due);
         let left = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
             let due = due.lock().ok().and_then(|due| *due);
@@ -159,7 +208,7 @@ impl Progress for Bars {
                 }
             }
             EventKind::Step(step) => {
-                self.set_due(step.left);
+                self.set_due(self.outlook.left(&step));
                 self.message(
                     &label,
                     &format!(
@@ -202,6 +251,7 @@ impl Progress for Bars {
 struct PlainLines {
     clips: Clips,
     phase: Option<Phase>,
+    outlook: Outlook,
 }
 
 impl Progress for PlainLines {
@@ -219,15 +269,18 @@ impl Progress for PlainLines {
             | EventKind::Saved { .. }
             | EventKind::Made(_)
             | EventKind::Failed(_) => {}
-            EventKind::Step(step) => tell(&format!("{label}{}", step_line(&step))),
+            EventKind::Step(step) => tell(&format!(
+                "{label}{}",
+                step_line(&step, self.outlook.left(&step))
+            )),
             EventKind::PhaseFinished(report) => tell(&format!("{label}{}", phase_line(&report))),
             EventKind::Warning(text) => stderr::warning(&format!("{label}{text}")),
         }
     }
 }
 
-fn step_line(step: &StepReport) -> String {
-    let left = match step.left {
+fn step_line(step: &StepReport, left: Option<f64>) -> String {
+    let left = match left {
         Some(left) if step.step < step.steps => format!(", {} left", human_time(left)),
         _ => String::new(),
     };
@@ -248,6 +301,7 @@ fn step_line(step: &StepReport) -> String {
 #[derive(Debug)]
 struct Json {
     clips: Clips,
+    outlook: Outlook,
 }
 
 impl Progress for Json {
@@ -263,7 +317,12 @@ impl Progress for Json {
         match happened.kind {
             EventKind::PhaseStarted { phase, units, done } => event(
                 "phase_start",
-                json!({ "phase": phase.to_string(), "units": units, "done": done }),
+                json!({
+                    "phase": phase.to_string(),
+                    "units": units,
+                    "done": done,
+                    "left": self.outlook.from(phase, done, units),
+                }),
             ),
             EventKind::Loading(network) => {
                 event("load_start", json!({ "network": network.to_string() }));
@@ -287,6 +346,7 @@ impl Progress for Json {
                     "passes": passes(step.passes),
                     "seconds": step.seconds,
                     "eta": step.left,
+                    "left": self.outlook.left(&step),
                     "memory": memory(step.memory),
                 }),
             ),
@@ -357,6 +417,47 @@ pub(crate) fn start(clip: &Settings, device: Device, output: &Path) {
         clip.fps,
         sampling(clip, device)
     );
+}
+
+/// Tells that the clip was made before.
+pub(crate) fn there(output: &Path) {
+    if style() == Style::Json {
+        let output = output.to_string_lossy();
+        return event("there", json!({ "output": output }));
+    }
+    info!("{}: the same command has made it before", output.shown());
+    stderr::hint("--overwrite makes it again");
+}
+
+/// Tells what is about to be computed, and asks before it takes more than an hour.
+///
+/// # Errors
+/// When the answer is no.
+pub(crate) fn forecast(
+    seconds: Option<f64>,
+    peak_bytes: u64,
+    passes: usize,
+    yes: bool,
+) -> Result<()> {
+    if style() == Style::Json {
+        event(
+            "forecast",
+            json!({ "seconds": seconds, "peak_bytes": peak_bytes, "passes": passes }),
+        );
+        return Ok(());
+    }
+    let time = seconds.map_or(String::new(), |time| {
+        format!("about {}, ", human_time(time))
+    });
+    let text = format!(
+        "forecast: {time}{} of memory, {passes} passes",
+        human_bytes(peak_bytes)
+    );
+    if seconds.is_some_and(|seconds| seconds > HOUR) && !yes && is_attended() {
+        return confirm(&text, "--yes agrees beforehand");
+    }
+    info!("{text}");
+    Ok(())
 }
 
 fn sampling(clip: &Settings, device: Device) -> String {
@@ -433,7 +534,7 @@ impl Many {
     pub(crate) fn new(names: Vec<String>) -> Self {
         let console = MultiProgress::new();
         Self {
-            inner: reporter(console.clone(), Vec::new()),
+            inner: reporter(console.clone(), Vec::new(), Outlook::default()),
             console,
             names,
         }
@@ -447,7 +548,7 @@ impl Many {
     /// Reports what is about to be made: `there` of the clips exist, `failed` cannot be made.
     /// `fields` are the event's own.
     pub(crate) fn begin(&mut self, there: usize, failed: usize, at_once: usize, mut fields: Value) {
-        self.inner = reporter(self.console.clone(), self.names.clone());
+        self.inner = reporter(self.console.clone(), self.names.clone(), Outlook::default());
         let clips = self.names.len();
         if style() == Style::Json {
             fields["version"] = env!("CARGO_PKG_VERSION").into();

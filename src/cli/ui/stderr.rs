@@ -1,11 +1,13 @@
 //! Messages and events on stderr, in the chosen style. Nobody has to read them: a run continues when
 //! they cannot be written.
 
+use std::io::IsTerminal;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 use crate::pipeline::plan::shortage;
 use crate::runtime::{self, Device, DeviceKind};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
@@ -114,6 +116,29 @@ pub(crate) fn warn_of_shortage(device: Device, peak_bytes: u64) {
     {
         warning(&text);
     }
+}
+
+/// Asks whether to go on with what takes long or much. `hint` says how to agree beforehand.
+///
+/// # Errors
+/// When the answer is no, or there is nobody to ask.
+pub(crate) fn confirm(what: &str, hint: &str) -> Result<()> {
+    ensure!(
+        is_attended(),
+        "{what}, and nobody can be asked\nhint: {hint}"
+    );
+    terminal::ask(&format!("{what}. Go on? [y/N] "));
+    let mut answer = String::new();
+    // An end of the input is a no.
+    let _ = std::io::stdin().read_line(&mut answer);
+    let agreed = ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+    ensure!(agreed, "{what}, which was not agreed to\nhint: {hint}");
+    Ok(())
+}
+
+/// Whether somebody sees questions and can answer them.
+pub(crate) fn is_attended() -> bool {
+    std::io::stdin().is_terminal() && terminal::is_seen() && style() != Style::Json
 }
 
 /// Why the run ends with `exit_code`.

@@ -78,6 +78,12 @@ pub(crate) fn tell(text: &str) {
     say(&plain(text, ""));
 }
 
+/// Writes a question to stderr, with the cursor behind it.
+pub(crate) fn ask(text: &str) {
+    // Nobody has to read it.
+    let _ = draw(plain(text, "").as_bytes());
+}
+
 /// Writes a message of a kind to stderr.
 pub(crate) fn tell_kind(kind: &str, text: &str) {
     say(&message(kind, text));

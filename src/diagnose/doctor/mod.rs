@@ -146,7 +146,12 @@ pub struct Settings {
     pub budget: Budget,
     /// Whether what loads text encoder and experts is left out.
     pub quick: bool,
+    /// Whether the model's weights are there, not their heads alone.
+    pub has_weights: bool,
 }
+
+/// Why what needs weights is not looked at.
+const NOT_PULLED: &str = "the model is on the hub alone: wan-i2v pull fetches it";
 
 /// Looks at everything; `hear` is told of each check as it ends.
 ///
@@ -184,6 +189,9 @@ pub fn examine(
 }
 
 fn round_trip(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
+    if !round.settings.has_weights {
+        return round.skip(Group::Vae, "round trip", NOT_PULLED);
+    }
     let device = round.settings.device;
     let start = Instant::now();
     match vae::round_trip(checkpoint, device, round.settings.budget.bytes) {
@@ -200,7 +208,11 @@ fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
         device,
         budget,
         quick,
+        has_weights,
     } = round.settings;
+    if !has_weights {
+        return round.skip(Group::Guidance, NAME, NOT_PULLED);
+    }
     if quick {
         let why = "--quick: the text encoder and both experts would have to be loaded";
         return round.skip(Group::Guidance, NAME, why);

@@ -5,7 +5,7 @@ use image::RgbImage;
 use mlx_rs::Array;
 use ndarray::Array3;
 
-use crate::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use crate::clip::{CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings};
 use crate::model::MemoryPlan;
 use crate::pipeline::{Condition, Silent, decode_clip, encode_condition};
 use crate::runtime::Device;
@@ -39,6 +39,7 @@ pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Settings {
         cache: CacheSettings::default(),
         seed: SEED,
         resize: Resize::Lanczos,
+        fit: Fit::Crop,
         negative_prompt: settings.negative_prompt.clone(),
     }
 }

@@ -70,6 +70,11 @@ impl Heads {
         })
     }
 
+    /// The folder that they are in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// What the model, or the one file named, is.
     ///
     /// # Errors

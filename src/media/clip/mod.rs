@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
 pub(crate) use output::check_file;
-pub use output::{OutputKind, check_writable, remove_stale};
+pub use output::{OutputKind, check_writable, frame_files, is_taken, remove_stale};
 pub(super) use png::frame_index;
 pub use png::is_frame_name;
 

@@ -53,7 +53,9 @@ impl OutputKind {
 /// When the path's kind is unknown, the folder it is to be created in does not exist or nothing can
 /// be created there, or something of another kind is in the way.
 pub fn check_writable(path: &Path) -> Result<()> {
-    match OutputKind::from_path(path)? {
+    let kind = OutputKind::from_path(path)?;
+    check_place(path)?;
+    match kind {
         OutputKind::Mp4 | OutputKind::Gif => temporary::file(path).map(drop),
         OutputKind::Frames => temporary_folder(path).map(drop),
     }
@@ -73,7 +75,43 @@ pub(crate) fn check_file(path: &Path, what: &str, extension: &str) -> Result<()>
         "{}: is a folder\nhint: name a file in it",
         path.shown()
     );
+    check_place(path)?;
     temporary::file(path).map(drop)
+}
+
+/// Refuses a link, whose target would not be replaced, and a missing folder.
+fn check_place(path: &Path) -> Result<()> {
+    ensure!(
+        path.is_dir() || !path.is_symlink(),
+        "cannot write {}: it is a link\nhint: name the file that it leads to, or remove it",
+        path.shown()
+    );
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        bail!(
+            "cannot write {}: the folder {} does not exist\nhint: create it first; --parents has a \
+             run do that",
+            path.shown(),
+            folder.shown()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a clip, or another file, at `path` would replace something: a folder counts by its frames.
+pub fn is_taken(path: &Path) -> bool {
+    match path.is_dir() {
+        true => frame_files(path).next().is_some(),
+        false => fs::symlink_metadata(path).is_ok(),
+    }
+}
+
+/// The frames in a folder.
+pub fn frame_files(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| is_frame_name(&entry.file_name()))
 }
 
 /// A temporary folder for the frames of `path`: inside it if it exists, else beside it; removed

@@ -22,6 +22,8 @@ const HEADS: i32 = 8;
 const HEAD_DIM: i32 = 128;
 /// Bits of the unpacked weights, of which the size in memory depends little: they are written dense.
 const BITS: i32 = 4;
+/// Operations that take longer than measuring does.
+const LONG: u64 = 20_000_000_000_000;
 /// Every kernel is measured for at least this long.
 const SECONDS: f64 = 0.3;
 
@@ -49,32 +51,44 @@ impl Rates {
             + bytes as f64 / self.copies
     }
 
+    /// This machine's rates for a forecast of so much work. Where none are kept, they are measured when
+    /// the work takes longer than that; a machine that cannot be measured has none.
+    pub fn for_work(device: Device, work: Operations) -> Option<Self> {
+        let is_long = work.total() > LONG;
+        match Self::kept(&Self::machine(device)) {
+            Some(kept) => Some(kept),
+            None => is_long.then(|| Self::of_machine(device, true).ok())?,
+        }
+    }
+
+    fn machine(device: Device) -> String {
+        format!(
+            "{}, MLX {}, {}",
+            runtime::machine(),
+            runtime::mlx_version(),
+            device.dtype
+        )
+    }
+
+    fn kept(machine: &str) -> Option<Self> {
+        let kept = read_small(&cache_file()?, MAX_OWN).ok()?;
+        let rates = serde_json::from_slice::<Self>(&kept).ok()?;
+        (rates.machine == machine && rates.are_plausible()).then_some(rates)
+    }
+
     /// This machine's rates: kept ones unless they are wanted `anew`, or measured in about a second
     /// and kept.
     ///
     /// # Errors
     /// When MLX cannot compute.
     pub fn of_machine(device: Device, anew: bool) -> Result<Self> {
-        let machine = format!(
-            "{}, MLX {}, {}",
-            runtime::machine(),
-            runtime::mlx_version(),
-            device.dtype
-        );
-        let file = cache_file();
-        if !anew
-            && let Some(kept) = file
-                .as_ref()
-                .and_then(|file| read_small(file, MAX_OWN).ok())
-            && let Ok(rates) = serde_json::from_slice::<Self>(&kept)
-            && rates.machine == machine
-            && rates.are_plausible()
-        {
-            return Ok(rates);
+        let machine = Self::machine(device);
+        if let Some(kept) = Self::kept(&machine).filter(|_| !anew) {
+            return Ok(kept);
         }
         let rates = Self::measure(device, machine)?;
         // That it is measured again next time is no reason to fail.
-        let _ = file.map(|file| rates.keep(&file));
+        let _ = cache_file().map(|file| rates.keep(&file));
         Ok(rates)
     }
 

@@ -8,7 +8,7 @@ use super::{Forecast, Inputs, Rates, forecast};
 use crate::clip::{Options, Request, Settings, Size};
 use crate::model::MemoryPlan;
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::runtime::Device;
+use crate::runtime::{Device, machine_memory};
 use crate::weights::{Bits, Checkpoint, LoadBits};
 
 /// Bytes that the program takes besides its arrays: code, threads, buffers of the media libraries.
@@ -166,13 +166,30 @@ pub fn refusal(clip: Clip<'_>, device: Device, budget: Budget, least: &Forecast)
             gigabytes(phase.weight_bytes),
         );
     }
-    let others = alternatives(clip, device, budget);
+    message
+        + "\nhint: "
+        + &advice(
+            &alternatives(clip, device, budget),
+            needed,
+            machine_memory(),
+        )
+}
+
+/// What makes a clip fit that needs so many bytes: other flags, or a larger budget where the machine has
+/// the memory.
+fn advice(others: &[String], needed: u64, machine: u64) -> String {
     // Rounded up, so that what is named is enough.
-    let enough = gigabytes(needed + needed / 50);
-    let more = format!("allow more with --memory-budget {enough}");
-    match others.is_empty() {
-        true => message + "\nhint: " + &more,
-        false => message + "\nhint: it fits with " + &others.join(", or ") + "; or " + &more,
+    let enough = needed + needed / 50;
+    let fits = format!("it fits with {}", others.join(", or "));
+    let more = format!("allow more with --memory-budget {}", gigabytes(enough));
+    match (others.is_empty(), enough <= machine) {
+        (true, true) => more,
+        (true, false) => format!(
+            "this machine has {} GB of memory; a larger one, or a smaller model, can make the clip",
+            gigabytes(machine)
+        ),
+        (false, true) => format!("{fits}; or {more}"),
+        (false, false) => fits,
     }
 }
 
@@ -303,6 +320,23 @@ mod tests {
             assert_eq!(found, most, "{frames}, {limit}");
             assert!(tries.get() <= 10, "{}", tries.get());
         }
+    }
+
+    #[test]
+    fn no_more_memory_is_advised_than_the_machine_has() {
+        let others = ["--bits 4".to_owned(), "--frames 5".to_owned()];
+        let gb = 1_000_000_000;
+        let both = "it fits with --bits 4, or --frames 5";
+        assert_eq!(
+            advice(&others, 10 * gb, 16 * gb),
+            format!("{both}; or allow more with --memory-budget 10.2")
+        );
+        assert_eq!(advice(&others, 16 * gb, 16 * gb), both);
+        assert_eq!(
+            advice(&[], gb, 16 * gb),
+            "allow more with --memory-budget 1.02"
+        );
+        assert!(advice(&[], 20 * gb, 16 * gb).starts_with("this machine has 16.0 GB"));
     }
 
     #[test]

@@ -71,6 +71,23 @@ pub struct Forecast {
     pub seconds: Option<f64>,
 }
 
+impl Forecast {
+    /// All operations.
+    pub fn operations(&self) -> Operations {
+        let all = self.phases.iter().map(|phase| phase.operations);
+        all.fold(Operations::default(), |sum, one| sum + one)
+    }
+
+    /// The same with times at a machine's rates.
+    pub fn timed(mut self, rates: Option<&Rates>) -> Self {
+        for phase in &mut self.phases {
+            phase.seconds = rates.map(|rates| rates.seconds(phase.operations, phase.weight_bytes));
+        }
+        self.seconds = self.phases.iter().map(|phase| phase.seconds).sum();
+        self
+    }
+}
+
 /// The steps of an expert: all of them, and those that are guided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Steps {

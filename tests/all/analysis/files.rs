@@ -8,11 +8,11 @@ use image::{DynamicImage, RgbImage};
 use npyz::{WriteOptions, WriterBuilder};
 use tempfile::TempDir;
 use wan_i2v::diagnose::analyze::{self, Symptom, analyze};
-use wan_i2v::media::Resize;
 use wan_i2v::media::clip::{ClipSpec, ClipWriter};
 use wan_i2v::media::metrics::psnr;
 use wan_i2v::media::picture::Picture;
 use wan_i2v::media::read;
+use wan_i2v::media::{Fit, Resize};
 
 use super::drawn::{HEIGHT, WIDTH, moving, with_checkerboard};
 
@@ -145,7 +145,7 @@ fn the_picture_is_resized_as_the_clip_was() {
     let frames = folder.path().join("frames/");
     write(&frames, &[first(Resize::Bicubic)]);
     let psnr = |resize| {
-        let report = analyze::file(&frames, Some((&picture, resize))).unwrap();
+        let report = analyze::file(&frames, Some((&picture, resize, Fit::Stretch))).unwrap();
         report.first_frame.unwrap().psnr
     };
     assert_eq!(psnr(Resize::Bicubic), None);

@@ -84,7 +84,12 @@ impl Bench {
         command.arg("--image").arg(image);
         command.arg(format!("--prompt={prompt}"));
         command.args(["--size=32x32", "--frames=1", "--steps=1", "--seed=7"]);
-        command.args(["--device=cpu", "--no-checkpoint", "--output=clip.mp4"]);
+        command.args([
+            "--device=cpu",
+            "--no-checkpoint",
+            "--output=clip.mp4",
+            "--overwrite",
+        ]);
         command
     }
 
@@ -171,7 +176,7 @@ fn pictures_that_are_none_are_refused() {
     let frame = huge.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     huge[frame + 5..frame + 9].fill(0xff);
     let bmp = [&b"BM"[..], &[0; 60]].concat();
-    let none = "no PNG, JPEG or WebP";
+    let none = "no PNG, JPEG, WebP, TIFF, BMP or GIF";
     for (name, bytes, part) in [
         ("empty.png", Vec::new(), "is empty"),
         ("text.png", b"not a picture".to_vec(), none),
@@ -191,14 +196,18 @@ fn pictures_that_are_none_are_refused() {
         ("cut.webp", webp[..webp.len() - 9].to_vec(), "cut off"),
         ("riff.webp", riff, "cut off"),
         ("riff-alone.webp", b"RIFF\x04\0\0\0WEBP".to_vec(), "damaged"),
-        ("moving.gif", b"GIF89a\x10\0\x10\0\0\0\0;".to_vec(), none),
+        (
+            "moving.gif",
+            b"GIF89a\x10\0\x10\0\0\0\0;".to_vec(),
+            "damaged",
+        ),
         (
             "phone.heic",
             b"\0\0\0\x18ftypheic\0\0\0\0mif1".to_vec(),
             "HEIC",
         ),
-        ("scan.tiff", b"II*\0\x08\0\0\0\0\0".to_vec(), none),
-        ("old.bmp", bmp, none),
+        ("scan.tiff", b"II*\0\x08\0\0\0\0\0".to_vec(), "damaged"),
+        ("old.bmp", bmp, "damaged"),
         (
             "drawing.svg",
             b"<svg xmlns='http://www.w3.org/2000/svg'/>".to_vec(),

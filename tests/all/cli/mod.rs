@@ -4,6 +4,7 @@ mod analyze;
 mod batch;
 mod endless;
 mod ends;
+mod existing;
 mod faults;
 mod foreign;
 mod help;
@@ -13,6 +14,7 @@ mod metadata;
 mod previews;
 mod progress;
 mod prompts;
+mod questions;
 mod refusals;
 mod resume;
 mod running;
@@ -83,8 +85,13 @@ impl Bench {
         command
     }
 
-    /// A small run to `output`, with more flags.
+    /// A small run to `output`, with more flags, whatever is there.
     fn small(&self, output: &str, more: &[&str]) -> Ran {
+        self.careful(output, &[more, &["--overwrite"]].concat())
+    }
+
+    /// A small run to `output`, with more flags.
+    fn careful(&self, output: &str, more: &[&str]) -> Ran {
         let mut command = self.command();
         command.args(["--prompt", "a cat in the rain", "--output", output]);
         for (flag, value) in [

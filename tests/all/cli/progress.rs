@@ -31,7 +31,8 @@ fn json_tells_everything_in_order() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(ran.stdout, b"clip.mp4\n");
     let events = ran.events();
-    let (first, last) = (&events[0], events.last().unwrap());
+    // How the picture is fitted comes before.
+    let (first, last) = (&events[1], events.last().unwrap());
     assert_eq!(first["event"], "start");
     assert_eq!(last["event"], "result");
     let settings = &first["settings"];
@@ -103,14 +104,14 @@ fn json_tells_everything_in_order() {
 #[test]
 fn json_is_all_there_is_on_stderr_even_of_errors_and_warnings() {
     let bench = Bench::new("a");
-    let ran = bench.small("clip.mp4", &[&JSON[..], &["--frames", "6"]].concat());
+    let ran = bench.small("clip.mp4", &[&JSON[..], &["--size", "8192x8192"]].concat());
     assert_eq!(ran.code, Some(1));
     let events = ran.events();
     assert_eq!(events.len(), 1, "{}", ran.stderr);
     assert_eq!(events[0]["event"], "error");
     assert_eq!(events[0]["exit_code"], 1);
     let message = events[0]["message"].as_str().unwrap();
-    assert!(message.contains("--frames 6"), "{message}");
+    assert!(message.contains("8192x8192"), "{message}");
 
     let unheard = ["--negative-prompt", "a dog", "--guide-scale", "1"];
     let ran = bench.small("clip.mp4", &[&JSON[..], &unheard].concat());
@@ -136,14 +137,21 @@ fn quiet_and_none_leave_out_what_they_say() {
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
     bench
         .small("clip.mp4", &["--quiet", "--frames", "6"])
-        .assert_refused(1, &["error: --frames 6"]);
+        .assert_refused(2, &["error: invalid value '6' for '--frames"]);
 
     let ran = bench.small("clip.mp4", &["--progress", "none"]);
     let lines: Vec<&str> = ran.stderr.lines().collect();
-    assert_eq!(lines.len(), 3, "{}", ran.stderr);
-    assert!(lines[0].starts_with("32 x 32 pixels, 5 frames"));
-    assert!(lines[1].starts_with("done in "));
-    assert!(lines[2].starts_with("clip.mp4: 5 frames"));
+    let expected = [
+        "--image: 40 x 36 pixels, cropped",
+        "32 x 32 pixels, 5 frames",
+        "forecast: ",
+        "done in ",
+        "clip.mp4: 5 frames",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{}", ran.stderr);
+    for (line, start) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start), "{line}");
+    }
 
     bench
         .small("clip.mp4", &["--quiet", "--progress", "plain"])

@@ -12,7 +12,7 @@ impl Bench {
         let mut command = self.command();
         command.args(["--size=32x32", "--frames=1", "--steps=1", "--seed=7"]);
         command
-            .args(["--device=cpu", "--output=clip.mp4"])
+            .args(["--device=cpu", "--output=clip.mp4", "--overwrite"])
             .args(flags);
         command
             .stdin(Stdio::piped())

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use image::RgbImage;
 use npyz::NpyFile;
 
 use crate::cli::{Bench, names, program, run};
@@ -178,19 +179,23 @@ fn every_setting_changes_the_clip() {
     ran.assert_wrote("off/");
     let warning = "warning: --negative-prompt has no effect";
     assert!(ran.stderr.contains(warning), "{}", ran.stderr);
-    // An empty negative prompt is the model's, as is none.
+    // An empty negative prompt is none, not the model's.
     let empty = frames("empty", &[&steps[..], &["--negative-prompt", ""]].concat());
-    assert!(empty == clips[0].1);
+    assert!(clips.iter().all(|(_, clip)| *clip != empty));
+    let mut show = program();
+    let shown = run(show.current_dir(bench.work.path()).args(["show", "empty"]));
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("--negative-prompt '' "), "{shown}");
 }
 
 #[test]
 fn the_picture_decides_the_shape_of_an_area() {
     let bench = Bench::new("a");
     let one = ["--frames", "1", "--steps", "1", "--guide-scale", "1"];
-    let ran = bench.small("clip.mp4", &[&one[..], &["--area", "2000"]].concat());
+    let ran = bench.small("clip.mp4", &[&one[..], &["--area", "5000"]].concat());
     ran.assert_wrote("clip.mp4");
-    // sqrt(2000 * 40 / 36) = 47.1 and sqrt(2000 * 36 / 40) = 42.4, rounded down to 16.
-    assert!(ran.stderr.contains("32 x 32 pixels"), "{}", ran.stderr);
+    // sqrt(5000 * 40 / 36) = 74.5 and sqrt(5000 * 36 / 40) = 67.1, rounded down to 16.
+    assert!(ran.stderr.contains("64 x 64 pixels"), "{}", ran.stderr);
     // The names are settled with the checkpoint in hand; that there is none shows they parse.
     for area in ["480p", "720p"] {
         let more = ["--area", area, "--model", "nowhere"];
@@ -225,7 +230,13 @@ fn prompts_of_any_kind_are_taken() {
     let small = ["--frames", "1", "--steps", "1", "--guide-scale", "1"];
     let with = |prompt: &str| {
         let mut command = bench.command();
-        command.args([&small[..], &["--size", "16x16", "--output", "clip.mp4"]].concat());
+        command.args(
+            [
+                &small[..],
+                &["--size", "16x16", "--overwrite", "--output", "clip.mp4"],
+            ]
+            .concat(),
+        );
         let ran = run(command.arg(format!("--prompt={prompt}")));
         ran.assert_wrote("clip.mp4");
         ran.stderr
@@ -332,4 +343,83 @@ fn a_reader_that_goes_away_does_not_end_the_run() {
     drop(child.stderr.take());
     assert!(child.wait_with_output().unwrap().status.success());
     assert!(bench.path("clip.mp4").is_file());
+}
+
+#[test]
+fn a_picture_of_another_shape_is_cropped_padded_or_stretched() {
+    let bench = Bench::new("a");
+    // A bright middle between dark sides.
+    let wide = RgbImage::from_fn(64, 32, |x, _| {
+        image::Rgb([if (16..48).contains(&x) { 250 } else { 20 }; 3])
+    });
+    let path = bench.path("wide.png");
+    wide.save(&path).unwrap();
+    let fitted = |name: &str, more: &[&str]| {
+        let mut command = program();
+        command
+            .current_dir(bench.work.path())
+            .args(["-i", "wide.png", "-p", "x"]);
+        command.args(["--frames", "1", "--steps", "1", "--seed", "1", "-o", name]);
+        let ran = run(command.args(more));
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stderr
+    };
+    let note = |stderr: &str| {
+        stderr
+            .lines()
+            .find(|line| line.starts_with("--image: "))
+            .map(str::to_owned)
+    };
+    let crop = note(&fitted("crop.mp4", &[])).unwrap();
+    assert!(
+        crop.contains("64 x 32 pixels, cropped to 32 x 32"),
+        "{crop}"
+    );
+    let pad = note(&fitted("pad.mp4", &["--fit", "pad"])).unwrap();
+    assert!(pad.contains("64 x 32 between black bars"), "{pad}");
+    let stretch = note(&fitted("stretch.mp4", &["--fit", "stretch"])).unwrap();
+    assert!(stretch.contains("stretched"), "{stretch}");
+    // Its own shape has nothing to be said.
+    assert_eq!(note(&fitted("same.mp4", &["--size", "64x32"])), None);
+    // Another fit is another clip.
+    let mut show = program();
+    let shown = run(show
+        .current_dir(bench.work.path())
+        .args(["show", "pad.mp4"]));
+    assert!(
+        String::from_utf8(shown.stdout)
+            .unwrap()
+            .contains("--fit pad")
+    );
+}
+
+#[test]
+fn a_picture_comes_from_standard_input() {
+    use std::process::Stdio;
+    let bench = Bench::new("a");
+    let mut command = program();
+    command.current_dir(bench.work.path());
+    command.args([
+        "-i", "-", "-p", "x", "--frames", "1", "--steps", "1", "--seed", "5",
+    ]);
+    command.stdin(fs::File::open(bench.picture()).unwrap());
+    run(&mut command).assert_wrote("picture-5.mp4");
+    command.stdin(Stdio::null());
+    run(&mut command).assert_refused(1, &["--image", "the file is empty"]);
+    let mut both = program();
+    let ran = run(both.args(["-i", "-", "-p", "-"]).stdin(Stdio::null()));
+    ran.assert_refused(1, &["--image - and --prompt -"]);
+}
+
+#[test]
+fn a_run_begins_with_its_forecast() {
+    let bench = Bench::new("a");
+    let ran = bench.small("clip.mp4", &[]);
+    let line = ran
+        .stderr
+        .lines()
+        .find(|line| line.starts_with("forecast: "));
+    let line = line.unwrap_or_else(|| panic!("{}", ran.stderr));
+    assert!(line.contains("of memory, 4 passes"), "{line}");
+    assert!(ran.stderr.find("forecast: ") < ran.stderr.find("text: loading"));
 }

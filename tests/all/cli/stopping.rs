@@ -135,7 +135,8 @@ fn two_runs_never_write_one_clip() {
 fn where_and_how_often_the_state_is_kept() {
     let bench = Bench::new("a");
     let saved = |more: &[&str]| {
-        let (code, events) = Running::start(&mut bench.clip("clip.mp4", more)).end();
+        let again = [more, &["--overwrite"]].concat();
+        let (code, events) = Running::start(&mut bench.clip("clip.mp4", &again)).end();
         assert_eq!(code, Some(0));
         let saved = events.iter().filter(|e| e["event"] == "saved");
         saved
@@ -161,7 +162,7 @@ fn where_and_how_often_the_state_is_kept() {
         (
             &["--checkpoint-every", "0"][..],
             2,
-            &["--checkpoint-every", "zero"][..],
+            &["--checkpoint-every", "from 1 to"][..],
         ),
         (
             &["--no-checkpoint", "--checkpoint", "a"],
@@ -174,12 +175,13 @@ fn where_and_how_often_the_state_is_kept() {
             &["--checkpoint", "nowhere"],
         ),
     ] {
-        run(&mut bench.clip("clip.mp4", flags)).assert_refused(code, parts);
+        let flags = [flags, &["--overwrite"]].concat();
+        run(&mut bench.clip("clip.mp4", &flags)).assert_refused(code, parts);
     }
     let picture = fs::read(bench.picture()).unwrap();
     let picture_path = bench.picture().into_os_string().into_string().unwrap();
     for more in [&[][..], &["--resume", "never"]] {
-        let flags = [&["--checkpoint", &picture_path], more].concat();
+        let flags = [&["--checkpoint", &picture_path, "--overwrite"], more].concat();
         run(&mut bench.clip("clip.mp4", &flags)).assert_refused(1, &["no saved run"]);
         assert!(fs::read(bench.picture()).unwrap() == picture);
     }

@@ -48,9 +48,45 @@ fn a_model_is_pulled_once_and_used_by_name() {
     ]);
     assert!(bench.server.log().is_empty(), "offline is offline");
 
-    // Not there yet: fetched first.
+    // Not there yet: nothing is fetched unasked, but what describes it.
     let snapshot = bench.repo_folder().join("snapshots").join(COMMIT);
-    let ran = bench.run(&clip("owner/model", "a.mp4"));
+    bench.run(&clip("owner/model", "a.mp4")).assert_fails(&[
+        "--model owner/model: not on this machine",
+        "11.6 MB are to be fetched",
+        "wan-i2v pull owner/model",
+        "--yes",
+    ]);
+    let ran = bench.run(&["plan", "-m", "owner/model", "--frames", "5", "--steps", "2"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("denoising (low-noise)"),
+        "{}",
+        ran.stdout
+    );
+    let ran = bench.run(&["doctor", "-m", "owner/model", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("on the hub alone"), "{}", ran.stdout);
+    fs::write(
+        bench.folder.path().join("jobs.jsonl"),
+        r#"{"image": "start.png", "prompt": "x", "model": "owner/model", "frames": 5}"#,
+    )
+    .unwrap();
+    let batch = ["batch", "jobs.jsonl", "--output-dir", "out", "--dry-run"];
+    let ran = bench.run(&batch);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    for source in [
+        &["convert", "owner/model", "converted"][..],
+        &["compare", "owner/model", "x"],
+    ] {
+        bench
+            .run(source)
+            .assert_fails(&["wan-i2v pull owner/model"]);
+    }
+    assert!(!snapshot.exists());
+    bench.server.log();
+
+    // Agreed to: fetched first.
+    let ran = bench.run(&[&clip("owner/model", "a.mp4")[..], &["--yes"]].concat());
     assert_eq!(ran.path(), "a.mp4");
     assert_says(
         &ran,
@@ -327,4 +363,42 @@ fn a_branch_that_moves_on() {
     bench.run(&pull("owner/model")).assert_fails(&[&begun]);
     bench.server.commit(COMMIT);
     bench.run(&pull(&begun)).path();
+}
+
+#[test]
+fn a_picture_is_fetched_by_its_address() {
+    let bench = Bench::serving(&Model::miniature().only(&["transformer"]));
+    let picture = bench.folder.path().join("start.png");
+    RgbImage::from_pixel(64, 64, image::Rgb([90, 120, 30]))
+        .save(&picture)
+        .unwrap();
+    bench.server.large("cat.png", &fs::read(&picture).unwrap());
+    bench.server.require("hf_right");
+    let of = |path: &str| format!("{}/owner/model/resolve/{COMMIT}/{path}", bench.server.url());
+    let small = [
+        "--prompt", "x", "--frames", "1", "--steps", "1", "--seed", "3",
+    ];
+    let with = |image: &str| {
+        [&small[..], &["--image", image]]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let run = |image: &str, offline: bool| {
+        let args = with(image);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        match offline {
+            true => bench.offline(&args),
+            false => bench.run(&args),
+        }
+    };
+    // No token is sent, so what needs one is refused.
+    run(&of("cat.png"), false).assert_fails(&["--image http", "the server answers 401"]);
+    run(&of("cat.png"), true).assert_fails(&["--image http", "HF_HUB_OFFLINE=1"]);
+    run("http://pictures.example/cat.png", false).assert_fails(&["begins with https://"]);
+    let open = Bench::serving(&Model::miniature().only(&["transformer"]));
+    open.server.large("cat.png", &fs::read(&picture).unwrap());
+    let url = format!("{}/owner/model/resolve/{COMMIT}/cat.png", open.server.url());
+    assert_eq!(run(&url, false).path(), "cat-3.mp4");
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use image::RgbImage;
 use ndarray::Array3;
 use tempfile::TempDir;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use wan_i2v::clip::{CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::pipeline::{
     Denoiser, PromptIds, Silent, decode_clip, encode_condition, encode_prompts, initial_noise,
@@ -88,6 +88,7 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         cache: CacheSettings::default(),
         seed: 11,
         resize: Resize::Lanczos,
+        fit: Fit::Crop,
         negative_prompt: String::new(),
     };
     let ids = |ids: &[u32]| TokenIds {

@@ -7,7 +7,7 @@ use image::RgbImage;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use ndarray::Axis;
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use wan_i2v::clip::{CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::media::picture::Picture;
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::persist::dump::Dump;
@@ -40,6 +40,7 @@ pub fn plan(case: &Case) -> Settings {
         cache: CacheSettings::default(),
         seed: settings.seed,
         resize: Resize::Lanczos,
+        fit: Fit::Crop,
         negative_prompt: String::new(),
     }
 }

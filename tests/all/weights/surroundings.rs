@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use wan_i2v::clip::{CacheSettings, GuideInterval, GuideScale, Resize, Settings};
+use wan_i2v::clip::{CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings};
 use wan_i2v::pipeline::tokenize;
 use wan_i2v::sampling::Solver;
 
@@ -95,6 +95,7 @@ fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
         cache: CacheSettings::default(),
         seed: 0,
         resize: Resize::Lanczos,
+        fit: Fit::Crop,
         negative_prompt: String::new(),
     };
     let checkpoint = open(scratch.root()).unwrap();

@@ -12,6 +12,7 @@ use clap::{Command, CommandFactory, FromArgMatches};
 use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
+use crate::cli::commands::resolve::picture::is_address;
 use crate::cli::config::{Layer, Layers, flag, is_path, reason};
 use crate::cli::flags::{Cli, GenerateArgs, job_command};
 use crate::util::show::Show;
@@ -23,7 +24,8 @@ const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 10] = [
+const OF_ALL: [&str; 11] = [
+    "yes",
     "config",
     "no-config",
     "progress",
@@ -134,6 +136,10 @@ impl Jobs<'_> {
             );
             let Some(text) = value.as_str() else { continue };
             let here = |path: &str| self.file.parent().unwrap_or(Path::new("")).join(path);
+            ensure!(
+                !(text == "-" && name.ends_with("image")),
+                "{place}: {key} is \"-\"; jobs have no standard input: name a file"
+            );
             if PROMPTS.contains(&name.as_str()) {
                 ensure!(
                     text != "-",
@@ -146,6 +152,7 @@ impl Jobs<'_> {
             } else if flag(command, &name).is_some_and(is_path)
                 && !TEMPLATES.contains(&name.as_str())
                 && !text.starts_with("~/")
+                && !is_address(Path::new(text))
                 // A model may be the hub's, or the built-in one.
                 && (name != "model" || here(text).exists())
             {
@@ -273,7 +280,7 @@ pub(super) fn part(clips: &mut [Wanted]) {
     for clip in clips {
         let Ok(args) = &clip.args else { continue };
         let mut problem = None;
-        for path in args.written() {
+        for path in args.output.written() {
             let is_file = is_file(path);
             let path: PathBuf = path.components().collect();
             // Where capital letters make no difference, they are the same.

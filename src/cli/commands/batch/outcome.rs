@@ -172,15 +172,17 @@ impl Client for Outcome {
         clip.output = Some(output.to_owned());
         clip.digest = Some(entry.digest());
         self.many.rename(number, name(clip));
-        if self.fresh {
-            return Ok(ClipStatus::Missing);
-        }
         let before = self.before.get(output);
-        let status = entry.status(before)?;
+        let status = match self.fresh {
+            true => ClipStatus::Missing,
+            false => entry.status(before)?,
+        };
         if status == ClipStatus::UpToDate {
             clip.status = Status::There;
             clip.seconds = before.and_then(|before| before.seconds);
             clip.bytes = Some(crate::batch::bytes(entry.output()));
+        } else {
+            entry.check_replaces(before, status)?;
         }
         Ok(status)
     }

@@ -2,10 +2,11 @@
 
 mod resume;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::clip::Model;
-use crate::pipeline::plan::PlannedMemory;
+use crate::pipeline::plan::{PlannedMemory, Rates};
 use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
@@ -13,9 +14,11 @@ use crate::util::show::chain;
 use anyhow::{Context, Result};
 use indicatif::MultiProgress;
 
+use super::many::Folders;
 use super::preview::{self, Screen};
-use super::resolve::{self, Resolved};
+use super::resolve::{self, Elsewhere, Resolved};
 use crate::cli::flags::GenerateArgs;
+use crate::cli::ui::report::Outlook;
 use crate::cli::ui::{Listener, Stoppable, info, print_path, report, stderr};
 
 impl GenerateArgs {
@@ -25,14 +28,22 @@ impl GenerateArgs {
     /// When it cannot be made; an interrupted run is no error but an exit code.
     pub(super) fn run(self) -> Result<ExitCode> {
         let resume = self.resume;
+        let mut folders = Folders::default();
+        if self.output.parents {
+            let preview = self.output.preview.preview.as_deref();
+            for path in self.output.written().chain(preview) {
+                folders.make(path.parent().unwrap_or(Path::new("")))?;
+            }
+        }
+        let mut elsewhere = Elsewhere::default();
         let Resolved {
             request,
             machine,
             preview,
             open,
-        } = resolve::clip(self.clip, self.output)?;
+            yes,
+        } = resolve::clip(self.clip, self.output, &mut elsewhere)?;
         let screen = Screen::of(&preview, &request)?;
-        let output = request.output.clone();
         let (is_tiny, dumps) = (request.model == Model::Tiny, request.dump.is_some());
         let mut job = Job::prepare(request)?;
         let console = MultiProgress::new();
@@ -41,6 +52,9 @@ impl GenerateArgs {
         }
         if is_tiny {
             info!("{}", tiny::NOTICE);
+        }
+        for note in job.notes() {
+            info!("{note}");
         }
         for warning in job.warnings() {
             stderr::warning(&warning);
@@ -52,17 +66,22 @@ impl GenerateArgs {
         } = job.plan_memory_or_refuse(device, budget, None)?;
         stderr::warn_of_shortage(device, forecast.peak_bytes);
         runtime::limit_memory(budget.bytes)?;
-        let mut start = resume.start(&output, &job.identity(device, &memory)?, &open)?;
-        let output = start.output.clone();
-        if let Some(seed) = start.seed().filter(|_| open.seed) {
-            job.reseed(seed, output.clone());
-        }
+        let identity = job.identity(device, &memory)?;
+        let Some(mut start) = resume.start(&mut job, device, &identity, &open)? else {
+            report::there(job.output());
+            print_path(job.output())?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        let output = job.output().to_owned();
         job.remove_stale();
         report::start(job.settings(), device, &output);
         start.report(dumps);
+        let rates = Rates::for_work(device, forecast.operations());
+        let forecast = forecast.timed(rates.as_ref());
+        report::forecast(forecast.seconds, forecast.peak_bytes, forecast.passes, yes)?;
         let listener = Listener::start()?;
         let mut progress = Stoppable {
-            inner: &mut *report::reporter(console, Vec::new()),
+            inner: &mut *report::reporter(console, Vec::new(), Outlook::of(&forecast)),
             listener: &listener,
         };
         let ran = job.run_saved(

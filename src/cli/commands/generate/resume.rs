@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use crate::clip::Identity;
 use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
+use crate::pipeline::Job;
+use crate::runtime::Device;
 use anyhow::{Context, Result};
 
 use crate::cli::commands::resolve::Open;
@@ -20,8 +22,6 @@ pub(crate) struct Start {
     pub(crate) writer: StateWriter,
     /// The saved run that it resumes from.
     pub(crate) from: Option<SavedRun>,
-    /// Where the clip goes.
-    pub(crate) output: PathBuf,
     /// The right to write the clip and the state.
     _locks: Vec<Lock>,
     resume: ResumeFrom,
@@ -30,12 +30,19 @@ pub(crate) struct Start {
 
 impl ResumeArgs {
     /// Takes the right to write the output, and finds the saved run to resume from. Where the user has left
-    /// the seed open, that of the saved run is taken.
+    /// the seed or the name open, those of the saved run are taken, or a name that is free. `None`: the
+    /// same command has made the clip before.
     ///
     /// # Errors
-    /// When another run writes the output, or the saved run is damaged or another.
-    pub(crate) fn start(self, output: &Path, identity: &Identity, open: &Open) -> Result<Start> {
-        let mut output = output.to_owned();
+    /// When another run writes the output, the output is another's, or the saved run is damaged or
+    /// another.
+    pub(crate) fn start(
+        self,
+        job: &mut Job,
+        device: Device,
+        identity: &Identity,
+        open: &Open,
+    ) -> Result<Option<Start>> {
         let (mut identity, mut found) = (identity.clone(), None);
         let every = self.every();
         if let ResumeFrom::File(path) = &self.resume {
@@ -44,17 +51,33 @@ impl ResumeArgs {
             && self.checkpoint.is_none()
             && open.stem.is_some()
             && open.seed
+            && let Some((saved, output)) = newest(open, &identity)
         {
-            found = newest(open, &identity);
+            job.move_to(output);
+            found = Some(saved);
         }
-        // The name goes with the seed.
+        let is_named = open.stem.is_none() || found.is_some();
         if let Some(saved) = &found {
             take_seed(&mut identity, saved, open);
-            let named = saved.identity.seed().filter(|_| open.seed);
-            output = named.and_then(|seed| open.output(seed)).unwrap_or(output);
+            if let Some(seed) = saved.identity.seed().filter(|_| open.seed) {
+                job.reseed(seed);
+            }
         }
+        if !is_named && !job.overwrites() {
+            for output in open.outputs(job.settings().seed).into_iter().flatten() {
+                job.move_to(output);
+                if !job.is_others(device)? {
+                    break;
+                }
+            }
+        }
+        let output = job.output().to_owned();
 
         let mut locks = vec![lock(&output)?];
+        let wants_all = self.resume == ResumeFrom::Never || job.overwrites() || job.dumps();
+        if !wants_all && job.is_there(device)? {
+            return Ok(None);
+        }
         let usual = state_path(&output);
         let path = self.checkpoint.unwrap_or_else(|| usual.clone());
         if path != usual {
@@ -74,20 +97,25 @@ impl ResumeArgs {
         }
         if let Some(saved) = &found {
             can_resume(saved, &identity, false)?;
+            if let Some(seed) = saved.identity.seed().filter(|_| open.seed) {
+                job.reseed(seed);
+            }
         }
+        let steps = job.settings().steps as usize;
+        let is_decoded = found.as_ref().map(SavedRun::steps_taken) == Some(steps);
+        job.check_replaces(device, is_decoded)?;
 
         let mut writer = StateWriter::new(path, every, identity);
         if let Some(saved) = &found {
             writer.found(&saved.path, saved.steps_taken());
         }
-        Ok(Start {
+        Ok(Some(Start {
             writer,
             from: found,
-            output,
             _locks: locks,
             resume: self.resume,
             saves: every.is_some(),
-        })
+        }))
     }
 }
 
@@ -111,21 +139,23 @@ fn take_seed(identity: &mut Identity, saved: &SavedRun, open: &Open) {
 }
 
 /// The newest saved run in the current folder that differs in nothing but the seed, and that nobody
-/// is working on.
-fn newest(open: &Open, identity: &Identity) -> Option<SavedRun> {
+/// is working on, and the clip that it is of.
+fn newest(open: &Open, identity: &Identity) -> Option<(SavedRun, PathBuf)> {
     let stem = open.stem.as_ref()?.to_string_lossy().into_owned();
-    let seed_of = |name: &str| {
-        let rest = name.strip_prefix(&stem)?.strip_prefix('-')?;
-        let seed = rest.strip_suffix(&format!(".mp4.{EXTENSION}"))?;
-        seed.parse::<u64>().ok()
+    let of_state = |name: &str| {
+        let output = name.strip_suffix(&format!(".{EXTENSION}"))?;
+        let rest = output.strip_prefix(&stem)?.strip_prefix('-')?;
+        let mut numbers = rest.strip_suffix(".mp4")?.splitn(2, '-');
+        let are_numbers = numbers.all(|number| number.parse::<u64>().is_ok());
+        are_numbers.then(|| PathBuf::from(output))
     };
     let mut found: Vec<(SystemTime, PathBuf, PathBuf)> = fs::read_dir(".")
         .ok()?
         .flatten()
         .filter_map(|entry| {
-            let seed = seed_of(&entry.file_name().to_string_lossy())?;
+            let output = of_state(&entry.file_name().to_string_lossy())?;
             let time = entry.metadata().and_then(|meta| meta.modified()).ok()?;
-            Some((time, PathBuf::from(entry.file_name()), open.output(seed)?))
+            Some((time, PathBuf::from(entry.file_name()), output))
         })
         .collect();
     found.sort();
@@ -138,16 +168,11 @@ fn newest(open: &Open, identity: &Identity) -> Option<SavedRun> {
             .identity
             .differences(&seeded)
             .is_empty()
-            .then_some(saved)
+            .then_some((saved, output))
     })
 }
 
 impl Start {
-    /// The seed of the run that it resumes from.
-    pub(crate) fn seed(&self) -> Option<u64> {
-        self.from.as_ref()?.identity.seed()
-    }
-
     /// Reports what it resumes from.
     pub(crate) fn report(&self, dumps: bool) {
         let Some(saved) = &self.from else {

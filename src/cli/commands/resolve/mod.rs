@@ -2,13 +2,18 @@
 //! this nothing is read but variables and the config file.
 
 pub(super) mod model;
+pub(super) mod picture;
 mod prompt;
 
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
 use crate::clip::{Options, Request};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use self::model::Models;
+use self::picture::Pictures;
 
 use crate::cli::flags::{
     ClipArgs, MachineArgs, ModelArgs, OutputArgs, PlanArgs, PreviewArgs, PromptSource, SamplingArgs,
@@ -24,11 +29,37 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// The clip's name with a seed, unless the user has named it.
-    pub(crate) fn output(&self, seed: u64) -> Option<PathBuf> {
-        let mut name = self.stem.clone()?.into_os_string();
-        name.push(format!("-{seed}.mp4"));
-        Some(name.into())
+    /// The clip's names with a seed, in the order of choice, unless the user has named it.
+    /// Those after the first have their number at the end.
+    pub(crate) fn outputs(&self, seed: u64) -> Option<impl Iterator<Item = PathBuf>> {
+        let stem = self.stem.as_ref()?.as_os_str();
+        Some((1..).map(move |number: u64| {
+            let mut name = stem.to_owned();
+            name.push(match number {
+                1 => format!("-{seed}.mp4"),
+                _ => format!("-{seed}-{number}.mp4"),
+            });
+            name.into()
+        }))
+    }
+}
+
+/// What a command names and that is not on this machine's disk.
+#[derive(Debug, Default)]
+pub(crate) struct Elsewhere {
+    /// Models of the hub.
+    pub(crate) models: Models,
+    /// Pictures of the web and of standard input.
+    pub(crate) pictures: Pictures,
+}
+
+impl Elsewhere {
+    /// With `heads_only` models are described, not used.
+    pub(crate) fn new(heads_only: bool) -> Self {
+        Self {
+            models: Models::new(heads_only),
+            ..Self::default()
+        }
     }
 }
 
@@ -42,34 +73,54 @@ pub(crate) struct Resolved {
     pub(crate) preview: PreviewArgs,
     /// Settings that were left open.
     pub(crate) open: Open,
+    /// Whether the user has agreed to whatever takes long.
+    pub(crate) yes: bool,
 }
 
 /// Resolves the flags of a clip.
 ///
 /// # Errors
 /// When a prompt cannot be read or the model cannot be had.
-pub(crate) fn clip(clip: ClipArgs, output: OutputArgs) -> Result<Resolved> {
+pub(crate) fn clip(
+    clip: ClipArgs,
+    output: OutputArgs,
+    elsewhere: &mut Elsewhere,
+) -> Result<Resolved> {
     // Both are there: only a subcommand does without.
     let image = clip.image.context("--image is missing")?;
+    ensure!(
+        image.as_os_str() != "-" || clip.prompt != Some(PromptSource::Stdin),
+        "--image - and --prompt -: standard input can only be one of them\nhint: give a file, such as \
+         --prompt @prompt.txt"
+    );
+    let image = elsewhere.pictures.local("--image", image)?;
     let prompt = clip.prompt.context("--prompt is missing")?;
     let seed = clip.seed.unwrap_or_else(random_seed);
-    let stem = PathBuf::from(image.file_stem().unwrap_or_default());
+    let stem = short(image.file_stem().unwrap_or_default());
     let open = Open {
         seed: clip.seed.is_none(),
         stem: output.output.is_none().then_some(stem),
     };
-    let path = output.output.or_else(|| open.output(seed));
-    let mut request = request(clip.model, image, prompt, clip.sampling)?;
+    let path = match output.output {
+        Some(path) => Some(path),
+        // Where a link leads is another's place.
+        None => (open.outputs(seed)).and_then(|mut all| all.find(|path| !path.is_symlink())),
+    };
+    elsewhere.models.yes = clip.yes;
+    let mut request = request(clip.model, image, prompt, clip.sampling, elsewhere)?;
     request.output = path.context("--output is missing")?;
     (request.strip, request.dump) = (output.strip, output.dump);
     request.metadata = !clip.no_metadata;
+    request.overwrite = clip.overwrite;
     request.options.seed = Some(seed);
     request.options.resize = Some(clip.resize);
+    request.options.fit = clip.fit;
     Ok(Resolved {
         request,
         machine: clip.machine,
         preview: output.preview,
         open,
+        yes: clip.yes,
     })
 }
 
@@ -77,10 +128,12 @@ pub(crate) fn clip(clip: ClipArgs, output: OutputArgs) -> Result<Resolved> {
 ///
 /// # Errors
 /// As [`clip`].
-pub(crate) fn plan(args: PlanArgs) -> Result<Request> {
+pub(crate) fn plan(args: PlanArgs, elsewhere: &mut Elsewhere) -> Result<Request> {
     let prompt = args.prompt.unwrap_or(PromptSource::Text(String::new()));
-    let image = args.image.unwrap_or_default();
-    request(args.model, image, prompt, args.sampling)
+    let image = elsewhere
+        .pictures
+        .local("--image", args.image.unwrap_or_default())?;
+    request(args.model, image, prompt, args.sampling, elsewhere)
 }
 
 fn request(
@@ -88,14 +141,19 @@ fn request(
     image: PathBuf,
     prompt: PromptSource,
     sampling: SamplingArgs,
+    elsewhere: &mut Elsewhere,
 ) -> Result<Request> {
+    let pictures = &mut elsewhere.pictures;
+    let last_image = sampling.last_image;
+    let last_image = last_image.map(|source| pictures.local("--last-image", source));
+    let last_image = last_image.transpose()?;
     let (prompt, negative_prompt) = prompt::read_both(prompt, sampling.negative_prompt)?;
-    let (model, bits) = model::resolve(model)?;
+    let (model, bits) = elsewhere.models.resolve(model)?;
     Ok(Request {
         model,
         bits,
         image,
-        last_image: sampling.last_image,
+        last_image,
         prompt,
         options: Options {
             size: sampling.size.or(sampling.area),
@@ -109,13 +167,29 @@ fn request(
             cache: sampling.cache,
             seed: None,
             resize: None,
+            fit: None,
             negative_prompt,
         },
         output: PathBuf::new(),
         strip: None,
+        overwrite: false,
         metadata: true,
         dump: None,
     })
+}
+
+/// The beginning of a file's name, which has room for a seed, a number and an ending.
+fn short(stem: &OsStr) -> PathBuf {
+    const MOST: usize = 200;
+    if stem.len() <= MOST {
+        return stem.into();
+    }
+    let text = stem.to_string_lossy();
+    let fits = |(at, character): &(usize, char)| at + character.len_utf8() <= MOST;
+    let short: String = (text.char_indices().take_while(fits))
+        .map(|(_, character)| character)
+        .collect();
+    short.into()
 }
 
 /// 32 bits, since PyTorch's generator uses no more; from the standard library's random hasher.

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use crate::clip::Model;
-use crate::hub::pull::{self, Progress};
-use crate::hub::{Hub, RepoId, is_address};
+use crate::hub::pull::{self, Heads, Progress};
+use crate::hub::{Hub, Listing, RepoId, Selection, is_address};
 use crate::util::suggest::did_you_mean_path;
 use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::flags::ModelArgs;
-use crate::cli::ui::{Transfer, human_bytes, info};
+use crate::cli::ui::{Transfer, confirm, human_bytes, info};
 use crate::util::show::Show;
 
 /// Where a model is.
@@ -49,32 +49,110 @@ pub(crate) fn nowhere(source: &Path, what: &str) -> String {
     format!("{what} {}: no such file or folder", source.shown())
 }
 
-/// The model and the bits that it is loaded with, fetched if it is the hub's.
-///
-/// # Errors
-/// When it cannot be had.
-pub(crate) fn resolve(args: ModelArgs) -> Result<(Model, LoadBits)> {
-    let (mut model, bits) = args.named()?;
-    if let Model::Disk(Sources {
-        model: Some(source),
-        ..
-    }) = &mut model
-    {
-        *source = local(source, "--model")?;
-    }
-    Ok((model, bits))
+/// Finds the models that a command names. Of one that is on the hub alone nothing is fetched unasked.
+#[derive(Debug, Default)]
+pub(crate) struct Models {
+    heads_only: bool,
+    /// And the tokenizer, for prompts to be counted.
+    pub(crate) with_tokenizer: bool,
+    /// The user has agreed to whatever takes long.
+    pub(crate) yes: bool,
+    /// The heads of those on the hub, which go when this does.
+    heads: Vec<(PathBuf, Heads)>,
 }
 
-/// The path of a model: itself when it is there, or the folder in the hub's cache, fetched first
-/// when that is not whole.
+impl Models {
+    /// With `heads_only` nothing else is fetched: the model is described, not used.
+    pub(crate) fn new(heads_only: bool) -> Self {
+        Self {
+            heads_only,
+            ..Self::default()
+        }
+    }
+
+    /// The model and the bits that it is loaded with.
+    ///
+    /// # Errors
+    /// When it cannot be had, or is to be fetched and nobody agrees.
+    pub(crate) fn resolve(&mut self, args: ModelArgs) -> Result<(Model, LoadBits)> {
+        let (mut model, bits) = args.named()?;
+        if let Model::Disk(Sources {
+            model: Some(source),
+            ..
+        }) = &mut model
+        {
+            *source = self.local(source)?;
+        }
+        Ok((model, bits))
+    }
+
+    /// Whether all that is here of a model is its heads.
+    pub(crate) fn has_heads(&self) -> bool {
+        !self.heads.is_empty()
+    }
+
+    fn local(&mut self, source: &Path) -> Result<PathBuf> {
+        if let Some((_, heads)) = self.heads.iter().find(|(known, _)| known == source) {
+            return Ok(heads.folder().to_owned());
+        }
+        let (hub, repo) = match find(source, "--model")? {
+            Place::Here(path) => return Ok(path),
+            Place::Hub(hub, repo) => (hub, repo),
+        };
+        let and_the_hub = || format!("{}, and the hub", nowhere(source, "--model"));
+        if self.heads_only {
+            let heads = Heads::fetch(&hub, &repo, &[]).with_context(and_the_hub)?;
+            info!(
+                "{repo}: not on this machine; read the heads of {} files of {} ({})",
+                heads.selection.files.len(),
+                human_bytes(heads.selection.bytes()),
+                human_bytes(heads.fetched)
+            );
+            let folder = heads.folder().to_owned();
+            if self.with_tokenizer {
+                let (listing, selection) = pull::select(&hub, &repo, &[])?;
+                let is_tokenizer = |path: &str| {
+                    ["tokenizer.json", "spiece.model"]
+                        .iter()
+                        .any(|name| path.ends_with(name))
+                };
+                for file in selection
+                    .files
+                    .iter()
+                    .filter(|file| is_tokenizer(&file.path))
+                {
+                    hub.fetch_to(&repo, &listing.commit, file, &folder, &mut |_| ())?;
+                }
+            }
+            self.heads.push((source.to_owned(), heads));
+            return Ok(folder);
+        }
+        let (listing, selection) = pull::select(&hub, &repo, &[]).with_context(and_the_hub)?;
+        let there = hub.fetched_bytes(&repo, &listing.commit, &selection);
+        let missing = human_bytes(selection.bytes().saturating_sub(there));
+        if !self.yes {
+            confirm(
+                &format!(
+                    "--model {repo}: not on this machine; {missing} are to be fetched from the hub"
+                ),
+                &format!("wan-i2v pull {repo} fetches it, or --yes has a run fetch it"),
+            )?;
+        }
+        fetch(&hub, &repo, &listing, &selection).with_context(and_the_hub)
+    }
+}
+
+/// The path of a model on this machine: itself, or the folder in the hub's cache.
 ///
 /// # Errors
-/// When there is no such thing, or it cannot be fetched.
+/// When it is not here.
 pub(crate) fn local(source: &Path, what: &str) -> Result<PathBuf> {
     match find(source, what)? {
         Place::Here(path) => Ok(path),
-        Place::Hub(hub, repo) => pull(&hub, &repo, &[])
-            .with_context(|| format!("{}, and the hub", nowhere(source, what))),
+        Place::Hub(_, repo) => bail!(
+            "{}, and not in the hub's cache\nhint: if it is on the hub, wan-i2v pull {repo} fetches it",
+            nowhere(source, what)
+        ),
     }
 }
 
@@ -96,10 +174,14 @@ fn repository(source: &Path) -> Option<RepoId> {
 /// As [`pull::select`] and [`pull::fetch`].
 pub(crate) fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf> {
     let (listing, selection) = pull::select(hub, repo, files)?;
+    fetch(hub, repo, &listing, &selection)
+}
+
+fn fetch(hub: &Hub, repo: &RepoId, listing: &Listing, selection: &Selection) -> Result<PathBuf> {
     for missing in &selection.missing {
         info!("note: {repo} has no {missing}");
     }
-    let there = hub.fetched_bytes(repo, &listing.commit, &selection);
+    let there = hub.fetched_bytes(repo, &listing.commit, selection);
     info!(
         "{repo}: {} in {} files ({}), {} of it there already; {} not needed",
         human_bytes(selection.bytes()),
@@ -113,7 +195,7 @@ pub(crate) fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf
         hub,
         repo,
         &listing.commit,
-        &selection,
+        selection,
         &mut |progress| match progress {
             Progress::Total(bytes) => transfer.start("fetching", bytes),
             Progress::There(bytes) => transfer.skip(bytes),

@@ -90,10 +90,8 @@ impl SweepArgs {
         let args = runs.iter();
         let args = args.map(|run| read(run, &command, layers, folder));
         let args = args.collect::<Result<Vec<_>>>()?;
-        let pictures = args.iter().map(|args| {
-            let image = args.clip.image.clone().unwrap_or_default();
-            (image, args.clip.resize)
-        });
+        let pictures = args.iter();
+        let pictures = pictures.map(|args| args.clip.image.clone().unwrap_or_default());
         Ok((Outcomes::new(axes, runs, folder, pictures.collect()), args))
     }
 }

@@ -6,7 +6,6 @@ use crate::batch::sweep::{self, Axis, Done, Grid, Outcome, Run};
 use crate::batch::{Capacity, ClipStatus, Entry};
 use crate::clip::Identity;
 use crate::diagnose::analyze::{self, page};
-use crate::media::Resize;
 use crate::media::picture::Picture;
 use crate::pipeline::{Event, EventKind, Progress, Summary};
 use crate::runtime::Device;
@@ -33,8 +32,8 @@ pub(super) struct Outcomes {
     pub(super) axes: Vec<Axis>,
     pub(super) runs: Vec<Run>,
     folder: PathBuf,
-    /// The picture of each run, and how it is resized.
-    pictures: Vec<(PathBuf, Resize)>,
+    /// The picture of each run.
+    pictures: Vec<PathBuf>,
     /// The identity and device of each clip, as far as they are known.
     identities: Vec<Option<(Identity, Device)>>,
     /// The outcome of each run so far, or why it failed.
@@ -49,7 +48,7 @@ impl Outcomes {
         axes: Vec<Axis>,
         runs: Vec<Run>,
         folder: &Path,
-        pictures: Vec<(PathBuf, Resize)>,
+        pictures: Vec<PathBuf>,
     ) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -91,13 +90,16 @@ impl Outcomes {
     /// Measures a clip that was made, and writes its outcome down.
     fn measure(&self, number: usize, summary: &Summary) -> Result<Outcome> {
         let run = &self.runs[number];
-        let (image, resize) = &self.pictures[number];
+        let image = &self.pictures[number];
         let (identity, _) = self.identities[number]
             .clone()
             .context("the clip is not of this sweep")?;
         let picture = Picture::open(image)?;
         let clip = self.folder.join(run.clip());
-        let report = analyze::file(&clip, Some((&picture, *resize)))?;
+        let report = analyze::file(
+            &clip,
+            Some((&picture, summary.settings.resize, summary.settings.fit)),
+        )?;
         let outcome = Outcome::of(run, identity, summary, &report)?;
         let record = self.folder.join(run.record());
         temporary::remove_stale(&record);
@@ -235,8 +237,11 @@ impl Client for Outcomes {
         let record = self.folder.join(run.record());
         let finished = Outcome::finished(&record, &self.folder, entry.identity());
         self.identities[number] = Some((entry.identity().clone(), entry.device()));
+        entry.job().image().clone_into(&mut self.pictures[number]);
         let Some(outcome) = finished else {
-            return entry.unfinished();
+            let status = entry.unfinished()?;
+            entry.check_replaces(None, status)?;
+            return Ok(status);
         };
         info!("{}: made already", run.name);
         self.results[number] = Some(Ok(outcome));

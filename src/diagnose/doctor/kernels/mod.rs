@@ -155,6 +155,7 @@ mod tests {
                     explicit: true,
                 },
                 quick: true,
+                has_weights: true,
             },
             checks: Vec::new(),
             hear: &mut hear,

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use crate::util::show::Show;
 use anyhow::{Context, Result};
+
+use super::show::Show;
 
 /// The bytes that a user may still write below `path`, which need not be there yet.
 ///
