@@ -63,7 +63,7 @@ impl Picture {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let file = suggest::open(path)?;
+        let file = suggest::open_now(path)?;
         ensure!(
             !file.metadata()?.is_dir(),
             "it is a folder\nhint: give a picture file"

@@ -64,6 +64,17 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     Err(io::Error::other(format!("it is {found}")))
 }
 
+/// Opens a file or a pipe without waiting for somebody who writes into it; what a writer who is there
+/// has yet to write is waited for.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn open_now(path: &Path) -> io::Result<File> {
+    let file = open(path, OFlags::NONBLOCK)?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file)
+}
+
 /// The first bytes of a regular file, at most so many; nothing of a link.
 pub(crate) fn read_head(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     let file = open(path, OFlags::NONBLOCK | OFlags::NOFOLLOW)?;

@@ -46,6 +46,15 @@ pub fn did_you_mean_path(path: &Path) -> String {
     }
 }
 
+/// As [`open`], without waiting for somebody who writes into a pipe: one that nobody has opened to
+/// write is empty.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_now(path: &Path) -> Result<File> {
+    found(path, files::open_now(path))
+}
+
 /// Opens a file.
 ///
 /// # Errors

@@ -282,6 +282,16 @@ fn what_no_sweep_has_made_is_not_replaced() {
         fs::remove_file(path).unwrap();
     }
     assert!(crate::cli::names(&bench.path("made")).is_empty());
+    // Nor a run's record, nor the picture that the clips are made from.
+    fs::write(bench.path("made/seed-1.json"), "mine").unwrap();
+    let ran = run(&mut bench.sweep(&flags));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("no sweep has made this"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(fs::read(bench.path("made/seed-1.json")).unwrap(), b"mine");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Which saved run to resume from, and where this one's is kept.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result};
 use crate::cli::commands::resolve::Open;
 use crate::cli::flags::{ResumeArgs, ResumeFrom};
 use crate::cli::ui::{Style, event, info, stderr, style};
+use crate::util::files::real;
 use crate::util::show::Show;
 
 /// A run that may begin.
@@ -82,6 +84,12 @@ impl ResumeArgs {
         let path = self.checkpoint.unwrap_or_else(|| usual.clone());
         if path != usual {
             locks.push(lock(&path).context("--checkpoint")?);
+            // The state of another clip is covered by that clip's lock.
+            let clip = path.with_extension("");
+            let is_state = path.extension() == Some(OsStr::new(EXTENSION));
+            if is_state && real(&clip) != real(&output) {
+                locks.push(lock(&clip).context("--checkpoint")?);
+            }
         }
         file::check_replace(&path)?;
         if self.resume != ResumeFrom::Never && path.exists() {

@@ -143,6 +143,28 @@ impl Outcomes {
         Ok(())
     }
 
+    /// Refuses to replace a picture that a clip is made from, or a record that no sweep has made.
+    fn check_replaces(&self, record: &Path, picture: &Path) -> Result<()> {
+        let picture = picture.canonicalize().ok();
+        let files = FILES.map(|name| self.folder.join(name));
+        for path in files.iter().map(PathBuf::as_path).chain([record]) {
+            ensure!(
+                picture.is_none() || path.canonicalize().ok() != picture,
+                "{}: is the clip's picture, and would be replaced\nhint: choose another --output-dir",
+                path.shown()
+            );
+        }
+        let before = read_small(record, MAX_JOBS).ok();
+        let before = before.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+        ensure!(
+            !record.exists() || before.is_some_and(|record| record["metrics"].is_object()),
+            "{}: no sweep has made this, and it would be replaced\nhint: move it away, or choose \
+             another --output-dir",
+            record.shown()
+        );
+        Ok(())
+    }
+
     fn write_figures(&self) -> Result<()> {
         let done = self.done();
         // First: it tells the other files' origin.
@@ -238,6 +260,7 @@ impl Client for Outcomes {
         let finished = Outcome::finished(&record, &self.folder, entry.identity());
         self.identities[number] = Some((entry.identity().clone(), entry.device()));
         entry.job().image().clone_into(&mut self.pictures[number]);
+        self.check_replaces(&record, entry.job().image())?;
         let Some(outcome) = finished else {
             let status = entry.unfinished()?;
             entry.check_replaces(None, status)?;
