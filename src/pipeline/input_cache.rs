@@ -15,6 +15,8 @@ use crate::weights::{Checkpoint, LoadBits};
 /// Models, their tokenizers and pictures that are opened once for many jobs.
 #[derive(Debug, Default)]
 pub struct InputCache {
+    /// Whether a model may be there by the heads of its files alone.
+    heads_only: bool,
     models: Vec<Opened>,
     pictures: HashMap<PathBuf, SourceImage>,
 }
@@ -29,6 +31,14 @@ pub(super) struct Opened {
 }
 
 impl InputCache {
+    /// With `heads_only` models are described, not used: their weights may not be there.
+    pub fn new(heads_only: bool) -> Self {
+        Self {
+            heads_only,
+            ..Self::default()
+        }
+    }
+
     /// A model that is loaded with these bits.
     ///
     /// # Errors
@@ -42,7 +52,9 @@ impl InputCache {
             Some(index) => index,
             None => {
                 let checkpoint = model.open(bits)?;
-                checkpoint.check_filled()?;
+                if !self.heads_only {
+                    checkpoint.check_filled()?;
+                }
                 self.models.push(Opened {
                     model: model.clone(),
                     bits,

@@ -104,7 +104,7 @@ impl Checked {
         folders: &mut Folders,
         client: &mut dyn Client,
     ) -> Self {
-        let mut inputs = InputCache::default();
+        let mut inputs = InputCache::new(many.dry_run);
         let mut checked = Self {
             ready: Vec::new(),
             rates: None,

@@ -607,7 +607,10 @@ impl Many {
                     "error": error,
                 }),
             ),
-            _ => self.console.suspend(|| tell(text)),
+            // A line for each.
+            _ => self
+                .console
+                .suspend(|| tell(&text.replace("\nhint: ", "; hint: "))),
         }
     }
 }

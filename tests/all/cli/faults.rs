@@ -65,11 +65,12 @@ fn an_overflow_names_step_timestep_expert_and_block() {
 #[test]
 fn a_collapsed_prediction_is_named() {
     let ran = fail(LOW, |tensors| {
-        fill(tensors, "proj_out.weight", 0.0);
+        // Not 0, which is what a download that has not come leaves.
+        fill(tensors, "proj_out.weight", 1e-30);
         fill(tensors, "proj_out.bias", 0.0);
     });
     let place = "step 2 of 2 (t = 833, low-noise expert)";
-    assert_error(&ran, &[place, "collapsed to 0"]);
+    assert_error(&ran, &[place, "collapsed to "]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::cli::running::{Running, bytes, succeed};
-use crate::cli::{Bench, run};
+use crate::cli::{Bench, program, run};
 
 /// The name of what a killed run has left of the file `target`.
 pub fn leftover(target: &str) -> String {
@@ -68,7 +68,8 @@ fn what_is_analyzed_and_what_no_batch_has_made_stays() {
         ("--png", "frames/frame_00000.png"),
         ("--html", "./p.png"),
     ] {
-        let mut analyze = bench.command();
+        let mut analyze = program();
+        analyze.current_dir(bench.path(""));
         analyze.args(["analyze", "frames", "--image", "p.png", flag, place]);
         run(&mut analyze).assert_refused(1, &[flag, "would replace what is analyzed"]);
     }
@@ -94,12 +95,40 @@ fn what_is_analyzed_and_what_no_batch_has_made_stays() {
 }
 
 #[test]
+fn the_state_of_a_clip_that_is_being_made_is_its_own() {
+    let bench = Bench::new("a");
+    let mut running = Running::start(&mut bench.clip("big.mp4", &["--steps", "60"]));
+    running.wait_for("saved");
+    let state = bench.state("big.mp4");
+    let flags = ["--checkpoint", state.to_str().unwrap(), "--resume", "never"];
+    run(&mut bench.clip("clip.mp4", &flags))
+        .assert_refused(1, &["--checkpoint", "another wan-i2v"]);
+    running.signal("-INT");
+    assert_eq!(running.end().0, Some(130));
+    assert!(state.is_file());
+}
+
+/// Nobody writes into it.
+#[test]
+fn a_pipe_as_a_picture_does_not_hang() {
+    let bench = Bench::new("a");
+    let made = std::process::Command::new("mkfifo")
+        .arg(bench.path("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let mut command = program();
+    command.current_dir(bench.path(""));
+    command.args(["plan", "--image", "pipe"]);
+    run(&mut command).assert_refused(1, &["pipe"]);
+}
+
+#[test]
 fn man_pages_replace_links_and_not_what_they_lead_to() {
     let bench = Bench::new("a");
     fs::create_dir(bench.path("man")).unwrap();
     fs::write(bench.path("thesis"), "three years").unwrap();
     symlink("../thesis", bench.path("man/wan-i2v.1")).unwrap();
-    succeed(bench.command().args(["man", "man"]));
+    succeed(program().current_dir(bench.path("")).args(["man", "man"]));
     assert_eq!(fs::read(bench.path("thesis")).unwrap(), b"three years");
 }
 

@@ -2,9 +2,12 @@
 
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
 use serde_json::Value;
 
-use crate::cli::{Bench, Ran, program, run};
+#[cfg(target_os = "linux")]
+use crate::cli::program;
+use crate::cli::{Bench, Ran, run};
 
 /// A command under what `ulimit` is told.
 fn limited(ulimit: &str, command: &Command) -> Ran {

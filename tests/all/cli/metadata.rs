@@ -193,7 +193,7 @@ fn metadata_can_be_left_out() {
     for file in ["clip.mp4", "clip.gif", "frames/"] {
         bench.small(file, &more).assert_wrote(file);
         show(&bench, &[file])
-            .assert_refused(1, &["says nothing of how it was made", "--no-metadata"]);
+            .assert_refused(1, &["holds no record of how it was made", "--no-metadata"]);
     }
     for file in [
         "clip.mp4",

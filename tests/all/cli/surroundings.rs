@@ -1,12 +1,15 @@
 //! Systems that refuse what others grant: the program does with less, or says so.
 
-use std::fs;
-use std::process::Command;
+#[cfg(target_os = "linux")]
+use std::{fs, process::Command};
 
+#[cfg(target_os = "linux")]
 use serde_json::Value;
 use wan_i2v::persist::{SavedRun, file};
 
-use crate::cli::{Bench, program, run};
+#[cfg(target_os = "linux")]
+use crate::cli::program;
+use crate::cli::{Bench, run};
 
 /// As in a container or a sandbox.
 #[cfg(target_os = "linux")]

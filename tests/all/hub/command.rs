@@ -196,7 +196,7 @@ fn refusals() {
     ]);
     bench
         .run(&["pull", "owner/model", "--output", "."])
-        .assert_fails(&["--output: .: already exists"]);
+        .assert_fails(&["--output: . already exists"]);
     assert!(bench.server.log().is_empty());
     bench
         .run(&["pull", "owner/none"])

@@ -102,7 +102,7 @@ fn another_process_goes_on_where_one_stopped() {
     let text = format!("{error:#}");
     assert!(text.contains("300.00 kB of 400.00 kB are kept"), "{text}");
     assert!(
-        text.contains("the same command goes on from there"),
+        text.contains("the same command resumes from there"),
         "{text}"
     );
     assert_eq!(fs::metadata(&bench.parts()[0]).unwrap().len(), 300_000);

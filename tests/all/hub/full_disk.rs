@@ -57,7 +57,7 @@ fn on_a_small_disk() {
     assert!(error.contains("the disk is full"), "{error}");
     assert!(error.contains("kB are still missing and"), "{error}");
     assert!(
-        error.contains("the same command goes on from there"),
+        error.contains("the same command resumes from there"),
         "{error}"
     );
     let kept = std::fs::read(&bench.parts()[0]).unwrap();

@@ -44,7 +44,7 @@ fn a_cut_shard_goes_on_where_it_stopped() {
     assert!(error.contains(&second), "{error}");
     assert!(error.contains("300.00 kB of "), "{error}");
     assert!(
-        error.contains("the same command goes on from there"),
+        error.contains("the same command resumes from there"),
         "{error}"
     );
     assert_eq!(len(&part(&bench, &second)), 300_000);
@@ -239,7 +239,7 @@ fn a_finished_one_is_there_and_nothing_else_is_taken_for_it() {
         let ran = bench.run(&pull(&target));
         assert_eq!(Path::new(ran.path()), target);
         assert!(
-            ran.stderr.contains("model: already exists, and complete"),
+            ran.stderr.contains("model is complete already"),
             "{}",
             ran.stderr
         );
@@ -251,7 +251,7 @@ fn a_finished_one_is_there_and_nothing_else_is_taken_for_it() {
 
     let refused = |args: &[&str], parts: &[&str]| {
         let ran = bench.run(args);
-        ran.assert_fails(&["--output: ", "model: already exists", "remove it or choose"]);
+        ran.assert_fails(&["--output: ", "model already exists", "remove it or choose"]);
         ran.assert_fails(parts);
         assert_eq!(bench.asked(), []);
         assert!(!partial.exists());
