@@ -131,7 +131,7 @@ fn one_bad_job_is_reported_and_the_rest_go_on() {
         (11, "expected a number from 0"),
         (12, "for the whole batch"),
         (13, "the extension is .txt"),
-        (14, "--prompt is empty"),
+        (14, "it is empty; expected what happens in the clip"),
     ];
     let jobs = jobs.join("\n");
     let (ran, clips) = plan(&bench, "jobs.jsonl", &jobs, &[]);
