@@ -75,22 +75,11 @@ fn what_is_analyzed_and_what_no_batch_has_made_stays() {
     }
     assert_eq!(bytes(&bench.path("frames")), before);
 
-    fs::write(bench.path("jobs.jsonl"), "{\"prompt\": \"a\"}").unwrap();
-    fs::create_dir(bench.path("made")).unwrap();
-    let report = bench.path("made/wan-batch.json");
+    fs::create_dir(bench.path("out")).unwrap();
+    let report = bench.path("out/wan-batch.json");
     fs::write(&report, "mine").unwrap();
-    let mut batch = bench.command();
-    let image = bench.path("p.png");
-    batch.args([
-        "batch",
-        "jobs.jsonl",
-        "--output-dir",
-        "made",
-        "--size",
-        "32x32",
-    ]);
-    batch.arg("--image").arg(image);
-    run(&mut batch).assert_refused(1, &["wan-batch.json", "no batch has made this"]);
+    let batch = &mut bench.batch("jobs.jsonl", "{\"prompt\": \"a\"}", &[]);
+    run(batch).assert_refused(1, &["wan-batch.json", "no batch has made this"]);
     assert_eq!(fs::read(&report).unwrap(), b"mine");
 }
 
