@@ -21,6 +21,8 @@ use super::units::{human_bytes, human_time};
 
 /// Seconds from which on a run is asked about.
 const HOUR: f64 = 3600.0;
+/// Below it no time is forecast.
+const MINUTE: f64 = 60.0;
 
 /// A reporter of a run in the chosen style. Bars are on `console`, whose
 /// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
@@ -446,7 +448,9 @@ pub(crate) fn forecast(
         );
         return Ok(());
     }
-    let time = seconds.map_or(String::new(), |time| {
+    // Short runs take longer than their operations: what loads and starts counts for more.
+    let time = seconds.filter(|&time| time >= MINUTE);
+    let time = time.map_or(String::new(), |time| {
         format!("about {}, ", human_time(time))
     });
     let text = format!(
