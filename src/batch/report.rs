@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::util::files::{MAX_REPORT, read_small};
+use crate::util::files::{MAX_REPORT, is_json, read_small};
 use crate::util::show::Show;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -114,10 +114,9 @@ impl Report {
     /// When something else has its name.
     pub fn claim(folder: &Path) -> Result<()> {
         let path = Self::path(folder);
-        let before = read_small(&path, MAX_REPORT).ok();
-        let before = before.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+        let is_report = |report: &Value| report["clips"].is_array();
         ensure!(
-            !path.exists() || before.is_some_and(|report| report["clips"].is_array()),
+            !path.exists() || is_json(&path, MAX_REPORT, is_report),
             "{}: no batch has made this, and it would be replaced\nhint: move it away, or choose another \
              --output-dir",
             path.shown()

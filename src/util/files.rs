@@ -9,6 +9,7 @@ use crate::util::show::Show;
 use anyhow::{Result, ensure};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use serde_json::Value;
 
 /// The most bytes of a configuration, an index or another file of settings: an index of A14B has
 /// 0.1 MB.
@@ -89,6 +90,14 @@ pub(crate) fn read_head(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
 fn open(path: &Path, flags: OFlags) -> std::io::Result<File> {
     let flags = flags.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Whether a file of JSON of at most `most` bytes lies at `path` for which something holds, by which
+/// this program tells its own.
+pub(crate) fn is_json(path: &Path, most: u64, holds: impl FnOnce(&Value) -> bool) -> bool {
+    let json = read_small(path, most).ok();
+    let value = json.and_then(|json| serde_json::from_slice(&json).ok());
+    value.is_some_and(|value| holds(&value))
 }
 
 /// As [`read_small`], of what may be a pipe too.

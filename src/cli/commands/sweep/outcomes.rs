@@ -9,7 +9,7 @@ use crate::diagnose::analyze::{self, page};
 use crate::media::picture::Picture;
 use crate::pipeline::{Event, EventKind, Progress, Summary};
 use crate::runtime::Device;
-use crate::util::files::{MAX_JOBS, read_small};
+use crate::util::files::{MAX_JOBS, is_json};
 use crate::util::temporary;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -126,11 +126,8 @@ impl Outcomes {
     /// # Errors
     /// When something else has such a name.
     pub(super) fn claim_files(&self) -> Result<()> {
-        let before = read_small(&self.folder.join(JSON), MAX_JOBS);
-        let before: Option<Value> = before
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok());
-        let is_own = before.is_some_and(|before| before["axes"].is_array());
+        let results = self.folder.join(JSON);
+        let is_own = is_json(&results, MAX_JOBS, |results| results["axes"].is_array());
         for path in FILES.map(|name| self.folder.join(name)) {
             ensure!(
                 is_own || !path.exists(),
@@ -154,10 +151,9 @@ impl Outcomes {
                 path.shown()
             );
         }
-        let before = read_small(record, MAX_JOBS).ok();
-        let before = before.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+        let is_record = |record: &Value| record["metrics"].is_object();
         ensure!(
-            !record.exists() || before.is_some_and(|record| record["metrics"].is_object()),
+            !record.exists() || is_json(record, MAX_JOBS, is_record),
             "{}: no sweep has made this, and it would be replaced\nhint: move it away, or choose \
              another --output-dir",
             record.shown()
