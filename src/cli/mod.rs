@@ -14,7 +14,7 @@ use clap::Parser;
 
 use self::flags::Cli;
 use self::ui::{info, stderr, terminal};
-use crate::runtime::start_threads;
+use crate::runtime::{prepare_environment, start_threads};
 use crate::util::show::chain;
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
@@ -30,6 +30,7 @@ const USAGE: u8 = 2;
 /// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program,
 /// 130 stopped by Ctrl-C, 143 by SIGTERM.
 pub fn main() -> ExitCode {
+    prepare_environment();
     let arguments: Vec<_> = std::env::args_os().collect();
     // Before settings, which are a clip's, are put beside it.
     if arguments

@@ -2,7 +2,7 @@
 
 use super::vae::cost::{choose_decode_tiling, choose_encode_tiling};
 use super::vae::{Tiling, VaeConfig};
-use crate::runtime::Device;
+use crate::runtime::{Device, equal_parts};
 
 /// In what parts a clip is computed, so that it keeps to a memory budget. Decided once per clip and
 /// handed to every forward pass.
@@ -45,6 +45,12 @@ impl MemoryPlan {
             joint_passes: tokens <= JOINT_TOKENS,
             ..Self::WHOLE
         }
+    }
+
+    /// Rows of the chunks in which `tokens` go.
+    pub fn chunk_of(&self, tokens: u64) -> u64 {
+        let tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
+        equal_parts(tokens, self.chunk_rows).max(1) as u64
     }
 
     /// The same with frames of a clip of `grid` latents in tiles where the VAE takes more than

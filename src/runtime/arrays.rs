@@ -11,6 +11,10 @@ use mlx_rs::{Array, Dtype};
 /// (ml-explore/mlx#3360, #3631, #3856; black clips in Blaizzy/mlx-video#40).
 pub const MAX_KERNEL_ROWS: i32 = 32_767;
 
+/// Rows of the largest tile of Metal's kernels for products and attention: 32 or 64, by the chip
+/// (`steel_matmul`, `steel_attention` and their `nax` forms in MLX 0.32).
+pub const TILE_ROWS: i32 = 64;
+
 /// Applies `f` to slices of `x` along `axis` of at most [`MAX_KERNEL_ROWS`] and joins the results.
 pub fn in_row_chunks(
     x: &Array,
@@ -31,14 +35,25 @@ pub fn in_chunks(
     if rows <= most {
         return f(x);
     }
-    let parts = (rows + most - 1) / most;
-    let boundaries: Vec<i32> = (1..parts).map(|i| i * most).collect();
+    let each = equal_parts(rows, most);
+    let boundaries: Vec<i32> = (each..rows).step_by(each as usize).collect();
     let outputs = x
         .split_at_indices(&boundaries, axis)?
         .iter()
         .map(f)
         .collect::<Result<Vec<_>>>()?;
     concatenate(&outputs, axis)
+}
+
+/// Rows of the parts that `count` rows go in when none may have more than `most`: equal ones, of whole
+/// tiles where that is allowed.
+pub fn equal_parts(count: i32, most: i32) -> i32 {
+    let [count, most] = [count, most].map(|rows| i64::from(rows.max(1)));
+    let ceiling = |value: i64, by: i64| (value + by - 1) / by;
+    let each = ceiling(count, ceiling(count, most));
+    let whole = ceiling(each, TILE_ROWS.into()) * i64::from(TILE_ROWS);
+    let rows = if whole <= most.min(count) { whole } else { each };
+    rows as i32
 }
 
 /// True when every element of `x` is finite. Evaluates `x`.
@@ -66,4 +81,27 @@ pub fn f32(x: &Array) -> Result<Array> {
 /// Rows `start..end` of axis 0, without a copy.
 pub fn rows(x: &Array, start: i32, end: i32) -> Result<Array> {
     x.try_index(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_equal_and_of_whole_tiles() {
+        for (count, most, each) in [
+            (32_760, 32_767, 32_760),
+            (75_600, 32_767, 25_216),
+            (32_760, 2944, 2752),
+            (32_760, 2048, 2048),
+            (75_600, 16_384, 15_168),
+            (100, 70, 64),
+            (130, 65, 65),
+            (10, 4, 4),
+            (i32::MAX, i32::MAX, i32::MAX),
+            (0, 0, 1),
+        ] {
+            assert_eq!(equal_parts(count, most), each, "{count} in at most {most}");
+        }
+    }
 }

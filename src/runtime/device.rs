@@ -3,9 +3,13 @@
 use anyhow::{Context, bail};
 use mlx_rs::Array;
 
-use super::ffi::{blas, device_name, keep_freed_memory, limit_blas_threads, metal_is_available};
+use super::arrays::{MAX_KERNEL_ROWS, TILE_ROWS, equal_parts};
+use super::ffi::{
+    blas, device_name, has_fused_attention, keep_freed_memory, limit_blas_threads,
+    metal_is_available,
+};
 use super::kernels::Kernels;
-use super::{MAX_KERNEL_ROWS, Precision};
+use super::Precision;
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,9 @@ pub struct Device {
     pub dtype: Precision,
     /// The functions that the networks compute with.
     pub kernels: Kernels,
+    /// Whether MLX has one kernel for all of attention, without a score matrix, for the head widths
+    /// of [`FUSED_WIDTHS`].
+    pub fused_attention: bool,
     /// Products of more rows than this unpack a quantized weight first and use the dense kernel,
     /// which spares each row the unpacking.
     pub dense_above: i32,
@@ -68,7 +75,13 @@ impl Device {
             .add(Array::from_f32(1.0))
             .and_then(|two| two.eval())
             .with_context(|| format!("MLX cannot compute on the {kind}"))?;
-        Ok(Self::new(kind, dtype))
+        let device = Self::new(kind, dtype);
+        let dtype = device.dtype.matmul_dtype();
+        let fused = |width: &i32| has_fused_attention(dtype, *width);
+        Ok(Self {
+            fused_attention: device.fused_attention && FUSED_WIDTHS.iter().all(fused),
+            ..device
+        })
     }
 
     /// What [`Self::select`] returns, without touching MLX's state.
@@ -95,12 +108,38 @@ impl Device {
             kind,
             dtype,
             kernels,
+            fused_attention: matches!((kind, kernels), (DeviceKind::Gpu, Kernels::Mlx)),
             dense_above: match (kind, kernels, dtype) {
                 (DeviceKind::Cpu, _, Precision::Bf16) => CPU_BF16_DENSE_ABOVE,
                 (_, Kernels::Mlx, _) => MLX_DENSE_ABOVE,
                 (_, Kernels::Cpu, _) => CPU_DENSE_ABOVE,
             },
         }
+    }
+
+    /// Queries that a call of attention gets, of `heads` with `queries`, `keys` and `width`.
+    ///
+    /// A fused kernel has no score matrix, but macOS ends GPU work that keeps the display waiting:
+    /// its calls are bounded by their operations. Elsewhere the score matrix keeps within `score_bytes`.
+    pub fn attention_rows(
+        &self,
+        [heads, queries, keys, width]: [i32; 4],
+        score_bytes: u64,
+    ) -> i32 {
+        let row = 4 * u64::from(heads.max(1) as u32) * u64::from(keys.max(1) as u32);
+        let most = match self.fuses(width) {
+            true => {
+                let rows = CALL_OPERATIONS / (row * u64::from(width.max(1) as u32));
+                rows.clamp(FUSED_ROWS[0], FUSED_ROWS[1]) as i32 / TILE_ROWS * TILE_ROWS
+            }
+            false => (score_bytes / row).clamp(1, MAX_KERNEL_ROWS as u64) as i32,
+        };
+        equal_parts(queries, most)
+    }
+
+    /// Whether attention of heads of this width is fused.
+    pub fn fuses(&self, width: i32) -> bool {
+        self.fused_attention && FUSED_WIDTHS.contains(&width)
     }
 
     /// Rows that one kernel call may see: [`MAX_KERNEL_ROWS`], or any number for this program's own
@@ -112,6 +151,14 @@ impl Device {
         }
     }
 }
+
+/// Head widths of `steel_attention`, in float32, float16 and bfloat16, for more than 8 queries
+/// (`ScaledDotProductAttention::use_fallback` in MLX 0.32).
+pub const FUSED_WIDTHS: [i32; 5] = [64, 72, 80, 96, 128];
+/// Operations of one call: a fifth of a second on a GPU of 10 TFLOP/s, a second on one of 2.
+const CALL_OPERATIONS: u64 = 2_000_000_000_000;
+/// The least and the most queries of a fused call: a tile, and so many that a further call costs nothing.
+const FUSED_ROWS: [u64; 2] = [64, 16_384];
 
 /// Rows from which unpacking a weight once costs less than unpacking it for each block of rows;
 /// on Metal a published rule of thumb, not measured here.
@@ -137,6 +184,50 @@ pub fn machine() -> String {
 mod tests {
     use super::*;
 
+    /// A14B's calls of self-attention in a layer, and those that a score matrix would ask for.
+    #[test]
+    fn fused_attention_has_few_calls_and_no_long_one() {
+        let gpu = Device::new(DeviceKind::Gpu, None);
+        let unfused = Device {
+            fused_attention: false,
+            ..gpu
+        };
+        for (tokens, chunk, calls, before) in [
+            (32_760, i32::MAX, 12, 322),
+            (32_760, 16_384, 12, 322),
+            (32_760, 8192, 12, 324),
+            (32_760, 4096, 16, 328),
+            (32_760, 2048, 16, 335),
+            (75_600, i32::MAX, 60, 1719),
+            (75_600, 2048, 74, 1735),
+        ] {
+            let count = |device: Device| {
+                let rows = equal_parts(tokens, chunk);
+                let calls = (0..tokens).step_by(rows as usize).map(|start| {
+                    let queries = rows.min(tokens - start);
+                    let each = device.attention_rows([40, queries, tokens, 128], 512 << 20);
+                    let operations = 4.0 * 40.0 * 128.0 * f64::from(tokens) * f64::from(each);
+                    assert!(!device.fused_attention || operations <= 2e12);
+                    queries.div_euclid(each) + i32::from(queries % each > 0)
+                });
+                calls.sum::<i32>()
+            };
+            assert_eq!(count(gpu), calls, "{tokens} in chunks of {chunk}");
+            assert_eq!(count(unfused), before, "{tokens} in chunks of {chunk}");
+        }
+        // A short sequence is one call, and so is text.
+        assert_eq!(gpu.attention_rows([40, 1560, 1560, 128], 0), 1560);
+        assert_eq!(gpu.attention_rows([40, 16_384, 512, 128], 0), 16_384);
+        assert!(!gpu.fuses(384) && !Device::new(DeviceKind::Cpu, None).fuses(128));
+    }
+
+    #[test]
+    fn a_fused_kernel_is_asked_for_where_there_is_one() {
+        let device = Device::select(Some(DeviceKind::Cpu), None).unwrap();
+        assert!(!device.fused_attention);
+        assert!(!has_fused_attention(mlx_rs::Dtype::Float32, 128));
+    }
+
     #[test]
     fn kernels_and_thresholds_follow_from_the_device() {
         let gpu = Device::new(DeviceKind::Gpu, None);
@@ -152,6 +243,7 @@ mod tests {
             mlx(Precision::F32),
             Device {
                 kind: DeviceKind::Cpu,
+                fused_attention: false,
                 ..exact
             }
         );

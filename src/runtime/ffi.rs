@@ -2,6 +2,9 @@
 
 use std::ffi::CStr;
 
+use mlx_rs::Dtype;
+use mlx_rs::ops::zeros_dtype;
+
 /// MLX's version, such as `0.32.2`.
 pub fn mlx_version() -> String {
     // SAFETY: the call fills the string that it is given and keeps no pointer.
@@ -82,6 +85,43 @@ mod shim {
     unsafe extern "C" {
         pub fn mlx_shim_blas_kernels() -> *const std::ffi::c_char;
         pub fn mlx_shim_blas_threads(wanted: i32) -> i32;
+    }
+}
+
+/// Whether MLX has a fused kernel on its default device for attention in `dtype` of heads of `width`:
+/// the graph node that demands one is refused otherwise, before anything is computed.
+pub(super) fn has_fused_attention(dtype: Dtype, width: i32) -> bool {
+    // More queries than the kernel for a handful of them takes.
+    let Ok(heads) = zeros_dtype(&[1, 1, 16, width], dtype) else {
+        return false;
+    };
+    // SAFETY: handles of nothing stand for the mask and the sinks that are missing, the others are
+    // alive during the call, and each that was made here is freed here.
+    unsafe {
+        let mut device = mlx_sys::mlx_device_new();
+        let mut stream = mlx_sys::mlx_stream_new();
+        let mut result = mlx_sys::mlx_array_new();
+        let (mask, sinks) = (mlx_sys::mlx_array_new(), mlx_sys::mlx_array_new());
+        let fused = mlx_sys::mlx_get_default_device(&mut device) == 0
+            && mlx_sys::mlx_get_default_stream(&mut stream, device) == 0
+            && mlx_sys::mlx_fast_scaled_dot_product_attention(
+                &mut result,
+                heads.as_ptr(),
+                heads.as_ptr(),
+                heads.as_ptr(),
+                1.0,
+                c"".as_ptr(),
+                mask,
+                sinks,
+                true,
+                stream,
+            ) == 0;
+        for array in [result, mask, sinks] {
+            mlx_sys::mlx_array_free(array);
+        }
+        mlx_sys::mlx_stream_free(stream);
+        mlx_sys::mlx_device_free(device);
+        fused
     }
 }
 

@@ -8,15 +8,17 @@ mod arrays;
 mod counters;
 mod device;
 mod dtype;
+mod environment;
 mod ffi;
 pub mod kernels;
 mod memory;
 mod state;
 mod threads;
 
-pub use arrays::{MAX_KERNEL_ROWS, all_finite, f32, in_chunks, in_row_chunks, rows, to_host};
+pub use arrays::{MAX_KERNEL_ROWS, all_finite, equal_parts, f32, in_chunks, in_row_chunks, rows, to_host};
 pub use counters::{count_product, count_unpacked, operations, unpacked};
 pub use device::{Device, DeviceKind, machine};
+pub use environment::{ENVIRONMENT, prepare_environment};
 pub use dtype::Precision;
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use kernels::Kernels;

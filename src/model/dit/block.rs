@@ -10,7 +10,7 @@ use mlx_rs::transforms::eval;
 use super::{DitConfig, Rope};
 use crate::model::layers::{Linear, f32};
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
-use crate::runtime::{Device, rows};
+use crate::runtime::{Device, equal_parts, rows};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
 pub const LARGE_BYTES: usize = 1 << 20;
@@ -389,12 +389,12 @@ fn joined(copies: &[Array]) -> MlxResult<Array> {
     }
 }
 
-/// Ranges of at most `most` that cover `count` rows.
+/// Ranges of at most `most` that cover `count` rows, in [`equal_parts`].
 fn chunks(count: i32, most: i32) -> impl Iterator<Item = (i32, i32)> {
-    let most = most.max(1);
+    let rows = equal_parts(count, most);
     (0..count)
-        .step_by(most as usize)
-        .map(move |start| (start, start.saturating_add(most).min(count)))
+        .step_by(rows as usize)
+        .map(move |start| (start, start.saturating_add(rows).min(count)))
 }
 
 /// A block's modulation at one timestep, `[dim]` each, float32: of self-attention (`msa`) and of the

@@ -73,7 +73,7 @@ pub fn unpacking(
     let least = number(device.dense_above);
     let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
     // Every chunk of tokens unpacks anew.
-    let chunk = tokens.min(number(memory.chunk_rows)).max(1);
+    let chunk = memory.chunk_of(tokens);
     let chunks = match chunk > least {
         true => tokens.div_ceil(chunk),
         false => 0,
@@ -128,7 +128,7 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
     };
     // Residual stream, condition and the shared start stay.
     let kept = kv + tables + latents + cached + 3 * stream * F32;
-    let chunk = tokens.min(number(memory.chunk_rows));
+    let chunk = memory.chunk_of(tokens);
     let scores = device.scores_at_once(
         device.dtype.matmul_dtype(),
         [

@@ -99,8 +99,20 @@ pub(super) struct Conv {
 enum Weight {
     /// `[outputs, kt, kh, kw, inputs]`, for MLX's kernel.
     Native(Array),
+    /// `[kt * outputs, kh, kw, inputs]`, for MLX's 2D kernel: all of a frame's products at once.
+    Joined(Array),
     /// One `[inputs, outputs]` matrix per tap, in row-major tap order.
     Taps(Vec<Array>),
+}
+
+/// Whether a convolution's time taps are joined.
+pub(super) fn is_joined(
+    device: Device,
+    channels: [i32; 2],
+    kernel: [i32; 3],
+    stride: [i32; 3],
+) -> bool {
+    (kernel, stride) == ([3, 3, 3], [1, 1, 1]) && device.joins_time_taps(channels)
 }
 
 impl Conv {
@@ -142,6 +154,11 @@ impl Conv {
                 .map(|tap| stacked.try_index(tap))
                 .collect::<MlxResult<Vec<_>>>()?;
             Weight::Taps(matrices)
+        } else if is_joined(device, [inputs, outputs], kernel, stride) {
+            let [kt, kh, kw] = kernel;
+            let rows_of_taps = weight.transpose_axes(&[2, 0, 3, 4, 1])?;
+            let joined = rows_of_taps.reshape(&[kt * outputs, kh, kw, inputs])?;
+            Weight::Joined(joined.contiguous()?)
         } else {
             Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?)
         };
@@ -198,9 +215,9 @@ impl Conv {
     fn later_taps(&self, x: &Array, first: i32) -> MlxResult<Array> {
         let [kt, kh, kw] = [self.kernel[0] - first, self.kernel[1], self.kernel[2]];
         let side = |axis: i32, kernel: i32| (x.dim(axis) - kernel) / self.stride[axis as usize] + 1;
-        let rows = side(0, kt) * side(1, kh);
+        let lines = side(0, kt) * side(1, kh);
         count_product(
-            rows * kt * kh * kw,
+            lines * kt * kh * kw,
             side(2, kw) * x.dim(3),
             self.bias.dim(0),
         );
@@ -212,8 +229,36 @@ impl Conv {
                     .squeeze_axes(&[0])?
                     .add(&self.bias)
             }
+            Weight::Joined(weight) => {
+                let outputs = self.bias.dim(0);
+                self.sum_of_frames(x, &rows(weight, first * outputs, (first + kt) * outputs)?, kt)
+            }
             Weight::Taps(taps) => self.sum_of_taps(x, &taps[(first * kh * kw) as usize..], kt),
         }
+    }
+
+    /// Convolves frame by frame with all `kt` time taps at once, and adds each tap's part to the output
+    /// frame that it belongs to. Evaluated, so that one frame's products exist at a time.
+    fn sum_of_frames(&self, x: &Array, weight: &Array, kt: i32) -> MlxResult<Array> {
+        let outputs = self.bias.dim(0);
+        let count = x.dim(0) - kt + 1;
+        let mut sums: Vec<Array> = Vec::new();
+        for frame in 0..x.dim(0) {
+            let products = ops::conv2d(&rows(x, frame, frame + 1)?, weight, None, None, None, None)?;
+            for tap in 0..kt {
+                let Some(at) = usize::try_from(frame - tap).ok().filter(|&at| at < count as usize)
+                else {
+                    continue;
+                };
+                let part = products.try_index((.., .., .., tap * outputs..(tap + 1) * outputs))?;
+                match sums.get_mut(at) {
+                    Some(sum) => *sum = sum.add(part)?,
+                    None => sums.push(part.add(&self.bias)?),
+                }
+            }
+            eval(&sums)?;
+        }
+        concatenate(&sums, 0)
     }
 
     /// Sums one matrix product per tap over the flattened input.
@@ -400,5 +445,35 @@ mod tests {
             to_host(&convolve(device, &x, &weight, &bias, [1, 1, 1]).unwrap()).unwrap()
         });
         assert_eq!(whole, parts);
+    }
+
+    /// The published VAE's narrowest layer, with frames of zeros in front and without.
+    #[test]
+    fn joined_time_taps_are_the_same_convolution() {
+        let filled = |shape: &[i32], seed: i32| {
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|i: i32| ((i * 37 + seed) % 101) as f32 / 50.0 - 1.0)
+                .collect();
+            Array::from_slice(&values, shape)
+        };
+        let (weight, bias) = (filled(&[96, 96, 3, 3, 3], 3), filled(&[96], 5));
+        let [ours, joined] = [Kernels::Cpu, Kernels::Mlx].map(|kernels| {
+            let device = Device::with_kernels(DeviceKind::Cpu, None, kernels);
+            Conv::new(device, &weight, bias.clone(), [1, 1, 1]).unwrap()
+        });
+        assert!(matches!(ours.weight, Weight::Taps(_)));
+        assert!(matches!(joined.weight, Weight::Joined(_)));
+        for (frames, missing) in [(6, 0), (3, 0), (1, 2), (2, 1), (4, 2)] {
+            let x = filled(&[frames, 9, 11, 96], 7);
+            let [expected, found] = [&ours, &joined].map(|conv| {
+                let y = conv.forward_behind_zeros(&x, missing).unwrap();
+                assert_eq!(y.shape(), [frames + missing - 2, 7, 9, 96]);
+                to_host(&y).unwrap()
+            });
+            let most = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+            for (a, b) in expected.iter().zip(&found) {
+                assert!((a - b).abs() < 1e-5 * most, "{frames}, {missing}: {a} {b}");
+            }
+        }
     }
 }

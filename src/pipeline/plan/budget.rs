@@ -24,6 +24,17 @@ const CHUNKS: [(i32, u64); 6] = [
     (2048, 64 << 20),
     (1024, 32 << 20),
 ];
+/// The least rows of a chunk with fused attention.
+const FUSED_LEAST_ROWS: i32 = 2048;
+
+/// Those of [`CHUNKS`] that an expert with heads of `width` may use: where its attention is fused fewer
+/// rows have no smaller scores, and ever more calls each read all keys and values.
+fn ways(device: Device, width: i32) -> Vec<(i32, u64)> {
+    let fused = device.fuses(width);
+    let mut ways = CHUNKS.to_vec();
+    ways.retain(|&(rows, _)| !fused || rows >= FUSED_LEAST_ROWS);
+    ways
+}
 
 /// A budget and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +110,7 @@ pub fn plan_memory(
     } = clip;
     let grid = settings.latent_grid();
     let mut parts = MemoryPlan::of_tokens(checkpoint.high.tokens(grid));
-    let mut chunks = CHUNKS.into_iter();
+    let mut chunks = ways(device, checkpoint.high.attention_head_dim).into_iter();
     loop {
         let memory = parts.in_tiles(&checkpoint.vae, device, grid, bytes);
         let forecast = forecast(checkpoint, settings, clip.inputs, device, &memory, rates)?;

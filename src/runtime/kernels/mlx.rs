@@ -4,31 +4,36 @@ use mlx_rs::error::Result;
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::{Array, fast};
 
-use crate::runtime::{MAX_KERNEL_ROWS, f32, in_chunks};
+use crate::runtime::{f32, in_chunks};
 
-/// Attention by MLX's fused kernel; see [`Device::attention`](crate::runtime::Device::attention).
+/// MLX's attention of `most_rows` queries at once; see
+/// [`Device::attention`](crate::runtime::Device::attention).
 pub fn attention(
     q: &Array,
     k: &Array,
     v: &Array,
     scale: f32,
     weights: Option<&Array>,
-    score_bytes: u64,
+    most_rows: i32,
 ) -> Result<Array> {
     // The mask has to be of the operands' dtype.
     let weights = weights.map(|w| w.as_dtype(q.dtype())).transpose()?;
     let weights = weights.as_ref();
-    let row_bytes = 4 * k.dim(1).max(1) as u64 * k.dim(2).max(1) as u64;
-    let rows = (score_bytes / row_bytes).clamp(1, MAX_KERNEL_ROWS as u64);
-    let chunked = q.dim(2) > rows as i32;
-    in_chunks(q, 2, rows as i32, |q| {
+    let chunked = q.dim(2) > most_rows;
+    // Rows first: Metal's fused kernel writes them so, and joined they are what the caller wants.
+    let queries = q.transpose_axes(&[0, 2, 1, 3])?;
+    in_chunks(&queries, 1, most_rows, |q| {
+        let q = q.transpose_axes(&[0, 2, 1, 3])?;
         let mask = weights.map(ScaledDotProductAttentionMask::from);
-        let out = fast::scaled_dot_product_attention(q, k, v, scale, mask, None)?;
+        let out = fast::scaled_dot_product_attention(&q, k, v, scale, mask, None)?;
+        let out = out.transpose_axes(&[0, 2, 1, 3])?;
         if chunked {
+            // A command buffer each.
             out.eval()?;
         }
         Ok(out)
-    })
+    })?
+    .transpose_axes(&[0, 2, 1, 3])
 }
 
 /// Projections as attention wants them; see [`Device::to_heads`](crate::runtime::Device::to_heads).

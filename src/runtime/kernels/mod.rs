@@ -5,6 +5,7 @@
 mod compiled;
 pub mod cpu;
 mod elementwise;
+pub mod metal;
 mod mlx;
 
 use mlx_rs::error::Result;
@@ -30,13 +31,21 @@ impl Device {
         self.kernels == Kernels::Mlx && self.kind == DeviceKind::Gpu
     }
 
+    /// Whether the three time taps of a 3x3x3 convolution of these input and output channels go as one
+    /// 2D convolution of each frame with three times the outputs, where MLX's Metal backend then takes
+    /// Winograd's algorithm and for the taps apart does not.
+    pub fn joins_time_taps(&self, [inputs, outputs]: [i32; 2]) -> bool {
+        self.kernels == Kernels::Mlx
+            && !metal::takes_winograd([inputs, outputs])
+            && metal::takes_winograd([inputs, 3 * outputs])
+    }
+
     /// Multi-head attention, `softmax(q k^T * scale + weights) v`.
     ///
     /// Shapes: `q` `[1, heads, n, d]`, `k` and `v` `[1, heads, m, d]`, `weights` `[1, 1, 1, m]`;
-    /// result `[1, heads, n, d]` in the operands' dtype. Queries go in chunks that keep to
-    /// [`MAX_KERNEL_ROWS`](super::MAX_KERNEL_ROWS) and the score matrix within `score_bytes`: rows of
-    /// the softmax are independent. As with any product of fewer rows, a BLAS may round the last bits
-    /// differently.
+    /// result `[1, heads, n, d]` in the operands' dtype, a view of `[n, heads, d]` in row-major order.
+    /// Queries go in chunks of [`Self::attention_rows`]: rows of the softmax are independent. As with
+    /// any product of fewer rows, a BLAS may round the last bits differently.
     ///
     /// # Errors
     /// When MLX fails.
@@ -52,7 +61,11 @@ impl Device {
         }
         match (self.kernels, q.dtype()) {
             (Kernels::Cpu, Dtype::Float32) => cpu::attention(q, k, v, scale, weights, score_bytes),
-            _ => mlx::attention(q, k, v, scale, weights, score_bytes),
+            _ => {
+                let shape = [q.dim(1), q.dim(2), k.dim(2), q.dim(3)];
+                let rows = self.attention_rows(shape, score_bytes);
+                mlx::attention(q, k, v, scale, weights, rows)
+            }
         }
     }
 
@@ -67,9 +80,12 @@ impl Device {
         if self.kernels == Kernels::Cpu && dtype == Dtype::Float32 {
             return cpu::scores_at_once(heads, queries, keys, width, score_bytes);
         }
+        if self.fuses(width) {
+            return 0;
+        }
+        let queries = self.attention_rows([heads, queries, keys, width], score_bytes);
         let size = |value: i32| value.max(0) as u64;
-        let row = 4 * size(heads) * size(keys);
-        (row * size(queries)).min(score_bytes.max(row))
+        4 * size(heads) * size(keys) * size(queries)
     }
 
     /// LayerNorm of `x` `[rows, width]` over the width, times `weight` plus `bias`, `[width]` each;
@@ -276,9 +292,36 @@ mod tests {
     #[test]
     fn a_gpu_has_the_scores_that_it_may_have_and_a_row_at_least() {
         let gpu = Device::new(DeviceKind::Gpu, None);
-        let scores = |bytes| gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 128], bytes);
+        let scores = |bytes| gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 384], bytes);
         assert_eq!(scores(u64::MAX), 160_000_000);
-        assert_eq!(scores(1 << 20), 1 << 20);
+        // 6 rows of 160,000 bytes each.
+        assert_eq!(scores(1 << 20), 960_000);
         assert_eq!(scores(0), 160_000);
+        let fused = gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 128], 1 << 20);
+        assert_eq!(fused, 0);
+    }
+
+    /// What a GPU executes, on the CPU: parts by their operations, joined in one copy.
+    #[test]
+    fn fused_attention_in_parts_is_the_same_and_its_rows_follow_each_other() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        let matrices = Device::with_kernels(DeviceKind::Cpu, None, Kernels::Mlx);
+        let fused = Device {
+            fused_attention: true,
+            ..matrices
+        };
+        let [q, k, v] = [17, 19, 23].map(|seed| values(&[1, 3, 200, 64], seed, Dtype::Float32));
+        let rows = 64;
+        let whole = matrices.attention([&q, &k, &v], 0.25, None, u64::MAX);
+        let parts = mlx::attention(&q, &k, &v, 0.25, None, rows).unwrap();
+        parts.eval().unwrap();
+        assert_eq!(parts.strides(), [3 * 200 * 64, 64, 3 * 64, 1]);
+        let by_rule = fused.attention([&q, &k, &v], 0.25, None, 0).unwrap();
+        let whole = to_host(&whole.unwrap()).unwrap();
+        for ours in [parts, by_rule].map(|x| to_host(&x).unwrap()) {
+            for (a, b) in ours.iter().zip(&whole) {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
+            }
+        }
     }
 }

@@ -6,7 +6,8 @@ use super::Footprint;
 use crate::model::MemoryPlan;
 use crate::model::cost::{F32, Operations, number};
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::model::vae::conv::MIN_TAP_CHANNELS;
+use crate::model::vae::conv::{MIN_TAP_CHANNELS, is_joined};
+use crate::runtime::kernels::metal::{self, winograd_values};
 use crate::runtime::{Device, DeviceKind, Kernels};
 
 /// From this chunk on, every chunk of a clip costs the same: all caches are full.
@@ -257,14 +258,31 @@ impl Meter {
                 out.buffer
             }
         } else {
+            let joined_taps = is_joined(self.device, [x.channels, outputs], kernel, stride);
             let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
-            let extra = match self.device.kind {
-                DeviceKind::Cpu => x.volume() + unfolded,
-                // MLX's Metal kernels unfold only what they have no tiles for.
-                DeviceKind::Gpu if x.channels % 16 != 0 => unfolded,
-                DeviceKind::Gpu => 0,
-            };
-            out.buffer + extra
+            match (self.device.kind, joined_taps) {
+                // A frame of the input, unfolded, with three times the outputs; sums, and once more.
+                (DeviceKind::Cpu, true) => {
+                    let frame = values(&[size.h, size.w]);
+                    let products = frame * values(&[9 * x.channels + 3 * outputs]);
+                    (out.volume() + products + values(&[h, w, x.channels])).max(2 * out.volume())
+                }
+                (DeviceKind::Gpu, true) => {
+                    let products = values(&[size.h, size.w, 3 * outputs]);
+                    let winograd = winograd_values([h, w], [x.channels, 3 * outputs]);
+                    (out.volume() + products + winograd).max(2 * out.volume())
+                }
+                (DeviceKind::Cpu, false) => out.buffer + x.volume() + unfolded,
+                (DeviceKind::Gpu, false) => {
+                    let conv = metal::Conv {
+                        input: [t + missing, h, w],
+                        channels: [x.channels, outputs],
+                        kernel,
+                        stride,
+                    };
+                    out.buffer + conv.temporaries()
+                }
+            }
         };
         self.note_alive(others + x.buffer + work + joined);
         out
