@@ -58,11 +58,13 @@ enum Matrix {
     Quantized(Quantized),
 }
 
-/// `y = x W^T + b`, in the weight's dtype.
+/// `y = x W^T + b`, in the weight's dtype or in float32.
 #[derive(Clone, Debug)]
 pub struct Linear {
     matrix: Matrix,
     bias: Option<Array>,
+    /// Whether products are float32 whatever the weight's dtype.
+    wide: bool,
 }
 
 impl Linear {
@@ -92,10 +94,19 @@ impl Linear {
             Weight::Dense(weight) => Matrix::Transposed(weight.transpose()?),
             Weight::Quantized(quantized) => Matrix::Quantized(quantized),
         };
-        Ok(Self { matrix, bias })
+        Ok(Self {
+            matrix,
+            bias,
+            wide: false,
+        })
     }
 
-    /// `x` `[n, inputs]` of any float dtype to `[n, outputs]` in the weight's dtype.
+    /// The same with its products in float32; its weight stays as it is.
+    pub fn in_float32(self) -> Self {
+        Self { wide: true, ..self }
+    }
+
+    /// `x` `[n, inputs]` of any float dtype to `[n, outputs]` in the weight's dtype, or in float32.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let outputs = match &self.matrix {
             Matrix::Transposed(weight) => weight.dim(1),
@@ -105,6 +116,7 @@ impl Linear {
         match &self.matrix {
             Matrix::Transposed(weight) => self.dense(x, weight),
             Matrix::Quantized(q) if x.dim(0) > q.device.dense_above => {
+                let q = self.widened(q)?;
                 let weight = q.dequantize()?.transpose()?;
                 count_unpacked(weight.size());
                 let y = self.dense(x, &weight)?;
@@ -116,6 +128,7 @@ impl Linear {
                 Ok(y)
             }
             Matrix::Quantized(q) => {
+                let q = self.widened(q)?;
                 let x = x.as_dtype(q.scales.dtype())?;
                 let (scales, biases) = (&q.scales, Some(&q.biases));
                 let y = in_row_chunks(&x, 0, |x| {
@@ -130,11 +143,25 @@ impl Linear {
     }
 
     fn dense(&self, x: &Array, weight: &Array) -> Result<Array> {
+        let weight = match self.wide {
+            true => f32(weight)?,
+            false => weight.clone(),
+        };
         let x = x.as_dtype(weight.dtype())?;
         in_row_chunks(&x, 0, |x| match &self.bias {
-            Some(bias) => addmm(bias, x, weight, None, None),
-            None => x.matmul(weight),
+            Some(bias) => addmm(bias, x, &weight, None, None),
+            None => x.matmul(&weight),
         })
+    }
+
+    /// `quantized` with its scales as the products have them.
+    fn widened(&self, quantized: &Quantized) -> Result<Quantized> {
+        let mut quantized = quantized.clone();
+        if self.wide {
+            quantized.scales = f32(&quantized.scales)?;
+            quantized.biases = f32(&quantized.biases)?;
+        }
+        Ok(quantized)
     }
 }
 

@@ -7,8 +7,8 @@ use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use half::bf16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 use safetensors::tensor::{self, Metadata, TensorInfo};
 
@@ -252,6 +252,12 @@ impl<'a> Stored<'a> {
                 let bits = values.reinterpret_cast();
                 (tensor::Dtype::BF16, bytemuck::cast_slice(bits))
             }
+            Dtype::Float16 => {
+                let values = array.try_as_slice::<f16>();
+                let values = values.map_err(|error| anyhow::anyhow!("{error}"))?;
+                let bits = values.reinterpret_cast();
+                (tensor::Dtype::F16, bytemuck::cast_slice(bits))
+            }
             other => bail!("arrays of {other:?} cannot be saved"),
         };
         Ok(Self {
@@ -285,6 +291,15 @@ fn array(view: &tensor::TensorView<'_>) -> Result<Array> {
                 .0
                 .iter()
                 .map(|&word| bf16::from_le_bytes(word))
+                .collect();
+            Array::from_slice(&values, &shape)
+        }
+        tensor::Dtype::F16 => {
+            let values: Vec<f16> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&word| f16::from_le_bytes(word))
                 .collect();
             Array::from_slice(&values, &shape)
         }

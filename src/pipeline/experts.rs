@@ -14,7 +14,7 @@ use crate::weights::{Checkpoint, Expert};
 #[derive(Debug)]
 pub(super) struct Experts<'a> {
     checkpoint: &'a Checkpoint,
-    loaded: Option<(Expert, Dit)>,
+    loaded: Option<(Expert, Device, Dit)>,
     /// Why one cannot be loaded; the next clip need not try again.
     broken: Option<(Expert, String)>,
 }
@@ -28,7 +28,7 @@ impl<'a> Experts<'a> {
         }
     }
 
-    /// Makes `expert` the loaded one; returns the seconds that loading took unless it was
+    /// Makes `expert` the one that is loaded for `device`; returns the seconds that loading took unless it was
     /// loaded already. The other is dropped first: a Mac holds one at a time.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl<'a> Experts<'a> {
         if self
             .loaded
             .as_ref()
-            .is_some_and(|(loaded, _)| *loaded == expert)
+            .is_some_and(|(loaded, of, _)| (*loaded, *of) == (expert, device))
         {
             return Ok(None);
         }
@@ -60,13 +60,13 @@ impl<'a> Experts<'a> {
             }
         })?;
         wire(memory::active_memory()? as u64);
-        self.loaded = Some((expert, dit));
+        self.loaded = Some((expert, device, dit));
         Ok(Some(seconds))
     }
 
     /// The loaded one.
     pub(super) fn loaded(&self) -> Option<(Expert, &Dit)> {
-        self.loaded.as_ref().map(|(expert, dit)| (*expert, dit))
+        self.loaded.as_ref().map(|(expert, _, dit)| (*expert, dit))
     }
 
     /// Drops it.

@@ -52,7 +52,11 @@ pub fn equal_parts(count: i32, most: i32) -> i32 {
     let ceiling = |value: i64, by: i64| (value + by - 1) / by;
     let each = ceiling(count, ceiling(count, most));
     let whole = ceiling(each, TILE_ROWS.into()) * i64::from(TILE_ROWS);
-    let rows = if whole <= most.min(count) { whole } else { each };
+    let rows = if whole <= most.min(count) {
+        whole
+    } else {
+        each
+    };
     rows as i32
 }
 

@@ -3,13 +3,13 @@
 use anyhow::{Context, bail};
 use mlx_rs::Array;
 
+use super::Precision;
 use super::arrays::{MAX_KERNEL_ROWS, TILE_ROWS, equal_parts};
 use super::ffi::{
-    blas, device_name, has_fused_attention, keep_freed_memory, limit_blas_threads,
-    metal_is_available,
+    blas, device_name, gpu_architecture, has_fused_attention, keep_freed_memory,
+    limit_blas_threads, metal_is_available,
 };
 use super::kernels::Kernels;
-use super::Precision;
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub struct Device {
 impl Device {
     /// Makes `kind` (default: the GPU where there is one) MLX's default device.
     ///
-    /// `dtype` defaults to bf16 on the GPU and f32 on the CPU, where bf16 products are some fifty
-    /// times slower.
+    /// `dtype` defaults to bf16 on the GPU, or f16 where that is faster, and to f32 on the CPU, where
+    /// products in 16 bits are some fifty times slower.
     ///
     /// # Errors
     /// When a GPU is asked for and MLX finds none.
@@ -75,7 +75,8 @@ impl Device {
             .add(Array::from_f32(1.0))
             .and_then(|two| two.eval())
             .with_context(|| format!("MLX cannot compute on the {kind}"))?;
-        let device = Self::new(kind, dtype);
+        let faster = (kind == DeviceKind::Gpu).then(|| fastest_precision(&gpu_architecture()?));
+        let device = Self::new(kind, dtype.or(faster.flatten()));
         let dtype = device.dtype.matmul_dtype();
         let fused = |width: &i32| has_fused_attention(dtype, *width);
         Ok(Self {
@@ -110,22 +111,32 @@ impl Device {
             kernels,
             fused_attention: matches!((kind, kernels), (DeviceKind::Gpu, Kernels::Mlx)),
             dense_above: match (kind, kernels, dtype) {
-                (DeviceKind::Cpu, _, Precision::Bf16) => CPU_BF16_DENSE_ABOVE,
+                (DeviceKind::Cpu, _, Precision::Bf16 | Precision::F16) => CPU_HALF_DENSE_ABOVE,
                 (_, Kernels::Mlx, _) => MLX_DENSE_ABOVE,
                 (_, Kernels::Cpu, _) => CPU_DENSE_ABOVE,
             },
         }
     }
 
+    /// The same for the text encoder, whose weights are published in bfloat16.
+    pub fn for_text(self) -> Self {
+        self.without_f16()
+    }
+
+    /// The same in bfloat16 where it is float16.
+    pub fn without_f16(self) -> Self {
+        let dtype = match self.dtype {
+            Precision::F16 => Precision::Bf16,
+            other => other,
+        };
+        Self { dtype, ..self }
+    }
+
     /// Queries that a call of attention gets, of `heads` with `queries`, `keys` and `width`.
     ///
     /// A fused kernel has no score matrix, but macOS ends GPU work that keeps the display waiting:
     /// its calls are bounded by their operations. Elsewhere the score matrix keeps within `score_bytes`.
-    pub fn attention_rows(
-        &self,
-        [heads, queries, keys, width]: [i32; 4],
-        score_bytes: u64,
-    ) -> i32 {
+    pub fn attention_rows(&self, [heads, queries, keys, width]: [i32; 4], score_bytes: u64) -> i32 {
         let row = 4 * u64::from(heads.max(1) as u32) * u64::from(keys.max(1) as u32);
         let most = match self.fuses(width) {
             true => {
@@ -165,8 +176,19 @@ const FUSED_ROWS: [u64; 2] = [64, 16_384];
 const MLX_DENSE_ABOVE: i32 = 768;
 /// MLX's CPU kernel unpacks for every row.
 const CPU_DENSE_ABOVE: i32 = 2;
-/// Its kernel for bfloat16 adds up in bfloat16: 5,120 products are off by a fifth.
-const CPU_BF16_DENSE_ABOVE: i32 = 0;
+/// Its kernel for 16 bits adds up in them: in bfloat16 5,120 products are off by a fifth.
+const CPU_HALF_DENSE_ABOVE: i32 = 0;
+
+/// The precision of 16 bits in which a GPU is fastest, by its architecture. M1 (g13) and M2 (g14) have no
+/// bfloat16 of their own; published measurements have float16 ahead there by 20 to 34%.
+fn fastest_precision(architecture: &str) -> Option<Precision> {
+    let generation = architecture.strip_prefix("applegpu_g")?;
+    let digits = generation.trim_end_matches(|c: char| !c.is_ascii_digit());
+    Some(match digits.parse().ok()? {
+        0..=14 => Precision::F16,
+        _ => Precision::Bf16,
+    })
+}
 
 /// What decides the last bits of a result on this machine, beside the program: the device and, on
 /// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor and how many threads
@@ -219,6 +241,26 @@ mod tests {
         assert_eq!(gpu.attention_rows([40, 1560, 1560, 128], 0), 1560);
         assert_eq!(gpu.attention_rows([40, 16_384, 512, 128], 0), 16_384);
         assert!(!gpu.fuses(384) && !Device::new(DeviceKind::Cpu, None).fuses(128));
+    }
+
+    #[test]
+    fn chips_without_bfloat16_compute_in_float16() {
+        use Precision::{Bf16, F16};
+        for (architecture, fastest) in [
+            ("applegpu_g13g", Some(F16)),
+            ("applegpu_g13d", Some(F16)),
+            ("applegpu_g14s", Some(F16)),
+            ("applegpu_g15c", Some(Bf16)),
+            ("applegpu_g16p", Some(Bf16)),
+            ("applegpu_g17g", Some(Bf16)),
+            ("applegpu_g", None),
+            ("sm_90", None),
+            ("", None),
+        ] {
+            assert_eq!(fastest_precision(architecture), fastest, "{architecture}");
+        }
+        let gpu = Device::new(DeviceKind::Gpu, Some(F16));
+        assert_eq!(gpu.for_text(), Device::new(DeviceKind::Gpu, None));
     }
 
     #[test]

@@ -22,6 +22,16 @@ pub fn metal_is_available() -> bool {
 
 /// The name of the device that would be chosen, such as `Apple M4 Max`.
 pub fn device_name() -> String {
+    device_text(c"device_name").unwrap_or_else(|| "unknown".into())
+}
+
+/// The GPU's architecture as Metal calls it, such as `applegpu_g16s`.
+pub(super) fn gpu_architecture() -> Option<String> {
+    metal_is_available().then(|| device_text(c"architecture"))?
+}
+
+/// What MLX says of the device that would be chosen.
+fn device_text(key: &CStr) -> Option<String> {
     install_error_handler();
     let device = if metal_is_available() {
         mlx_sys::mlx_device_type__MLX_GPU
@@ -29,19 +39,18 @@ pub fn device_name() -> String {
         mlx_sys::mlx_device_type__MLX_CPU
     };
     // SAFETY: the handles are created and freed here; the string is copied before the info goes.
-    let name = unsafe {
+    unsafe {
         let device = mlx_sys::mlx_device_new_type(device, 0);
         let mut info = mlx_sys::mlx_device_info_new();
         let mut text: *const std::ffi::c_char = std::ptr::null();
         let found = mlx_sys::mlx_device_info_get(&mut info, device) == 0
-            && mlx_sys::mlx_device_info_get_string(&mut text, info, c"device_name".as_ptr()) == 0
+            && mlx_sys::mlx_device_info_get_string(&mut text, info, key.as_ptr()) == 0
             && !text.is_null();
         let name = found.then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
         mlx_sys::mlx_device_info_free(info);
         mlx_sys::mlx_device_free(device);
         name
-    };
-    name.unwrap_or_else(|| "unknown".into())
+    }
 }
 
 /// OpenBLAS's kernels, and the threads that it gives to a large product.

@@ -15,11 +15,13 @@ mod memory;
 mod state;
 mod threads;
 
-pub use arrays::{MAX_KERNEL_ROWS, all_finite, equal_parts, f32, in_chunks, in_row_chunks, rows, to_host};
+pub use arrays::{
+    MAX_KERNEL_ROWS, all_finite, equal_parts, f32, in_chunks, in_row_chunks, rows, to_host,
+};
 pub use counters::{count_product, count_unpacked, operations, unpacked};
 pub use device::{Device, DeviceKind, machine};
-pub use environment::{ENVIRONMENT, prepare_environment};
 pub use dtype::Precision;
+pub use environment::{ENVIRONMENT, prepare_environment};
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use kernels::Kernels;
 pub use memory::{

@@ -351,6 +351,7 @@ impl Checkpoint {
     /// # Errors
     /// When a file changed since [`Self::open`] or a weight is not finite; names the tensor.
     pub fn load_text_encoder(&self, device: Device) -> Result<Umt5> {
+        let device = device.for_text();
         let part = self.part(PartName::TextEncoder)?;
         let mut loader = self.loader(&part, PartName::TextEncoder, device);
         Umt5::load(&self.text_encoder, &mut loader, device)

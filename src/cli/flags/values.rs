@@ -49,7 +49,7 @@ words! {
     Resize { Lanczos = "lanczos", Bicubic = "bicubic" }
     Fit { Crop = "crop", Pad = "pad", Stretch = "stretch" }
     DeviceKind { Gpu = "gpu", Cpu = "cpu" }
-    Precision { F32 = "f32", Bf16 = "bf16" }
+    Precision { F32 = "f32", F16 = "f16", Bf16 = "bf16" }
     Bits { Four = "4", Eight = "8", Sixteen = "16" }
     PartName { HighNoise = "high", LowNoise = "low", Vae = "vae", TextEncoder = "text-encoder" }
 }

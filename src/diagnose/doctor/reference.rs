@@ -1,6 +1,5 @@
 //! What kernels should give, in float64 on the host, and the values that they are given.
 
-use half::bf16;
 use rayon::prelude::*;
 
 /// `count` numbers in [-scale, scale) that depend on `seed` alone (SplitMix64, Steele et al. 2014).
@@ -14,12 +13,6 @@ pub fn uniform(seed: u64, count: usize, scale: f32) -> Vec<f32> {
     };
     (0..count).into_par_iter().map(value).collect()
 }
-
-/// The nearest values that bfloat16 has.
-pub fn in_bf16(values: &[f32]) -> Vec<f32> {
-    values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
-}
-
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     // Four sums, which the processor adds at the same time.
     let mut sums = [0.0_f64; 4];

@@ -1,5 +1,7 @@
 //! One transformer block: self-attention, cross-attention, feed-forward.
 
+use std::iter;
+
 use anyhow::Result;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
@@ -7,6 +9,7 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
+use super::padding::copies_as_offsets;
 use super::{DitConfig, Rope};
 use crate::model::layers::{Linear, f32};
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
@@ -23,7 +26,7 @@ pub struct CrossKv {
     pub keys: Array,
     /// Values.
     pub values: Array,
-    /// Added to the scores of each key, `[1, 1, 1, rows]`, float32, when the last row stands for
+    /// Added to the scores of each key, `[1, 1, 1, rows]`, float32, when the last rows stand for
     /// several equal ones.
     pub weights: Option<Array>,
 }
@@ -158,19 +161,30 @@ impl Block {
         let attention = &self.cross_attention;
         let values = attention.values(&attention.to_v.forward(context)?)?;
         let keys = attention.keys(&attention.to_k.forward(context)?, None)?;
+        if copies <= 1 {
+            eval([&keys, &values])?;
+            return Ok(CrossKv {
+                keys,
+                values,
+                weights: None,
+            });
+        }
+        let offsets = copies_as_offsets(copies, keys.dtype());
+        let rows = context.dim(0);
+        let repeated = |x: Array| {
+            let last = x.try_index((.., .., rows - 1.., ..))?;
+            let again = iter::repeat_n(&last, offsets.len() - 1);
+            concatenate(&iter::once(&x).chain(again).collect::<Vec<_>>(), 2)
+        };
+        let (keys, values) = (repeated(keys)?, repeated(values)?);
         eval([&keys, &values])?;
-        // Equal keys share one softmax term: n e^s = e^(s + ln n).
-        let weights = (copies > 1).then(|| {
-            let mut weights = vec![0.0; context.dim(0) as usize];
-            if let Some(last) = weights.last_mut() {
-                *last = f64::from(copies).ln() as f32;
-            }
-            Array::from_slice(&weights, &[1, 1, 1, context.dim(0)])
-        });
+        let mut weights = vec![0.0; rows as usize - 1];
+        weights.extend(&offsets);
+        let count = weights.len() as i32;
         Ok(CrossKv {
             keys,
             values,
-            weights,
+            weights: Some(Array::from_slice(&weights, &[1, 1, 1, count])),
         })
     }
 

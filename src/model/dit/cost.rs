@@ -1,6 +1,7 @@
 //! What an expert costs: floating-point operations of its parts, and the most bytes that its arrays
 //! take at once, besides the weights.
 
+use super::padding::keys_of_copies;
 use super::{DitConfig, LARGE_BYTES};
 use crate::model::MemoryPlan;
 use crate::model::cost::{F32, Operations, number};
@@ -14,6 +15,17 @@ pub fn prompt(config: &DitConfig, rows: u64) -> Operations {
     Operations::product(rows, number(config.text_dim), width)
         + Operations::product(rows, width, width)
         + Operations::product(rows, width, width).times(2 * number(config.num_layers))
+}
+
+/// Rows of a prompt of `tokens` tokens, padded to `text_len`: those that go through products, and the
+/// keys that come of them.
+pub fn text_rows(device: Device, tokens: usize, text_len: usize) -> [u64; 2] {
+    let copies = text_len.saturating_sub(tokens);
+    let keys = keys_of_copies(copies as i32, device.dtype.matmul_dtype());
+    [
+        (tokens + copies.min(1)) as u64,
+        tokens as u64 + number(keys),
+    ]
 }
 
 /// What an expert computes once per clip whatever the prompts: the condition's part of the patch

@@ -8,6 +8,7 @@
 mod block;
 pub mod cost;
 mod embed;
+mod padding;
 mod rope;
 
 pub use block::{CrossKv, LARGE_BYTES};

@@ -2,7 +2,7 @@
 
 use super::Umt5Config;
 use crate::model::cost::{F32, Operations, number};
-use crate::runtime::{Device, Kernels};
+use crate::runtime::{Device, Kernels, Precision};
 
 /// The text encoder on a prompt of `tokens`.
 pub fn operations(config: &Umt5Config, tokens: u64) -> Operations {
@@ -23,18 +23,20 @@ pub fn unpacking(device: Device, quantized: u64, tokens: u64) -> Operations {
 }
 
 /// The text encoder on `tokens` tokens, with `quantized` values: residual stream, one layer's
-/// activations, its scores, unpacked weights.
+/// activations, its scores, weights in float32.
 pub fn peak_bytes(config: &Umt5Config, device: Device, tokens: u64, quantized: u64) -> u64 {
     let inner = number(config.num_heads) * number(config.d_kv);
     let scores = 3 * number(config.num_heads) * tokens * tokens;
     let width = number(config.d_model);
-    let unpacked = match device.kernels {
-        _ if quantized == 0 || tokens <= number(device.dense_above) => 0,
+    let ffn = number(config.d_ff);
+    let unpacks = quantized > 0 && tokens > number(device.dense_above);
+    let widens = quantized == 0 && device.dtype != Precision::F32;
+    let widened = match device.kernels {
+        _ if !unpacks && !widens => 0,
         // One after the other.
-        Kernels::Cpu => width * inner.max(number(config.d_ff)),
+        Kernels::Cpu if unpacks => width * inner.max(ffn),
         // Those of a layer.
-        Kernels::Mlx => quantized / number(config.num_layers).max(1),
+        _ => width * (4 * inner + 3 * ffn),
     };
-    F32 * (tokens * (4 * width + 4 * inner + 3 * number(config.d_ff)) + scores)
-        + unpacked * device.dtype.matmul_dtype_size() as u64
+    F32 * (tokens * (4 * width + 4 * inner + 3 * ffn) + scores + widened)
 }

@@ -231,7 +231,11 @@ impl Conv {
             }
             Weight::Joined(weight) => {
                 let outputs = self.bias.dim(0);
-                self.sum_of_frames(x, &rows(weight, first * outputs, (first + kt) * outputs)?, kt)
+                self.sum_of_frames(
+                    x,
+                    &rows(weight, first * outputs, (first + kt) * outputs)?,
+                    kt,
+                )
             }
             Weight::Taps(taps) => self.sum_of_taps(x, &taps[(first * kh * kw) as usize..], kt),
         }
@@ -244,9 +248,12 @@ impl Conv {
         let count = x.dim(0) - kt + 1;
         let mut sums: Vec<Array> = Vec::new();
         for frame in 0..x.dim(0) {
-            let products = ops::conv2d(&rows(x, frame, frame + 1)?, weight, None, None, None, None)?;
+            let products =
+                ops::conv2d(&rows(x, frame, frame + 1)?, weight, None, None, None, None)?;
             for tap in 0..kt {
-                let Some(at) = usize::try_from(frame - tap).ok().filter(|&at| at < count as usize)
+                let Some(at) = usize::try_from(frame - tap)
+                    .ok()
+                    .filter(|&at| at < count as usize)
                 else {
                     continue;
                 };

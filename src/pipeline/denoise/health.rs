@@ -1,6 +1,6 @@
 //! Signs of broken kernels and of settings that a run does not survive.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use mlx_rs::Array;
 
 use crate::runtime::{all_finite, to_host};
@@ -8,6 +8,25 @@ use crate::runtime::{all_finite, to_host};
 /// Predictions that spread less than this have collapsed: what broken kernels leave of a
 /// velocity whose spread is near 1.
 const COLLAPSED: f64 = 1e-6;
+
+/// A prediction that is not finite.
+#[derive(Debug)]
+pub(super) struct NotFinite {
+    place: String,
+}
+
+impl std::fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the prediction is not finite, first in {}\nhint: try --dtype f32 or --device cpu and please \
+             report it",
+            self.place
+        )
+    }
+}
+
+impl std::error::Error for NotFinite {}
 
 /// Refuses a broken prediction: kernels that overflow leave NaN or nothing, which would otherwise
 /// show as a black clip hours later. `first_broken` finds the first block whose output is not
@@ -28,11 +47,9 @@ pub(super) fn check_prediction(
     let count = values.len().max(1) as f64;
     let variance = squares / count - (sum / count).powi(2);
     if !squares.is_finite() {
-        bail!(
-            "the prediction is not finite, first in {}\nhint: try --dtype f32 or --device cpu and please \
-             report it",
-            first_broken()?.map_or("the output head".into(), |block| format!("block {block}"))
-        );
+        let place = first_broken()?.map(|block| format!("block {block}"));
+        let place = place.unwrap_or("the output head".into());
+        return Err(NotFinite { place }.into());
     }
     ensure!(
         values.len() < 2 || variance.max(0.0).sqrt() > COLLAPSED,

@@ -11,9 +11,10 @@ pub use step::guide;
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use mlx_rs::Array;
 
+use self::health::NotFinite;
 use self::saved::Restored;
 use self::step::Prepared;
 use super::eta::{Eta, PlannedStep};
@@ -22,12 +23,13 @@ use super::image::Condition;
 use super::text::EncodedPrompts;
 use crate::clip::Settings;
 use crate::model::MemoryPlan;
+use crate::model::dit::Dit;
 use crate::persist::StateWriter;
 use crate::persist::dump::Dump;
 use crate::progress::{
     EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop,
 };
-use crate::runtime::Device;
+use crate::runtime::{Device, Precision};
 use crate::sampling::{Sampler, Schedule};
 use crate::weights::{Checkpoint, Expert};
 
@@ -67,8 +69,16 @@ pub struct Denoiser<'a> {
     /// What an earlier run's caches had, until its expert is loaded.
     restored: Option<Restored>,
     passes: Passes,
+    /// Whether float16's range did not suffice.
+    left_f16: bool,
     eta: Option<Eta>,
     observer: Option<Box<dyn Observer + 'a>>,
+}
+
+/// The expert that is loaded.
+fn loaded<'e>(experts: &'e Experts<'_>) -> Result<&'e Dit> {
+    let loaded = experts.loaded().map(|(_, dit)| dit);
+    loaded.context("no expert is loaded")
 }
 
 impl<'a> Denoiser<'a> {
@@ -95,6 +105,7 @@ impl<'a> Denoiser<'a> {
             prepared: None,
             restored: None,
             passes: Passes::default(),
+            left_f16: false,
             eta: None,
             observer: None,
         }
@@ -201,24 +212,17 @@ impl<'a> Denoiser<'a> {
         let Some(expert) = self.next_expert() else {
             return Ok(());
         };
-        match self.prepare(expert, experts, dump, progress) {
-            Ok(Some(seconds)) => self.update_eta(|eta| eta.loaded(seconds)),
-            Ok(None) => {}
-            Err(error) => {
-                if let Some(writer) = writer {
-                    writer.save(self.sampler.step_index(), || self.state(), progress);
-                }
-                return Err(error);
-            }
-        }
-        let Some((_, dit)) = experts.loaded() else {
-            bail!("no expert is loaded");
-        };
+        self.load(expert, experts, dump, writer.as_deref_mut(), progress)?;
         let steps = self.sampler.schedule().steps();
         while self.next_expert() == Some(expert) {
             let index = self.sampler.step_index();
             let (start, before) = (Instant::now(), self.passes);
-            self.step(dit, dump)?;
+            let dit = loaded(experts)?;
+            if let Err(error) = self.step(dit, dump) {
+                self.leave_f16(error, progress)?;
+                self.load(expert, experts, dump, writer.as_deref_mut(), progress)?;
+                self.step(loaded(experts)?, dump)?;
+            }
             let seconds = start.elapsed().as_secs_f64();
             let passes = self.passes.since(before);
             self.update_eta(|eta| eta.took(index, passes.computed, seconds));
@@ -243,6 +247,49 @@ impl<'a> Denoiser<'a> {
         }
         // Of no use to the other expert.
         self.prepared = None;
+        Ok(())
+    }
+
+    /// Loads the expert that predicts the next step, and saves the state when that fails.
+    fn load(
+        &mut self,
+        expert: Expert,
+        experts: &mut Experts<'_>,
+        dump: Option<&Dump>,
+        writer: Option<&mut StateWriter>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        match self.prepare(expert, experts, dump, progress) {
+            Ok(Some(seconds)) => self.update_eta(|eta| eta.loaded(seconds)),
+            Ok(None) => {}
+            Err(error) => {
+                if let Some(writer) = writer {
+                    writer.save(self.sampler.step_index(), || self.state(), progress);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn without_f16(&mut self) {
+        self.device = self.device.without_f16();
+        self.left_f16 = true;
+    }
+
+    /// Has the rest of the run computed in bfloat16, if it was float16 whose range did not suffice.
+    ///
+    /// # Errors
+    /// `error` when it was something else.
+    fn leave_f16(&mut self, error: anyhow::Error, progress: &mut dyn Progress) -> Result<()> {
+        if self.device.dtype != Precision::F16 || error.downcast_ref::<NotFinite>().is_none() {
+            return Err(error);
+        }
+        self.without_f16();
+        self.prepared = None;
+        progress.report(EventKind::Warning(
+            "values leave float16's range; the rest of the clip is computed in bfloat16",
+        ));
         Ok(())
     }
 

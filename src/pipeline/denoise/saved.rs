@@ -46,6 +46,10 @@ impl<'a> Denoiser<'a> {
         state.set("condition", &self.condition.0);
         state.set("latents", &self.latents);
         self.sampler.save(&mut state);
+        if self.left_f16 {
+            // The identity has the precision that was asked for.
+            state.set_count("left_f16", 1);
+        }
         state.set_count("passes.computed", self.passes.computed);
         state.set_count("passes.reused", self.passes.reused);
         state.set_count("passes.unguided", self.passes.unguided);
@@ -107,6 +111,9 @@ impl<'a> Denoiser<'a> {
         let mut denoiser = Self::new(
             checkpoint, device, memory, prompts, condition, latents, settings,
         );
+        if state.count("left_f16").is_ok() {
+            denoiser.without_f16();
+        }
         denoiser.sampler.restore(state)?;
         denoiser.passes = Passes {
             computed: state.count("passes.computed")?,

@@ -166,12 +166,12 @@ pub fn forecast(
             Expert::LowNoise => &checkpoint.low,
         };
         let sequence = config.tokens(grid).max(0) as u64;
-        let rows = |n: usize| (n + usize::from(n < TEXT_LEN)) as u64;
+        let rows = |n: usize| dit::cost::text_rows(device, n, TEXT_LEN);
         let negative = inputs
             .negative
             .filter(|_| settings.guide_scale.of(expert) != 1.0);
         let held = checkpoint.weights_held(expert.into(), device)?;
-        let keys: Vec<u64> = [Some(inputs.prompt), negative]
+        let texts: Vec<[u64; 2]> = [Some(inputs.prompt), negative]
             .into_iter()
             .flatten()
             .map(rows)
@@ -189,7 +189,7 @@ pub fn forecast(
                 device,
                 memory,
                 held.quantized,
-                &keys,
+                &texts.iter().map(|[rows, _]| *rows).collect::<Vec<_>>(),
                 sequence,
                 [steps.all, steps.guided],
             ),
@@ -201,7 +201,7 @@ pub fn forecast(
                     memory,
                     dit::cost::Denoising {
                         tokens: sequence,
-                        text_rows: keys.iter().sum(),
+                        text_rows: texts.iter().map(|[_, keys]| keys).sum(),
                         quantized: held.quantized > 0,
                         guided: steps.guided > 0,
                         cells,
@@ -257,12 +257,12 @@ fn steps_of(
 fn denoising(
     config: &DitConfig,
     tokens: u64,
-    prompt: u64,
-    negative: Option<u64>,
+    prompt: [u64; 2],
+    negative: Option<[u64; 2]>,
     steps: Steps,
 ) -> Operations {
-    let cost = |rows, passes| {
-        dit::cost::prompt(config, rows) + dit::cost::pass(config, tokens, rows).times(passes)
+    let cost = |[rows, keys]: [u64; 2], passes| {
+        dit::cost::prompt(config, rows) + dit::cost::pass(config, tokens, keys).times(passes)
     };
     let every_step = dit::cost::step(config, tokens) + dit::cost::start(config, tokens);
     let unconditional = negative.map(|rows| cost(rows, steps.guided));

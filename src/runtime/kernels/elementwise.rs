@@ -7,24 +7,28 @@ use mlx_rs::ops::{self, sigmoid, stack, tanh};
 
 use crate::runtime::f32;
 
-/// `x * sigmoid(x)`.
+/// `x * sigmoid(x)`, computed in float32.
 pub(crate) fn silu(x: &Array) -> Result<Array> {
-    x.multiply(sigmoid(x)?)
+    let wide = f32(x)?;
+    wide.multiply(sigmoid(&wide)?)?.as_dtype(x.dtype())
 }
 
-/// The tanh approximation of GELU.
+/// The tanh approximation of GELU, computed in float32: in bfloat16 the sum `1 + tanh` alone would be off
+/// by 1 to 2% of small results.
 pub(crate) fn gelu_tanh(x: &Array) -> Result<Array> {
-    let scalar = |v: f32| Array::from_f32(v).as_dtype(x.dtype());
-    let cubic = x
+    let scalar = Array::from_f32;
+    let wide = f32(x)?;
+    let cubic = wide
         .square()?
-        .multiply(scalar(0.044_715)?)?
-        .add(scalar(1.0)?)?
-        .multiply(x)?
-        .multiply(scalar((2.0 / std::f64::consts::PI).sqrt() as f32)?)?;
+        .multiply(scalar(0.044_715))?
+        .add(scalar(1.0))?
+        .multiply(&wide)?
+        .multiply(scalar((2.0 / std::f64::consts::PI).sqrt() as f32))?;
     tanh(&cubic)?
-        .add(scalar(1.0)?)?
-        .multiply(x)?
-        .multiply(scalar(0.5)?)
+        .add(scalar(1.0))?
+        .multiply(&wide)?
+        .multiply(scalar(0.5))?
+        .as_dtype(x.dtype())
 }
 
 /// `x + h * gate`, float32.

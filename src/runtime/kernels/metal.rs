@@ -69,8 +69,9 @@ impl Conv {
         match self.way() {
             Way::Implicit => 0,
             Way::Padded => {
-                let [padded_in, padded_out] =
-                    self.channels.map(|c| (c + CHANNELS - 1) / CHANNELS * CHANNELS);
+                let [padded_in, padded_out] = self
+                    .channels
+                    .map(|c| (c + CHANNELS - 1) / CHANNELS * CHANNELS);
                 let [t, h, w] = self.input;
                 let input = values(&[t, h, w, padded_in]) * u64::from(padded_in > inputs);
                 let weight = values(&[padded_out, kt, kh, kw, padded_in]);
@@ -116,7 +117,12 @@ mod tests {
     use super::*;
 
     fn conv(input: [i32; 3], channels: [i32; 2], kernel: [i32; 3], stride: [i32; 3]) -> Conv {
-        Conv { input, channels, kernel, stride }
+        Conv {
+            input,
+            channels,
+            kernel,
+            stride,
+        }
     }
 
     /// The VAE's kinds, counted by hand.

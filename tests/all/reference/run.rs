@@ -15,12 +15,14 @@ use wan_i2v::pipeline::{
     Condition, Denoiser, EncodedPrompts, Ends, PromptIds, Silent, decode_clip, encode_condition,
     encode_prompts, frame_mask, guide, initial_noise,
 };
+use wan_i2v::progress::{Event, EventKind, Progress};
 use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
 
 use crate::support::golden::{BOTH, Case, F32, Golden, MLX, golden_dir, relative_error};
+use crate::support::scratch::{Tensor, read_tensors, write_tensors};
 
 pub fn plan(case: &Case) -> Settings {
     let settings = &case.settings;
@@ -222,26 +224,26 @@ fn equal_runs_give_equal_bytes() {
     assert_eq!(bits(run()), bits(run()));
 }
 
-/// bf16 products with a float32 residual stream, norms and modulation: what a GPU uses.
+/// Products in 16 bits with a float32 residual stream, norms and modulation: what a GPU uses. The
+/// reference's own autocast to bfloat16 is off by 0.3%.
 #[test]
-fn bf16_stays_within_two_percent_of_f32() {
+fn products_in_16_bits_stay_close_to_f32() {
     for name in Case::ALL {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
         let exact = to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
-        for device in BOTH {
-            let bf16 = Device {
-                dtype: Precision::Bf16,
-                ..device
-            };
-            let mixed = to_host(&latents(&case, &checkpoint, bf16, None)).unwrap();
+        let both = BOTH.into_iter().flat_map(|device| {
+            [(Precision::Bf16, 0.004), (Precision::F16, 0.002)]
+                .map(|(dtype, most)| (Device { dtype, ..device }, most))
+        });
+        for (device, most) in both {
+            let mixed = to_host(&latents(&case, &checkpoint, device, None)).unwrap();
             let error = relative_error(&mixed, &exact);
-            let kernels = device.kernels;
-            println!("measured {name} bf16, {kernels:?}, run/latents: {error:.2e}");
-            assert!(error < 0.02, "{name}: {error:.3e}");
-            assert!(error > 1e-6, "{name}: bf16 was not used");
+            println!("measured {name}, {device:?}, run/latents: {error:.2e}");
+            assert!(error < most, "{name} in {}: {error:.3e}", device.dtype);
+            assert!(error > 1e-6, "{name}: {} was not used", device.dtype);
         }
     }
 }
@@ -285,5 +287,76 @@ fn both_ends_condition_as_in_diffusers() {
         let mask = frame_mask(case.grid(), true).unwrap();
         let expected = golden.array("condition/y").try_index(0..4).unwrap();
         assert_eq!(to_host(&mask).unwrap(), to_host(&expected).unwrap());
+    }
+}
+
+/// Values beyond float16's range send the rest of a clip to bfloat16, and so does a resumed run.
+#[test]
+fn a_clip_that_leaves_f16_s_range_goes_on_in_bf16() {
+    let case = Case::load("a");
+    let folder = case.checkpoint();
+    let path = folder
+        .path()
+        .join("transformer_2/diffusion_pytorch_model.safetensors");
+    let mut tensors = read_tensors(&path);
+    // Each is undone by the other, and between them values are a million times larger.
+    for (name, factor) in [("attn1.to_v", 1e6), ("attn1.to_out.0", 1e-6)] {
+        let tensor = tensors.get_mut(&format!("blocks.0.{name}.weight")).unwrap();
+        let scaled = tensor
+            .values()
+            .iter()
+            .map(|v| v * factor)
+            .collect::<Vec<f32>>();
+        *tensor = Tensor::f32(&tensor.shape.clone(), &scaled);
+    }
+    write_tensors(&path, &tensors);
+    let checkpoint =
+        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let (prompts, condition) = inputs(&case, &checkpoint, F32);
+    let plan = plan(&case);
+    let denoiser = |dtype| {
+        let device = Device { dtype, ..MLX };
+        let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+        let (prompts, condition) = (prompts.clone(), condition.clone());
+        let memory = MemoryPlan::WHOLE;
+        Denoiser::new(
+            &checkpoint,
+            device,
+            memory,
+            prompts,
+            condition,
+            noise,
+            &plan,
+        )
+    };
+    let mut warned = Warnings::default();
+    let mut mixed = denoiser(Precision::F16);
+    let found = to_host(&mixed.run(None, &mut warned).unwrap()).unwrap();
+    assert_eq!(warned.0.len(), 1, "{:?}", warned.0);
+    assert!(
+        warned.0[0].contains("computed in bfloat16"),
+        "{:?}",
+        warned.0
+    );
+    let expected = to_host(&denoiser(Precision::Bf16).run(None, &mut Silent).unwrap()).unwrap();
+    assert!(relative_error(&found, &expected) < 0.01);
+    let device = Device {
+        dtype: Precision::F16,
+        ..MLX
+    };
+    let state = mixed.state();
+    let resumed = Denoiser::resume(&checkpoint, device, MemoryPlan::WHOLE, &state, &plan);
+    assert_eq!(resumed.unwrap().state().count("left_f16").unwrap(), 1);
+}
+
+/// The warnings of a run.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Progress for Warnings {
+    fn on_event(&mut self, event: &Event<'_>) {
+        if let EventKind::Warning(text) = event.kind {
+            self.0.push(text.to_owned());
+        }
     }
 }

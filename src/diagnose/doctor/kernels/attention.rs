@@ -4,9 +4,9 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::ops::softmax_axis;
 use mlx_rs::{Array, error::Result};
 
-use super::{Case, PRECISIONS, array, exact, is_used, products_tolerance};
+use super::{Case, array, exact, is_used, precisions, products_tolerance};
 use crate::diagnose::doctor::CheckRunner;
-use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
+use crate::diagnose::doctor::reference::{self, uniform};
 use crate::model::MemoryPlan;
 use crate::runtime::Precision;
 
@@ -20,7 +20,7 @@ const SIZES: [[i32; 4]; 4] = [
 ];
 
 pub fn examine(round: &mut CheckRunner<'_>) {
-    for precision in PRECISIONS {
+    for precision in precisions(round.settings.device) {
         for size in SIZES {
             for masked in [false, true] {
                 attend(round, precision, size, masked);
@@ -55,10 +55,7 @@ fn attend(
     let device = round.settings.device;
     let values = |seed, rows: i32| {
         let values = uniform(seed, (heads * rows * dim) as usize, 2.0);
-        match precision {
-            Precision::Bf16 => in_bf16(&values),
-            Precision::F32 => values,
-        }
+        precision.round(values)
     };
     let (q, k, v) = (values(4, queries), values(5, keys), values(6, keys));
     // Of many weights one is large, as that of the padding row.
@@ -76,7 +73,8 @@ fn attend(
     let size = format!("{precision}, {mask}, {heads} x {queries} x {keys} x {dim}");
     // Without a fused kernel the scores are rounded too, and then they are in an exponent.
     let tolerance = match precision {
-        Precision::F32 => products_tolerance(device, precision),
+        Precision::F32 => products_tolerance(precision),
+        Precision::F16 => 0.5_f64.powi(8),
         Precision::Bf16 => 0.5_f64.powi(5),
     };
     let used = is_used(device, precision);

@@ -2,11 +2,11 @@
 
 use mlx_rs::error::Exception;
 
-use super::{Case, exact, products_tolerance};
+use super::{Case, exact, products_tolerance, winograd_tolerance};
 use crate::diagnose::doctor::CheckRunner;
 use crate::diagnose::doctor::reference::{self, uniform};
 use crate::model::vae::convolve;
-use crate::runtime::{Device, Kernels, Precision};
+use crate::runtime::{Device, DeviceKind, Kernels, Precision};
 use crate::util::show::chain;
 
 /// Padded input `[t, h, w, inputs]`, outputs, kernel, stride.
@@ -43,7 +43,10 @@ pub fn examine(round: &mut CheckRunner<'_>) {
                 kernels,
                 ..round.settings.device
             };
-            let tolerance = products_tolerance(device, Precision::F32);
+            let tolerance = match (device.kind, kernels) {
+                (DeviceKind::Gpu, Kernels::Mlx) => winograd_tolerance(),
+                _ => products_tolerance(Precision::F32),
+            };
             let name = format!(
                 "convolution, {way}, {kernel:?} stride {stride:?} on {sides:?} to {outputs}"
             );

@@ -111,14 +111,19 @@ fn exact(values: &[f32], shape: &[i32]) -> Array {
     Array::from_slice(values, shape)
 }
 
-/// By how much products may be off. In bfloat16 the result is rounded, to a quarter of this; on
-/// the newest GPUs MLX multiplies float32 as TF32 (`MLX_ENABLE_TF32`), whose operands have 11 bits.
-fn products_tolerance(device: Device, precision: Precision) -> f64 {
-    match (precision, device.kind) {
-        (Precision::Bf16, _) => 0.5_f64.powi(7),
-        (Precision::F32, DeviceKind::Gpu) => 0.5_f64.powi(9),
-        (Precision::F32, DeviceKind::Cpu) => 2e-5,
+/// By how much products may be off. In 16 bits the result is rounded, to a quarter of this.
+fn products_tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::Bf16 => 0.5_f64.powi(7),
+        Precision::F16 => 0.5_f64.powi(10),
+        Precision::F32 => 2e-5,
     }
+}
+
+/// By how much a convolution may be off that MLX's Metal backend may compute by Winograd's algorithm,
+/// whose transforms magnify float32's rounding.
+fn winograd_tolerance() -> f64 {
+    0.5_f64.powi(9)
 }
 
 /// Whether a run computes in this precision: what every run does in float32, it does anywhere.
@@ -131,7 +136,12 @@ fn doubles(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| f64::from(value)).collect()
 }
 
-const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+/// Those that are checked: the device's own and, for a comparison with other machines' reports,
+/// float32 and bfloat16.
+fn precisions(device: Device) -> impl Iterator<Item = Precision> {
+    let all = Precision::ALL.into_iter();
+    all.filter(move |&precision| precision != Precision::F16 || device.dtype == precision)
+}
 
 #[cfg(test)]
 mod tests {

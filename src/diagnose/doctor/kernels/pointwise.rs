@@ -5,8 +5,8 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::clip;
 use mlx_rs::{Array, Dtype, fast};
 
-use super::{Case, PRECISIONS, array, doubles, exact, is_used};
-use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
+use super::{Case, array, doubles, exact, is_used, precisions};
+use crate::diagnose::doctor::reference::{self, uniform};
 use crate::diagnose::doctor::{CheckResult, CheckRunner, Group};
 use crate::model::dit::Rope;
 use crate::runtime::{Device, Precision, all_finite};
@@ -18,7 +18,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
     for (rows, width) in NORMS {
         norms(round, rows, width);
     }
-    for precision in PRECISIONS {
+    for precision in precisions(round.settings.device) {
         activations(round, precision);
         gated(round, precision);
     }
@@ -64,13 +64,12 @@ fn activations(round: &mut CheckRunner<'_>, precision: Precision) {
     let mut x = uniform(13, (rows * width) as usize, 10.0);
     // Ends where an exponential overflows.
     x[..4].copy_from_slice(&[-200.0, -90.0, 0.0, -1e4]);
-    if precision == Precision::Bf16 {
-        x = in_bf16(&x);
-    }
-    // Written out in steps, each of which rounds.
+    x = precision.round(x);
+    // Computed in float32, and rounded once.
     let tolerance = match precision {
         Precision::F32 => 1e-5,
-        Precision::Bf16 => 0.5_f64.powi(6),
+        Precision::F16 => 0.5_f64.powi(10),
+        Precision::Bf16 => 0.5_f64.powi(7),
     };
     let device = round.settings.device;
     let used = is_used(device, precision);
@@ -98,10 +97,7 @@ fn gated(round: &mut CheckRunner<'_>, precision: Precision) {
     let (rows, width) = (40_000_i32, 16_i32);
     let count = (rows * width) as usize;
     let (x, gate) = (uniform(16, count, 1.0), uniform(17, width as usize, 1.0));
-    let mut h = uniform(18, count, 1.0);
-    if precision == Precision::Bf16 {
-        h = in_bf16(&h);
-    }
+    let h = precision.round(uniform(18, count, 1.0));
     let gates = gate.iter().cycle();
     let expected: Vec<f64> = x
         .iter()

@@ -4,8 +4,8 @@ use anyhow::Result;
 use mlx_rs::ops::{quantized_matmul, transpose};
 use mlx_rs::{Array, Dtype};
 
-use super::{Case, PRECISIONS, TALL, array, is_used, products_tolerance};
-use crate::diagnose::doctor::reference::{self, in_bf16, uniform};
+use super::{Case, TALL, array, is_used, precisions, products_tolerance};
+use crate::diagnose::doctor::reference::{self, uniform};
 use crate::diagnose::doctor::{CheckRunner, Group};
 use crate::model::layers::{Linear, Quantized, Weight};
 use crate::runtime::{Device, DeviceKind, Precision};
@@ -21,8 +21,8 @@ const UNPACKED: [(i32, i32, i32); 2] = [(2000, 256, 96), (TALL, 64, 32)];
 
 pub fn examine(round: &mut CheckRunner<'_>) {
     let device = round.settings.device;
-    for precision in PRECISIONS {
-        let tolerance = products_tolerance(device, precision);
+    for precision in precisions(round.settings.device) {
+        let tolerance = products_tolerance(precision);
         for (rows, inner, columns) in DENSE {
             let product = Product::new(precision, rows, inner, columns);
             let size = format!("{precision}, {rows} x {inner} x {columns}");
@@ -52,7 +52,7 @@ pub fn examine(round: &mut CheckRunner<'_>) {
         }
     }
     for bits in [Bits::Eight, Bits::Four] {
-        for precision in PRECISIONS {
+        for precision in precisions(round.settings.device) {
             let sizes = PACKED.map(|size| (size, i32::MAX));
             let unpacked = UNPACKED.map(|size| (size, device.dense_above));
             for ((rows, inner, columns), dense_above) in sizes.into_iter().chain(unpacked) {
@@ -84,10 +84,7 @@ impl Product {
     fn new(precision: Precision, rows: i32, inner: i32, columns: i32) -> Self {
         let values = |seed, count: i32| {
             let values = uniform(seed, count as usize, 1.0);
-            match precision {
-                Precision::Bf16 => in_bf16(&values),
-                Precision::F32 => values,
-            }
+            precision.round(values)
         };
         Self {
             x: values(1, rows * inner),
@@ -147,7 +144,7 @@ fn quantized(
             ..round.settings.device
         },
     };
-    let tolerance = products_tolerance(round.settings.device, precision);
+    let tolerance = products_tolerance(precision);
     let expected = reference::linear(&product.x, &weights, Some(&product.bias), inner as usize);
     let way = if rows > dense_above {
         "unpacked"
@@ -180,10 +177,11 @@ fn quantized(
     }
     if rows == 200 {
         let expected: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
-        // In bfloat16 the scaled number, which is up to twice as large, is rounded before the offset
+        // Below float32 the scaled number, which is up to twice as large, is rounded before the offset
         // is added.
         let tolerance = match precision {
             Precision::F32 => 1e-6,
+            Precision::F16 => 0.5_f64.powi(9),
             Precision::Bf16 => 0.5_f64.powi(6),
         };
         let name = format!("dequantize, {bits} bits, {precision}, {columns} x {inner}");
