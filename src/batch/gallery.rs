@@ -135,7 +135,7 @@ pub fn claim(folder: &Path) -> Result<()> {
     let is_own = || read_head(&path, START.len() as u64).is_ok_and(|head| head == START.as_bytes());
     ensure!(
         path.symlink_metadata().is_err() || is_own(),
-        "{}: this program has not made this page, and it would be replaced\nhint: move it away, or \
+        "{}: no batch or sweep has made this, and it would be replaced\nhint: move it away, or \
          choose another --output-dir",
         path.shown()
     );

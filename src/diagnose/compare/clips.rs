@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use image::imageops::FilterType;
 use image::{Rgb, RgbImage, imageops};
 use rayon::prelude::*;
@@ -13,11 +13,13 @@ use crate::clip::metadata::Metadata;
 use crate::media::metrics::{mean_square, psnr_of_mean_square, ssim};
 use crate::media::read::{self, ClipKind, Frame};
 use crate::media::strip::{self, Tile, Title, titled};
+use crate::util::show::Show;
 
 /// Frames that are measured together, and that wait for their like.
 const BATCH: usize = 8;
-/// By how much of it two rates may differ: a GIF keeps hundredths of a second.
-const RATE: f64 = 0.02;
+/// By how many seconds, and by which share of it, the times of the same frames may differ: a GIF keeps
+/// hundredths of a second.
+const TIME: (f64, f64) = (0.02, 0.01);
 /// The largest level.
 const PEAK: f64 = 255.0;
 /// Frames on a strip besides the one that differs most.
@@ -93,15 +95,28 @@ pub struct Clips {
 /// compared as such.
 ///
 /// # Errors
-/// When one cannot be read.
+/// When one cannot be read, or one is a clip and the other is not there.
 pub fn kinds(a: &Path, b: &Path) -> Result<Option<[ClipKind; 2]>> {
-    if !(a.exists() && b.exists()) {
-        return Ok(None);
-    }
-    let (Some(a), Some(b)) = (read::clip_kind(a)?, read::clip_kind(b)?) else {
-        return Ok(None);
+    let kind = |path: &Path| match path.exists() && !is_tiny(path) {
+        true => read::clip_kind(path),
+        false => Ok(None),
+    };
+    let (a, b) = match (kind(a)?, kind(b)?) {
+        (Some(a), Some(b)) => (a, b),
+        (Some(_), None) if !b.exists() && !is_tiny(b) => {
+            bail!("B: {}: no such file or folder", b.shown())
+        }
+        (None, Some(_)) if !a.exists() && !is_tiny(a) => {
+            bail!("A: {}: no such file or folder", a.shown())
+        }
+        _ => return Ok(None),
     };
     Ok(Some([a, b]).filter(|kinds| *kinds != [ClipKind::Npy; 2]))
+}
+
+/// Whether it is the built-in model's name.
+fn is_tiny(path: &Path) -> bool {
+    path.as_os_str() == "tiny"
 }
 
 /// Compares the clips at `a` and `b`; `done` hears how many frames are.
@@ -201,14 +216,22 @@ impl Clips {
         let largest = self.largest().map_or(0, |row| row.largest);
         let within = f64::from(largest) <= self.tolerance * PEAK;
         let rates = a.fps.zip(b.fps);
-        let rates = rates.filter(|(a, b)| (a - b).abs() > RATE * a.max(*b));
         let all = self.frames.len();
-        let what = match (all, count) {
-            (1, 0) => "the one frame that both have is equal, byte for byte".into(),
-            (_, 0) => format!("all {all} frames that both have are equal, byte for byte"),
-            _ => format!(
+        let rates = rates.filter(|rates| {
+            let (a, b) = (all as f64 / rates.0, all as f64 / rates.1);
+            (a - b).abs() > TIME.0.max(TIME.1 * a)
+        });
+        let frames = match (all, a.frames == b.frames) {
+            (1, true) => "the frame is".into(),
+            (1, false) => "the one frame that both have is".into(),
+            (_, true) => format!("all {all} frames are"),
+            (_, false) => format!("all {all} frames that both have are"),
+        };
+        let what = match first {
+            None => format!("{frames} the same, byte for byte"),
+            Some(first) => format!(
                 "{count} of {all} frames differ, from frame {} on; {}",
-                first.map_or(0, |row| row.frame),
+                first.frame,
                 in_words(self.psnr)
             ),
         };
@@ -217,8 +240,7 @@ impl Clips {
             let size = |side: &Side| format!("{}x{}", side.width, side.height);
             match (size(a), size(b)) {
                 (a, b) if a == b => {
-                    "different: the frames change their size, so that their pixels have \
-                                     no like"
+                    "different: the frames change their size, so that their pixels have no like"
                         .into()
                 }
                 (a, b) => format!(
@@ -258,7 +280,7 @@ fn in_words(psnr: Option<f64>) -> String {
         35.0.. => "hardly to be seen, as between two encodings of one clip",
         28.0.. => "to be seen by looking closely",
         20.0.. => "clearly to be seen",
-        _ => "these are other pictures",
+        _ => "the pictures are different ones",
     };
     format!("PSNR {psnr:.1} dB: {words}")
 }
@@ -362,7 +384,10 @@ pub fn strip([a, b]: [&Path; 2], names: [&str; 2], made: &Clips) -> Result<RgbIm
     let titles = [
         format!("A: {}", names[0]),
         format!("B: {}", names[1]),
-        format!("the difference, {times} times as strong"),
+        match times {
+            1 => "the difference".into(),
+            _ => format!("the difference, {times} times as strong"),
+        },
     ];
     let parts = rows.iter().zip(titles).map(|(tiles, facts)| {
         let title = Title {

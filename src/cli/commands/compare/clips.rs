@@ -99,7 +99,8 @@ impl CompareArgs {
         }
         if differing > 0 {
             let _ = writeln!(text, "\n{}", overall(made));
-            text += "PSNR: 20 dB is clearly to be seen, 35 dB hardly; SSIM: 1 is equal; levels are 0 to 255\n";
+            text += "PSNR: 20 dB is clearly to be seen, 35 dB hardly; SSIM: 1 is equal;\n\
+                     levels are 0 to 255\n\n";
         }
         text += &settings(made);
         let _ = writeln!(text, "{}", made.verdict);
@@ -128,16 +129,16 @@ fn cells(row: &FrameRow) -> Vec<String> {
 fn overall(made: &Clips) -> String {
     let mut text = String::from("all frames:");
     if let Some(psnr) = made.psnr {
-        let _ = write!(text, " PSNR {psnr:.1} dB,");
+        let _ = write!(text, " PSNR {psnr:.1} dB");
     }
     if let Some(ssim) = made.ssim {
-        let _ = write!(text, " SSIM {ssim:.3},");
+        let _ = write!(text, ", SSIM {ssim:.3}");
     }
     if let Some(row) = made.largest() {
         let ([x, y], frame) = (row.at, row.frame);
         let _ = write!(
             text,
-            " largest difference {} levels in frame {frame}, {x} pixels from the left and {y} from the top",
+            "\nlargest difference: {} levels, in frame {frame} at {x}, {y} (from the left, from the top)",
             row.largest
         );
     }

@@ -35,8 +35,8 @@ img,video{max-width:100%;height:auto}img{image-rendering:pixelated}.clip{width:m
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,390px),1fr));gap:.4em}\
 .charts svg{width:100%;height:auto}.charts svg *{vector-effect:non-scaling-stroke}\
 .spectra{display:flex;gap:1em;flex-wrap:wrap}figure{margin:0}figcaption{color:var(--faint)}\
-@media(max-width:640px){.verdicts td{display:block;border:0;padding:.1em 0}\
-.verdicts td:last-child{padding-bottom:.7em;border-bottom:1px solid var(--line)}}";
+@media(max-width:640px){.verdicts td{display:inline-block;border:0;padding:.1em .8em .1em 0}\
+.verdicts td:last-child{display:block;padding-bottom:.7em;border-bottom:1px solid var(--line)}}";
 
 /// What the page may load: nothing but what is in it, and a clip beside it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data: 'self' file:; \
