@@ -38,8 +38,6 @@ const SHOWN: u32 = 3;
 #[derive(Debug)]
 pub struct Grid<'a> {
     done: &'a [Done],
-    /// Values of the last axis.
-    values: u32,
     spool: Spool,
     /// The clip's place in the spool, of each run that has one.
     clips: Vec<Option<usize>>,
@@ -51,6 +49,8 @@ pub struct Grid<'a> {
 struct Layout {
     /// Pixels of a clip.
     clip: (u32, u32),
+    /// Clips that begin in a row of their own: those of all values of the last axis.
+    values: u32,
     /// Clips side by side.
     columns: u32,
     /// Frames of a clip side by side.
@@ -71,8 +71,7 @@ impl<'a> Grid<'a> {
         };
         let values = axes.last().map_or(1, |axis| axis.values.len().max(1)) as u32;
         let labels: Vec<Vec<String>> = done.iter().map(|done| label(&done.run)).collect();
-        let groups = (done.len() as u32).div_ceil(values);
-        let layout = Layout::of_clip(largest, (values, groups), &labels)?;
+        let layout = Layout::of_clip(largest, values, &labels)?;
         let mut spool = Spool::new(folder, layout.clip, PAPER)?;
         let mut clips = Vec::new();
         for outcome in done.iter().map(|done| done.result.as_ref().ok()) {
@@ -84,7 +83,6 @@ impl<'a> Grid<'a> {
         }
         Ok(Some(Self {
             done,
-            values,
             spool,
             clips,
             layout,
@@ -99,11 +97,10 @@ impl<'a> Grid<'a> {
 
     /// The page with its labels and empty cells, its sides even.
     fn page(&self, layout: Layout) -> RgbImage {
-        let groups = (self.done.len() as u32).div_ceil(self.values);
-        let (width, height) = layout.size((self.values, groups));
+        let (width, height) = layout.size(self.done.len() as u32);
         let mut page = RgbImage::from_pixel(width, height, PAPER);
         for (run, done) in self.done.iter().enumerate() {
-            let (x, y) = layout.corner(run as u32, self.values);
+            let (x, y) = layout.corner(run as u32);
             let room = layout.cell().0;
             let write = |page: &mut RgbImage, text: &str, y: u32, colour| {
                 let text = shortened(text, LETTER, room);
@@ -126,11 +123,17 @@ impl<'a> Grid<'a> {
     /// When it cannot be drawn or written.
     pub fn write_png(&mut self, path: &Path) -> Result<()> {
         let labels: Vec<Vec<String>> = self.done.iter().map(|done| label(&done.run)).collect();
-        let layout = Layout::new(self.layout.clip, SHOWN, self.values, SHEET_WIDTH, &labels);
+        let layout = Layout::new(
+            self.layout.clip,
+            SHOWN,
+            self.layout.values,
+            SHEET_WIDTH,
+            &labels,
+        );
         let mut page = self.page(layout);
         for (run, clip) in self.clips.clone().into_iter().enumerate() {
             let Some(clip) = clip else { continue };
-            let (x, y) = layout.corner(run as u32, self.values);
+            let (x, y) = layout.corner(run as u32);
             let last = self.spool.count(clip) - 1;
             for place in 0..SHOWN {
                 let index = last * u64::from(place) / u64::from(SHOWN - 1);
@@ -167,7 +170,7 @@ impl<'a> Grid<'a> {
             let mut page = empty.clone();
             for (run, clip) in self.clips.clone().into_iter().enumerate() {
                 let Some(clip) = clip else { continue };
-                let (x, y) = self.layout.corner(run as u32, self.values);
+                let (x, y) = self.layout.corner(run as u32);
                 // A clip's own frame at this moment.
                 let own = (index as f64 * rates[clip] / fps + 1e-9) as u64;
                 let frame = self.spool.frame(clip, own)?;
@@ -185,6 +188,7 @@ impl Layout {
     fn new(clip: (u32, u32), across: u32, values: u32, width: u32, labels: &[Vec<String>]) -> Self {
         let one = Self {
             clip,
+            values,
             columns: 1,
             across,
             lines: 1,
@@ -199,31 +203,25 @@ impl Layout {
         }
     }
 
-    /// That of the clip of clips: as large as [`SIDE`] and the largest clip's size allow, with whole
-    /// groups of so many values.
-    fn of_clip(
-        largest: (u32, u32),
-        (values, groups): (u32, u32),
-        labels: &[Vec<String>],
-    ) -> Result<Self> {
-        let mut layouts = (LEAST_SIDE..=SIDE).rev().flat_map(|side| {
+    /// That of the clip of clips: as large as [`SIDE`] and the largest clip's size allow. Where rows of
+    /// so many values each make clips too small, one goes on where another ends.
+    fn of_clip(largest: (u32, u32), values: u32, labels: &[Vec<String>]) -> Result<Self> {
+        let count = labels.len() as u32;
+        let sides = |least| (least..=SIDE).rev().step_by(4);
+        let grouped = sides(SIDE / 2).map(|side| (side, values));
+        let all = grouped.chain(sides(LEAST_SIDE).map(|side| (side, count)));
+        let mut layouts = all.flat_map(|(side, values)| {
             let clip = fitting(largest, side);
             [CLIP_WIDTH, LARGEST.0].map(|width| Self::new(clip, 1, values, width, labels))
         });
         let layout = layouts.find(|layout| {
-            let (width, height) = layout.size((values, groups));
+            let (width, height) = layout.size(count);
             width <= LARGEST.0 && height <= LARGEST.1
-        });
-        let layout = layout.filter(|layout| {
-            let (width, height) = layout.clip;
-            width.max(height) >= LEAST_SIDE
         });
         layout.with_context(|| {
             format!(
-                "{} clips are too many for one picture of {}x{} pixels",
-                values * groups,
-                LARGEST.0,
-                LARGEST.1
+                "{count} clips are too many for one picture of {}x{} pixels",
+                LARGEST.0, LARGEST.1
             )
         })
     }
@@ -234,24 +232,25 @@ impl Layout {
         (width, self.clip.1)
     }
 
-    /// Rows of a group of so many values.
-    fn rows(&self, values: u32) -> u32 {
-        values.div_ceil(self.columns)
+    /// Rows of the clips of all values.
+    fn rows(&self) -> u32 {
+        self.values.div_ceil(self.columns)
     }
 
-    /// Pixels of the page, its sides even.
-    fn size(&self, (values, groups): (u32, u32)) -> (u32, u32) {
+    /// Pixels of the page of so many clips, its sides even.
+    fn size(&self, count: u32) -> (u32, u32) {
         let (width, height) = self.cell();
         let across = GAP + self.columns * (width + GAP);
-        let down = GAP + groups * self.rows(values) * (self.lines * LINE + height + GAP);
+        let rows = count.div_ceil(self.values) * self.rows();
+        let down = GAP + rows * (self.lines * LINE + height + GAP);
         (across.next_multiple_of(2), down.next_multiple_of(2))
     }
 
     /// The upper left corner of a run's clip, beneath its label.
-    fn corner(&self, run: u32, values: u32) -> (u32, u32) {
+    fn corner(&self, run: u32) -> (u32, u32) {
         let (width, height) = self.cell();
-        let (group, value) = (run / values, run % values);
-        let row = group * self.rows(values) + value / self.columns;
+        let (group, value) = (run / self.values, run % self.values);
+        let row = group * self.rows() + value / self.columns;
         let label = self.lines * LINE;
         (
             GAP + value % self.columns * (width + GAP),
@@ -303,35 +302,33 @@ mod tests {
         vec![vec!["steps 12".into(), "guide-scale 3.5".into()]; count]
     }
 
-    fn of_clip(largest: (u32, u32), values: u32, groups: u32) -> Result<Layout> {
-        Layout::of_clip(
-            largest,
-            (values, groups),
-            &labels((values * groups) as usize),
-        )
+    fn of_clip(largest: (u32, u32), values: u32, groups: u32) -> Layout {
+        Layout::of_clip(largest, values, &labels((values * groups) as usize)).unwrap()
     }
 
     #[test]
     fn a_page_of_clips_is_a_clip() {
-        assert_eq!(of_clip((64, 64), 3, 2).unwrap().clip, (192, 192));
-        assert_eq!(of_clip((1280, 720), 3, 2).unwrap().clip, (240, 134));
+        assert_eq!(of_clip((64, 64), 3, 2).clip, (192, 192));
+        assert_eq!(of_clip((1280, 720), 3, 2).clip, (240, 134));
         for (values, groups) in [(1, 1), (7, 1), (40, 1), (1, 60), (30, 30), (1000, 1)] {
-            let layout = of_clip((832, 480), values, groups).unwrap();
-            let (width, height) = layout.size((values, groups));
+            let layout = of_clip((832, 480), values, groups);
+            let (width, height) = layout.size(values * groups);
             assert!(width <= LARGEST.0 && height <= LARGEST.1, "{layout:?}");
             assert!(width % 2 == 0 && height % 2 == 0);
-            let (x, y) = layout.corner(values * groups - 1, values);
+            let (x, y) = layout.corner(values * groups - 1);
             assert!(x + layout.cell().0 < width && y + layout.cell().1 < height);
         }
+        // No column of sixty small clips.
+        assert_eq!(of_clip((832, 480), 1, 60).clip, (240, 138));
     }
 
     /// Many values of one axis go into several rows, as many in each, of a width that a screen has.
     #[test]
     fn many_values_wrap() {
-        let layout = of_clip((832, 480), 16, 1).unwrap();
-        assert_eq!((layout.columns, layout.rows(16)), (6, 3));
-        assert!(layout.size((16, 1)).0 <= CLIP_WIDTH);
-        let corners: Vec<_> = (0..16).map(|run| layout.corner(run, 16)).collect();
+        let layout = of_clip((832, 480), 16, 1);
+        assert_eq!((layout.columns, layout.rows()), (6, 3));
+        assert!(layout.size(16).0 <= CLIP_WIDTH);
+        let corners: Vec<_> = (0..16).map(|run| layout.corner(run)).collect();
         let mut places = corners.clone();
         places.sort_unstable();
         places.dedup();
@@ -339,11 +336,11 @@ mod tests {
         assert_eq!((corners[6].0, corners[6].1 > corners[5].1), (GAP, true));
         // Three frames of each: two and two of four.
         let sheet = Layout::new(layout.clip, SHOWN, 4, SHEET_WIDTH, &labels(4));
-        assert_eq!((sheet.columns, sheet.rows(4)), (2, 2));
+        assert_eq!((sheet.columns, sheet.rows()), (2, 2));
         // The next group begins a row of its own.
-        let layout = of_clip((832, 480), 8, 2).unwrap();
+        let layout = of_clip((832, 480), 8, 2);
         assert_eq!(layout.columns, 4);
-        assert_eq!(layout.corner(8, 8).0, GAP);
+        assert_eq!(layout.corner(8).0, GAP);
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn clips_of_all_kinds_are_compared_and_what_has_no_like_is_said() {
             "slow.gif",
             "clip.gif",
             1,
-            "A plays 8.00 frames a second and B 16.00",
+            "A plays 7.94 frames a second and B 16.13",
         ),
         (
             "frames",
