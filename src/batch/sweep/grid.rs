@@ -290,7 +290,8 @@ fn larger(a: (u32, u32), b: (u32, u32)) -> (u32, u32) {
 fn fitting((width, height): (u32, u32), side: u32) -> (u32, u32) {
     let scale = f64::from(side) / f64::from(width.max(height));
     let scale = if scale >= 1.0 { scale.floor() } else { scale };
-    let even = |side: u32| (((f64::from(side) * scale) as u32) & !1).max(2);
+    // A factor may be a trace too small.
+    let even = |side: u32| (((f64::from(side) * scale + 1e-9) as u32) & !1).max(2);
     (even(width), even(height))
 }
 
