@@ -2,11 +2,12 @@
 //!
 //! [`table`] reads a file of jobs, [`seeds`] and [`template`] say which clips a job stands for and
 //! what they are called, an [`Entry`] is one of them, checked, [`run`] makes them, and [`report`]
-//! is what is left on disk of how it went.
+//! and [`gallery`] are what is left on disk of how it went.
 
 mod capacity;
 mod costs;
 mod entry;
+pub mod gallery;
 pub mod report;
 mod run;
 pub mod seeds;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::report::Report;
-use super::{Capacity, Entry};
+use super::{Capacity, Entry, gallery};
 use crate::clip::Identity;
 use crate::persist::{Lock, SavedRun, StateWriter, can_resume, file, state_path};
 use crate::pipeline::{
@@ -49,7 +49,11 @@ pub fn lock(folder: &Path) -> Result<Lock> {
 pub fn check_output(path: &Path, folder: &Path) -> Result<()> {
     // Where capital letters make no difference, they are the same.
     let real = |path: &Path| PathBuf::from(real(path).to_string_lossy().to_lowercase());
-    for own in [folder.join(ENCODED), Report::path(folder)] {
+    for own in [
+        folder.join(ENCODED),
+        Report::path(folder),
+        gallery::path(folder),
+    ] {
         ensure!(
             !real(path).starts_with(real(&own)),
             "{}: {} is the batch's own\nhint: choose another name",

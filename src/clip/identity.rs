@@ -67,16 +67,27 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |value: &Option<String>| match value {
+        let [saved, now] = self.values();
+        write!(f, "{}: {saved} then, {now} now", self.name)
+    }
+}
+
+impl Difference {
+    /// What differs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The saved run's value and this one's, as messages show them.
+    pub fn values(&self) -> [String; 2] {
+        [&self.saved, &self.now].map(|value| match value {
             None => "nothing".to_owned(),
             Some(hash) if is_hash(hash) => hash.chars().take(12).collect(),
             Some(text) if text.chars().count() > SHOWN => {
                 text.chars().take(SHOWN).chain(['…']).collect()
             }
             Some(text) => text.clone(),
-        };
-        let Self { name, saved, now } = self;
-        write!(f, "{name}: {} then, {} now", show(saved), show(now))
+        })
     }
 }
 

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::clip::{Model, Request, Settings};
+use crate::clip::identity::Difference;
+use crate::clip::{Identity, Item, Model, Request, Settings, Stage};
 use crate::media::tags::{self, Tags};
 use crate::runtime::{self, Device, DeviceKind};
 use crate::util::show::Show;
@@ -120,6 +121,38 @@ impl Metadata {
         renamed.model.name.clone_from(&other.model.name);
         renamed.model.parts.clone_from(&other.model.parts);
         renamed == *other
+    }
+
+    /// In what a clip with this metadata was made otherwise than one with `other`, programs and all.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+        let [ours, theirs] = [self, other].map(Self::identity);
+        ours.differences(&theirs)
+    }
+
+    fn identity(&self) -> Identity {
+        use Stage::{Denoise, Image};
+        let model = &self.model;
+        let mut items = vec![
+            Item::new("the picture", &[Image], &self.image.sha256),
+            Item::new("--prompt", &[Denoise], &self.prompt),
+            Item::new(
+                "--negative-prompt",
+                &[Denoise],
+                &self.settings.negative_prompt,
+            ),
+            Item::new("the model", &[Denoise], &model.fingerprint),
+            Item::new("--device", &[Denoise], &self.device),
+            Item::new("--dtype", &[Denoise], &self.dtype),
+            Item::new("the program", &[Denoise], &self.software),
+            Item::new("MLX", &[Denoise], &self.mlx),
+        ];
+        if let Some(last) = &self.last_image {
+            items.push(Item::new("the last picture", &[Image], &last.sha256));
+        }
+        items.extend(self.settings.items());
+        let bits = model.bits.iter();
+        items.extend(bits.map(|(flag, bits)| Item::new(flag, &[Denoise], bits)));
+        items.into()
     }
 
     /// The texts of a clip's file.

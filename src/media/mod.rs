@@ -11,6 +11,7 @@
 pub mod clip;
 mod colour;
 pub mod frames;
+pub(crate) mod lettering;
 pub mod metrics;
 pub mod picture;
 pub mod preview;

@@ -12,7 +12,7 @@ use mlx_rs::Array;
 use serde::Deserialize;
 
 use crate::media::clip::{ClipSpec, ClipWriter, OutputKind};
-use crate::media::strip::{self, Tile};
+use crate::media::strip::{self, Tile, Title, titled};
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::runtime::to_host;
 
@@ -124,15 +124,18 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 /// Writes pictures of a clip's latent frames to `path`, which then holds either what was there or
-/// these: an animated GIF at the clip's pace, or a PNG with all of them side by side.
+/// these, below a title: an animated GIF at the clip's pace, or a PNG with all of them side by side.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write(path: &Path, pictures: &[RgbImage], fps: f64) -> Result<()> {
+pub fn write(path: &Path, pictures: &[RgbImage], fps: f64, title: &Title) -> Result<()> {
     if OutputKind::from_path(path).ok() != Some(OutputKind::Gif) {
-        return strip::write_png(path, &page(pictures, u32::MAX), None);
+        return strip::write_png(path, &titled(&page(pictures, u32::MAX), title), None);
     }
-    let pictures: Vec<RgbImage> = pictures.iter().map(enlarged).collect();
+    let pictures: Vec<RgbImage> = pictures
+        .iter()
+        .map(|picture| titled(&enlarged(picture), title))
+        .collect();
     let (width, height) = pictures.first().map_or((1, 1), RgbImage::dimensions);
     // The slowest rate that a clip can have.
     let fps = (fps / f64::from(TEMPORAL_STRIDE)).max(0.1);

@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use crate::clip::{Request, Settings};
 use crate::media::clip::ClipWriter;
-use crate::media::strip::FilmStrip;
+use crate::media::strip::{FilmStrip, Title};
 use crate::media::tags::Tags;
 use crate::util::show::Show;
 
@@ -32,7 +32,10 @@ impl<'a> ClipFile<'a> {
         let writer = ClipWriter::create(output, &settings.clip_spec(), tags.as_ref())
             .with_context(|| format!("--output {}", output.shown()))?;
         let strip = request.strip.as_deref();
-        let strip = strip.map(|path| FilmStrip::new(path, settings.frames, tags));
+        let strip = strip.map(|path| {
+            let strip = FilmStrip::new(path, settings.frames, tags)?;
+            Ok::<_, anyhow::Error>(strip.titled(title(request, settings)))
+        });
         Ok(Self {
             output,
             writer,
@@ -62,5 +65,23 @@ impl<'a> ClipFile<'a> {
         let strip = self.strip.map(FilmStrip::finish).transpose();
         strip.context("--strip; the clip is complete")?;
         Ok(())
+    }
+}
+
+/// What stands above pictures of a clip. Without metadata it tells what the clip itself shows.
+pub(super) fn title(request: &Request, settings: &Settings) -> Title {
+    let Settings {
+        frames, fps, seed, ..
+    } = settings;
+    let length = format!("{frames} frames, {:.1} s", f64::from(*frames) / fps);
+    match request.metadata {
+        true => Title {
+            prompt: Some(request.prompt.clone()),
+            facts: format!("seed {seed}, {length}"),
+        },
+        false => Title {
+            prompt: None,
+            facts: length,
+        },
     }
 }

@@ -8,6 +8,7 @@ use ndarray::Array3;
 
 use super::InputCache;
 use super::denoise::Observer;
+use super::file::title;
 use super::image::Ends;
 use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_memory_or_refuse};
 use super::source_image::SourceImage;
@@ -16,7 +17,7 @@ use crate::clip::metadata::Metadata;
 use crate::clip::{Request, Settings};
 use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
-use crate::media::strip;
+use crate::media::strip::{self, Title};
 use crate::media::tags::Tags;
 use crate::media::{Fit, within};
 use crate::persist::dump::Dump;
@@ -321,6 +322,11 @@ impl Job {
         let pictures = [Some(picture), last.as_ref()];
         let hashes = pictures.map(|picture| Some(picture?.file_hash()));
         Metadata::new(request, settings, hashes, checkpoint, device)
+    }
+
+    /// What stands above pictures of it.
+    pub fn title(&self) -> Title {
+        title(&self.request, &self.settings)
     }
 
     /// Its metadata as the file keeps it, if it does.

@@ -3,6 +3,7 @@
 pub(crate) mod disk;
 pub(crate) mod files;
 pub(crate) mod hex;
+pub(crate) mod html;
 pub(crate) mod limits;
 pub(crate) mod npy;
 pub(crate) mod show;

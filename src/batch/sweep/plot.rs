@@ -49,7 +49,6 @@ pub fn svg(axes: &[Axis], done: &[Done]) -> Result<String> {
         let mut chart = Chart {
             title: title.into(),
             x_label: across.map_or("run".into(), |axis| axes[axis].flag.clone()),
-            names_below: true,
             ..Chart::default()
         };
         for (name, points) in lines(across, done, value) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::clip::metadata::Metadata;
-use crate::diagnose::analyze::page::{self, Pictures};
+use crate::diagnose::analyze::page::{self, Pictures, Player};
 use crate::diagnose::analyze::{self, Report, Status};
 use crate::media::picture::Picture;
 use crate::media::{Fit, Resize, strip};
@@ -67,7 +67,9 @@ impl AnalyzeArgs {
         let pictures = Pictures::of(&self.file, report)?;
         let name = self.name();
         if let Some(path) = &self.html {
-            page::write(path, &page::html(&name, report, &pictures)?)?;
+            let player = Player::of(&self.file, path)?;
+            let html = page::html(&name, report, &pictures, player.as_ref())?;
+            page::write(path, &html)?;
         }
         if let Some(path) = &self.png {
             strip::write_png(path, &page::sheet(&name, report, &pictures)?, None)?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::clip::Request;
 use crate::media::preview::{self, LatentRgb};
+use crate::media::strip::Title;
 use crate::pipeline::{Job, Observer};
 use crate::util::show::chain;
 use anyhow::{Context, Result, ensure};
@@ -65,6 +66,7 @@ pub(crate) fn attach(
         map: job.latent_rgb()?.clone(),
         every: args.preview_every.get(),
         fps: job.settings().fps,
+        title: job.title(),
         screen: Some(screen),
         rows: 0,
         console,
@@ -79,6 +81,7 @@ struct Previews {
     map: LatentRgb,
     every: usize,
     fps: f64,
+    title: Title,
     /// `None` after a failure, which is reported once and does not end the run.
     screen: Option<Screen>,
     /// Lines that the last picture in the terminal takes.
@@ -104,7 +107,7 @@ impl Previews {
     fn show(&mut self, clean: &Array) -> Result<()> {
         let pictures = self.map.pictures(clean)?;
         match &self.screen {
-            Some(Screen::File(path)) => preview::write(path, &pictures, self.fps),
+            Some(Screen::File(path)) => preview::write(path, &pictures, self.fps, &self.title),
             Some(Screen::Terminal(protocol)) => {
                 let page = preview::page(&pictures, SHOWN);
                 let (text, rows) = protocol.draw(&page, self.rows)?;
@@ -127,6 +130,10 @@ mod tests {
             map: LatentRgb::default(),
             every,
             fps: 16.0,
+            title: Title {
+                prompt: None,
+                facts: String::new(),
+            },
             screen,
             rows: 0,
             console: MultiProgress::new(),

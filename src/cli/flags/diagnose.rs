@@ -46,11 +46,12 @@ pub(crate) struct AnalyzeArgs {
     pub(crate) png: Option<PathBuf>,
 }
 
-/// Measure how far apart two dumps, files or checkpoints are.
+/// Measure how far apart two clips, dumps, files or checkpoints are.
 ///
-/// A and B are two folders of --dump, two .npy or .safetensors files, or two models or parts of
-/// models in any layouts, quantized or not; `tiny` is the built-in one. Every tensor has a
-/// tolerance. Exit codes: 0 all within it, 1 some are not, 2 A and B cannot be compared.
+/// A and B are two clips (.mp4, .gif, folders of frames), two folders of --dump, two .npy or
+/// .safetensors files, or two models or parts of models in any layouts, quantized or not; `tiny` is
+/// the built-in one. Every tensor has a tolerance; clips are expected to be equal. Exit codes: 0 all
+/// within it, 1 some are not, 2 A and B cannot be compared.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// A folder or a file; differences are relative to its values
@@ -61,8 +62,9 @@ pub(crate) struct CompareArgs {
     #[arg(value_name = "B")]
     pub(crate) b: PathBuf,
 
-    /// Largest difference allowed in a tensor, relative to its largest value
-    /// [default: from its storage format (docs/compare.md)]
+    /// Largest difference allowed in a tensor, relative to its largest value; in clips, as a share of
+    /// 255 levels
+    /// [default: from a tensor's storage format (docs/compare.md); 0 for clips]
     #[arg(long, value_name = "X", value_parser = parse_tolerance, allow_negative_numbers = true)]
     pub(crate) tolerance: Option<f64>,
 
@@ -73,6 +75,10 @@ pub(crate) struct CompareArgs {
     /// Show every row
     #[arg(long, conflicts_with = "most")]
     pub(crate) all: bool,
+
+    /// Also write a picture of frames of two clips and of their difference
+    #[arg(long, value_name = "PATH")]
+    pub(crate) png: Option<PathBuf>,
 
     /// Print JSON, with every row
     #[arg(long, conflicts_with_all = ["most", "all"])]

@@ -14,7 +14,7 @@ use super::{ClipArgs, GenerateArgs, ReportingArgs};
 ///
 /// What clips share is loaded and encoded once: texts, then pictures, then each expert for as many
 /// clips as are in flight. Flags of a clip apply to every job that does not set them itself. Each
-/// clip's path goes to stdout when the clip is complete. Running the same command again makes only
+/// clip's path goes to stdout when the clip is complete; index.html in the folder shows all clips. Running the same command again makes only
 /// what is missing. Exit codes: 0 all clips made, 1 some failed, 2 wrong usage, 130 stopped by
 /// Ctrl-C, 143 by SIGTERM.
 #[derive(Debug, Args)]
@@ -78,8 +78,9 @@ pub(crate) fn job_command() -> Command {
 
 /// Make clips for all combinations of some flags' values, and show them side by side.
 ///
-/// The folder gets each clip, all of them side by side (grid.png, grid.mp4), their figures
-/// (results.csv, results.json) and plots (plots.svg); stdout gets the table. Finished runs are
+/// The folder gets each clip, all of them side by side (grid.png, grid.mp4) and on a page
+/// (index.html), their figures (results.csv, results.json) and plots (plots.svg); stdout gets the
+/// table. Finished runs are
 /// kept: the same command resumes where it stopped, and more values make only what is missing. Exit
 /// codes: 0 done, 1 a run failed, 2 wrong usage.
 #[derive(Debug, Args)]

@@ -165,8 +165,8 @@ impl Input {
 fn no_tensors(path: &Path) -> String {
     format!(
         "{}: a clip or a picture; expected a folder of --dump, a .npy file, a file of tensors or a \
-         model. Two clips are compared by what --dump DIR writes of their runs; `wan-i2v analyze` \
-         says what is wrong with one",
+         model\nhint: a clip is compared with another clip; `wan-i2v analyze` says what is wrong with \
+         one",
         path.shown()
     )
 }

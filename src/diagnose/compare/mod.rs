@@ -1,10 +1,12 @@
-//! How far two sets of tensors are apart: dumps, files, checkpoints in any layout.
+//! How far two sets of tensors are apart: dumps, files, checkpoints in any layout; and two clips
+//! ([`clips`]).
 //!
 //! [`Input`] finds out what a path is, `tensor` reads values a stretch at a time whatever they are
 //! stored as, [`difference`] adds up, and [`stages`] knows the pipeline's order. Nothing larger than
 //! a stretch is in memory, but for tensors whose axes lie in another order.
 
 mod checkpoint;
+pub mod clips;
 pub mod difference;
 mod input;
 mod npy;

@@ -9,6 +9,7 @@ use super::{Frame, check_size};
 use crate::media::clip::frame_index;
 use crate::media::frames::to_rgb8;
 use crate::media::picture::Picture;
+use crate::util::files::is_litter;
 
 /// In order; what is no picture by its name is left out.
 pub fn read(folder: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
@@ -46,6 +47,23 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         false => frames.into_iter().map(|(_, name)| name).collect(),
     };
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Whether the folder has a clip's frames, or pictures and nothing else that is seen.
+pub fn is_clip(folder: &Path) -> Result<bool> {
+    let (mut pictures, mut others) = (0, 0);
+    for entry in folder.read_dir()? {
+        let name = entry?.file_name();
+        if frame_index(&name).is_some() {
+            return Ok(true);
+        }
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        match is_picture(&name) {
+            true => pictures += 1,
+            false => others += usize::from(!hidden && !is_litter(&name.to_string_lossy())),
+        }
+    }
+    Ok(pictures > 0 && others == 0)
 }
 
 fn is_picture(name: &OsStr) -> bool {

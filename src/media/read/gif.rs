@@ -27,6 +27,21 @@ pub fn read(file: impl BufRead + Seek, each: &mut dyn FnMut(Frame) -> Result<()>
     Ok(())
 }
 
+/// The mean rate, which a GIF keeps in hundredths of a second a frame; `None` when it tells none.
+pub fn fps(file: impl BufRead) -> Result<Option<f64>> {
+    let damaged = "the GIF data is damaged";
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let mut decoder = options.read_info(file).context(damaged)?;
+    let (mut count, mut hundredths) = (0.0, 0.0);
+    while let Some(frame) = decoder.next_frame_info().context(damaged)? {
+        count += 1.0;
+        hundredths += f64::from(frame.delay);
+    }
+    let fps = 100.0 * count / hundredths;
+    Ok(Some(fps).filter(|fps| fps.is_finite() && *fps > 0.0))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;

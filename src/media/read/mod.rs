@@ -81,6 +81,63 @@ fn read(path: &Path, each: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
     }
 }
 
+/// The kinds of files that clips are read from, as [`frames`] tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipKind {
+    /// An MP4.
+    Mp4,
+    /// A GIF.
+    Gif,
+    /// A folder of pictures.
+    Folder,
+    /// An array of NumPy.
+    Npy,
+}
+
+impl std::fmt::Display for ClipKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            ClipKind::Mp4 => "MP4",
+            ClipKind::Gif => "GIF",
+            ClipKind::Folder => "folder",
+            ClipKind::Npy => ".npy",
+        })
+    }
+}
+
+/// The kind of clip at `path`; `None` of what is none. A folder is one when it has a clip's frames, or
+/// nothing but pictures.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn clip_kind(path: &Path) -> Result<Option<ClipKind>> {
+    if path.is_dir() {
+        return Ok(folder::is_clip(path)?.then_some(ClipKind::Folder));
+    }
+    let mut start = Vec::new();
+    open_regular(path)?.take(12).read_to_end(&mut start)?;
+    Ok(match start.as_slice() {
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => Some(ClipKind::Mp4),
+        [b'G', b'I', b'F', b'8', ..] => Some(ClipKind::Gif),
+        _ => matches!(npy::kind(path), Ok(Some(npy::Kind::Frames))).then_some(ClipKind::Npy),
+    })
+}
+
+/// Frames a second that the file at `path` says; `None` of what says none.
+///
+/// # Errors
+/// When it cannot be read or is damaged.
+pub fn fps(path: &Path, kind: ClipKind) -> Result<Option<f64>> {
+    let file = || Ok::<_, anyhow::Error>(BufReader::new(open_regular(path)?));
+    let fps = match kind {
+        ClipKind::Mp4 => file().and_then(mp4::fps),
+        ClipKind::Gif => file().and_then(gif::fps),
+        ClipKind::Folder | ClipKind::Npy => Ok(None),
+    };
+    fps.with_context(|| format!("cannot read {}", path.shown()))
+}
+
 /// Refuses frames that are too large to be a clip's.
 fn check_size(width: u64, height: u64) -> Result<()> {
     anyhow::ensure!(

@@ -3,7 +3,7 @@
 use std::io::{BufRead, Read as _, Seek, SeekFrom};
 
 use anyhow::{Context, Result, bail, ensure};
-use mp4_atom::{Atom, Avc1, Codec, Colr, Header, Moov, ReadFrom, Stbl, StszSamples};
+use mp4_atom::{Atom, Avc1, Codec, Colr, Header, Mdia, Moov, ReadFrom, Stbl, StszSamples};
 use yuv::{YuvRange, YuvStandardMatrix};
 
 use super::h264::{Colours, H264Decoder};
@@ -20,12 +20,7 @@ pub fn read(
     each: &mut dyn FnMut(Frame) -> Result<()>,
 ) -> Result<()> {
     let moov = index(&mut file)?;
-    let tracks = moov.trak.iter().map(|track| &track.mdia);
-    let stbl = tracks
-        .filter(|media| media.hdlr.handler.as_ref() == b"vide")
-        .map(|media| &media.minf.stbl)
-        .next()
-        .context("the MP4 has no video")?;
+    let stbl = &video(&moov)?.minf.stbl;
     let avc1 = match stbl.stsd.codecs.first() {
         Some(Codec::Avc1(avc1)) => avc1,
         Some(other) => bail!(
@@ -61,6 +56,26 @@ pub fn read(
          OpenH264 does not read"
     );
     Ok(())
+}
+
+/// The mean rate of its first video track; `None` when the index tells none.
+pub fn fps(mut file: impl BufRead + Seek) -> Result<Option<f64>> {
+    let moov = index(&mut file)?;
+    let media = video(&moov)?;
+    let (mut count, mut ticks) = (0.0, 0.0);
+    for run in &media.minf.stbl.stts.entries {
+        count += f64::from(run.sample_count);
+        ticks += f64::from(run.sample_count) * f64::from(run.sample_delta);
+    }
+    let fps = count * f64::from(media.mdhd.timescale) / ticks;
+    Ok(Some(fps).filter(|fps| fps.is_finite() && *fps > 0.0))
+}
+
+/// The first video track.
+fn video(moov: &Moov) -> Result<&Mdia> {
+    let mut tracks = moov.trak.iter().map(|track| &track.mdia);
+    let video = tracks.find(|media| media.hdlr.handler.as_ref() == b"vide");
+    video.context("the MP4 has no video")
 }
 
 /// The atom `moov`.

@@ -10,6 +10,7 @@ use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
 use super::clip::check_file;
+use super::lettering::{drawable, shortened, width, write};
 use super::tags::{self, Tags};
 use crate::util::show::Show;
 use crate::util::temporary;
@@ -26,8 +27,15 @@ const GAP: u32 = 4;
 /// Pixels of the page for a dot of a digit.
 const DOT: u32 = 2;
 
+/// Pixels of a title's letters and of its line, and across what the prompt has at least beside the
+/// rest.
+const LETTER: u32 = 15;
+const LINE: u32 = 20;
+const LEAST: u32 = 240;
+
 const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
 const INK: Rgb<u8> = Rgb([235, 235, 235]);
+const FAINT: Rgb<u8> = Rgb([160, 160, 160]);
 
 /// Draws a film strip of a clip while its frames are made, and keeps nothing of them but small
 /// pictures.
@@ -40,6 +48,16 @@ pub struct FilmStrip {
     next: u32,
     tiles: Vec<Tile>,
     tags: Option<Tags>,
+    title: Option<Title>,
+}
+
+/// What stands above the frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Title {
+    /// What happens in the clip; nothing where the clip's file keeps it to itself.
+    pub prompt: Option<String>,
+    /// The rest in a few words.
+    pub facts: String,
 }
 
 /// A picture on the page with its number.
@@ -59,11 +77,21 @@ impl FilmStrip {
         check(target)?;
         Ok(Self {
             tags,
+            title: None,
             target: target.to_owned(),
             frames,
             next: 0,
             tiles: Vec::new(),
         })
+    }
+
+    /// The strip with a line above it.
+    #[must_use]
+    pub fn titled(self, title: Title) -> Self {
+        Self {
+            title: Some(title),
+            ..self
+        }
     }
 
     /// Takes the clip's next frame.
@@ -84,8 +112,42 @@ impl FilmStrip {
     /// When there was no frame, or it cannot be written.
     pub fn finish(self) -> Result<()> {
         ensure!(!self.tiles.is_empty(), "a film strip needs a frame");
-        write_png(&self.target, &page(&self.tiles), self.tags.as_ref())
+        let mut page = page(&self.tiles);
+        if let Some(title) = &self.title {
+            page = titled(&page, title);
+        }
+        write_png(&self.target, &page, self.tags.as_ref())
     }
+}
+
+/// A picture with its title above: in one line, or in two where both have no room side by side.
+pub(crate) fn titled(picture: &RgbImage, title: &Title) -> RgbImage {
+    let across = picture.width();
+    let room = across.saturating_sub(4 * GAP);
+    let facts = shortened(&title.facts, LETTER, room);
+    let own = width(&facts, LETTER);
+    let left = 2 * GAP;
+    let prompt = title.prompt.as_deref().map(drawable);
+    let (lines, place) = match &prompt {
+        Some(_) if own + LEAST > room => (2, (left, LINE)),
+        Some(_) => (1, (left + room - own, 0)),
+        None => (1, (left, 0)),
+    };
+    let band = lines * LINE + 2 * GAP;
+    let mut page = RgbImage::from_pixel(across, picture.height() + band, PAPER);
+    imageops::replace(&mut page, picture, 0, band.into());
+    let top = GAP + 2;
+    write(&mut page, &facts, (place.0, top + place.1), LETTER, FAINT);
+    if let Some(prompt) = prompt {
+        let room = if lines == 1 {
+            room - own - 4 * GAP
+        } else {
+            room
+        };
+        let prompt = shortened(&prompt, LETTER, room);
+        write(&mut page, &prompt, (left, top), LETTER, INK);
+    }
+    page
 }
 
 /// Whether a page of `count` pictures shows this one, when it shows `most` and no more than a film

@@ -34,7 +34,7 @@ fn analyzed(folder: &TempDir) -> (Report, Pictures) {
 fn the_page_needs_nothing_else() {
     let folder = TempDir::new().unwrap();
     let (report, pictures) = analyzed(&folder);
-    let html = page::html("<a> & \"b\"", &report, &pictures).unwrap();
+    let html = page::html("<a> & \"b\"", &report, &pictures, None).unwrap();
     assert!(html.contains("<h1>&lt;a&gt; &amp; &quot;b&quot;</h1>"));
     assert!(html.contains("found: from frame 9"));
     assert!(html.matches("<svg").count() >= 8);
@@ -46,6 +46,7 @@ fn the_page_needs_nothing_else() {
         assert!(source.starts_with("data:image/png;base64,"));
     }
     assert!(html.contains("prefers-color-scheme:dark"));
+    assert!(html.contains("default-src 'none'"));
     let path = folder.path().join("page.html");
     page::check(&path).unwrap();
     page::write(&path, &html).unwrap();
@@ -90,7 +91,7 @@ fn latents_have_pages_too() {
     let report = analyze::file(&path, None).unwrap();
     let pictures = Pictures::of(&path, &report).unwrap();
     assert!(
-        page::html("latents.npy", &report, &pictures)
+        page::html("latents.npy", &report, &pictures, None)
             .unwrap()
             .contains("correlation")
     );

@@ -26,16 +26,16 @@ fn previews_are_written_and_change_nothing_of_the_clip() {
     }
     let written = ["clip.mp4", "preview.gif", "preview.png"].map(str::to_owned);
     assert_eq!(bench.written(), written.into());
-    // Two latent frames of 4 x 4, sixty times as large.
+    // Two latent frames of 4 x 4, sixty times as large, below a title of one line; two in the GIF.
     let page = image::open(bench.path("preview.png")).unwrap();
-    assert_eq!((page.width(), page.height()), (2 * 244 + 4, 270));
+    assert_eq!((page.width(), page.height()), (2 * 244 + 4, 270 + 28));
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::RGBA);
     let file = fs::File::open(bench.path("preview.gif")).unwrap();
     let mut decoder = options.read_info(file).unwrap();
     let mut delays = Vec::new();
     while let Some(frame) = decoder.read_next_frame().unwrap() {
-        assert_eq!((frame.width, frame.height), (240, 240));
+        assert_eq!((frame.width, frame.height), (240, 240 + 48));
         delays.push(frame.delay);
     }
     // Four pixel frames at 16 a second each.

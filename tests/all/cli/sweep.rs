@@ -70,6 +70,7 @@ fn all_combinations_are_made_and_what_is_there_is_kept() {
     let sheets = [
         "grid.png",
         "grid.mp4",
+        "index.html",
         "plots.svg",
         "results.csv",
         "results.json",
@@ -98,6 +99,12 @@ fn all_combinations_are_made_and_what_is_there_is_kept() {
     };
     assert_eq!([passes(0), passes(1), passes(2), passes(3)], [1, 2, 2, 4]);
 
+    // Where everything is, it says at the end.
+    let last = ran.stderr.lines().last().unwrap();
+    for file in ["made/grid.png", "made/grid.mp4", "made/index.html"] {
+        assert!(last.contains(file), "{file}: {last}");
+    }
+
     // Every clip is what the flags give without a sweep.
     let alone = [
         "--steps",
@@ -119,7 +126,7 @@ fn all_combinations_are_made_and_what_is_there_is_kept() {
     let mut frames = 0;
     read::frames(&bench.path("made/grid.mp4"), &mut |frame| {
         let (width, height) = frame.pixels.dimensions();
-        assert!(width >= 2 * 224 && width < sheet.width() && height == sheet.height());
+        assert!(width >= 2 * 224 && width < sheet.width() && height >= 2 * 224);
         frames += 1;
         Ok(())
     })
@@ -247,6 +254,7 @@ fn a_sweep_that_is_killed_leaves_nothing_in_the_end() {
         "plots.svg",
         "grid.png",
         "grid.mp4",
+        "index.html",
     ];
     fs::create_dir_all(bench.path("made")).unwrap();
     let _ = fs::remove_file(bench.path("made/seed-1.json"));
@@ -271,10 +279,10 @@ fn what_no_sweep_has_made_is_not_replaced() {
     let bench = Bench::new("a");
     let flags = ["--vary", "seed=1", "--size", "32x32"];
     fs::create_dir(bench.path("made")).unwrap();
-    for name in ["results.csv", "results.json", "grid.png"] {
+    for name in ["results.csv", "results.json", "grid.png", "index.html"] {
         let path = bench.path("made").join(name);
         fs::write(&path, "{}").unwrap();
-        run(&mut bench.sweep(&flags)).assert_refused(1, &[name, "no sweep has made this"]);
+        run(&mut bench.sweep(&flags)).assert_refused(1, &[name, "has made this", "replaced"]);
         assert_eq!(fs::read(&path).unwrap(), b"{}");
         fs::remove_file(path).unwrap();
     }

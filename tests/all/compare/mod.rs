@@ -1,6 +1,7 @@
 //! How far two sets of tensors are apart: known differences are found, named and judged.
 
 mod checkpoints;
+mod clips;
 mod command;
 mod dumps;
 

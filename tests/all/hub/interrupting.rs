@@ -205,7 +205,7 @@ fn killed_between_the_last_name_and_tidying_up() {
         target.to_str().unwrap(),
         expected.to_str().unwrap(),
     ];
-    assert!(bench.run(&compare).stdout.contains("the same: "));
+    assert!(bench.run(&compare).stdout.contains("equal: "));
 
     // While it is held, another run is about to tidy up.
     let held = fs::File::open(&lock).unwrap();

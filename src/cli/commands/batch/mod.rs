@@ -7,7 +7,7 @@ mod outcome;
 use std::process::ExitCode;
 
 use crate::batch::report::Report;
-use crate::batch::{self, BatchOptions, table};
+use crate::batch::{self, BatchOptions, gallery, table};
 use anyhow::{Context, Result};
 
 use self::jobs::Jobs;
@@ -47,6 +47,7 @@ impl BatchArgs {
         }
         let lock = batch::lock(folder)?;
         Report::claim(folder)?;
+        gallery::claim(folder)?;
         let options = BatchOptions {
             folder,
             lock: &lock,

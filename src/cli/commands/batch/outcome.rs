@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::batch::gallery::{self, Card, State};
 use crate::batch::report::{ClipReport, Report, Status};
 use crate::batch::{Capacity, ClipStatus, Entry};
 use crate::pipeline::{Event, EventKind, Progress, Summary};
@@ -23,6 +24,8 @@ const SHOWN: usize = 60;
 /// Receives every clip's end, and keeps the report.
 pub(crate) struct Outcome {
     report: Report,
+    /// The clips as the gallery shows them.
+    cards: Vec<Card>,
     /// What an earlier batch in the folder reports, by output.
     before: HashMap<PathBuf, ClipReport>,
     /// Clips that exist are made again.
@@ -36,6 +39,8 @@ pub(crate) struct Outcome {
     unprinted: bool,
     /// The report could not be written, which is reported once.
     unwritten: bool,
+    /// The gallery could not, likewise.
+    unshown: bool,
 }
 
 impl Outcome {
@@ -53,7 +58,9 @@ impl Outcome {
             bytes: None,
         });
         let clips: Vec<ClipReport> = clips.collect();
+        let cards = clips.iter().map(|clip| Card::new(name(clip), clip.seed));
         Self {
+            cards: cards.collect(),
             many: Many::new(clips.iter().map(name).collect()),
             report: Report::new(jobs, clips),
             before: Report::read(folder)
@@ -67,6 +74,7 @@ impl Outcome {
             start: Instant::now(),
             unprinted: false,
             unwritten: false,
+            unshown: false,
         }
     }
 
@@ -100,7 +108,7 @@ impl Outcome {
         Some(crate::batch::bytes(output))
     }
 
-    /// Puts the report on disk.
+    /// Puts the report and the gallery on disk.
     fn write(&mut self) {
         self.report.seconds = self.start.elapsed().as_secs_f64();
         if let Err(error) = self.report.write(&self.folder)
@@ -110,12 +118,28 @@ impl Outcome {
             let text = format!("the report: {}", chain(&error));
             self.many.console.suspend(|| stderr::warning(&text));
         }
+        for (card, clip) in self.cards.iter_mut().zip(&self.report.clips) {
+            card.state = match (clip.status, &clip.error) {
+                (Status::Made | Status::There, _) => State::Done,
+                (Status::Failed, why) => State::Failed(why.clone().unwrap_or_default()),
+                (Status::Pending, _) => State::Missing,
+            };
+        }
+        let title = self.report.jobs.file_name().unwrap_or_default();
+        let title = title.to_string_lossy();
+        if let Err(error) = gallery::write(&self.folder, &title, &self.cards)
+            && !self.unshown
+        {
+            self.unshown = true;
+            let text = format!("the gallery: {}", chain(&error));
+            self.many.console.suspend(|| stderr::warning(&text));
+        }
     }
 
     /// Reports the end; returns whether every clip exists and was printed.
     pub(crate) fn finish(mut self) -> bool {
         self.report.complete = true;
-        self.unwritten = false;
+        (self.unwritten, self.unshown) = (false, false);
         self.write();
         let report = &self.report;
         let count = |status| report.count(status);
@@ -131,6 +155,7 @@ impl Outcome {
                 "batch_end",
                 json!({
                     "report": path.to_string_lossy(),
+                    "gallery": gallery::path(&self.folder).to_string_lossy(),
                     "made": made,
                     "there": there,
                     "failed": failed,
@@ -143,6 +168,13 @@ impl Outcome {
         stderr::note(&table(report));
         let mut text = format!("{made} made, {there} there before, {failed} failed");
         let _ = write!(text, " in {}; {}", human_time(report.seconds), path.shown());
+        if !self.unshown {
+            let _ = write!(
+                text,
+                "; to look at: {}",
+                gallery::path(&self.folder).shown()
+            );
+        }
         stderr::note(&text);
         if self.unprinted {
             stderr::error("paths could not be written to stdout", 1);
@@ -172,6 +204,8 @@ impl Client for Outcome {
         clip.output = Some(output.to_owned());
         clip.digest = Some(entry.digest());
         self.many.rename(number, name(clip));
+        self.cards[number].name = name(clip);
+        self.cards[number].fill(entry, &self.folder);
         let before = self.before.get(output);
         let status = match self.fresh {
             true => ClipStatus::Missing,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::batch::gallery::{self, Card, State};
 use crate::batch::sweep::{self, Axis, Done, Grid, Outcome, Run};
 use crate::batch::{Capacity, ClipStatus, Entry};
 use crate::clip::Identity;
@@ -38,6 +39,8 @@ pub(super) struct Outcomes {
     identities: Vec<Option<(Identity, Device)>>,
     /// The outcome of each run so far, or why it failed.
     results: Vec<Option<std::result::Result<Outcome, String>>>,
+    /// The clips as the gallery shows them.
+    cards: Vec<Card>,
     many: Many,
     /// The figures could not be written, which is reported once until the end.
     unwritten: bool,
@@ -55,6 +58,7 @@ impl Outcomes {
             pictures,
             identities: vec![None; runs.len()],
             results: vec![None; runs.len()],
+            cards: (runs.iter().map(|run| Card::new(run.name.clone(), None))).collect(),
             many: Many::new(runs.iter().map(|run| run.name.clone()).collect()),
             unwritten: false,
             axes,
@@ -137,7 +141,7 @@ impl Outcomes {
             );
             temporary::remove_stale(&path);
         }
-        Ok(())
+        gallery::claim(&self.folder)
     }
 
     /// Refuses to replace a picture that a clip is made from, or a record that no sweep has made.
@@ -166,7 +170,19 @@ impl Outcomes {
         // First: it tells the other files' origin.
         let json = terminal::json(&self.json(&done))?;
         page::write(&self.folder.join(JSON), &json)?;
-        page::write(&self.folder.join(CSV), &sweep::csv(&self.axes, &done)?)
+        page::write(&self.folder.join(CSV), &sweep::csv(&self.axes, &done)?)?;
+        let flags: Vec<&str> = self.axes.iter().map(|axis| axis.flag.as_str()).collect();
+        let title = format!("sweep of {}", flags.join(", "));
+        let cards = self.cards.iter().zip(&self.results).map(|(card, result)| {
+            let mut card = card.clone();
+            card.state = match result {
+                Some(Ok(_)) => State::Done,
+                Some(Err(why)) => State::Failed(why.clone()),
+                None => State::Missing,
+            };
+            card
+        });
+        gallery::write(&self.folder, &title, &cards.collect::<Vec<_>>())
     }
 
     /// Puts the figures on disk; that they cannot be is an error at the end.
@@ -197,7 +213,7 @@ impl Outcomes {
     pub(super) fn finish(&self, as_json: bool) -> Result<bool> {
         let done = self.done();
         self.write_figures()?;
-        self.write_pictures(&done)?;
+        let grid = self.write_pictures(&done)?;
         match as_json {
             true => print_json(&self.json(&done))?,
             false => {
@@ -207,6 +223,18 @@ impl Outcomes {
                 });
                 print(&table(sweep::rows(&self.axes, &done), ends))?;
             }
+        }
+        let page = gallery::path(&self.folder);
+        match grid {
+            true => {
+                let [sheet, grid] = [SHEET, GRID].map(|name| self.folder.join(name));
+                let (sheet, grid) = (sheet.shown(), grid.shown());
+                info!(
+                    "side by side: {sheet}, {grid}; to look at: {}",
+                    page.shown()
+                );
+            }
+            false => info!("to look at: {}", page.shown()),
         }
         let failed = self.count(true);
         if failed > 0 {
@@ -232,7 +260,8 @@ impl Outcomes {
         })
     }
 
-    fn write_pictures(&self, done: &[Done]) -> Result<()> {
+    /// Returns whether there is a grid.
+    fn write_pictures(&self, done: &[Done]) -> Result<bool> {
         let at = |name: &str| self.folder.join(name);
         page::write(&at(PLOTS), &sweep::svg(&self.axes, done)?)?;
         // The clips are what counts.
@@ -240,12 +269,12 @@ impl Outcomes {
             Ok(Some(mut grid)) => {
                 grid.write_png(&at(SHEET))?;
                 grid.write_mp4(&at(GRID))?;
-                info!("{}: all clips side by side", at(GRID).shown());
+                return Ok(true);
             }
             Ok(None) => {}
             Err(error) => stderr::warning(&format!("no grid: {}", chain(&error))),
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -257,6 +286,7 @@ impl Client for Outcomes {
         self.identities[number] = Some((entry.identity().clone(), entry.device()));
         entry.job().image().clone_into(&mut self.pictures[number]);
         self.check_replaces(&record, entry.job().image())?;
+        self.cards[number].fill(entry, &self.folder);
         let Some(outcome) = finished else {
             let status = entry.unfinished()?;
             entry.check_replaces(None, status)?;

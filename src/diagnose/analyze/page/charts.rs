@@ -24,31 +24,33 @@ pub fn of(report: &Report, pictures: &Pictures) -> Vec<Chart> {
 fn of_frames(frames: &[FrameStats]) -> Vec<Chart> {
     let line = |value: fn(&FrameStats) -> Option<f64>| line(frames, value);
     vec![
-        Chart::by_frame("levels")
+        Chart::by_frame("levels of all pixels, 0 to 255")
             .line("mean", line(|f| Some(f.mean)))
             .line("min", line(|f| Some(f.min.into())))
             .line("max", line(|f| Some(f.max.into()))),
-        Chart::by_frame("contrast")
-            .line("contrast", line(|f| Some(f.contrast)))
-            .line("std", line(|f| Some(f.std))),
-        Chart::by_frame("difference")
-            .line("from before", line(|f| f.difference))
-            .line("from first", line(|f| f.from_first)),
-        Chart::by_frame("coherence").line("with 4 before", line(|f| f.coherence)),
-        Chart::by_frame("sharpness").line("Laplacian", line(|f| Some(f.sharpness))),
-        Chart::by_frame("noise").line("sigma", line(|f| Some(f.noise))),
-        Chart::by_frame("checkerboard")
-            .line("2 px", line(|f| Some(f.checkerboard.px2)))
+        Chart::by_frame("contrast, levels")
+            .line("within channels", line(|f| Some(f.contrast)))
+            .line("of all values", line(|f| Some(f.std))),
+        Chart::by_frame("mean difference, levels")
+            .line("from the frame before", line(|f| f.difference))
+            .line("from the first", line(|f| f.from_first)),
+        Chart::by_frame("coherence with 4 frames before, at most 1")
+            .line("with 4 before", line(|f| f.coherence)),
+        Chart::by_frame("sharpness, levels squared").line("Laplacian", line(|f| Some(f.sharpness))),
+        Chart::by_frame("noise, levels").line("sigma", line(|f| Some(f.noise))),
+        Chart::by_frame("checkerboard, levels")
+            .line("every 2 px", line(|f| Some(f.checkerboard.px2)))
             .line("8 px", line(|f| Some(f.checkerboard.px8)))
             .line("16 px", line(|f| Some(f.checkerboard.px16))),
-        Chart::by_frame("power at 8 px").line("over neighbours", line(|f| f.grid_power)),
+        Chart::by_frame("power at 8 px over its neighbours'")
+            .line("over neighbours", line(|f| f.grid_power)),
     ]
 }
 
 fn of_latents(frames: &[LatentStats]) -> Vec<Chart> {
     let line = |value: fn(&LatentStats) -> Option<f64>| line(frames, value);
     vec![
-        Chart::by_frame("values")
+        Chart::by_frame("latent values")
             .line("mean", line(|f| Some(f.mean)))
             .line("min", line(|f| Some(f.min.into())))
             .line("max", line(|f| Some(f.max.into()))),
@@ -56,7 +58,8 @@ fn of_latents(frames: &[LatentStats]) -> Vec<Chart> {
             .line("contrast", line(|f| Some(f.contrast)))
             .line("std", line(|f| Some(f.std))),
         Chart::by_frame("difference").line("from before", line(|f| f.difference)),
-        Chart::by_frame("correlation").line("of neighbours", line(|f| f.correlation)),
+        Chart::by_frame("correlation of neighbours, at most 1")
+            .line("of neighbours", line(|f| f.correlation)),
     ]
 }
 

@@ -11,46 +11,64 @@ use super::super::report::Report;
 use super::super::verdict::Status;
 use super::charts;
 use super::pictures::Pictures;
+use super::player::Player;
 use crate::media::strip;
+use crate::util::html::escaped;
 
 /// Light or dark, as whoever reads it has set; charts are drawn for light paper and turned over for
-/// dark.
+/// dark. Lines are as wide whatever the size that a chart is shown in.
 const STYLE: &str = "\
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b1b1b;--faint:#666;--line:#ddd;--ok:#1a7f37;\
---note:#9a6700;--alarm:#c62828}\
-@media(prefers-color-scheme:dark){:root{--paper:#181818;--ink:#e8e8e8;--faint:#9a9a9a;--line:#3a3a3a;\
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1b1b;--faint:#595959;--line:#ddd;--ok:#1a7f37;\
+--note:#8a5a00;--alarm:#c62828}\
+@media(prefers-color-scheme:dark){:root{--paper:#181818;--ink:#e8e8e8;--faint:#a6a6a6;--line:#3a3a3a;\
 --ok:#6fc37f;--note:#e3b341;--alarm:#f2796b}.charts svg{filter:invert(1) hue-rotate(180deg)}}\
-body{background:var(--paper);color:var(--ink);font:15px/1.45 system-ui,sans-serif;max-width:1240px;\
-margin:2em auto;padding:0 1em}h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}\
+*{box-sizing:border-box}body{background:var(--paper);color:var(--ink);\
+font:15px/1.45 system-ui,sans-serif;max-width:1280px;margin:2em auto;padding:0 1em;\
+overflow-wrap:anywhere}h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}\
 table{border-collapse:collapse}td,th{padding:.25em .8em .25em 0;text-align:left;vertical-align:top;\
-border-bottom:1px solid var(--line)}td ul{margin:.2em 0;padding-left:1.2em;color:var(--faint)}\
+border-bottom:1px solid var(--line)}.verdicts td:nth-child(-n+2){white-space:nowrap}\
+td ul{margin:.2em 0;padding-left:1.2em;color:var(--faint)}\
 .scroll{overflow-x:auto}.scroll td,.scroll th{text-align:right;font-size:13px;\
 font-variant-numeric:tabular-nums;white-space:nowrap}.ok{color:var(--ok)}.note{color:var(--note)}\
 .alarm{color:var(--alarm);font-weight:600}.unknown,.faint{color:var(--faint)}\
-img{max-width:100%;image-rendering:pixelated}.charts{display:flex;flex-wrap:wrap;gap:.4em}\
-.spectra{display:flex;gap:1em;flex-wrap:wrap}figure{margin:0}figcaption{color:var(--faint)}";
+img,video{max-width:100%;height:auto}img{image-rendering:pixelated}.clip{width:min(100%,640px)}\
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,390px),1fr));gap:.4em}\
+.charts svg{width:100%;height:auto}.charts svg *{vector-effect:non-scaling-stroke}\
+.spectra{display:flex;gap:1em;flex-wrap:wrap}figure{margin:0}figcaption{color:var(--faint)}\
+@media(max-width:640px){.verdicts td{display:inline-block;border:0;padding:.1em .8em .1em 0}\
+.verdicts td:last-child{display:block;padding-bottom:.7em;border-bottom:1px solid var(--line)}}";
 
-/// The page of what is called `name`.
+/// What the page may load: nothing but what is in it, and a clip beside it.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data: 'self' file:; \
+                      media-src data: 'self' file:";
+
+/// The page of what is called `name`, with the clip itself where it can be played.
 ///
 /// # Errors
 /// When a chart or a picture cannot be drawn.
-pub fn page(name: &str, report: &Report, pictures: &Pictures) -> Result<String> {
+pub fn page(
+    name: &str,
+    report: &Report,
+    pictures: &Pictures,
+    player: Option<&Player>,
+) -> Result<String> {
     let mut html = String::from("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">");
     let name = escaped(name);
     let _ = write!(
         html,
-        "<meta name=\"viewport\" content=\"width=device-width\"><title>{name}</title>\
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: wan-i2v analyze</title>\
          <style>{STYLE}</style>\n<h1>{name}</h1>\n<p>{}</p>\n",
         escaped(&report.headline())
     );
     verdicts(&mut html, report);
-    let what = match report.frames.is_empty() {
-        false => "Frames",
-        true => "Latent frames, the mean of their channels",
-    };
+    if let Some(player) = player {
+        let _ = write!(html, "<h2>Clip</h2>\n{}\n", player.html());
+    }
     let _ = write!(
         html,
-        "<h2>{what}</h2>\n{}",
+        "<h2>{}</h2>\n{}",
+        pictures.title(report),
         img(&pictures.strip, "film strip")?
     );
     html += "\n<h2>Figures</h2>\n<div class=\"charts\">";
@@ -71,7 +89,7 @@ pub fn page(name: &str, report: &Report, pictures: &Pictures) -> Result<String> 
         html += "</div>\n<p class=\"faint\">Power in decibels; no frequency in the middle, half a cycle \
                  per pixel at the edges.</p>\n";
     }
-    html += "<h2>All figures</h2>\n<div class=\"scroll\"><table>";
+    html += "<h2>All figures</h2>\n<p class=\"faint\">Levels are 0 to 255; docs/analyze.md explains each column.</p>\n<div class=\"scroll\"><table>";
     for (row, cell) in report
         .rows()
         .iter()
@@ -88,7 +106,7 @@ pub fn page(name: &str, report: &Report, pictures: &Pictures) -> Result<String> 
 }
 
 fn verdicts(html: &mut String, report: &Report) {
-    *html += "<table>";
+    *html += "<table class=\"verdicts\">";
     for verdict in &report.verdicts {
         let class = match verdict.status {
             Status::Ok => "ok",
@@ -120,9 +138,4 @@ fn img(picture: &RgbImage, what: &str) -> Result<String> {
     Ok(format!(
         "<img alt=\"{what}\" src=\"data:image/png;base64,{data}\">"
     ))
-}
-
-fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -13,11 +13,13 @@ mod chart;
 mod charts;
 mod html;
 mod pictures;
+mod player;
 mod sheet;
 
-pub(crate) use chart::{Chart, SIZE as CHART_SIZE, failed, font};
+pub(crate) use chart::{Chart, SIZE as CHART_SIZE};
 pub use html::page as html;
 pub use pictures::Pictures;
+pub use player::Player;
 pub use sheet::page as sheet;
 
 /// Checks that an HTML page can be put at `path`, without leaving a trace.

@@ -60,6 +60,14 @@ impl Pictures {
             spectra,
         })
     }
+
+    /// What the strip shows.
+    pub(super) fn title(&self, report: &Report) -> &'static str {
+        match report.frames.is_empty() {
+            false => "Frames",
+            true => "Latent frames, the mean of their channels",
+        }
+    }
 }
 
 /// Frames whose spectra are shown.

@@ -53,7 +53,7 @@ fn a_signal_stops_it_and_the_same_command_goes_on() {
         let steps = events.iter().filter(|event| event["event"] == "step");
         assert!(steps.count() < 3 * 60);
         assert!(bench.clips() == clips);
-        assert_eq!(names(&bench.path("out")).len(), 4);
+        assert_eq!(names(&bench.path("out")).len(), 5);
         fs::remove_dir_all(bench.path("out")).unwrap();
     }
 }

@@ -159,7 +159,7 @@ fn one_bad_job_is_reported_and_the_rest_go_on() {
     assert_eq!(report[6], ("jobs.jsonl, line 7".into(), "failed".into()));
     assert!(made.stderr.contains("2 made, 0 there before, 13 failed"));
     let left: Vec<String> = crate::cli::names(&bench.path("out")).into_iter().collect();
-    assert_eq!(left, ["a_1.mp4", "wan-batch.json", "z_1.mp4"]);
+    assert_eq!(left, ["a_1.mp4", "index.html", "wan-batch.json", "z_1.mp4"]);
 }
 
 #[test]
@@ -180,6 +180,7 @@ fn what_cannot_be_named_is_found_before_anything_is_computed() {
         "link/x.mp4",
         ".WAN-batch/x/",
         "wan-batch.json/",
+        "index.html/",
     ];
     let parts = [
         (2, "too long"),
@@ -192,6 +193,7 @@ fn what_cannot_be_named_is_found_before_anything_is_computed() {
         (10, ".wan-batch is the batch's own"),
         (11, ".wan-batch is the batch's own"),
         (12, "wan-batch.json is the batch's own"),
+        (13, "index.html is the batch's own"),
     ];
     fs::create_dir_all(bench.path("out/.wan-batch")).unwrap();
     std::os::unix::fs::symlink(".wan-batch", bench.path("out/link")).unwrap();
@@ -206,7 +208,10 @@ fn what_cannot_be_named_is_found_before_anything_is_computed() {
         assert!(said.contains(part), "{part:?} in {said}");
     }
     let left: Vec<String> = crate::cli::names(&bench.path("out")).into_iter().collect();
-    assert_eq!(left, ["deep", "first.mp4", "link", "wan-batch.json"]);
+    assert_eq!(
+        left,
+        ["deep", "first.mp4", "index.html", "link", "wan-batch.json"]
+    );
 }
 
 #[test]
@@ -219,7 +224,14 @@ fn what_others_put_into_the_batch_s_own_folder_stays() {
     succeed(&mut bench.batch("jobs.jsonl", TWO, &[]));
     let left = crate::cli::names(&bench.path("out"));
     let left: Vec<&str> = left.iter().map(String::as_str).collect();
-    assert_eq!(left, [".wan-batch", "a_1.mp4", "b_2.mp4", "wan-batch.json"]);
+    let expected = [
+        ".wan-batch",
+        "a_1.mp4",
+        "b_2.mp4",
+        "index.html",
+        "wan-batch.json",
+    ];
+    assert_eq!(left, expected);
     let own = crate::cli::names(&bench.path("out/.wan-batch"));
     assert!(own.len() == 1 && own.contains("mine"), "{own:?}");
     assert!(bench.path("out/.wan-batch/mine/notes").is_file());

@@ -51,7 +51,14 @@ fn killed_fifty_times_it_loses_nothing() {
             let left: Vec<String> = names(&bench.path("out")).into_iter().collect();
             assert_eq!(
                 left,
-                ["a_1.mp4", "a_2.mp4", "b_3.mp4", "c", "wan-batch.json"]
+                [
+                    "a_1.mp4",
+                    "a_2.mp4",
+                    "b_3.mp4",
+                    "c",
+                    "index.html",
+                    "wan-batch.json"
+                ]
             );
             assert_eq!(names(&bench.path("out/c")).len(), 1);
             fs::remove_dir_all(bench.path("out")).unwrap();

@@ -1,6 +1,7 @@
 //! `wan-i2v batch`.
 
 mod faults;
+mod gallery;
 mod jobs;
 pub mod kills;
 mod settings;

@@ -117,7 +117,7 @@ fn each_clip_is_that_of_a_single_run() {
     assert_eq!(paths, expected);
     assert_eq!(
         names(&bench.path("out")).len(),
-        7,
+        8,
         "{:?}",
         names(&bench.path("out"))
     );

@@ -1,13 +1,15 @@
-//! `wan-i2v compare`: how far two sets of tensors are apart, as a table or as JSON.
+//! `wan-i2v compare`: how far two sets of tensors, or two clips, are apart, as a table or as JSON.
+
+mod clips;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::diagnose::compare::{Comparison, Input, Progress, Row, compare};
+use crate::diagnose::compare::{Comparison, Input, Progress, Row, clips as pictures, compare};
 use crate::weights::PartName;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::resolve::model;
@@ -33,6 +35,13 @@ impl CompareArgs {
     }
 
     fn compare(&self) -> Result<bool> {
+        if let Some(kinds) = pictures::kinds(&self.a, &self.b)? {
+            return self.compare_clips(kinds);
+        }
+        ensure!(
+            self.png.is_none(),
+            "--png: shows two clips, and A and B are not both clips\nhint: leave it out"
+        );
         let a = open(&self.a, "A")?;
         let b = open(&self.b, "B")?;
         let mut transfer = Transfer::default();
@@ -48,7 +57,7 @@ impl CompareArgs {
             print_json(&report)?;
         } else {
             let most = if self.all { usize::MAX } else { self.most };
-            print(&table(&made, most))?;
+            print(&table(&made, most, self.tolerance.is_some()))?;
         }
         Ok(made.inside)
     }
@@ -61,8 +70,13 @@ fn open(path: &Path, what: &str) -> Result<Input> {
     Input::open(&model::local(path, what)?).with_context(|| what.to_owned())
 }
 
-/// The comparison for people.
-fn table(made: &Comparison, most: usize) -> String {
+/// What the columns say, for who has not read of them.
+const LEGEND: &str = "\
+\nerror is the largest difference (max) as a share of the tensor's largest value; up to the\n\
+tolerance, rounding explains it; 1.00e-2 is 0.01, and - is a figure that does not exist\n\n";
+
+/// The comparison for people; `given` tells whether they chose the tolerance.
+fn table(made: &Comparison, most: usize, given: bool) -> String {
     let head = [
         "tensor",
         "shape",
@@ -86,7 +100,7 @@ fn table(made: &Comparison, most: usize) -> String {
         let _ = writeln!(text, "and {hidden} more that are no worse (--all)");
     }
     if !text.is_empty() {
-        text.push('\n');
+        text += LEGEND;
     }
     for tensor in &made.unmatched {
         let name = full_name(tensor.part, &tensor.name);
@@ -103,7 +117,7 @@ fn table(made: &Comparison, most: usize) -> String {
             departs.stage
         );
     }
-    text + &verdict(made)
+    text + &verdict(made, given)
 }
 
 /// The worst rows, in the comparison's order.
@@ -179,23 +193,47 @@ fn not_finite(row: &Row) -> String {
     )
 }
 
-fn verdict(made: &Comparison) -> String {
+fn verdict(made: &Comparison, given: bool) -> String {
     let outside = made.rows.iter().filter(|row| !row.inside).count();
-    let counted = |count: usize, what: &str| match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
+    let compared = match made.rows.len() {
+        1 => "1 tensor".into(),
+        count => format!("{count} tensors"),
     };
-    let compared = counted(made.rows.len(), "tensor");
+    let worst = made.rows.iter().map(Row::excess).fold(0.0, f64::max);
     if made.inside {
-        let identical = made.rows.iter().all(|row| row.difference.max == 0.0);
-        return match identical {
-            true => format!("the same: {compared}, no difference\n"),
-            false => format!("inside: {compared}, each within its tolerance\n"),
+        let why = if given {
+            ""
+        } else {
+            ": rounding explains the differences"
+        };
+        return match made.rows.iter().all(|row| row.difference.max == 0.0) {
+            true => format!("equal: {compared}, every value the same\n"),
+            false => format!(
+                "alike: {compared}, each within its tolerance{why} (the worst takes {:.0}% of it)\n",
+                (worst * 100.0).ceil()
+            ),
         };
     }
     let unmatched = match made.unmatched.len() {
         0 => String::new(),
-        count => format!(", {} that cannot be compared", counted(count, "tensor")),
+        1 => "; 1 tensor has no like".into(),
+        count => format!("; {count} tensors have no like"),
     };
-    format!("outside: {outside} of {compared} beyond tolerance{unmatched}\n")
+    let worst = match worst {
+        worst if !worst.is_finite() => ", at worst without measure (NaN or infinite)".into(),
+        worst if worst > 1.0 => format!(", at worst {} times as much", number_of(worst)),
+        _ => String::new(),
+    };
+    format!(
+        "different: {outside} of {compared} differ by more than their tolerance{worst}{unmatched}\n"
+    )
+}
+
+/// A factor for people.
+fn number_of(value: f64) -> String {
+    match value {
+        0.0..10.0 => format!("{value:.1}"),
+        10.0..1e6 => format!("{value:.0}"),
+        _ => format!("{value:.0e}"),
+    }
 }
