@@ -70,6 +70,18 @@ impl Protocol {
             || value("STY").is_some()
             || term.starts_with("tmux")
             || term.starts_with("screen");
+        let is_kitty = value("KITTY_WINDOW_ID").is_some()
+            || ["xterm-kitty", "xterm-ghostty"].contains(&term.as_str())
+            || program == "ghostty";
+        if is_kitty && !is_between {
+            return Ok(Self::Kitty);
+        }
+        // The second is what iTerm2 hands on to other machines.
+        let is_iterm = ["iTerm.app", "WezTerm"].contains(&program.as_str())
+            || value("LC_TERMINAL").as_deref() == Some("iTerm2");
+        if is_iterm && !is_between {
+            return Ok(Self::Iterm);
+        }
         if ["", "dumb"].contains(&term.as_str()) {
             bail!(
                 "this terminal ({}TERM={}) has no colours\nhint: give a file, such as --preview preview.png",
@@ -82,18 +94,6 @@ impl Protocol {
         }
         if is_between {
             return Ok(Self::Palette);
-        }
-        if value("KITTY_WINDOW_ID").is_some()
-            || ["xterm-kitty", "xterm-ghostty"].contains(&term.as_str())
-            || program == "ghostty"
-        {
-            return Ok(Self::Kitty);
-        }
-        // The second is what iTerm2 hands on to other machines.
-        if ["iTerm.app", "WezTerm"].contains(&program.as_str())
-            || value("LC_TERMINAL").as_deref() == Some("iTerm2")
-        {
-            return Ok(Self::Iterm);
         }
         let colours = value("COLORTERM").unwrap_or_default();
         let has_all = ["truecolor", "24bit"].contains(&colours.as_str())

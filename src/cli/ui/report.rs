@@ -224,16 +224,13 @@ impl Progress for Bars {
             }
             EventKind::Step(step) => {
                 self.set_due(self.outlook.left(&step));
-                self.message(
-                    &label,
-                    &format!(
-                        "{}, {} a step{}, {}",
-                        step.expert,
-                        human_time(step.seconds),
-                        reused(step.passes),
-                        human_bytes(step.memory.peak)
-                    ),
-                );
+                // Where there is little room, the rest counts for more.
+                let rate = match stderr_size().0 < 76 {
+                    true => String::new(),
+                    false => format!(", {} a step", human_time(step.seconds)),
+                };
+                let text = format!("{}{rate}{}", step.expert, reused(step.passes));
+                self.message(&label, &text);
                 if let Some(bar) = &self.bar {
                     bar.set_position(step.step as u64);
                 }
@@ -458,7 +455,7 @@ pub(crate) fn start(job: &Job, device: Device, model: &str) {
         clip.width,
         clip.height,
         length(clip),
-        counted(clip.steps, "step"),
+        counted(clip.steps.into(), "step", "s"),
         clip.seed
     );
     let machine = match device.kind {
@@ -484,14 +481,14 @@ pub(crate) fn start(job: &Job, device: Device, model: &str) {
 fn length(clip: &Settings) -> String {
     format!(
         "{} ({:.1} s at {} fps)",
-        counted(clip.frames, "frame"),
+        counted(clip.frames.into(), "frame", "s"),
         f64::from(clip.frames) / clip.fps,
         clip.fps
     )
 }
 
-fn counted(count: u32, what: &str) -> String {
-    let end = if count == 1 { "" } else { "s" };
+fn counted(count: u64, what: &str, plural: &str) -> String {
+    let end = if count == 1 { "" } else { plural };
     format!("{count} {what}{end}")
 }
 
@@ -528,8 +525,9 @@ pub(crate) fn forecast(
         format!("about {}, ", human_time(time))
     });
     info!(
-        "forecast  {time}{} of memory, {passes} passes",
-        human_bytes(peak_bytes)
+        "forecast  {time}{} of memory, {}",
+        human_bytes(peak_bytes),
+        counted(passes as u64, "pass", "es")
     );
     match seconds.filter(|&seconds| seconds > HOUR && !yes && is_attended()) {
         Some(seconds) => {

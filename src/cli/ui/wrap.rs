@@ -92,7 +92,7 @@ mod tests {
             wrapped("clip      64 x 64 pixels, 17 frames", 26),
             "clip      64 x 64 pixels,\n          17 frames"
         );
-        assert_eq!(wrapped("last   a b c d", 13), "last   a b c\n       d");
+        assert_eq!(wrapped("last   a b c d e", 14), "last   a b c d\n       e");
         assert_eq!(wrapped("一只 猫猫猫 x", 8), "一只\n  猫猫猫\n  x");
     }
 
