@@ -46,8 +46,10 @@ fn size(stream: impl AsFd + IsTerminal) -> Option<(usize, usize)> {
         return None;
     }
     let size = tcgetwinsize(stream).ok().filter(|size| size.ws_col > 0);
-    let size = size.map(|size| (size.ws_col.into(), size.ws_row.into()));
-    Some(size.unwrap_or(USUAL))
+    Some(size.map_or(USUAL, |size| match size.ws_row {
+        0 => (size.ws_col.into(), USUAL.1),
+        rows => (size.ws_col.into(), rows.into()),
+    }))
 }
 
 /// Columns of the terminal that stdout is; `None` where it is none, and nothing is wrapped.

@@ -35,7 +35,8 @@ fn small(bench: &Bench, output: &str, more: &[&str]) -> Command {
         "-p", "x", "--size", "32x32", "--frames", "1", "--steps", "1",
     ]);
     command
-        .args(["--seed", "1", "--device", "cpu", "-o", output])
+        .args(["--seed", "1", "--device", "cpu"])
+        .arg(format!("--output={output}"))
         .args(more);
     command
 }
@@ -113,12 +114,12 @@ fn each_clip_of_a_batch_has_the_command_and_no_job_sets_one() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(bench.log("hear"), "out/a_1.mp4\nout/b_1.mp4\n");
     let path = bench.fake("fail", 3);
-    let more = ["--exec", "fail", "--steps", "1"];
+    let more = ["--exec", "fail", "--output", "{name}-{seed}.mp4"];
     let ran = run(bench.batch("jobs.jsonl", jobs, &more).env("PATH", &path));
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     assert!(
         ran.stderr
-            .contains("2/2 out/b_1.mp4: --exec: fail out/b_1.mp4: it failed with exit code 3"),
+            .contains("--exec: fail out/b-1.mp4: it failed with exit code 3"),
         "{}",
         ran.stderr
     );
