@@ -93,7 +93,8 @@ fn no_line_is_wider_than_the_terminal_and_no_word_is_broken() {
         ),
     ] {
         let start = bench.picture();
-        let start = [("start", start.to_str().unwrap())];
+        // Without what is no text.
+        let start = [("start", start.to_str().unwrap()), ("TERM", "dumb")];
         let (_, wide) = shown(&bench, 1000, &start, lines);
         let words =
             |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
