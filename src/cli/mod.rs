@@ -10,10 +10,10 @@ use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use self::flags::Cli;
-use self::ui::{info, stderr, terminal};
+use self::ui::{Colours, stderr, terminal};
 use crate::runtime::{prepare_environment, start_threads};
 use crate::util::show::chain;
 
@@ -42,14 +42,22 @@ pub fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
+    let asked = Colours::asked(&arguments);
     let layered = match config::layered(arguments, &config::variables()) {
         Ok(layered) => layered,
         Err(error) => {
+            terminal::set_colours(asked);
             stderr::error(&chain(&error), USAGE);
             return ExitCode::from(USAGE);
         }
     };
-    let cli = match Cli::try_parse_from(&layered.arguments) {
+    let colours = Colours::asked(&layered.arguments);
+    terminal::set_colours(colours);
+    let mut command = Cli::command().color(colours.into());
+    let cli = command
+        .try_get_matches_from_mut(&layered.arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
         Ok(cli) => cli,
         Err(error) => {
             return match terminal::show_clap(&error) {
@@ -61,14 +69,19 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    if let Some(style) = cli.style() {
-        stderr::set_style(style);
+    if let Some(reporting) = cli.reporting() {
+        if let Some(style) = reporting.style() {
+            stderr::set_style(style);
+        }
+        if reporting.verbose {
+            stderr::set_verbose();
+        }
     }
     for text in &layered.unknown {
         stderr::warning(text);
     }
     if let Some(used) = layered.used() {
-        info!("set by {used}");
+        stderr::detail(&format!("set by {used}"));
     }
     panic::set_hook(Box::new(|info: &PanicHookInfo| {
         if let Ok(mut message) = PANIC.lock() {

@@ -30,7 +30,7 @@ pub use denoise::{Denoiser, Observer, guide};
 pub use generate::initial_noise;
 pub use image::{Condition, Ends, encode_condition, frame_mask};
 pub use input_cache::InputCache;
-pub use prepare::Job;
+pub use prepare::{Job, UsedPicture};
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 pub(crate) use crate::persist::EmbeddingStore;

@@ -38,6 +38,19 @@ pub struct Job {
     pub(super) observer: Option<Box<dyn Observer>>,
 }
 
+/// A picture that a clip is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedPicture<'a> {
+    /// The flag that names it.
+    pub flag: &'static str,
+    /// Its file.
+    pub path: &'a Path,
+    /// Its width and height in pixels.
+    pub size: (usize, usize),
+    /// What is done to it, where its shape is not the clip's.
+    pub fitted: Option<String>,
+}
+
 /// Pictures of the clip's size, `[height, width, 3]` in [-1, 1].
 pub(super) struct ResizedImages {
     first: Array3<f32>,
@@ -217,41 +230,61 @@ impl Job {
         warnings
     }
 
+    /// The pictures, in the order of the clip.
+    pub fn pictures(&self) -> impl Iterator<Item = UsedPicture<'_>> {
+        let clip = &self.settings;
+        let frame = (clip.width as usize, clip.height as usize);
+        let last = self.request.last_image.as_ref().zip(self.last.as_ref());
+        let first = ("--image", self.request.image.as_path(), &self.picture);
+        let last = last.map(|(path, picture)| ("--last-image", path.as_path(), picture));
+        [first]
+            .into_iter()
+            .chain(last)
+            .map(move |(flag, path, picture)| {
+                let size = picture.size();
+                // A pixel more or less cannot be seen.
+                let is_same = |part: (usize, usize), of: (usize, usize)| {
+                    part.0.abs_diff(of.0) * 50 <= of.0 && part.1.abs_diff(of.1) * 50 <= of.1
+                };
+                let (part, inner) = (within(size, frame), within(frame, size));
+                let fitted = (!is_same(part, size)).then(|| match clip.fit {
+                    Fit::Crop => format!("cropped to {} x {}", part.0, part.1),
+                    Fit::Pad => format!("padded, as {} x {} between black bars", inner.0, inner.1),
+                    Fit::Stretch => "stretched".to_owned(),
+                });
+                UsedPicture {
+                    flag,
+                    path,
+                    size,
+                    fitted,
+                }
+            })
+    }
+
     /// What is done to pictures of another shape than the clip's.
     pub fn notes(&self) -> Vec<String> {
         let clip = &self.settings;
-        let frame = (clip.width as usize, clip.height as usize);
-        let pictures = [
-            ("--image", Some(&self.picture)),
-            ("--last-image", self.last.as_ref()),
-        ];
-        let notes = pictures.into_iter().filter_map(|(flag, picture)| {
-            let size = picture?.size();
-            // A pixel more or less cannot be seen.
-            let is_same = |part: (usize, usize), of: (usize, usize)| {
-                part.0.abs_diff(of.0) * 50 <= of.0 && part.1.abs_diff(of.1) * 50 <= of.1
-            };
-            let (part, inner) = (within(size, frame), within(frame, size));
-            if is_same(part, size) {
-                return None;
-            }
-            let (done, others) = match clip.fit {
-                Fit::Crop => (
-                    format!("cropped to {} x {}", part.0, part.1),
-                    "pad or stretch",
-                ),
-                Fit::Pad => (
-                    format!("padded, as {} x {} between black bars", inner.0, inner.1),
-                    "crop or stretch",
-                ),
-                Fit::Stretch => ("stretched".to_owned(), "crop or pad"),
-            };
+        let notes = self.pictures().filter_map(|picture| {
+            let (width, height) = picture.size;
             Some(format!(
-                "{flag}: {} x {} pixels, {done} for {} x {} (--fit {}; or {others})",
-                size.0, size.1, clip.width, clip.height, clip.fit
+                "{}: {width} x {height} pixels, {} for {} x {} ({})",
+                picture.flag,
+                picture.fitted.as_ref()?,
+                clip.width,
+                clip.height,
+                self.other_fits()
             ))
         });
         notes.collect()
+    }
+
+    /// How else a picture could be fitted.
+    pub fn other_fits(&self) -> &'static str {
+        match self.settings.fit {
+            Fit::Crop => "or --fit pad, stretch",
+            Fit::Pad => "or --fit crop, stretch",
+            Fit::Stretch => "or --fit crop, pad",
+        }
     }
 
     /// How the clip is computed within `budget`, and what it costs, or why it cannot be; see

@@ -3,10 +3,13 @@
 
 use crate::weights::EmbeddedFile;
 
-/// What the miniature is, in one line for its users.
-pub const NOTICE: &str = "using the built-in miniature, which knows coloured circles, squares, \
-     triangles and diamonds that move, grow, shrink or change colour in 64 x 64 pixels; for real \
-     clips: wan-i2v pull Wan-AI/Wan2.2-I2V-A14B --bits 4 --output wan2.2, then --model wan2.2";
+/// What the miniature is, for its users.
+pub const NOTICE: &str = "the miniature knows coloured circles, squares, triangles and diamonds that \
+     move, grow, shrink or change colour in 64 x 64 pixels; for real clips fetch a model, once, and \
+     name it with -m wan2.2:\n  wan-i2v pull Wan-AI/Wan2.2-I2V-A14B --bits 4 --output wan2.2";
+
+/// The same, in a few words.
+pub const NAME: &str = "the built-in miniature (moving coloured shapes alone)";
 
 macro_rules! files {
     ($($path:literal),+ $(,)?) => {

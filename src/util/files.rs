@@ -171,6 +171,17 @@ fn read_to(file: impl Read, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The folder for what this program keeps and can do without, by the XDG rules and macOS's.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(PathBuf::from);
+    let folder = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
+        _ => home()?.join(".cache"),
+    };
+    Some(folder.join("wan-i2v"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,9 @@
 //! What `batch` and `sweep` have in common: clips that are all checked first, then made together.
 
-use std::fs;
+use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
 use crate::clip::Model;
@@ -16,8 +16,10 @@ use anyhow::{Context, Result};
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
+use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::{self, Many};
-use crate::cli::ui::{Listener, Stoppable, info, stderr, with_advice};
+use crate::cli::ui::{Listener, Stoppable, Style, info, stderr, style, with_advice};
+use crate::util::files::cache_folder;
 use crate::util::show::Show;
 
 /// A clip to be made.
@@ -210,7 +212,7 @@ impl Checked {
     pub(super) fn make(
         self,
         options: BatchOptions<'_>,
-        client: &mut dyn Client,
+        client: &mut (impl Client + 'static),
     ) -> Result<Option<u8>> {
         let budgets = self.ready.iter().map(|(_, clip)| clip.budget.bytes);
         if let Some(bytes) = budgets.max() {
@@ -230,7 +232,7 @@ impl Checked {
             stderr::warn_of_shortage(clip.entry.device(), options.capacity.peak_bytes);
         }
         if self.ready.iter().any(|(_, clip)| clip.is_tiny) {
-            info!("{}", tiny::NOTICE);
+            tell_of_miniature();
         }
         let mut clips = Vec::new();
         for (number, mut clip) in self.ready {
@@ -255,8 +257,14 @@ impl Checked {
             clips.push((number, clip.entry, saved));
         }
         let listener = Listener::start()?;
+        let share = Share::Clips {
+            all: clips.len(),
+            ended: 0,
+        };
+        let name = options.folder.file_name().unwrap_or_default();
+        let mut signs = Signs::new(client, &name.to_string_lossy(), share);
         let mut progress = Stoppable {
-            inner: client,
+            inner: &mut signs,
             listener: &listener,
         };
         match batch::run(clips, options, &mut progress) {
@@ -265,6 +273,30 @@ impl Checked {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Tells what the miniature is, and of real models, once a day.
+pub(super) fn tell_of_miniature() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    if style() != Style::Quiet
+        && let Some(folder) = cache_folder()
+        && is_due(&folder.join("miniature-told"), DAY)
+    {
+        info!("{}", tiny::NOTICE);
+    }
+}
+
+/// Whether something was done longer ago than `pause`, by the date of a file, which is then of now;
+/// where there can be none, nothing is ever due.
+fn is_due(mark: &Path, pause: Duration) -> bool {
+    let date = mark.metadata().and_then(|mark| mark.modified());
+    let is_old = |date: SystemTime| date.elapsed().is_ok_and(|age| age >= pause);
+    let folder = mark.parent().unwrap_or(Path::new(""));
+    date.map_or(true, is_old)
+        && fs::create_dir_all(folder).is_ok()
+        && File::create(mark)
+            .and_then(|mark| mark.set_modified(SystemTime::now()))
+            .is_ok()
 }
 
 /// Folders that were made for clips.
@@ -296,5 +328,26 @@ impl Drop for Folders {
             // What has something in it stays.
             let _ = fs::remove_dir(folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_due_again_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("cache/mark");
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert!(is_due(&mark, day));
+        assert!(!is_due(&mark, day));
+        let dated = |date| File::open(&mark).unwrap().set_modified(date).unwrap();
+        dated(SystemTime::now() - day);
+        assert!(is_due(&mark, day));
+        // Of a clock that was set back.
+        dated(SystemTime::now() + day);
+        assert!(!is_due(&mark, day));
+        assert!(!is_due(&mark.join("x"), day));
     }
 }

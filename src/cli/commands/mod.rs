@@ -1,5 +1,6 @@
 //! The commands: a file or a folder for each.
 
+mod after;
 mod analyze;
 mod batch;
 mod compare;

@@ -12,10 +12,7 @@ use indicatif::MultiProgress;
 use mlx_rs::Array;
 
 use crate::cli::flags::PreviewArgs;
-use crate::cli::ui::{Protocol, Style, stderr, style, terminal};
-
-/// Pictures in the terminal; more do not fit side by side.
-const SHOWN: u32 = 5;
+use crate::cli::ui::{Protocol, Space, Style, stderr, style, terminal};
 
 /// Where previews go, checked.
 #[derive(Debug)]
@@ -29,7 +26,7 @@ impl Screen {
     ///
     /// # Errors
     /// When the file cannot be written or would replace another one of the run, or the terminal
-    /// shows no pictures.
+    /// has no colours.
     pub(crate) fn of(args: &PreviewArgs, request: &Request) -> Result<Option<Self>> {
         let Some(path) = args.preview.as_deref() else {
             return Ok(None);
@@ -68,6 +65,7 @@ pub(crate) fn attach(
         fps: job.settings().fps,
         title: job.title(),
         screen: Some(screen),
+        space: Space::of(terminal::stderr_size()),
         rows: 0,
         console,
     };
@@ -84,7 +82,9 @@ struct Previews {
     title: Title,
     /// `None` after a failure, which is reported once and does not end the run.
     screen: Option<Screen>,
-    /// Lines that the last picture in the terminal takes.
+    /// Where pictures in the terminal go.
+    space: Space,
+    /// Lines that the last one takes.
     rows: u32,
     console: MultiProgress,
 }
@@ -109,8 +109,8 @@ impl Previews {
         match &self.screen {
             Some(Screen::File(path)) => preview::write(path, &pictures, self.fps, &self.title),
             Some(Screen::Terminal(protocol)) => {
-                let page = preview::page(&pictures, SHOWN);
-                let (text, rows) = protocol.draw(&page, self.rows)?;
+                let page = preview::page(&pictures, protocol.side_by_side());
+                let (text, rows) = protocol.draw(&page, self.space, self.rows)?;
                 self.rows = rows;
                 self.console
                     .suspend(|| terminal::draw(&text))
@@ -135,6 +135,7 @@ mod tests {
                 facts: String::new(),
             },
             screen,
+            space: Space::of((80, 24)),
             rows: 0,
             console: MultiProgress::new(),
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::convert;
 use super::resolve::model;
 use crate::cli::flags::PullArgs;
-use crate::cli::ui::{Transfer, human_bytes, info};
+use crate::cli::ui::{Fetching, Transfer, human_bytes, info};
 use crate::util::show::Show;
 
 impl PullArgs {
@@ -57,6 +57,7 @@ impl PullArgs {
             human_bytes(needs),
             human_bytes(free)
         );
+        let _fetching = Fetching::start(model::this_command())?;
         let mut transfer = Transfer::of_pull();
         let converted = weights::convert_into(reserved, &mut feed, &options, &mut |event| {
             transfer.show(&event);

@@ -148,7 +148,7 @@ fn again(file: &Path) -> String {
 
 /// A word as a shell reads it: bare, in single quotes, or in `$'...'` when it holds what is unseen
 /// (bash, zsh and ksh).
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         return word.to_owned();

@@ -12,7 +12,8 @@ use super::values::{
     parse_prompt, parse_seed, parse_shift, parse_size, parse_steps,
 };
 use super::{
-    ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs, ResumeArgs,
+    AfterArgs, ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs,
+    ResumeArgs,
 };
 
 /// A clip and the run that makes it.
@@ -29,6 +30,9 @@ pub(crate) struct GenerateArgs {
 
     #[command(flatten)]
     pub(crate) reporting: ReportingArgs,
+
+    #[command(flatten)]
+    pub(crate) after: AfterArgs,
 }
 
 /// A clip: whatever its pixels and its file depend on.

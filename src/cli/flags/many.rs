@@ -8,7 +8,7 @@ use crate::util::show::chain;
 use clap::{Args, Command};
 
 use super::values::parse_count;
-use super::{ClipArgs, GenerateArgs, ReportingArgs};
+use super::{AfterArgs, ClipArgs, GenerateArgs, ReportingArgs};
 
 /// Make the clips of a job file (docs/batch.md).
 ///
@@ -108,6 +108,9 @@ pub(crate) struct SweepArgs {
 
     #[command(flatten)]
     pub(crate) reporting: ReportingArgs,
+
+    #[command(flatten)]
+    pub(crate) after: AfterArgs,
 
     #[command(flatten)]
     pub(crate) clip: ClipArgs,

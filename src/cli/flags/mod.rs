@@ -1,6 +1,7 @@
 //! The command line's flags. Parsing is pure: it reads nothing else and does nothing.
 //! `commands::resolve` turns flags into requests.
 
+mod after;
 mod clip;
 mod diagnose;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod settings;
 mod shell;
 mod values;
 
+pub(crate) use after::{AfterArgs, ExecCommand};
 pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
 pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs};
 pub(crate) use machine::MachineArgs;
@@ -29,7 +31,7 @@ use std::sync::LazyLock;
 use crate::runtime;
 use clap::{Parser, Subcommand};
 
-use super::ui::Style;
+use super::ui::Colours;
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -94,18 +96,31 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) generate: Box<GenerateArgs>,
 
+    /// Whether messages and help have colours; auto also heeds NO_COLOR and CLICOLOR_FORCE
+    #[arg(
+        long,
+        global = true,
+        value_name = "auto|always|never",
+        value_enum,
+        default_value_t = Colours::Auto,
+        hide_possible_values = true,
+        hide_short_help = true,
+        help_heading = "Progress"
+    )]
+    pub(crate) color: Colours,
+
     /// Print the licences of everything in the program
     #[arg(long, exclusive = true, help_heading = "About", hide_short_help = true)]
     pub(crate) licenses: bool,
 }
 
 impl Cli {
-    /// The style that progress is shown in; `None` for what suits stderr.
-    pub(crate) fn style(&self) -> Option<Style> {
+    /// How a run is reported, of commands that make clips.
+    pub(crate) fn reporting(&self) -> Option<&ReportingArgs> {
         match &self.command {
-            None => self.generate.reporting.style(),
-            Some(Command::Batch(args)) => args.generate.reporting.style(),
-            Some(Command::Sweep(args)) => args.reporting.style(),
+            None => Some(&self.generate.reporting),
+            Some(Command::Batch(args)) => Some(&args.generate.reporting),
+            Some(Command::Sweep(args)) => Some(&args.reporting),
             Some(_) => None,
         }
     }

@@ -53,7 +53,7 @@ impl OutputArgs {
 #[command(next_help_heading = "Output")]
 pub(crate) struct PreviewArgs {
     /// Preview the clip while it is denoised: in a .png or .gif that each step replaces, or - for
-    /// the terminal (kitty, Ghostty, iTerm2, WezTerm)
+    /// the terminal (pictures in kitty, Ghostty, iTerm2 and WezTerm, coloured blocks in others)
     #[arg(long, value_name = "PATH|-", allow_hyphen_values = true)]
     pub(crate) preview: Option<PathBuf>,
 
@@ -74,6 +74,10 @@ pub(crate) struct ReportingArgs {
     /// Show only warnings and errors
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,
+
+    /// Show details too: where settings come from, all of them, every step, and what is loaded
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
 }
 
 impl ReportingArgs {

@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGABRT, SIGBUS, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::exit;
 
+use super::desktop;
 use super::stderr::{self, Style};
 use super::terminal::raw_stderr;
 use crate::util::show::is_unseen;
@@ -67,6 +68,7 @@ fn around_name(message: &str) -> (String, String) {
 }
 
 fn say_and_end(parts: [&[u8]; 3]) {
+    desktop::clear();
     for part in parts {
         let _ = rustix::io::write(raw_stderr().as_fd(), part);
     }

@@ -7,22 +7,24 @@ use std::time::{Duration, Instant};
 use crate::clip::Settings;
 use crate::pipeline::plan::Forecast;
 use crate::pipeline::{
-    Event, EventKind, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
+    Event, EventKind, Job, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
 };
-use crate::runtime::Device;
+use crate::runtime::{self, Device, DeviceKind};
 use crate::util::show::Show;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::stderr::{self, Style, confirm, event, info, is_attended, style};
-use super::terminal::{Bar, tell};
+use super::stderr::{self, Style, confirm, detail, event, info, is_attended, note, style, success};
+use super::terminal::{Bar, stderr_size, stdout_width, tell};
 use super::units::{human_bytes, human_time};
 
 /// Seconds from which on a run is asked about.
 const HOUR: f64 = 3600.0;
 /// Below it no time is forecast.
 const MINUTE: f64 = 60.0;
+/// How often a line is written of what takes long.
+pub(super) const LINES: Duration = Duration::from_secs(30);
 
 /// A reporter of a run in the chosen style. Bars are on `console`, whose
 /// [`MultiProgress::suspend`] lets others write between. `names` are those of the clips that take
@@ -44,6 +46,7 @@ pub(crate) fn reporter(
         Style::Plain => Box::new(PlainLines {
             clips,
             phase: None,
+            told: Instant::now(),
             outlook,
         }),
         Style::Json => Box::new(Json { clips, outlook }),
@@ -84,6 +87,11 @@ impl Outlook {
                 .filter_map(|of| Some((of.phase, of.seconds?)))
                 .collect(),
         )
+    }
+
+    /// What each phase takes.
+    pub(crate) fn phases(&self) -> &[(Phase, f64)] {
+        &self.0
     }
 
     /// Seconds until the clip is complete when `phase` begins, of which `done` of `units` are.
@@ -154,11 +162,12 @@ struct Bars {
 
 impl Bars {
     fn start(&mut self, phase: Phase, units: usize, done: usize) {
-        let template = match phase {
-            // As long as the message leaves room for it.
-            Phase::Denoising => "{prefix:>9} [{wide_bar}] {pos}/{len}  {elapsed}{left}  {msg}",
-            _ => "{prefix:>9} [{bar:30}] {pos}/{len}  {elapsed}{left}  {wide_msg}",
-        };
+        // What stands beside it takes some 50 columns, and the message as many as are left.
+        let (columns, _) = stderr_size();
+        let bar = columns.saturating_sub(70).clamp(8, 30);
+        let template = format!(
+            "{{prefix:>9}} [{{bar:{bar}}}] {{pos}}/{{len}}  {{elapsed}}{{left}}  {{wide_msg}}"
+        );
         self.set_due(self.outlook.from(phase, done, units));
         let due = Arc::clone(&self.due);
         let left = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -169,8 +178,8 @@ impl Bars {
                 let _ = write!(out, ", {} left", human_time(left.as_secs_f64()));
             }
         };
-        // The templates are constants; were one wrong, the default style would do.
-        let style = ProgressStyle::with_template(template).ok();
+        // Were the template wrong, the default style would do.
+        let style = ProgressStyle::with_template(&template).ok();
         let style = style.map(|style| style.with_key("left", left));
         let place = |bar| self.console.add(bar);
         let bar = Bar::new(units as u64, &phase.to_string(), style, place);
@@ -203,7 +212,11 @@ impl Progress for Bars {
                 self.message(&label, "");
             }
             EventKind::Loading(network) => self.message(&label, &format!("loading the {network}")),
-            EventKind::Loaded { .. } => self.message(&label, ""),
+            EventKind::Loaded { network, seconds } => {
+                self.message(&label, "");
+                let text = format!("{label}{network}: loaded in {}", human_time(seconds));
+                self.console.suspend(|| detail(&text));
+            }
             EventKind::Unit { done, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(done as u64);
@@ -211,16 +224,13 @@ impl Progress for Bars {
             }
             EventKind::Step(step) => {
                 self.set_due(self.outlook.left(&step));
-                self.message(
-                    &label,
-                    &format!(
-                        "{}, {} a step{}, {}",
-                        step.expert,
-                        human_time(step.seconds),
-                        reused(step.passes),
-                        human_bytes(step.memory.peak)
-                    ),
-                );
+                // Where there is little room, the rest counts for more.
+                let rate = match stderr_size().0 < 76 {
+                    true => String::new(),
+                    false => format!(", {} a step", human_time(step.seconds)),
+                };
+                let text = format!("{}{rate}{}", step.expert, reused(step.passes));
+                self.message(&label, &text);
                 if let Some(bar) = &self.bar {
                     bar.set_position(step.step as u64);
                 }
@@ -248,12 +258,22 @@ impl Progress for Bars {
     }
 }
 
-/// A line when a network is loaded, when a phase ends, and for every denoising step.
+/// A line when a phase ends, and now and then while it denoises; with details also when a network is
+/// loaded, and for every step.
 #[derive(Debug)]
 struct PlainLines {
     clips: Clips,
     phase: Option<Phase>,
+    /// When the last line was written.
+    told: Instant,
     outlook: Outlook,
+}
+
+impl PlainLines {
+    fn tell(&mut self, text: &str) {
+        self.told = Instant::now();
+        tell(text);
+    }
 }
 
 impl Progress for PlainLines {
@@ -263,7 +283,7 @@ impl Progress for PlainLines {
             EventKind::PhaseStarted { phase, .. } => self.phase = Some(phase),
             EventKind::Loading(network) => {
                 if let Some(phase) = self.phase {
-                    tell(&format!("{label}{phase}: loading the {network}"));
+                    detail(&format!("{label}{phase}: loading the {network}"));
                 }
             }
             EventKind::Loaded { .. }
@@ -271,11 +291,16 @@ impl Progress for PlainLines {
             | EventKind::Saved { .. }
             | EventKind::Made(_)
             | EventKind::Failed(_) => {}
-            EventKind::Step(step) => tell(&format!(
-                "{label}{}",
-                step_line(&step, self.outlook.left(&step))
-            )),
-            EventKind::PhaseFinished(report) => tell(&format!("{label}{}", phase_line(&report))),
+            EventKind::Step(step) => {
+                let text = format!("{label}{}", step_line(&step, self.outlook.left(&step)));
+                match self.told.elapsed() >= LINES {
+                    true => self.tell(&text),
+                    false => detail(&text),
+                }
+            }
+            EventKind::PhaseFinished(report) => {
+                self.tell(&format!("{label}{}", phase_line(&report)));
+            }
             EventKind::Warning(text) => stderr::warning(&format!("{label}{text}")),
         }
     }
@@ -398,27 +423,73 @@ fn settings(settings: &Settings, device: Device) -> Value {
     fields
 }
 
-/// Tells what is about to be made.
-pub(crate) fn start(clip: &Settings, device: Device, output: &Path) {
+/// Tells what is about to be made, with `model`.
+pub(crate) fn start(job: &Job, device: Device, model: &str) {
+    let clip = job.settings();
     if style() == Style::Json {
+        job.notes().iter().for_each(|text| note(text));
         event(
             "start",
             json!({
                 "version": env!("CARGO_PKG_VERSION"),
-                "output": output.to_string_lossy(),
+                "output": job.output().to_string_lossy(),
+                "model": model,
                 "settings": settings(clip, device),
             }),
         );
         return;
     }
+    for (picture, name) in job.pictures().zip(["picture", "last"]) {
+        let (width, height) = picture.size;
+        let fitted = picture
+            .fitted
+            .map(|fitted| format!(", {fitted} ({})", job.other_fits()));
+        info!(
+            "{name:<10}{}, {width} x {height} pixels{}",
+            Path::new(picture.path.file_name().unwrap_or_default()).shown(),
+            fitted.unwrap_or_default()
+        );
+    }
     info!(
-        "{} x {} pixels, {} frames at {} fps; {}",
+        "clip      {} x {} pixels, {}, {}, seed {}",
         clip.width,
         clip.height,
-        clip.frames,
-        clip.fps,
-        sampling(clip, device)
+        length(clip),
+        counted(clip.steps.into(), "step", "s"),
+        clip.seed
     );
+    let machine = match device.kind {
+        DeviceKind::Gpu => format!("gpu ({})", runtime::device_name()),
+        DeviceKind::Cpu => device.kind.to_string(),
+    };
+    info!("model     {}; {} on {machine}", model.shown(), device.dtype);
+    detail(&format!(
+        "sampling  {}, shift {}, guidance {},{} (low, high), steps guided {} to {}, cache {}, resize {}",
+        clip.solver,
+        clip.shift,
+        clip.guide_scale.low,
+        clip.guide_scale.high,
+        clip.guide_interval.start,
+        clip.guide_interval.end,
+        clip.cache,
+        clip.resize
+    ));
+    detail(&format!("output    {}", job.output().shown()));
+}
+
+/// `81 frames (5.1 s at 16 fps)`.
+fn length(clip: &Settings) -> String {
+    format!(
+        "{} ({:.1} s at {} fps)",
+        counted(clip.frames.into(), "frame", "s"),
+        f64::from(clip.frames) / clip.fps,
+        clip.fps
+    )
+}
+
+fn counted(count: u64, what: &str, plural: &str) -> String {
+    let end = if count == 1 { "" } else { plural };
+    format!("{count} {what}{end}")
 }
 
 /// Tells that the clip was made before.
@@ -453,29 +524,18 @@ pub(crate) fn forecast(
     let time = time.map_or(String::new(), |time| {
         format!("about {}, ", human_time(time))
     });
-    let text = format!(
-        "forecast: {time}{} of memory, {passes} passes",
-        human_bytes(peak_bytes)
+    info!(
+        "forecast  {time}{} of memory, {}",
+        human_bytes(peak_bytes),
+        counted(passes as u64, "pass", "es")
     );
-    if seconds.is_some_and(|seconds| seconds > HOUR) && !yes && is_attended() {
-        return confirm(&text, "--yes agrees beforehand");
+    match seconds.filter(|&seconds| seconds > HOUR && !yes && is_attended()) {
+        Some(seconds) => {
+            let text = format!("this takes about {}", human_time(seconds));
+            confirm(&text, "--yes agrees beforehand")
+        }
+        None => Ok(()),
     }
-    info!("{text}");
-    Ok(())
-}
-
-fn sampling(clip: &Settings, device: Device) -> String {
-    format!(
-        "{} steps of {}, shift {}, guidance {},{}; seed {}; {} on {}",
-        clip.steps,
-        clip.solver,
-        clip.shift,
-        clip.guide_scale.low,
-        clip.guide_scale.high,
-        clip.seed,
-        device.dtype,
-        device.kind,
-    )
 }
 
 /// The fields of an event about a clip that was made.
@@ -492,7 +552,6 @@ fn made(summary: &Summary, device: Device, output: &Path) -> Value {
 
 /// Tells what was made.
 pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
-    let clip = &summary.settings;
     if style() == Style::Json {
         event("result", made(summary, device, output));
         return;
@@ -501,28 +560,28 @@ pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
     let phases: Vec<String> = phases
         .map(|report| format!("{} {}", report.phase, human_time(report.seconds)))
         .collect();
+    let peak = summary.phases.iter().map(|report| report.memory.peak).max();
+    // A terminal shows it in the line below.
+    let name = match stdout_width() {
+        Some(_) => String::new(),
+        None => format!("{}, ", output.shown()),
+    };
+    success(&format!(
+        "done in {}: {name}{}; peak memory {}",
+        human_time(summary.seconds),
+        human_bytes(crate::batch::bytes(output)),
+        human_bytes(peak.unwrap_or_default()),
+    ));
     let spared = match summary.passes.reused {
         0 => String::new(),
         reused => format!(" and {reused} reused"),
     };
-    let peak = summary.phases.iter().map(|report| report.memory.peak).max();
-    info!(
-        "done in {}: {}; {} passes{spared}; peak memory {}, of the process {}",
-        human_time(summary.seconds),
+    detail(&format!(
+        "{}; {} passes{spared}; peak memory of the process {}",
         phases.join(", "),
         summary.passes.computed,
-        human_bytes(peak.unwrap_or_default()),
         human_bytes(summary.memory.process_peak)
-    );
-    info!(
-        "{}: {} frames of {} x {} pixels at {} fps; {}",
-        output.shown(),
-        clip.frames,
-        clip.width,
-        clip.height,
-        clip.fps,
-        sampling(clip, device)
-    );
+    ));
 }
 
 /// Reports on clips that are made together.

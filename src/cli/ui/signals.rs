@@ -2,8 +2,8 @@
 //! program at once.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use crate::pipeline::{Event, Progress};
@@ -11,11 +11,76 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::{self, emulate_default_handler};
 
-use super::stderr::info;
+use super::desktop;
+use super::stderr::{self, Style, info, style};
+use super::terminal::{is_seen, tell};
 
 /// Added by a shell to a signal's number for the exit code of a program that it has ended.
 const BY_SIGNAL: i32 = 128;
+
+/// Whether a [`Listener`] takes care of signals.
+static LISTENS: AtomicBool = AtomicBool::new(false);
+/// The command that goes on with what is being fetched, while something is.
+static FETCHING: Mutex<Option<String>> = Mutex::new(None);
+
+/// Something is being fetched, until this is dropped: a signal ends the program at once, since what
+/// is fetched is kept, and says how to go on.
+#[derive(Debug)]
+pub(crate) struct Fetching;
+
+impl Fetching {
+    /// Begins; `command` goes on with it.
+    ///
+    /// # Errors
+    /// When the system refuses to listen for signals.
+    pub(crate) fn start(command: String) -> Result<Self> {
+        static STARTED: OnceLock<()> = OnceLock::new();
+        *FETCHING.lock().unwrap_or_else(PoisonError::into_inner) = Some(command);
+        if STARTED.set(()).is_ok() {
+            Self::listen().context("cannot listen for signals")?;
+        }
+        Ok(Self)
+    }
+
+    fn listen() -> io::Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        thread::Builder::new().spawn(move || {
+            for number in signals.forever() {
+                if let Ok(fetching) = FETCHING.lock()
+                    && let Some(command) = &*fetching
+                {
+                    end(number, command);
+                }
+                if !LISTENS.load(Ordering::Relaxed) {
+                    // As if nobody had ever listened.
+                    let _ = emulate_default_handler(number);
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        if let Ok(mut fetching) = FETCHING.lock() {
+            *fetching = None;
+        }
+    }
+}
+
+fn end(number: i32, command: &str) {
+    let code = BY_SIGNAL + number;
+    if style() == Style::Bar && is_seen() {
+        // Below the bar.
+        tell("");
+    }
+    let text = format!("interrupted; what has been fetched is kept\nhint: to go on: {command}");
+    stderr::error(&text, u8::try_from(code).unwrap_or(1));
+    low_level::exit(code);
+}
 
 /// Listens for the signals.
 #[derive(Clone, Debug)]
@@ -35,7 +100,16 @@ impl Listener {
 
     fn register() -> io::Result<Self> {
         let (signal, again) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        LISTENS.store(true, Ordering::Relaxed);
         for number in [SIGINT, SIGTERM] {
+            let ends = Arc::clone(&again);
+            let clear = move || {
+                if ends.load(Ordering::Relaxed) {
+                    desktop::clear();
+                }
+            };
+            // SAFETY: it takes no lock, allocates nothing, and calls nothing of the system but write.
+            unsafe { low_level::register(number, clear)? };
             // In this order: the first signal arms what ends the program at the second.
             flag::register_conditional_shutdown(number, BY_SIGNAL + number, Arc::clone(&again))?;
             flag::register(number, Arc::clone(&again))?;

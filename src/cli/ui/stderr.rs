@@ -12,7 +12,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::terminal::{self, tell, tell_json, tell_kind};
+use super::colour::Ink;
+use super::terminal::{self, tell, tell_in, tell_json, tell_kind};
 
 /// The version of the events' schema (`docs/progress.md`). A new one means that something was
 /// removed or changed its meaning; what is added leaves it as it is.
@@ -46,6 +47,7 @@ struct Event<'a> {
 }
 
 static STYLE: OnceLock<Style> = OnceLock::new();
+static VERBOSE: OnceLock<()> = OnceLock::new();
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Settles the style, once.
@@ -65,6 +67,16 @@ pub(crate) fn style() -> Style {
             Style::Plain
         }
     })
+}
+
+/// Has details told, from now on.
+pub(crate) fn set_verbose() {
+    let _ = VERBOSE.set(());
+}
+
+/// Whether details are told.
+pub(crate) fn is_verbose() -> bool {
+    VERBOSE.get().is_some()
 }
 
 /// Writes an event with its fields.
@@ -87,6 +99,24 @@ pub(crate) fn note(text: &str) {
         Style::Quiet => {}
         Style::Json => event("note", serde_json::json!({ "message": text })),
         _ => tell(text),
+    }
+}
+
+/// Something that only some want to know. Events have it anyway.
+pub(crate) fn detail(text: &str) {
+    match style() {
+        Style::Quiet => {}
+        Style::Json => note(text),
+        _ if is_verbose() => tell_in(Ink::Faint, text),
+        _ => {}
+    }
+}
+
+/// What went well in the end.
+pub(crate) fn success(text: &str) {
+    match style() {
+        Style::Quiet | Style::Json => note(text),
+        _ => tell_in(Ink::Good, text),
     }
 }
 
@@ -127,7 +157,7 @@ pub(crate) fn confirm(what: &str, hint: &str) -> Result<()> {
         is_attended(),
         "{what}, and nobody can be asked\nhint: {hint}"
     );
-    terminal::ask(&format!("{what}. Go on? [y/N] "));
+    terminal::ask(&format!("{what}. Go on? [y/N]"));
     let mut answer = String::new();
     // An end of the input is a no.
     let _ = std::io::stdin().read_line(&mut answer);

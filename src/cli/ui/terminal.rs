@@ -1,18 +1,26 @@
 //! The one way to stdout and stderr. Text that is printed may hold names from outside: what is
 //! unseen in it is escaped, and no line of it looks like a message of another kind. JSON escapes
 //! the same. What is to command the terminal, or is for other programs, has functions of its own.
+//! In a terminal lines break between words where it is narrower, and messages have colours; elsewhere
+//! lines are as long as they are.
 
 #![expect(clippy::disallowed_methods, reason = "this is the way out")]
 
+use std::env;
 use std::io::{self, IsTerminal, Stderr, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
+use super::colour::{Colours, Ink, painted};
+use super::wrap::wrapped;
 use crate::util::show::{is_unseen, visible};
 
 /// What begins lines that are messages.
@@ -21,12 +29,54 @@ const KINDS: [&str; 3] = ["error:", "warning:", "hint:"];
 /// Bytes of the longest message that is shown whole: names and values from outside may be longer.
 const LONGEST: usize = 8192;
 
+/// Columns and lines of a terminal that does not say how many it has.
+const USUAL: (usize, usize) = (80, 24);
+
+static COLOURS: OnceLock<Colours> = OnceLock::new();
+
+/// Settles whether there are colours, once.
+pub(crate) fn set_colours(colours: Colours) {
+    // The first one stays.
+    let _ = COLOURS.set(colours);
+}
+
+/// Columns and lines of the terminal that a stream is; `None` where it is none.
+fn size(stream: impl AsFd + IsTerminal) -> Option<(usize, usize)> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let size = tcgetwinsize(stream).ok().filter(|size| size.ws_col > 0);
+    Some(size.map_or(USUAL, |size| match size.ws_row {
+        0 => (size.ws_col.into(), USUAL.1),
+        rows => (size.ws_col.into(), rows.into()),
+    }))
+}
+
+/// Columns of the terminal that stdout is; `None` where it is none, and nothing is wrapped.
+pub(crate) fn stdout_width() -> Option<usize> {
+    Some(size(io::stdout())?.0)
+}
+
+/// As [`stdout_width`], of stderr.
+pub(crate) fn stderr_width() -> Option<usize> {
+    Some(size(io::stderr())?.0)
+}
+
+/// Columns and lines of the terminal that stderr is.
+pub(crate) fn stderr_size() -> (usize, usize) {
+    size(io::stderr()).unwrap_or(USUAL)
+}
+
+fn fitted(text: &str, width: Option<usize>) -> String {
+    width.map_or(text.to_owned(), |width| wrapped(text, width))
+}
+
 /// Prints text to stdout.
 ///
 /// # Errors
 /// When nobody reads it any more.
 pub(crate) fn print(text: &str) -> Result<()> {
-    print_raw(plain(text, "").as_bytes())
+    print_raw(fitted(&plain(text, ""), stdout_width()).as_bytes())
 }
 
 /// Prints a value to stdout, as JSON for people too.
@@ -75,23 +125,39 @@ pub(crate) fn print_raw(bytes: &[u8]) -> Result<()> {
 
 /// Writes text to stderr in one piece. Nobody has to read it.
 pub(crate) fn tell(text: &str) {
-    say(&plain(text, ""));
+    tell_in(Ink::Plain, text);
+}
+
+/// As [`tell`], all in one colour.
+pub(crate) fn tell_in(ink: Ink, text: &str) {
+    say(&laid_out(&plain(text, ""), ink));
 }
 
 /// Writes a question to stderr, with the cursor behind it.
 pub(crate) fn ask(text: &str) {
+    let text = laid_out(&plain(text, ""), Ink::Plain) + " ";
     // Nobody has to read it.
-    let _ = draw(plain(text, "").as_bytes());
+    let _ = draw(text.as_bytes());
 }
 
 /// Writes a message of a kind to stderr.
 pub(crate) fn tell_kind(kind: &str, text: &str) {
-    say(&message(kind, text));
+    say(&laid_out(&message(kind, text), Ink::Plain));
 }
 
 /// Writes a value to stderr, as JSON on one line.
 pub(crate) fn tell_json(value: &impl Serialize) {
     say(&json_line(value));
+}
+
+/// A text as stderr has it.
+fn laid_out(text: &str, ink: Ink) -> String {
+    let text = fitted(text, stderr_width());
+    let colours = COLOURS.get().copied().unwrap_or_default();
+    match colours.are_wanted(is_seen(), |name| env::var(name).ok()) {
+        true => painted(&text, ink),
+        false => text,
+    }
 }
 
 /// A value as JSON on one line.
@@ -148,11 +214,14 @@ pub(crate) fn show_clap(error: &clap::Error) -> Result<()> {
         Some(rest) => plain(rest, "error: "),
         None => plain(&text, ""),
     };
-    // Nobody has to read it.
-    let _ = match shown == text {
-        true => error.print(),
-        false => draw(shown.as_bytes()),
+    let colours = COLOURS.get().copied().unwrap_or_default();
+    let is_coloured = colours.are_wanted(is_seen(), |name| env::var(name).ok());
+    let shown = match shown == text && is_coloured {
+        true => error.render().ansi().to_string(),
+        false => shown,
     };
+    // Nobody has to read it.
+    let _ = draw(fitted(&shown, stderr_width()).as_bytes());
     Ok(())
 }
 

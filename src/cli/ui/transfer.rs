@@ -1,13 +1,14 @@
 //! Bytes on their way.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::weights::convert::Event;
 use indicatif::ProgressStyle;
 use serde_json::json;
 
+use super::report::LINES;
 use super::stderr::{self, Style, info, style};
-use super::terminal::Bar;
+use super::terminal::{Bar, stderr_size};
 use super::units::{human_bytes, human_time};
 
 /// Bytes on their way: a bar in a terminal, elsewhere a line or an event now and then.
@@ -41,10 +42,18 @@ impl Transfer {
         (self.total, self.done, self.skipped) = (total, 0, 0);
         self.times = Some((Instant::now(), Instant::now()));
         if style() == Style::Bar {
-            let template = "{prefix:>11} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  \
-                            {decimal_bytes_per_sec}, {eta} left  {wide_msg}";
-            // The template is a constant; were it wrong, the default style would do.
-            let style = ProgressStyle::with_template(template).ok();
+            let (columns, _) = stderr_size();
+            let bar = columns.saturating_sub(70).clamp(8, 30);
+            let speed = match columns < 76 {
+                true => "",
+                false => "{decimal_bytes_per_sec}, ",
+            };
+            let template = format!(
+                "{{prefix:>10}} [{{bar:{bar}}}] {{decimal_bytes}}/{{decimal_total_bytes}}  \
+                 {speed}{{eta}} left  {{wide_msg}}"
+            );
+            // Were the template wrong, the default style would do.
+            let style = ProgressStyle::with_template(&template).ok();
             let bar = Bar::new(total, what, style, |bar| bar);
             bar.tick();
             self.bar = Some(bar);
@@ -62,7 +71,6 @@ impl Transfer {
 
     /// So many further bytes are done.
     pub(crate) fn advance(&mut self, bytes: u64) {
-        const LINES: Duration = Duration::from_secs(30);
         self.done += bytes;
         if let Some(bar) = &self.bar {
             bar.advance(bytes);

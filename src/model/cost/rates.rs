@@ -13,7 +13,7 @@ use super::Operations;
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
 use crate::runtime::{self, Device};
-use crate::util::files::{MAX_OWN, read_small};
+use crate::util::files::{MAX_OWN, cache_folder, read_small};
 
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
@@ -164,13 +164,6 @@ fn per_second(work: f64, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(work / quickest)
 }
 
-/// Where rates are kept, by the XDG rules and macOS's.
 fn cache_file() -> Option<PathBuf> {
-    let home = || std::env::var_os("HOME").map(PathBuf::from);
-    let folder = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-        _ if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
-        _ => home()?.join(".cache"),
-    };
-    Some(folder.join("wan-i2v/rates.json"))
+    Some(cache_folder()?.join("rates.json"))
 }

@@ -107,6 +107,6 @@ fn last_pictures_that_cannot_be_are_refused() {
     let wide = bench.flat("wide.png", 80, 36, 1);
     let ran = bench.small("clip.mp4", &["--last-image", &wide]);
     ran.assert_wrote("clip.mp4");
-    let said = "--last-image: 80 x 36 pixels, cropped to 36 x 36 for 32 x 32";
+    let said = "last      wide.png, 80 x 36 pixels, cropped to 36 x 36 (";
     assert!(ran.stderr.contains(said), "{}", ran.stderr);
 }

@@ -1,6 +1,8 @@
 //! The program itself, run as a user runs it, on checkpoints with random weights.
 
+mod after;
 mod analyze;
+mod attended;
 mod batch;
 mod endless;
 mod ends;

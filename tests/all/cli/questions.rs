@@ -47,7 +47,13 @@ fn a_run_of_more_than_an_hour_is_asked_about() {
         return;
     };
     assert_eq!(code, Some(1), "{shown}");
-    for part in ["forecast: about ", "Go on? [y/N]", "not agreed to", "--yes"] {
+    for part in [
+        "forecast  about ",
+        "this takes about ",
+        "Go on? [y/N]",
+        "not agreed to",
+        "--yes",
+    ] {
         assert!(shown.contains(part), "{part:?} in {shown}");
     }
     assert!(!bench.path("clip.mp4").exists());

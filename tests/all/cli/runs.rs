@@ -11,14 +11,15 @@ use crate::cli::{Bench, names, program, run};
 #[test]
 fn an_mp4_is_written_and_its_path_printed() {
     let bench = Bench::new("a");
-    let ran = bench.small("clip.mp4", &[]);
+    let ran = bench.small("clip.mp4", &["-v"]);
     ran.assert_wrote("clip.mp4");
     assert_eq!(bench.written(), ["clip.mp4".to_owned()].into());
     let clip = fs::read(bench.path("clip.mp4")).unwrap();
     assert_eq!(&clip[4..8], b"ftyp");
     for line in [
-        "32 x 32 pixels, 5 frames at 16 fps; 2 steps of unipc, shift 5, guidance 3.5,3.5; seed 7",
-        "f32 on cpu",
+        "clip      32 x 32 pixels, 5 frames (0.3 s at 16 fps), 2 steps, seed 7\n",
+        "; f32 on cpu\n",
+        "sampling  unipc, shift 5, guidance 3.5,3.5 ",
         "denoising: step 1/2, high-noise expert, t = 999",
         "denoising: step 2/2, low-noise expert, t = 833",
         "decoding: ",
@@ -218,10 +219,10 @@ fn a_model_s_own_settings_are_used() {
     let mut command = bench.command();
     let ran = run(command.args(["--prompt", "x", "--output", "clip.gif"]));
     ran.assert_wrote("clip.gif");
-    let line = "32 x 32 pixels, 1 frames at 8 fps; 1 steps of unipc, shift 3, guidance 1,1; seed ";
+    let line = "clip      32 x 32 pixels, 1 frame (0.1 s at 8 fps), 1 step, seed ";
     assert!(ran.stderr.contains(line), "{}", ran.stderr);
-    // A seed that was drawn is told, twice.
-    assert_eq!(ran.stderr.matches("seed ").count(), 2, "{}", ran.stderr);
+    // A seed that was drawn is told.
+    assert_eq!(ran.stderr.matches("seed ").count(), 1, "{}", ran.stderr);
 }
 
 #[test]
@@ -367,12 +368,12 @@ fn a_picture_of_another_shape_is_cropped_padded_or_stretched() {
     let note = |stderr: &str| {
         stderr
             .lines()
-            .find(|line| line.starts_with("--image: "))
+            .find(|line| line.starts_with("picture   ") && line.contains("--fit"))
             .map(str::to_owned)
     };
     let crop = note(&fitted("crop.mp4", &[])).unwrap();
     assert!(
-        crop.contains("64 x 32 pixels, cropped to 32 x 32"),
+        crop.ends_with("64 x 32 pixels, cropped to 32 x 32 (or --fit pad, stretch)"),
         "{crop}"
     );
     let pad = note(&fitted("pad.mp4", &["--fit", "pad"])).unwrap();
@@ -418,8 +419,8 @@ fn a_run_begins_with_its_forecast() {
     let line = ran
         .stderr
         .lines()
-        .find(|line| line.starts_with("forecast: "));
+        .find(|line| line.starts_with("forecast  "));
     let line = line.unwrap_or_else(|| panic!("{}", ran.stderr));
     assert!(line.contains("of memory, 4 passes"), "{line}");
-    assert!(ran.stderr.find("forecast: ") < ran.stderr.find("text: loading"));
+    assert!(ran.stderr.find("forecast  ") < ran.stderr.find("text: "));
 }

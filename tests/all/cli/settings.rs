@@ -77,10 +77,12 @@ fn a_file_may_set_everything_that_a_clip_needs() {
          size = '32x32'\nframes = 5\nsteps = 2\nguide_scale = [1.5, 2]\nno-metadata = true\n\
          no-checkpoint = false\noutput = 'set.mp4'\n[pull]\nbits = 4\n"
     ));
-    let ran = run(bench.set(&["--device", "cpu"]).env("WAN_I2V_SEED", "9"));
+    let ran = run(bench
+        .set(&["--device", "cpu", "-v"])
+        .env("WAN_I2V_SEED", "9"));
     ran.assert_wrote("set.mp4");
     assert!(
-        ran.stderr.contains("guidance 1.5,2; seed 9"),
+        ran.stderr.contains("guidance 1.5,2 ") && ran.stderr.contains("seed 9\n"),
         "{}",
         ran.stderr
     );

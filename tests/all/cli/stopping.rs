@@ -45,6 +45,7 @@ fn a_signal_lets_the_step_end_and_says_how_to_go_on() {
     }
     // In a terminal's words.
     let mut command = bench.clip("clip.mp4", &flags);
+    command.arg("--verbose");
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
@@ -273,6 +274,7 @@ fn closed_pipes_lose_no_step() {
     let flags = ["--steps", "20"];
     succeed(&mut bench.clip("whole.mp4", &flags));
     let mut command = bench.clip("clip.mp4", &flags);
+    command.arg("--verbose");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());

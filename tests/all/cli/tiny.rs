@@ -11,24 +11,38 @@ fn a_picture_and_a_prompt_are_enough() {
     // Not square and not the miniature's size, as any photo.
     let photo = RgbImage::from_fn(120, 90, |x, y| Rgb([x as u8, y as u8, 120]));
     photo.save(folder.path().join("photo.jpg")).unwrap();
-    let output = program()
-        .current_dir(folder.path())
-        .args([
-            "--image",
-            "photo.jpg",
-            "--prompt",
-            "the red circle moves left",
-        ])
-        .output()
-        .unwrap();
+    let run = || {
+        program()
+            .current_dir(folder.path())
+            .env("XDG_CACHE_HOME", folder.path().join("cache"))
+            .args([
+                "--image",
+                "photo.jpg",
+                "--prompt",
+                "the red circle moves left",
+            ])
+            .output()
+            .unwrap()
+    };
+    let output = run();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
-    let notices: Vec<&str> = stderr
-        .lines()
-        .filter(|line| line.contains("built-in miniature"))
-        .collect();
-    assert_eq!(notices.len(), 1, "{stderr}");
-    assert!(notices[0].contains("--model"), "{stderr}");
+    let notice = |stderr: &str| stderr.contains("for real clips fetch a model");
+    assert!(notice(&stderr), "{stderr}");
+    // What it is is said in short each time, the rest once a day.
+    let again = run();
+    let stderr = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && !notice(&stderr), "{stderr}");
+    assert!(
+        stderr.contains("\nmodel     the built-in miniature ("),
+        "{stderr}"
+    );
+    // Nothing can be remembered: that is no error.
+    std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
+    std::fs::write(folder.path().join("cache"), "").unwrap();
+    let stderr = run();
+    assert!(stderr.status.success());
+    assert!(!notice(&String::from_utf8_lossy(&stderr.stderr)));
     let stdout = String::from_utf8(output.stdout).unwrap();
     let name = stdout.trim_end();
     assert!(

@@ -133,6 +133,28 @@ fn killed_while_converting_and_verifying() {
 }
 
 #[test]
+fn a_signal_says_how_to_go_on() {
+    let bench = Bench::serving(&experts());
+    let second = format!("transformer/{}", shard(2));
+    bench.server.faults(&second, &[Fault::Stall(100_000)]);
+    let target = bench.target();
+    let mut run = bench.start(&pull(&target));
+    let part = part(&bench, &second);
+    run.wait_until("the second shard", || len(&part) == 100_000);
+    let (code, said) = run.interrupt();
+    assert_eq!(code, Some(130), "{said}");
+    let end = format!(
+        "\nerror: interrupted; what has been fetched is kept\nhint: to go on: wan-i2v {}\n",
+        pull(&target).join(" ")
+    );
+    assert!(said.ends_with(&end), "{said}");
+    assert_eq!(len(&part), 100_000);
+    bench.server.faults(&second, &[]);
+    let again = bench.run(&pull(&target));
+    again.path();
+}
+
+#[test]
 fn killed_again_and_again() {
     let model = experts();
     let bench = Bench::serving(&model);

@@ -115,6 +115,17 @@ impl Running {
         }
     }
 
+    /// Presses Ctrl-C; its exit code and what it has said.
+    pub fn interrupt(mut self) -> (Option<i32>, String) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+        assert!(sent.success());
+        let mut said = String::new();
+        let stderr = self.0.stderr.take().unwrap();
+        BufReader::new(stderr).read_to_string(&mut said).unwrap();
+        (self.0.wait().unwrap().code(), said)
+    }
+
     /// Ends it as a loss of power would; whether it was still running.
     pub fn kill(mut self) -> bool {
         let running = self.0.try_wait().unwrap().is_none();

@@ -24,12 +24,16 @@ const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 11] = [
+const OF_ALL: [&str; 15] = [
     "yes",
+    "exec",
+    "notify",
+    "open",
     "config",
     "no-config",
     "progress",
     "quiet",
+    "verbose",
     "resume",
     "checkpoint",
     "checkpoint-every",

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use self::jobs::Jobs;
 use self::outcome::Outcome;
+use super::after::Ended;
 use super::many::{Checked, Folders};
 use crate::cli::config::Layers;
 use crate::cli::flags::{BatchArgs, ResumeFrom};
@@ -23,6 +24,13 @@ impl BatchArgs {
     /// # Errors
     /// When what is said of all jobs is wrong; what is wrong with one is reported.
     pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+        let after = self.generate.after.clone();
+        after.check()?;
+        let folder = self.many.output_dir.clone();
+        after.all_ended(self.make(layers), &folder)
+    }
+
+    fn make(self, layers: &Layers) -> Result<Ended> {
         let resume = &self.generate.resume;
         resume.check_for_many()?;
         let folder = &self.many.output_dir;
@@ -40,10 +48,11 @@ impl BatchArgs {
         self.generate.clip.machine.device()?;
         let fresh = resume.resume == ResumeFrom::Never;
         let mut outcome = Outcome::new(&self.jobs, folder, &wanted);
+        outcome.after = self.generate.after.clone();
         outcome.fresh = fresh;
         let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcome);
         if self.many.dry_run {
-            return dry_run::show(&checked, &outcome);
+            return Ok((dry_run::show(&checked, &outcome)?, None));
         }
         let lock = batch::lock(folder)?;
         Report::claim(folder)?;
@@ -55,11 +64,13 @@ impl BatchArgs {
             every: resume.every(),
             fresh,
         };
-        Ok(match checked.make(options, &mut outcome)? {
-            None => exit_code(outcome.finish()),
+        let stopped = checked.make(options, &mut outcome)?;
+        let text = Some(outcome.tally());
+        Ok(match stopped {
+            None => (exit_code(outcome.finish()), text),
             Some(code) => {
                 outcome.interrupted(code);
-                ExitCode::from(code)
+                (ExitCode::from(code), text)
             }
         })
     }

@@ -14,8 +14,11 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::cli::commands::many::{Client, Wanted};
+use crate::cli::flags::AfterArgs;
 use crate::cli::ui::report::Many;
-use crate::cli::ui::{Style, columns, event, human_time, print_path, stderr, style};
+use crate::cli::ui::{
+    Style, columns_within, event, human_time, print_path, stderr, style, terminal,
+};
 use crate::util::show::{Show, chain};
 
 /// Characters of an error that the table shows.
@@ -30,13 +33,16 @@ pub(crate) struct Outcome {
     before: HashMap<PathBuf, ClipReport>,
     /// Clips that exist are made again.
     pub(crate) fresh: bool,
+    /// What is done after each clip.
+    pub(crate) after: AfterArgs,
     folder: PathBuf,
     /// Where each clip's output is and where it is computed, as far as that is known.
     clips: Vec<Option<(PathBuf, Device)>>,
     many: Many,
     start: Instant,
-    /// A path could not be printed.
+    /// A path could not be printed, or a command on a clip failed.
     unprinted: bool,
+    unexecuted: bool,
     /// The report could not be written, which is reported once.
     unwritten: bool,
     /// The gallery could not, likewise.
@@ -69,10 +75,12 @@ impl Outcome {
                 .filter_map(|clip| Some((clip.output.clone()?, clip)))
                 .collect(),
             fresh: false,
+            after: AfterArgs::default(),
             folder: folder.to_owned(),
             clips: wanted.iter().map(|_| None).collect(),
             start: Instant::now(),
             unprinted: false,
+            unexecuted: false,
             unwritten: false,
             unshown: false,
         }
@@ -101,6 +109,18 @@ impl Outcome {
         let printed = self.many.console.suspend(|| print_path(&output));
         self.unprinted |= printed.is_err();
         self.many.made(number, summary, device, &output);
+        self.unexecuted |= !self.after.exec_one(&self.many, number, &output);
+    }
+
+    /// How many clips there are of each kind.
+    pub(crate) fn tally(&self) -> String {
+        let count = |status| self.report.count(status);
+        let (made, there, failed) = (
+            count(Status::Made),
+            count(Status::There),
+            count(Status::Failed),
+        );
+        format!("{made} made, {there} there before, {failed} failed")
     }
 
     fn bytes(&self, number: usize) -> Option<u64> {
@@ -148,7 +168,8 @@ impl Outcome {
             count(Status::There),
             count(Status::Failed),
         );
-        let good = made + there == report.clips.len() && !self.unprinted && !self.unwritten;
+        let good = made + there == report.clips.len()
+            && !(self.unprinted || self.unexecuted || self.unwritten);
         let path = Report::path(&self.folder);
         if style() == Style::Json {
             event(
@@ -166,7 +187,7 @@ impl Outcome {
             return good;
         }
         stderr::note(&table(report));
-        let mut text = format!("{made} made, {there} there before, {failed} failed");
+        let mut text = self.tally();
         let _ = write!(text, " in {}; {}", human_time(report.seconds), path.shown());
         if !self.unshown {
             let _ = write!(
@@ -175,7 +196,10 @@ impl Outcome {
                 gallery::path(&self.folder).shown()
             );
         }
-        stderr::note(&text);
+        match good {
+            true => stderr::success(&text),
+            false => stderr::note(&text),
+        }
         if self.unprinted {
             stderr::error("paths could not be written to stdout", 1);
         }
@@ -279,7 +303,8 @@ fn table(report: &Report) -> String {
         vec![name(clip), clip.status.to_string(), rest]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    columns(&rows, |_| false).trim_end().to_owned()
+    let table = columns_within(terminal::stderr_width(), &rows, |_| false);
+    table.trim_end().to_owned()
 }
 
 /// The name of a clip in messages.

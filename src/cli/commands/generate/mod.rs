@@ -10,16 +10,17 @@ use crate::pipeline::plan::{PlannedMemory, Rates};
 use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
-use crate::util::show::chain;
+use crate::util::show::{Show, chain, gist};
 use anyhow::{Context, Result};
 use indicatif::MultiProgress;
 
-use super::many::Folders;
+use super::many::{Folders, tell_of_miniature};
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
-use crate::cli::flags::GenerateArgs;
+use crate::cli::flags::{AfterArgs, GenerateArgs};
+use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::Outlook;
-use crate::cli::ui::{Listener, Stoppable, info, print_path, report, stderr};
+use crate::cli::ui::{Listener, Stoppable, human_time, print_path, report, stderr};
 
 impl GenerateArgs {
     /// Makes the clip and prints its path.
@@ -27,6 +28,16 @@ impl GenerateArgs {
     /// # Errors
     /// When it cannot be made; an interrupted run is no error but an exit code.
     pub(super) fn run(self) -> Result<ExitCode> {
+        let after = self.after.clone();
+        after.check()?;
+        let ran = self.make(&after);
+        if let Err(error) = &ran {
+            after.notify(&format!("no clip: {}", gist(error)));
+        }
+        ran
+    }
+
+    fn make(self, after: &AfterArgs) -> Result<ExitCode> {
         let resume = self.resume;
         let mut folders = Folders::default();
         if self.output.parents {
@@ -50,12 +61,6 @@ impl GenerateArgs {
         if let Some(screen) = screen {
             preview::attach(&preview, &mut job, screen, console.clone())?;
         }
-        if is_tiny {
-            info!("{}", tiny::NOTICE);
-        }
-        for note in job.notes() {
-            info!("{note}");
-        }
         for warning in job.warnings() {
             stderr::warning(&warning);
         }
@@ -70,18 +75,31 @@ impl GenerateArgs {
         let Some(mut start) = resume.start(&mut job, device, &identity, &open)? else {
             report::there(job.output());
             print_path(job.output())?;
-            return Ok(ExitCode::SUCCESS);
+            let text = format!("{} is there", job.output().shown());
+            return Ok(after.finished(job.output(), &text));
         };
         let output = job.output().to_owned();
         job.remove_stale();
-        report::start(job.settings(), device, &output);
-        start.report(dumps);
+        let model = match is_tiny {
+            true => tiny::NAME.to_owned(),
+            false => job.metadata(device)?.model.name,
+        };
+        report::start(&job, device, &model);
         let rates = Rates::for_work(device, forecast.operations());
         let forecast = forecast.timed(rates.as_ref());
         report::forecast(forecast.seconds, forecast.peak_bytes, forecast.passes, yes)?;
+        start.report(dumps);
+        if is_tiny {
+            tell_of_miniature();
+        }
         let listener = Listener::start()?;
+        let outlook = Outlook::of(&forecast);
+        let share = Share::of_clip(outlook.phases());
+        let mut reporter = report::reporter(console, Vec::new(), outlook);
+        let name = output.file_name().unwrap_or_default().to_string_lossy();
+        let mut signs = Signs::new(&mut *reporter, &name, share);
         let mut progress = Stoppable {
-            inner: &mut *report::reporter(console, Vec::new(), Outlook::of(&forecast)),
+            inner: &mut signs,
             listener: &listener,
         };
         let ran = job.run_saved(
@@ -91,10 +109,12 @@ impl GenerateArgs {
             start.from.as_ref(),
             &mut progress,
         );
+        drop(signs);
         let summary = match ran {
             Ok(summary) => summary,
             Err(error) if error.is::<Interrupted>() => {
                 let code = listener.exit_code().unwrap_or(1);
+                after.notify(&format!("{} was interrupted", output.shown()));
                 stderr::error(&format!("{}\nhint: {}", chain(&error), start.hint()), code);
                 return Ok(ExitCode::from(code));
             }
@@ -108,6 +128,11 @@ impl GenerateArgs {
         start.writer.finish();
         report::finish(&summary, device, &output);
         print_path(&output).context("the clip is complete")?;
-        Ok(ExitCode::SUCCESS)
+        let text = format!(
+            "{} is complete after {}",
+            output.shown(),
+            human_time(summary.seconds)
+        );
+        Ok(after.finished(&output, &text))
     }
 }

@@ -9,8 +9,9 @@ use crate::util::suggest::did_you_mean_path;
 use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
 
+use crate::cli::commands::show::quoted;
 use crate::cli::flags::ModelArgs;
-use crate::cli::ui::{Transfer, confirm, human_bytes, info};
+use crate::cli::ui::{Fetching, Transfer, confirm, human_bytes, info};
 use crate::util::show::Show;
 
 /// Where a model is.
@@ -177,6 +178,14 @@ pub(crate) fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf
     fetch(hub, repo, &listing, &selection)
 }
 
+/// The command line as it was given, for a shell.
+pub(crate) fn this_command() -> String {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| quoted(&word.to_string_lossy()));
+    let words: Vec<String> = ["wan-i2v".to_owned()].into_iter().chain(words).collect();
+    words.join(" ")
+}
+
 fn fetch(hub: &Hub, repo: &RepoId, listing: &Listing, selection: &Selection) -> Result<PathBuf> {
     for missing in &selection.missing {
         info!("note: {repo} has no {missing}");
@@ -190,6 +199,7 @@ fn fetch(hub: &Hub, repo: &RepoId, listing: &Listing, selection: &Selection) -> 
         human_bytes(there),
         human_bytes(selection.skipped_bytes)
     );
+    let _fetching = Fetching::start(this_command())?;
     let mut transfer = Transfer::default();
     let folder = pull::fetch(
         hub,

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Command, CommandFactory, Parser};
 
 use self::outcomes::Outcomes;
+use super::after::Ended;
 use super::many::{Checked, Folders, Wanted};
 use crate::cli::config::{Layer, Layers, flag, reason};
 use crate::cli::flags::{Cli, ClipArgs, GenerateArgs, SweepArgs};
@@ -30,13 +31,20 @@ impl SweepArgs {
     /// When nothing can be made, or what all runs gave cannot be written. A run that fails is no
     /// error but an exit code.
     pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+        self.after.check()?;
+        let ran = self.make(layers);
+        self.after.all_ended(ran, &self.many.output_dir)
+    }
+
+    fn make(&self, layers: &Layers) -> Result<Ended> {
         let (mut outcomes, args) = match self.plan(layers) {
             Ok(planned) => planned,
             Err(error) => {
                 stderr::error(&chain(&error), USAGE);
-                return Ok(ExitCode::from(USAGE));
+                return Ok((ExitCode::from(USAGE), None));
             }
         };
+        outcomes.after = self.after.clone();
         let folder = &self.many.output_dir;
         let mut folders = Folders::default();
         folders.make(folder).context("--output-dir")?;
@@ -50,7 +58,7 @@ impl SweepArgs {
         let wanted = wanted.collect();
         let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcomes);
         if self.many.dry_run {
-            return dry_run::show(&checked, &outcomes, self.json);
+            return Ok((dry_run::show(&checked, &outcomes, self.json)?, None));
         }
         let lock = batch::lock(folder)?;
         outcomes.claim_files()?;
@@ -63,9 +71,10 @@ impl SweepArgs {
         };
         if let Some(code) = checked.make(options, &mut outcomes)? {
             outcomes.interrupted(code);
-            return Ok(ExitCode::from(code));
+            return Ok((ExitCode::from(code), Some(outcomes.tally())));
         }
-        outcomes.finish(self.json).map(exit_code)
+        let good = outcomes.finish(self.json)?;
+        Ok((exit_code(good), Some(outcomes.tally())))
     }
 
     /// The runs, without outcomes, and each run's flags.

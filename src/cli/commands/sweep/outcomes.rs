@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cli::commands::many::Client;
+use crate::cli::flags::AfterArgs;
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{columns, info, print, print_json, stderr, terminal};
 use crate::util::show::{Show, chain};
@@ -42,6 +43,10 @@ pub(super) struct Outcomes {
     /// The clips as the gallery shows them.
     cards: Vec<Card>,
     many: Many,
+    /// What is done after each clip.
+    pub(super) after: AfterArgs,
+    /// A command on a clip failed.
+    unexecuted: bool,
     /// The figures could not be written, which is reported once until the end.
     unwritten: bool,
 }
@@ -60,6 +65,8 @@ impl Outcomes {
             results: vec![None; runs.len()],
             cards: (runs.iter().map(|run| Card::new(run.name.clone(), None))).collect(),
             many: Many::new(runs.iter().map(|run| run.name.clone()).collect()),
+            after: AfterArgs::default(),
+            unexecuted: false,
             unwritten: false,
             axes,
             runs,
@@ -116,6 +123,7 @@ impl Outcomes {
         if let Some((_, device)) = &self.identities[number] {
             let clip = folder.join(run.clip());
             self.many.made(number, summary, *device, &clip);
+            self.unexecuted |= !self.after.exec_one(&self.many, number, &clip);
         }
         match self.measure(number, summary) {
             Ok(outcome) => self.results[number] = Some(Ok(outcome)),
@@ -241,7 +249,12 @@ impl Outcomes {
             let text = format!("{failed} of {} runs failed", self.runs.len());
             stderr::error(&text, 1);
         }
-        Ok(failed == 0)
+        Ok(failed == 0 && !self.unexecuted)
+    }
+
+    /// How many runs there are of each kind.
+    pub(super) fn tally(&self) -> String {
+        format!("{} made, {} failed", self.count(false), self.count(true))
     }
 
     fn json(&self, done: &[Done]) -> Value {

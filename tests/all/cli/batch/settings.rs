@@ -67,7 +67,7 @@ fn variables_are_settings_of_jobs_that_say_nothing_else() {
     let bench = Bench::new("a");
     let jobs = r#"{"name": "a"}
         {"name": "b", "prompt": "a cat", "seed": 2, "fps": 8, "solver": "unipc", "area": 2304}"#;
-    let mut batch = bench.batch("jobs.jsonl", jobs, &[]);
+    let mut batch = bench.batch("jobs.jsonl", jobs, &["-v"]);
     for (name, value) in [
         ("PROMPT", "a dog"),
         ("SEED", "9"),
