@@ -18,11 +18,11 @@ pub(crate) fn wrapped(text: &str, width: usize) -> String {
 
 fn broken(line: &str, width: usize) -> String {
     let body = line.len() - line.trim_start_matches(' ').len();
-    let column = line.char_indices().map(|(at, _)| at).filter(|&at| {
+    let mut column = line.char_indices().map(|(at, _)| at).filter(|&at| {
         let is_start = line[..at].ends_with("  ") && !line[at..].starts_with(' ');
         is_start && at > body && display_width(&line[..at]) <= width / 2
     });
-    let (start, indent) = match column.last() {
+    let (start, indent) = match column.next_back() {
         Some(column) => (column, display_width(&line[..column])),
         None => (body, body + 2),
     };
