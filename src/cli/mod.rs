@@ -5,15 +5,14 @@ mod commands;
 mod config;
 mod flags;
 mod ui;
+mod usage;
 
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::Parser;
-
-use self::flags::Cli;
 use self::ui::{info, stderr, terminal};
+use self::usage::explained;
 use crate::runtime::start_threads;
 use crate::util::show::chain;
 
@@ -48,11 +47,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let cli = match Cli::try_parse_from(&layered.arguments) {
+    let cli = match flags::parse(&layered.arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            return match terminal::show_clap(&error) {
-                Ok(()) => ExitCode::from(error.exit_code().try_into().unwrap_or(USAGE)),
+        Err(error) if error.use_stderr() => {
+            stderr::error(&explained(&error, &layered.arguments), USAGE);
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => {
+            return match terminal::show_help(&help) {
+                Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     stderr::error(&chain(&error), 1);
                     ExitCode::FAILURE

@@ -5,6 +5,7 @@ pub(crate) mod files;
 pub(crate) mod hex;
 pub(crate) mod limits;
 pub(crate) mod npy;
+pub(crate) mod quote;
 pub(crate) mod show;
 pub mod suggest;
 pub(crate) mod temporary;

@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_mangen::Man;
 
-use crate::cli::flags::{Cli, CompletionsArgs, ManArgs};
+use crate::cli::flags::{CompletionsArgs, ManArgs, command};
 use crate::cli::ui::{print_path, print_raw};
 use crate::util::show::Show;
 use crate::util::temporary;
@@ -17,8 +17,10 @@ impl CompletionsArgs {
     /// Prints them.
     pub(crate) fn run(self) -> Result<()> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "wan-i2v", &mut text);
-        print_raw(&text)
+        clap_complete::generate(self.shell, &mut command(), "wan-i2v", &mut text);
+        // clap_complete 4.6 calls the program by two names in bash's script, if there is a hyphen in it.
+        let text = String::from_utf8(text)?.replace("wan__subcmd__i2v__", "wan__i2v__");
+        print_raw(text.as_bytes())
     }
 }
 
@@ -26,7 +28,7 @@ impl ManArgs {
     /// Writes them.
     pub(crate) fn run(self) -> Result<()> {
         // The long version is of this machine.
-        let mut root = Cli::command().disable_help_subcommand(true);
+        let mut root = command().disable_help_subcommand(true);
         root = root.long_version(None);
         root.build();
         match self.folder {

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::builder::StyledStr;
-use clap::{Arg, ArgAction, Command, CommandFactory};
+use clap::{Arg, ArgAction, Command};
 
-use super::Cli;
+use super::command;
 
 const INTRODUCTION: &str = "\
 # Flags
@@ -139,7 +139,7 @@ fn table<'a>(text: &mut String, rows: impl IntoIterator<Item = &'a Row>) {
 
 /// The whole document. What a command shares with a clip is listed by name only.
 fn document() -> String {
-    let mut root = Cli::command().disable_help_subcommand(true);
+    let mut root = command().disable_help_subcommand(true);
     root.build();
     let mut text = INTRODUCTION.to_owned();
     text.push_str("\n## wan-i2v\n");
