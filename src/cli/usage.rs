@@ -33,9 +33,10 @@ pub(crate) fn explained(error: &Error, arguments: &[OsString]) -> String {
         error.kind(),
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand
     );
-    let found =
-        context(error, ContextKind::InvalidArg).or(context(error, ContextKind::InvalidSubcommand));
-    let found = found.filter(|_| is_surplus).unwrap_or_default();
+    // Where a command would stand, a word is one.
+    let word = context(error, ContextKind::InvalidSubcommand);
+    let flag = context(error, ContextKind::InvalidArg).filter(|_| is_surplus);
+    let found = word.or(flag).unwrap_or_default();
     if !found.is_empty() && !found.starts_with('-') {
         return surplus(&found, &root, own, arguments);
     }
@@ -98,9 +99,12 @@ fn surplus(found: &str, root: &Command, own: &Command, arguments: &[OsString]) -
         return format!("there is no command {found}\nhint: did you mean wan-i2v {command}?");
     }
     let said = format!("{found:?} belongs to no flag");
-    match meant(root, own.get_name(), arguments) {
+    match meant(root, own, arguments) {
         Some((command, true)) => {
             format!("{said}; a text of several words needs quotes\nhint: {command}")
+        }
+        _ if root.find_subcommand(found).is_some() => {
+            format!("the command {found} is not in front\nhint: wan-i2v {found} ...")
         }
         Some((command, false)) => format!("{said}\nhint: {command}"),
         None if own.get_name() == root.get_name() => format!(
@@ -111,25 +115,23 @@ fn surplus(found: &str, root: &Command, own: &Command, arguments: &[OsString]) -
     }
 }
 
-/// The command with its surplus words where they seem to belong, and whether they continue a text.
-fn meant(root: &Command, name: &str, arguments: &[OsString]) -> Option<(String, bool)> {
+/// The command line of `own` with its surplus words where they seem to belong, and whether they
+/// continue a text.
+fn meant(root: &Command, own: &Command, arguments: &[OsString]) -> Option<(String, bool)> {
+    let is_root = own.get_name() == root.get_name();
+    let flags = own.get_arguments().cloned().map(|arg| arg.required(false));
     let words = Arg::new(WORDS)
         .num_args(0..)
         .value_parser(value_parser!(OsString));
-    let relaxed = |command: Command| {
-        let has_words = command.get_arguments().any(|arg| arg.get_id() == "prompt");
-        let command = command.mut_args(|arg| arg.required(false));
-        match has_words {
-            true => command.arg(words.clone()),
-            false => command,
-        }
-    };
-    let mut root = relaxed(root.clone()).mut_subcommands(relaxed);
-    let matches = root.try_get_matches_from_mut(arguments).ok()?;
-    let (command, matches) = match matches.subcommand() {
-        Some((_, matches)) => (root.find_subcommand(name)?, matches),
-        None => (&root, &matches),
-    };
+    if !own.get_arguments().any(|arg| arg.get_id() == "prompt") {
+        return None;
+    }
+    // Without commands, whose names may be words of a prompt.
+    let mut command = Command::new("wan-i2v").args(flags).arg(words);
+    let given = arguments.iter().skip(usize::from(!is_root));
+    let matches = command.try_get_matches_from_mut(given).ok()?;
+    let matches = &matches;
+    let command = &command;
     let indices = matches.indices_of(WORDS)?;
     let words = matches.get_many::<OsString>(WORDS)?;
     let words: Vec<(usize, String)> = indices
@@ -159,8 +161,8 @@ fn meant(root: &Command, name: &str, arguments: &[OsString]) -> Option<(String, 
         layer.set("prompt", words.join(" "));
     }
     let mut line = vec!["wan-i2v".to_owned()];
-    if command.get_name() != root.get_name() {
-        line.push(command.get_name().to_owned());
+    if !is_root {
+        line.push(own.get_name().to_owned());
     }
     for operand in command
         .get_positionals()
@@ -172,7 +174,7 @@ fn meant(root: &Command, name: &str, arguments: &[OsString]) -> Option<(String, 
             .flatten();
         line.extend(values.map(|value| quoted(&value.to_string_lossy())));
     }
-    if !layer.has("image") && command.get_name() == root.get_name() {
+    if !layer.has("image") && is_root {
         line.push("--image PICTURE".to_owned());
     }
     let first = ["image", "last-image", "prompt"];

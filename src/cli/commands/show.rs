@@ -1,9 +1,11 @@
 //! `wan-i2v show`: how a clip was made, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::clip::metadata::Metadata;
+use crate::persist::{SavedRun, file, state_path};
 use crate::weights::PartName;
 use anyhow::Result;
 use serde::Serialize;
@@ -24,6 +26,14 @@ struct Report {
 impl ShowArgs {
     /// Prints it.
     pub(crate) fn run(self) -> Result<()> {
+        let unfinished = state_path(&self.file);
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        if file::is_state(&self.file) {
+            return saved(&self.file, self.json);
+        }
+        if !is_there(&self.file) && file::is_state(&unfinished) {
+            return saved(&unfinished, self.json);
+        }
         let record = Metadata::read(&self.file)?;
         let command = command(&record, &again(&self.file));
         if self.json {
@@ -32,6 +42,44 @@ impl ShowArgs {
         }
         print(&table(&record, &command))
     }
+}
+
+/// Prints what is known of a saved run.
+fn saved(path: &Path, json: bool) -> Result<()> {
+    let run = SavedRun::read(path)?;
+    let flags = run.identity.items().iter();
+    let flags = flags.filter(|item| item.name.starts_with("--") && !item.value.is_empty());
+    let settings: Vec<(&str, &str)> = flags
+        .map(|item| (&item.name[2..], item.value.as_str()))
+        .collect();
+    let steps = settings.iter().find(|(name, _)| *name == "steps");
+    let steps = steps.map(|(_, steps)| *steps).unwrap_or_default();
+    if json {
+        return print_json(&serde_json::json!({
+            "path": path.to_string_lossy(),
+            "steps_taken": run.steps_taken(),
+            "settings": settings.into_iter().collect::<BTreeMap<_, _>>(),
+            "made_with": run.made_with,
+            "started": run.started,
+        }));
+    }
+    let row =
+        |name: &str, value: &str| format!("{name:<16}{}\n", visible(value, "\n                "));
+    let mut text = row(
+        "saved run",
+        &format!("{} of {steps} steps are taken", run.steps_taken()),
+    );
+    text += &row("made with", &run.made_with.to_string());
+    text.extend(settings.iter().map(|(name, value)| row(name, value)));
+    let Some(started) = run.started else {
+        return print(&(text + "\nthe command that began it resumes it\n"));
+    };
+    let words: Vec<String> = started.arguments.iter().map(|word| quoted(word)).collect();
+    let folder = quoted(&started.folder);
+    print(&format!(
+        "{text}\nthis resumes it:\ncd {folder} && wan-i2v {}\n",
+        words.join(" ")
+    ))
 }
 
 /// The record and the command for people.

@@ -78,7 +78,7 @@ fn grouped(root: Command) -> Command {
             let command = root.find_subcommand(name);
             let about = command.and_then(Command::get_about);
             let about = about.map(StyledStr::to_string).unwrap_or_default();
-            long += &format!("\n  {name:<12}{about}");
+            long += &format!("\n  {name:<13}{about}");
         }
     }
     root.before_help(short)
@@ -227,6 +227,76 @@ mod tests {
                 "{name}: {text}"
             );
         }
+    }
+
+    /// In this program's words, and with what is expected.
+    #[test]
+    fn hostile_values_are_refused_without_rust_s_own_words() {
+        const OWN: [&str; 10] = [
+            "digit",
+            "float literal",
+            "integer from",
+            "too large to fit",
+            "too small to fit",
+            "empty string",
+            "entity not",
+            "ErrorKind",
+            "ParseInt",
+            "not in",
+        ];
+        const HOSTILE: [&str; 19] = [
+            "",
+            " ",
+            "x",
+            "-",
+            "-1",
+            "1.5.5",
+            "1e999",
+            "-inf",
+            "NaN",
+            "0x10",
+            "\u{663}",
+            "½",
+            "1,",
+            ",1",
+            "1,2,3",
+            "99999999999999999999999",
+            "1x",
+            "x1",
+            "..",
+        ];
+        let mut refused = 0;
+        let mut root = command().mut_args(|arg| arg.required(false));
+        root = root.mut_subcommands(|command| command.mut_args(|arg| arg.required(false)));
+        for command in commands() {
+            let start = Some("wan-i2v").into_iter();
+            let own = Some(command.get_name()).filter(|name| *name != "wan-i2v");
+            let start: Vec<&str> = start.chain(own).collect();
+            for flag in command
+                .get_arguments()
+                .filter(|arg| arg.get_action().takes_values())
+            {
+                let Some(long) = flag.get_long() else {
+                    continue;
+                };
+                for value in HOSTILE {
+                    let argument = format!("--{long}={value}");
+                    let line = start.iter().copied().chain([argument.as_str()]);
+                    let Err(error) = root.try_get_matches_from_mut(line) else {
+                        continue;
+                    };
+                    let said = crate::cli::flags::reason(&error);
+                    let is_own = OWN.iter().any(|own| said.contains(own));
+                    assert!(!is_own && said.contains(&format!("--{long}")), "{said}");
+                    assert!(
+                        said.contains("expected") || value.trim().is_empty(),
+                        "{said}"
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 500, "{refused}");
     }
 
     #[test]

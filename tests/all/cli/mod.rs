@@ -2,6 +2,7 @@
 
 mod analyze;
 mod batch;
+mod completions;
 mod endless;
 mod ends;
 mod existing;
@@ -24,8 +25,8 @@ mod stopping;
 mod strips;
 mod surroundings;
 mod sweep;
-mod terminal;
 mod tiny;
+mod typed;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -135,7 +135,7 @@ fn what_cannot_be_read_is_named_and_breaks_nothing_else() {
         ("help = true", &["config.toml: \"help\" is no setting"]),
         (
             "solver = 'unipx'",
-            &["config.toml: solver: ", "'unipx'", "'unipc'"],
+            &["config.toml: solver: ", "'unipx'", "mean unipc?"],
         ),
         (
             "size = '32x32'\narea = 9999",
