@@ -119,7 +119,8 @@ fn surplus(found: &str, root: &Command, own: &Command, arguments: &[OsString]) -
 /// continue a text.
 fn meant(root: &Command, own: &Command, arguments: &[OsString]) -> Option<(String, bool)> {
     let is_root = own.get_name() == root.get_name();
-    let flags = own.get_arguments().cloned().map(|arg| arg.required(false));
+    let flags = own.get_arguments().filter(|arg| arg.get_id() != "version");
+    let flags = flags.cloned().map(|arg| arg.required(false));
     let words = Arg::new(WORDS)
         .num_args(0..)
         .value_parser(value_parser!(OsString));

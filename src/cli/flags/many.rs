@@ -24,8 +24,8 @@ use super::{ClipArgs, GenerateArgs, ReportingArgs};
     mut_arg("image", |arg| arg.required(false)),
     mut_arg("prompt", |arg| arg.required(false)),
     mut_arg("output", |arg| arg.value_name("TEMPLATE").help("Names of clips in the folder").long_help(
-        "Names of clips in the folder, with {name}, {seed}, {index}, {take}, {image}; as \
-         --strip, --preview and --dump [default: {name}_{seed}.mp4]",
+        "Names of clips in the folder, with {name}, {seed}, {index}, {take}, {image}; strips, \
+         previews and dumps have the same [default: {name}_{seed}.mp4]",
     )),
 )]
 pub(crate) struct BatchArgs {

@@ -80,6 +80,7 @@ impl ModelArgs {
 
 /// Bits per weight of the linear layers inside the blocks.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct BitsArgs {
     /// Quantize to 4 or 8 bits per weight
     ///

@@ -76,6 +76,8 @@ bindkey '^I' complete-word
 /// As bash calls it, with the words that it splits the line into.
 const BASH: &str = r#"
 source ./script
+# It knows no options outside of a completion; of these bash adds folders itself.
+compopt() { [ "$2" != plusdirs ] || folders=1; }
 words=($(complete -p wan-i2v)); declare -i at=0
 until [ "${words[at]}" = -F ]; do at+=1; done
 COMP_LINE=$1; read -r -a COMP_WORDS <<<"$1"
@@ -83,6 +85,7 @@ case $1 in *' ') COMP_WORDS+=("");; esac
 COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 "${words[at+1]}" wan-i2v "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}" 2>/dev/null
 printf '%s\n' "${COMPREPLY[@]}"
+[ -z "${folders:-}" ] || compgen -d -- "${COMP_WORDS[COMP_CWORD]}"
 "#;
 
 fn has(shell: &str) -> bool {

@@ -224,7 +224,7 @@ fn other_names_are_taken_from_variables_files_and_jobs_too() {
     fs::write(bench.path("b.toml"), twice).unwrap();
     bench
         .typed(&["plan", "--config", "b.toml"])
-        .assert_refused(2, &["\"sample_steps\" is there twice"]);
+        .assert_refused(2, &["steps\" is there twice"]);
     let picture = bench.picture();
     let job = serde_json::json!({
         "image_path": picture, "prompt": "a cat", "num_frames": 5, "infer_steps": 2, "base_seed": 3,
