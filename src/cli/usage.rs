@@ -119,7 +119,9 @@ fn surplus(found: &str, root: &Command, own: &Command, arguments: &[OsString]) -
 /// continue a text.
 fn meant(root: &Command, own: &Command, arguments: &[OsString]) -> Option<(String, bool)> {
     let is_root = own.get_name() == root.get_name();
-    let flags = own.get_arguments().filter(|arg| arg.get_id() != "version");
+    let flags = own
+        .get_arguments()
+        .filter(|arg| arg.get_id() != "version" && arg.get_id() != "help");
     let flags = flags.cloned().map(|arg| arg.required(false));
     let words = Arg::new(WORDS)
         .num_args(0..)
@@ -178,7 +180,7 @@ fn meant(root: &Command, own: &Command, arguments: &[OsString]) -> Option<(Strin
     if !layer.has("image") && is_root {
         line.push("--image PICTURE".to_owned());
     }
-    let first = ["image", "last-image", "prompt"];
+    let first = ["image", "last-image", "prompt", "negative-prompt"];
     layer.settings.sort_by_key(|setting| {
         first
             .iter()

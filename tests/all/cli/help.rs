@@ -33,7 +33,8 @@ pub(super) fn said(arguments: &[&str]) -> String {
 fn flags(help: &str) -> Vec<(String, String)> {
     let mut flags: Vec<(String, String)> = Vec::new();
     for line in help.lines().map(str::trim) {
-        if line.starts_with('-') {
+        // A hyphen alone is a value.
+        if line.starts_with('-') && !line.starts_with("- ") {
             // On its own line, or in the second column.
             let (flag, text) = line.split_once("  ").unwrap_or((line, ""));
             flags.push((flag.to_owned(), text.trim().to_owned()));
