@@ -5,15 +5,14 @@ mod commands;
 mod config;
 mod flags;
 mod ui;
+mod usage;
 
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::{CommandFactory, FromArgMatches};
-
-use self::flags::Cli;
 use self::ui::{Colours, stderr, terminal};
+use self::usage::explained;
 use crate::runtime::{prepare_environment, start_threads};
 use crate::util::show::chain;
 
@@ -53,15 +52,15 @@ pub fn main() -> ExitCode {
     };
     let colours = Colours::asked(&layered.arguments);
     terminal::set_colours(colours);
-    let mut command = Cli::command().color(colours.into());
-    let cli = command
-        .try_get_matches_from_mut(&layered.arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match cli {
+    let cli = match flags::parse(&layered.arguments, colours.into()) {
         Ok(cli) => cli,
-        Err(error) => {
-            return match terminal::show_clap(&error) {
-                Ok(()) => ExitCode::from(error.exit_code().try_into().unwrap_or(USAGE)),
+        Err(error) if error.use_stderr() => {
+            stderr::error(&explained(&error, &layered.arguments), USAGE);
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => {
+            return match terminal::show_help(&help) {
+                Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     stderr::error(&chain(&error), 1);
                     ExitCode::FAILURE

@@ -119,6 +119,11 @@ impl Identity {
         self.get(SEED)?.value.parse().ok()
     }
 
+    /// Everything, in order.
+    pub fn items(&self) -> &[Item] {
+        &self.0
+    }
+
     fn get(&self, name: &str) -> Option<&Item> {
         self.0.iter().find(|item| item.name == name)
     }

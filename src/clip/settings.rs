@@ -1,6 +1,6 @@
 //! A clip's settings: the options that are asked for, and what they resolve to.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Item, SEED, Stage};
@@ -30,6 +30,8 @@ macro_rules! settings {
         pub struct Options {
             /// Size of the clip.
             pub size: Option<Size>,
+            /// How long it is in seconds, in place of `frames`: the next 4n + 1 of them.
+            pub seconds: Option<f64>,
             $($(#[$doc])+ pub $name: Option<$kind>,)+
         }
     };
@@ -74,6 +76,10 @@ pub enum Size {
     },
     /// About this many pixels in all, with the picture's aspect ratio.
     Area(u64),
+    /// This many columns, and as many rows as the picture's aspect ratio has.
+    Width(u32),
+    /// This many rows, and as many columns.
+    Height(u32),
 }
 
 impl Options {
@@ -135,13 +141,18 @@ impl Options {
         // stretches.
         let fit = match size {
             Size::Exact { .. } => Fit::Crop,
-            Size::Area(_) => Fit::Stretch,
+            Size::Area(_) | Size::Width(_) | Size::Height(_) => Fit::Stretch,
+        };
+        let fps = self.fps.unwrap_or(model.fps);
+        let frames = match (self.frames, self.seconds) {
+            (None, Some(seconds)) => frames_of(seconds, fps)?,
+            (frames, _) => frames.unwrap_or(model.frames),
         };
         Ok(Settings {
             width,
             height,
-            frames: self.frames.unwrap_or(model.frames),
-            fps: self.fps.unwrap_or(model.fps),
+            frames,
+            fps,
             steps: self.steps.unwrap_or(model.steps),
             solver: self.solver.unwrap_or_default(),
             shift: self.shift.unwrap_or(model.shift),
@@ -168,6 +179,16 @@ impl Size {
                 limits::check_size("--size", width, height, multiple)?;
                 Ok((width, height))
             }
+            Size::Width(width) => {
+                limits::check_side("--width", width, multiple)?;
+                let sides = [picture.0, picture.1];
+                Ok((width, limits::nearest_side(width, sides, multiple)))
+            }
+            Size::Height(height) => {
+                limits::check_side("--height", height, multiple)?;
+                let sides = [picture.1, picture.0];
+                Ok((limits::nearest_side(height, sides, multiple), height))
+            }
             Size::Area(area) => {
                 let (width, height) = fit_area(area, picture, patch);
                 ensure!(
@@ -182,6 +203,21 @@ impl Size {
             }
         }
     }
+}
+
+/// The next 4n + 1 frames that last `seconds` or longer.
+fn frames_of(seconds: f64, fps: f64) -> Result<u32> {
+    // 0.1 s at 30 fps is 3.0000000000000004.
+    let shown = (seconds * fps - 1e-6).ceil().max(1.0);
+    let stride = TEMPORAL_STRIDE as u32;
+    let frames = (shown as u32)
+        .saturating_sub(1)
+        .div_ceil(stride)
+        .saturating_mul(stride)
+        + 1;
+    limits::check_frames("", frames)
+        .with_context(|| format!("--seconds {seconds}: {frames} frames at {fps} fps"))?;
+    Ok(frames)
 }
 
 impl Settings {
@@ -284,5 +320,40 @@ mod tests {
         assert_eq!(fit_area(1280 * 720, (720, 1280), 2), (720, 1280));
         assert_eq!(fit_area(480 * 832, (1000, 1000), 2), (624, 624));
         assert_eq!(fit_area(480 * 832, (1920, 800), 2), (976, 400));
+    }
+
+    #[test]
+    fn seconds_are_the_next_frames_that_there_can_be() {
+        for (seconds, fps, frames) in [
+            (5.0, 16.0, 81),
+            (5.0625, 16.0, 81),
+            (5.07, 16.0, 85),
+            (1.0, 16.0, 17),
+            (0.001, 16.0, 1),
+            (5.0, 24.0, 121),
+            (0.1, 30.0, 5),
+        ] {
+            assert_eq!(
+                frames_of(seconds, fps).unwrap(),
+                frames,
+                "{seconds} s at {fps}"
+            );
+        }
+        let error = frames_of(1000.0, 16.0).unwrap_err();
+        assert!(
+            error.to_string().contains("--seconds 1000: 16001 frames"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn one_side_brings_the_other() {
+        let of = |size: Size, picture| size.resolve(picture, 2).unwrap();
+        assert_eq!(of(Size::Width(832), (1920, 1080)), (832, 464));
+        assert_eq!(of(Size::Height(480), (1920, 1080)), (848, 480));
+        assert_eq!(of(Size::Width(480), (480, 832)), (480, 832));
+        // Never nothing.
+        assert_eq!(of(Size::Width(64), (4000, 10)), (64, 16));
+        assert!(Size::Width(100).resolve((4, 4), 2).is_err());
     }
 }

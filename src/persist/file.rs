@@ -1,7 +1,8 @@
 //! Reading and writing of a run's state.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use mlx_rs::{Array, Dtype};
 use safetensors::tensor::{self, Metadata, TensorInfo};
 
 use super::format::{
-    self, CHECKSUM, Checksum, DAMAGED, FORMAT, HEAD, Header, KEY, MadeWith, begins_as_state,
+    self, CHECKSUM, Checksum, DAMAGED, FORMAT, HEAD, Header, KEY, MadeWith, Started,
+    begins_as_state,
 };
 use crate::clip::Identity;
 use crate::runtime::{self, State};
@@ -32,6 +34,17 @@ impl MadeWith {
     }
 }
 
+impl Started {
+    /// This process.
+    fn here() -> Self {
+        let text = |text: OsString| text.to_string_lossy().into_owned();
+        Self {
+            folder: text(env::current_dir().unwrap_or_default().into()),
+            arguments: env::args_os().skip(1).map(text).collect(),
+        }
+    }
+}
+
 /// A state that was read back.
 #[derive(Clone, Debug)]
 pub struct SavedRun {
@@ -41,6 +54,8 @@ pub struct SavedRun {
     pub identity: Identity,
     /// What computed it.
     pub made_with: MadeWith,
+    /// The command that did; a state of an older version does not know.
+    pub started: Option<Started>,
     /// The state.
     pub state: State,
 }
@@ -73,6 +88,7 @@ impl SavedRun {
             path: path.to_owned(),
             identity: header.identity,
             made_with: header.made_with,
+            started: header.started,
             state: State {
                 arrays,
                 numbers: header.numbers,
@@ -121,6 +137,7 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
     let json = serde_json::to_string(&Header {
         format: FORMAT,
         made_with: MadeWith::here(),
+        started: Some(Started::here()),
         identity: identity.clone(),
         numbers: state.numbers.clone(),
     })?;
@@ -183,7 +200,7 @@ fn content(mut file: File) -> Result<Vec<u8>> {
 }
 
 /// Whether a file begins as a state does; a link does not.
-fn is_state(path: &Path) -> bool {
+pub fn is_state(path: &Path) -> bool {
     read_head(path, HEAD as u64).is_ok_and(|head| begins_as_state(&head))
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Header {
     pub(crate) format: u32,
     pub(crate) made_with: MadeWith,
     pub(crate) identity: Identity,
+    #[serde(default)]
+    pub(crate) started: Option<Started>,
     pub(crate) numbers: BTreeMap<String, u64>,
 }
 
@@ -34,6 +36,15 @@ pub struct MadeWith {
     pub(crate) program: String,
     pub(crate) mlx: String,
     pub(crate) machine: String,
+}
+
+/// The command that started a run: the same one resumes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The folder in which it ran.
+    pub folder: String,
+    /// Its words, after the program's name.
+    pub arguments: Vec<String>,
 }
 
 impl std::fmt::Display for MadeWith {

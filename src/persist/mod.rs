@@ -13,7 +13,7 @@ pub mod state_writer;
 
 pub(crate) use embedding_store::EmbeddingStore;
 pub use file::SavedRun;
-pub use format::MadeWith;
+pub use format::{MadeWith, Started};
 pub use lock::Lock;
 pub use state_writer::StateWriter;
 

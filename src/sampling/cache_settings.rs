@@ -75,9 +75,9 @@ impl FromStr for CacheSettings {
             let value = value.trim();
             let number = || format!("{}: {value:?} is no number", name.trim());
             match name.trim() {
-                "threshold" => threshold = value.parse().with_context(number)?,
-                "retention" => settings.retention = value.parse().with_context(number)?,
-                "cutoff" => settings.cutoff = value.parse().with_context(number)?,
+                "threshold" => threshold = value.parse().ok().with_context(number)?,
+                "retention" => settings.retention = value.parse().ok().with_context(number)?,
+                "cutoff" => settings.cutoff = value.parse().ok().with_context(number)?,
                 other => bail!("{other:?}: expected threshold=X, retention=N or cutoff=N"),
             }
         }

@@ -88,15 +88,33 @@ pub fn check_area(name: &str, area: u64) -> Result<()> {
 /// Checks a size in pixels, whose sides are multiples of `multiple`.
 pub fn check_size(name: &str, width: u32, height: u32, multiple: u32) -> Result<()> {
     for (side, pixels) in [("width", width), ("height", height)] {
-        ensure!(
-            pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
-            "{}the {side} {pixels} is not a multiple of {multiple} from {multiple} to {MAX_SIDE}; the \
-             nearest is {}",
-            found(name, format_args!("{width}x{height}")),
-            nearest_multiple(pixels, multiple)
+        let what = format!(
+            "{}the {side} {pixels}",
+            found(name, format_args!("{width}x{height}"))
         );
+        check_multiple(&what, pixels, multiple)?;
     }
     Ok(())
+}
+
+/// Checks a width or a height in pixels, as [`check_size`] does.
+pub fn check_side(name: &str, side: u32, multiple: u32) -> Result<()> {
+    check_multiple(&format!("{}{side}", found(name, side)), side, multiple)
+}
+
+fn check_multiple(what: &str, pixels: u32, multiple: u32) -> Result<()> {
+    ensure!(
+        pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
+        "{what} is not a multiple of {multiple} from {multiple} to {MAX_SIDE}; the nearest is {}",
+        nearest_multiple(pixels, multiple)
+    );
+    Ok(())
+}
+
+/// The size that is `side` pixels one way, and the other way what `other` / `this` makes of it.
+pub fn nearest_side(side: u32, [this, other]: [usize; 2], multiple: u32) -> u32 {
+    let exact = f64::from(side) * other as f64 / this as f64;
+    nearest_multiple(exact.min(f64::from(u32::MAX)) as u32, multiple)
 }
 
 fn nearest_multiple(pixels: u32, multiple: u32) -> u32 {

@@ -6,6 +6,7 @@ pub(crate) mod hex;
 pub(crate) mod html;
 pub(crate) mod limits;
 pub(crate) mod npy;
+pub(crate) mod quote;
 pub(crate) mod show;
 pub mod suggest;
 pub(crate) mod temporary;

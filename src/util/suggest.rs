@@ -78,12 +78,17 @@ fn found(path: &Path, opened: io::Result<File>) -> Result<File> {
     })
 }
 
-/// The known name that is most like `name`, by clap's own measure and limit.
-fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The known name that is most like `name`, or that it begins; nothing where none is much like it.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const BEGINNING: usize = 3;
+    let likeness = |known: &str| match name.len() >= BEGINNING && known.starts_with(name) {
+        true => 1.0,
+        false => strsim::normalized_damerau_levenshtein(name, known),
+    };
     let known = known.into_iter();
     known
-        .map(|known| (strsim::jaro(name, known), known))
-        .filter(|(likeness, _)| *likeness > 0.7)
+        .map(|known| (likeness(known), known))
+        .filter(|(likeness, _)| *likeness > 0.65)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| known)
 }
@@ -100,6 +105,19 @@ mod tests {
         assert_eq!(did_you_mean("xyz", flags), "");
         assert_eq!(did_you_mean("", flags), "");
         assert_eq!(did_you_mean("steps", []), "");
+        assert_eq!(
+            did_you_mean("neg", ["negative-prompt"]),
+            "\nhint: did you mean negative-prompt?"
+        );
+        // Far off.
+        for (name, known) in [
+            ("lora", "low"),
+            ("save", "vae"),
+            ("strip", "steps"),
+            ("fp", "vae"),
+        ] {
+            assert_eq!(did_you_mean(name, [known]), "", "{name}");
+        }
     }
 
     #[test]

@@ -92,16 +92,20 @@ impl PartReport {
         let number = |key: &str| config.get(key).and_then(Value::as_i64).unwrap_or(0);
         match self.part {
             PartName::HighNoise | PartName::LowNoise => format!(
-                "{} blocks of {} ({} heads), feed-forward {}, in {}",
+                "{} blocks of {} ({} heads), feed-forward {}, {} input channels",
                 number("num_layers"),
                 number("num_attention_heads") * number("attention_head_dim"),
                 number("num_attention_heads"),
                 number("ffn_dim"),
                 number("in_channels")
             ),
-            PartName::Vae => format!("base {}, z {}", number("base_dim"), number("z_dim")),
+            PartName::Vae => format!(
+                "{} base channels, {} latent channels",
+                number("base_dim"),
+                number("z_dim")
+            ),
             PartName::TextEncoder => format!(
-                "{} layers of {}, {} tokens",
+                "{} layers of {}, vocabulary of {}",
                 number("num_layers"),
                 number("d_model"),
                 number("vocab_size")

@@ -124,6 +124,17 @@ impl Layout {
         self.parts[name as usize].as_ref()
     }
 
+    /// Leaves one part of a whole model; false, and all of it, where the part or a second one is missing.
+    pub fn keep(&mut self, name: PartName) -> bool {
+        if self.part(name).is_none() || self.parts.iter().flatten().count() < 2 {
+            return false;
+        }
+        for other in PartName::ALL.into_iter().filter(|other| *other != name) {
+            self.parts[other as usize] = None;
+        }
+        true
+    }
+
     /// Puts a part there, instead of what was found.
     pub fn set(&mut self, name: PartName, location: Location) {
         self.parts[name as usize] = Some(location);
@@ -149,12 +160,19 @@ impl Layout {
         Self::search(files, named)
     }
 
-    /// Finds what a path is: a whole model's folder, or one part's folder or file.
+    /// Finds what a path is: a whole model's folder, of which `part` alone may be wanted, or one part's
+    /// folder or file.
     ///
     /// # Errors
     /// As [`Self::of_folder`].
     pub fn of_path(path: &Path, part: Option<PartName>) -> Result<Self> {
         if let Some(name) = part {
+            if path.is_dir()
+                && let Ok(mut whole) = Self::of_folder(&Files::from(path))
+                && whole.keep(name)
+            {
+                return Ok(whole);
+            }
             let mut layout = Self::default();
             layout.set(name, Location::at(path)?);
             return Ok(layout);

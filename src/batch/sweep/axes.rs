@@ -23,7 +23,8 @@ impl FromStr for Axis {
     type Err = anyhow::Error;
 
     /// `steps=6,12,24`; where a `;` is among the values, it parts them instead of the comma, which
-    /// is then part of a value: `guide-scale=2;3,4`.
+    /// is then part of a value: `guide-scale=2;3,4`. A range of whole numbers has both its ends:
+    /// `seed=1..4`, `steps=10..40..10`.
     fn from_str(text: &str) -> Result<Self> {
         let Some((flag, values)) = text.split_once('=') else {
             bail!("expected a flag and its values, such as steps=6,12,24");
@@ -31,7 +32,8 @@ impl FromStr for Axis {
         let flag = flag.trim().trim_start_matches('-').replace('_', "-");
         ensure!(!flag.is_empty(), "there is no flag before the =");
         let by = if values.contains(';') { ';' } else { ',' };
-        let values: Vec<String> = values.split(by).map(|v| v.trim().to_owned()).collect();
+        let parts: Vec<Vec<String>> = values.split(by).map(range).collect::<Result<_>>()?;
+        let values = parts.concat();
         let mut seen = BTreeSet::new();
         for value in &values {
             ensure!(
@@ -42,6 +44,32 @@ impl FromStr for Axis {
         }
         Ok(Self { flag, values })
     }
+}
+
+/// The values that one of them stands for: those of a range, or itself.
+fn range(value: &str) -> Result<Vec<String>> {
+    let value = value.trim();
+    let mut numbers = value.splitn(3, "..").map(|number| {
+        // As Rust writes that the end belongs to it.
+        number.trim().trim_start_matches('=').parse::<u64>().ok()
+    });
+    let (Some(Some(first)), Some(Some(last))) = (numbers.next(), numbers.next()) else {
+        return Ok(vec![value.to_owned()]);
+    };
+    let step = numbers.next().unwrap_or(Some(1));
+    let Some(step) = step.filter(|step| *step > 0 && first <= last) else {
+        bail!(
+            "{value}: expected a range from the smaller number to the larger, such as 1..4 or 10..40..10"
+        );
+    };
+    ensure!(
+        (last - first) / step < MAX_RUNS as u64,
+        "{value}: at most {MAX_RUNS} runs are made"
+    );
+    let count = (last - first) / step;
+    Ok((0..=count)
+        .map(|n| (first + n * step).to_string())
+        .collect())
 }
 
 /// One combination of values.
@@ -156,6 +184,33 @@ mod tests {
             ("steps=", "empty value"),
             ("steps=3,,4", "empty value"),
             ("steps=3,4,3", "the value 3 twice"),
+        ] {
+            let error = text.parse::<Axis>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn ranges_have_both_ends() {
+        assert_eq!(axis("seed=1..4").values, ["1", "2", "3", "4"]);
+        assert_eq!(axis("seed=1..=2, 7").values, ["1", "2", "7"]);
+        assert_eq!(axis("steps=10..40..10").values, ["10", "20", "30", "40"]);
+        assert_eq!(axis("steps=10..35..10").values, ["10", "20", "30"]);
+        assert_eq!(
+            axis("seed=18446744073709551614..18446744073709551615")
+                .values
+                .len(),
+            2
+        );
+        // No ranges of numbers.
+        assert_eq!(axis("image=../a.png").values, ["../a.png"]);
+        assert_eq!(axis("prompt=wait.. and..").values, ["wait.. and.."]);
+        for (text, expected) in [
+            ("seed=4..1", "from the smaller"),
+            ("steps=1..4..0", "from the smaller"),
+            ("steps=1..4..x", "from the smaller"),
+            ("seed=0..18446744073709551615", "at most 1000 runs"),
+            ("seed=1..3,2", "the value 2 twice"),
         ] {
             let error = text.parse::<Axis>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

@@ -48,7 +48,10 @@ impl InspectArgs {
     /// Where the model is.
     fn layout(&self) -> Result<Found> {
         if self.source.as_os_str() == "tiny" {
-            let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES))?;
+            let mut layout = Layout::of_folder(&Files::embedded_root(tiny::FILES))?;
+            if let Some(part) = self.part {
+                layout.keep(part);
+            }
             return Ok(Found::Here(Box::new(layout)));
         }
         let (hub, repo) = match model::find(&self.source, "PATH")? {

@@ -1,16 +1,19 @@
 //! `wan-i2v show`: how a clip was made, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::clip::metadata::Metadata;
+use crate::persist::{SavedRun, file, state_path};
 use crate::weights::PartName;
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::flags::{PromptSource, ShowArgs};
 use crate::cli::ui::{print, print_json};
-use crate::util::show::{is_unseen, visible};
+use crate::util::quote::quoted;
+use crate::util::show::visible;
 
 #[derive(Serialize)]
 struct Report {
@@ -23,6 +26,14 @@ struct Report {
 impl ShowArgs {
     /// Prints it.
     pub(crate) fn run(self) -> Result<()> {
+        let unfinished = state_path(&self.file);
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        if file::is_state(&self.file) {
+            return saved(&self.file, self.json);
+        }
+        if !is_there(&self.file) && file::is_state(&unfinished) {
+            return saved(&unfinished, self.json);
+        }
         let record = Metadata::read(&self.file)?;
         let command = command(&record, &again(&self.file));
         if self.json {
@@ -31,6 +42,44 @@ impl ShowArgs {
         }
         print(&table(&record, &command))
     }
+}
+
+/// Prints what is known of a saved run.
+fn saved(path: &Path, json: bool) -> Result<()> {
+    let run = SavedRun::read(path)?;
+    let flags = run.identity.items().iter();
+    let flags = flags.filter(|item| item.name.starts_with("--") && !item.value.is_empty());
+    let settings: Vec<(&str, &str)> = flags
+        .map(|item| (&item.name[2..], item.value.as_str()))
+        .collect();
+    let steps = settings.iter().find(|(name, _)| *name == "steps");
+    let steps = steps.map(|(_, steps)| *steps).unwrap_or_default();
+    if json {
+        return print_json(&serde_json::json!({
+            "path": path.to_string_lossy(),
+            "steps_taken": run.steps_taken(),
+            "settings": settings.into_iter().collect::<BTreeMap<_, _>>(),
+            "made_with": run.made_with,
+            "started": run.started,
+        }));
+    }
+    let row =
+        |name: &str, value: &str| format!("{name:<16}{}\n", visible(value, "\n                "));
+    let mut text = row(
+        "saved run",
+        &format!("{} of {steps} steps are taken", run.steps_taken()),
+    );
+    text += &row("made with", &run.made_with.to_string());
+    text.extend(settings.iter().map(|(name, value)| row(name, value)));
+    let Some(started) = run.started else {
+        return print(&(text + "\nthe command that began it resumes it\n"));
+    };
+    let words: Vec<String> = started.arguments.iter().map(|word| quoted(word)).collect();
+    let folder = quoted(&started.folder);
+    print(&format!(
+        "{text}\nthis resumes it:\ncd {folder} && wan-i2v {}\n",
+        words.join(" ")
+    ))
 }
 
 /// The record and the command for people.
@@ -146,75 +195,9 @@ fn again(file: &Path) -> String {
     }
 }
 
-/// A word as a shell reads it: bare, in single quotes, or in `$'...'` when it holds what is unseen
-/// (bash, zsh and ksh).
-pub(super) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    if !word.chars().any(is_unseen) {
-        return format!("'{}'", word.replace('\'', r"'\''"));
-    }
-    let mut text = String::from("$'");
-    for character in word.chars() {
-        match character {
-            '\'' | '\\' => text.extend(['\\', character]),
-            '\n' => text += "\\n",
-            // Octal, always three digits: what follows cannot become part of it.
-            c if is_unseen(c) => {
-                let mut bytes = [0; 4];
-                for byte in c.encode_utf8(&mut bytes).bytes() {
-                    let _ = write!(text, "\\{byte:03o}");
-                }
-            }
-            c => text.push(c),
-        }
-    }
-    text + "'"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        for (word, expected) in [
-            ("start.png", "start.png"),
-            ("", "''"),
-            ("a cat", "'a cat'"),
-            ("it's $HOME `x` \\ !", r"'it'\''s $HOME `x` \ !'"),
-            ("~", "'~'"),
-            ("一只猫", "'一只猫'"),
-            ("a'\n\\\u{1b}1\u{202e}", r"$'a\'\n\\\0331\342\200\256'"),
-        ] {
-            assert_eq!(quoted(word), expected);
-        }
-    }
-
-    /// What the shell makes of it is the word again.
-    #[test]
-    fn a_shell_reads_the_words_back() {
-        let words = [
-            "a b",
-            "it's",
-            "$(false)",
-            "\u{1b}[31m1",
-            "a\nb",
-            "\\n",
-            "-x",
-            "\u{202e}x",
-            "*",
-            "é\u{1}7",
-        ];
-        let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        let script = format!("printf '%s\\0' {}", line.join(" "));
-        let mut bash = std::process::Command::new("bash");
-        let output = bash.args(["-c", &script]).output().unwrap();
-        let read = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(read.split_terminator('\0').collect::<Vec<_>>(), words);
-    }
 
     #[test]
     fn the_next_clip_does_not_replace_this_one() {

@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::Value;
 
-use crate::cli::flags::ResumeFrom;
+use crate::cli::flags::{ResumeFrom, advice};
 
 /// Flags that go with a model: who names another one means it whole.
 const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
@@ -135,13 +135,16 @@ impl Layer {
         let mut seen = BTreeSet::new();
         let mut layer = Self::default();
         for (key, value) in table {
-            let name = key.replace('_', "-");
+            let name = canonical(command, &key);
             let Some(arg) = flag(command, &name) else {
                 let known = command.get_arguments().filter(|arg| is_setting(arg));
+                let hint = match advice(&name) {
+                    Some(advice) => format!("\nhint: {advice}"),
+                    None => did_you_mean(&name, known.filter_map(Arg::get_long)),
+                };
                 bail!(
-                    "{place}: {key:?} is no setting of `{}`{}",
+                    "{place}: {key:?} is no setting of `{}`{hint}",
                     command.get_bin_name().unwrap_or(command.get_name()),
-                    did_you_mean(&name, known.filter_map(Arg::get_long))
                 );
             };
             ensure!(seen.insert(name.clone()), "{place}: {key:?} is there twice");
@@ -173,8 +176,9 @@ impl Layer {
         let mut layer = Self::default();
         for arg in command.get_arguments().filter(|arg| is_setting(arg)) {
             let flag = arg.get_long().unwrap_or_default();
-            let name = variable_of(flag);
-            let Some(value) = value(&name) else {
+            let mut set = names(arg).map(variable_of);
+            let set = set.find_map(|name| Some((value(&name)?, name)));
+            let Some((value, name)) = set else {
                 continue;
             };
             let state = match (arg.get_action().takes_values(), switch(value)) {
@@ -266,10 +270,23 @@ impl Layer {
     }
 }
 
-/// The flag of `command` of this name that settings can set.
+/// The flag of `command` of this name, or of another for the same, that settings can set.
 pub(crate) fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
-    let mut flags = command.get_arguments();
-    flags.find(|arg| arg.get_long() == Some(name) && is_setting(arg))
+    let mut flags = command.get_arguments().filter(|arg| is_setting(arg));
+    flags.find(|arg| names(arg).any(|known| known == name))
+}
+
+/// Every name of a flag, without hyphens in front.
+pub(super) fn names(arg: &Arg) -> impl Iterator<Item = &str> {
+    let others = arg.get_all_aliases().unwrap_or_default();
+    arg.get_long().into_iter().chain(others)
+}
+
+/// The long name of the flag that a key of a table means; the key with hyphens where it means none.
+pub(crate) fn canonical(command: &Command, key: &str) -> String {
+    let name = key.replace('_', "-");
+    let known = flag(command, &name).and_then(Arg::get_long);
+    known.map_or(name.clone(), str::to_owned)
 }
 
 /// Whether settings can set an argument.

@@ -8,7 +8,7 @@
 mod file;
 mod layer;
 
-pub(crate) use layer::{Layer, at_home, flag, is_path};
+pub(crate) use layer::{Layer, at_home, canonical, flag, is_path};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,11 +16,11 @@ use std::ffi::{OsStr, OsString};
 use crate::util::show::Show;
 use crate::util::suggest::did_you_mean;
 use anyhow::{Context, Result, bail};
-use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 use self::file::ConfigFile;
-use self::layer::{Origin, switch, variable_of};
-use super::flags::{Cli, ConfigArgs};
+use self::layer::{Origin, names, switch, variable_of};
+use super::flags::{self, ConfigArgs, advice, reason};
 
 /// The prefix of the variables.
 const PREFIX: &str = "WAN_I2V_";
@@ -78,7 +78,7 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         ..Layered::default()
     };
     // A setting may give what has to be given.
-    let mut root = Cli::command().mut_args(|arg| arg.required(false));
+    let mut root = flags::command().mut_args(|arg| arg.required(false));
     let Ok(matches) = root.try_get_matches_from_mut(&arguments) else {
         return Ok(bare(arguments));
     };
@@ -186,20 +186,21 @@ fn find_file(matches: &ArgMatches, variables: &Variables) -> Result<Option<Confi
 /// The variables that no flag of any command for clips has, and what may be meant.
 fn unknown_variables(root: &Command, variables: &Variables) -> Vec<String> {
     let commands = OF_CLIPS.iter().filter_map(|name| command_of(root, name));
-    let flags = commands.flat_map(|command| {
-        let flags = command.get_arguments().filter_map(Arg::get_long);
-        flags.map(variable_of).collect::<Vec<_>>()
-    });
-    let known: Vec<String> = flags.collect();
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let unknown = variables
-        .keys()
-        .filter(|name| !known.contains(&name.as_str()));
+    let flags: Vec<Arg> = commands
+        .flat_map(|command| command.get_arguments().cloned().collect::<Vec<_>>())
+        .collect();
+    let known: Vec<String> = flags.iter().flat_map(names).map(variable_of).collect();
+    let unknown = variables.keys().filter(|name| !known.contains(name));
+    let own = flags.iter().filter_map(Arg::get_long).map(variable_of);
+    let own: Vec<String> = own.collect();
     unknown
         .map(|name| {
-            let prefixed = did_you_mean(name, known.iter().copied())
-                .replace("mean ", &format!("mean {PREFIX}"));
-            format!("{PREFIX}{name} sets nothing{prefixed}")
+            let hint = match advice(&name.to_lowercase()) {
+                Some(advice) => format!("\nhint: {advice}"),
+                None => did_you_mean(name, own.iter().map(String::as_str))
+                    .replace("mean ", &format!("mean {PREFIX}")),
+            };
+            format!("{PREFIX}{name} sets nothing{hint}")
         })
         .collect()
 }
@@ -264,14 +265,4 @@ fn check(root: &mut Command, start: &[OsString], layer: &Layer) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The reason of clap's error in a line, without its advice about the command line.
-pub(crate) fn reason(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines =
-        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-    let lines: Vec<&str> = lines.collect();
-    lines.join("; ").trim_start_matches("error: ").to_owned()
 }

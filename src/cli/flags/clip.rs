@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::values::{
     parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
-    parse_prompt, parse_seed, parse_shift, parse_size, parse_steps,
+    parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_size, parse_steps,
 };
 use super::{
     AfterArgs, ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs,
@@ -20,10 +20,10 @@ use super::{
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    pub(crate) clip: ClipArgs,
+    pub(crate) output: OutputArgs,
 
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
+    pub(crate) clip: ClipArgs,
 
     #[command(flatten)]
     pub(crate) resume: ResumeArgs,
@@ -39,9 +39,9 @@ pub(crate) struct GenerateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct ClipArgs {
-    /// The picture the clip starts with: PNG, JPEG, WebP, TIFF, BMP or GIF; - reads standard input
+    /// Picture the clip starts with; - reads stdin
     ///
-    /// An address that begins with https:// is fetched. On a Mac HEIC and AVIF are read as well.
+    /// PNG, JPEG, WebP, TIFF, BMP or GIF. An address that begins with https:// is fetched. On a Mac HEIC and AVIF are read as well.
     #[arg(
         short,
         long,
@@ -51,9 +51,9 @@ pub(crate) struct ClipArgs {
     )]
     pub(crate) image: Option<PathBuf>,
 
-    /// What happens in the clip; - reads standard input, @PATH a file
+    /// What happens in the clip; @PATH reads a file
     ///
-    /// Text beyond 512 tokens is cut off, with a warning. Write a prompt that itself begins with @ as
+    /// - reads standard input. Text beyond 512 tokens is cut off, with a warning. Write a prompt that itself begins with @ as
     /// @@.
     #[arg(
         short,
@@ -71,9 +71,9 @@ pub(crate) struct ClipArgs {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 
-    /// Seed of the noise, 0 or above [default: random, printed]
+    /// Seed of the noise [default: random, printed]
     ///
-    /// The same noise as PyTorch, diffusers and ComfyUI make on the CPU. Only the low 32 bits count.
+    /// 0 or above. The same noise as PyTorch, diffusers and ComfyUI make on the CPU. Only the low 32 bits count.
     #[arg(
         short,
         long,
@@ -83,12 +83,12 @@ pub(crate) struct ClipArgs {
     )]
     pub(crate) seed: Option<u64>,
 
-    /// How the picture is resized; bicubic matches the reference
+    /// Resize the picture this way; bicubic matches the reference
     #[arg(long, value_enum, default_value_t = Resize::Lanczos, help_heading = "Sampling", hide_short_help = true)]
     pub(crate) resize: Resize,
 
-    /// How a picture of another shape is brought into the clip's: its middle, all of it between black
-    /// bars, or stretched [default: crop with --size; the reference stretches to --area, by less than
+    /// Bring a picture of another shape into the clip's: its middle, all of it between black bars,
+    /// or stretched [default: crop with --size; the reference stretches to --area, by less than
     /// 16 pixels]
     #[arg(long, value_enum, help_heading = "Sampling", hide_short_help = true)]
     pub(crate) fit: Option<Fit>,
@@ -112,17 +112,36 @@ pub(crate) struct ClipArgs {
     pub(crate) config: ConfigArgs,
 }
 
+impl SamplingArgs {
+    /// The size of the clip, however it is given.
+    pub(crate) fn size(&self) -> Option<Size> {
+        let sides = match (self.width, self.height) {
+            (Some(width), Some(height)) => Some(Size::Exact { width, height }),
+            (Some(width), None) => Some(Size::Width(width)),
+            (None, height) => height.map(Size::Height),
+        };
+        self.size.or(self.area).or(sides)
+    }
+}
+
 /// A clip's size and sampling.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
-    /// The picture the clip ends with
+    /// Picture the clip ends with
     ///
     /// Read and resized like the first one. The clip needs more than one frame.
-    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = "Input",
+        hide_short_help = true
+    )]
     pub(crate) last_image: Option<PathBuf>,
 
-    /// What to steer away from; - and @PATH as for --prompt, '' for nothing [default: the model's]
+    /// What to steer away from [default: the model's]
+    ///
+    /// - and @PATH as for --prompt, '' for nothing.
     #[arg(
         short,
         long,
@@ -132,16 +151,31 @@ pub(crate) struct SamplingArgs {
     )]
     pub(crate) negative_prompt: Option<PromptSource>,
 
+    /// Size in the picture's shape: 480p, 720p or pixels
+    ///
+    /// 480p is 832*480 pixels in all, 720p is 1280*720 [default: the model's; Wan2.2 has 720p]
+    #[arg(long, value_name = "480p|720p|N", value_parser = parse_area, allow_hyphen_values = true, help_heading = "Output")]
+    pub(crate) area: Option<Size>,
+
     /// Exact size in pixels, multiples of 16
     #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
     pub(crate) size: Option<Size>,
 
-    /// Pixels per frame, in the picture's aspect ratio; 480p is 832*480, 720p is 1280*720
-    /// [default: the model's; Wan2.2 has 720p]
-    #[arg(long, value_name = "PIXELS|480p|720p", value_parser = parse_area, allow_hyphen_values = true, help_heading = "Output")]
-    pub(crate) area: Option<Size>,
+    /// Width in pixels, a multiple of 16; without --height, that follows from the picture's shape
+    #[arg(short = 'W', long, hide_short_help = true, value_name = "PIXELS", value_parser = parse_side, allow_negative_numbers = true, conflicts_with_all = ["area", "size"], help_heading = "Output")]
+    pub(crate) width: Option<u32>,
 
-    /// Frames of the clip, 4n+1 [default: the model's; Wan2.2 has 81]
+    /// Height in pixels, a multiple of 16; without --width, that follows from the picture's shape
+    #[arg(short = 'H', long, hide_short_help = true, value_name = "PIXELS", value_parser = parse_side, allow_negative_numbers = true, conflicts_with_all = ["area", "size"], help_heading = "Output")]
+    pub(crate) height: Option<u32>,
+
+    /// Length of the clip, rounded up to 4n+1 frames
+    #[arg(long, value_name = "S", value_parser = parse_seconds, allow_negative_numbers = true, conflicts_with = "frames", help_heading = "Output")]
+    pub(crate) seconds: Option<f64>,
+
+    /// Frames of the clip, 4n+1
+    ///
+    /// [default: the model's; Wan2.2 has 81]
     #[arg(
         short,
         long,
@@ -154,18 +188,21 @@ pub(crate) struct SamplingArgs {
     /// Frames per second [default: the model's; Wan2.2 has 16]
     #[arg(
         long,
+        hide_short_help = true,
         value_name = "FPS",
         value_parser = parse_fps, allow_negative_numbers = true,
         help_heading = "Output"
     )]
     pub(crate) fps: Option<f64>,
 
-    /// Denoising steps [default: the model's; Wan2.2 has 40]
+    /// Denoising steps
+    ///
+    /// [default: the model's; Wan2.2 has 40]
     #[arg(long, value_name = "N", value_parser = parse_steps, allow_negative_numbers = true)]
     pub(crate) steps: Option<u32>,
 
     /// Solver of the sampling equation
-    #[arg(long, value_enum, default_value_t = Solver::UniPc)]
+    #[arg(long, value_enum, default_value_t = Solver::UniPc, hide_short_help = true)]
     pub(crate) solver: Solver,
 
     /// Shift of the noise schedule, above 0; a larger one spends more steps on motion
@@ -178,8 +215,10 @@ pub(crate) struct SamplingArgs {
     )]
     pub(crate) shift: Option<f64>,
 
-    /// Guidance for both experts, or for the low-noise and the high-noise one; 1 turns it off
-    /// and halves the time [default: the model's; Wan2.2 has 3.5]
+    /// Guidance; 1 turns it off and halves the time
+    ///
+    /// One number for both experts, or one for the low-noise and one for the high-noise expert
+    /// [default: the model's; Wan2.2 has 3.5]
     #[arg(long, value_name = "G|LOW,HIGH", value_parser = parse_guide_scale, allow_hyphen_values = true)]
     pub(crate) guide_scale: Option<GuideScale>,
 
@@ -189,24 +228,30 @@ pub(crate) struct SamplingArgs {
     #[arg(long, hide_short_help = true, value_name = "START,END", value_parser = parse_interval, allow_hyphen_values = true)]
     pub(crate) guide_interval: Option<GuideInterval>,
 
-    /// Skip steps whose prediction changes little: teacache or easycache, then ,threshold=X
-    /// ,retention=N (first steps of an expert) ,cutoff=N (last steps); approximate [default: off]
+    /// Skip steps whose prediction changes little, such as easycache or teacache,threshold=0.2:
+    /// faster and approximate [default: off]
+    ///
+    /// METHOD is off, teacache or easycache. Settings follow it after commas: threshold=X (a larger
+    /// one skips more), retention=N (first steps of each expert that are never skipped), cutoff=N
+    /// (last steps that are never skipped).
     #[arg(long, hide_short_help = true, value_name = "METHOD", value_parser = parse_cache)]
     pub(crate) cache: Option<CacheSettings>,
 }
 
-/// Forecast what a clip costs: operations, memory and time of each phase.
+/// Forecast what a clip costs: memory, time, operations
 ///
-/// Reads headers only. Times follow from this machine's rates, which are measured once, in a
+/// For each phase. Reads headers only. Times follow from this machine's rates, which are measured once, in a
 /// second.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct PlanArgs {
-    /// The picture, for its aspect ratio [default: 832 x 480]
+    /// Picture, for its aspect ratio [default: 832x480]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) image: Option<PathBuf>,
 
-    /// The prompt, for its length; - and @PATH as for a clip [default: 64 tokens]
+    /// Prompt, for its length [default: 64 tokens]
+    ///
+    /// - and @PATH as for a clip.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: Option<PromptSource>,
 
@@ -227,6 +272,6 @@ pub(crate) struct PlanArgs {
     pub(crate) json: bool,
 
     /// Measure this machine's rates again, while nothing else runs
-    #[arg(long, help_heading = "Machine")]
+    #[arg(long, help_heading = "Machine", hide_short_help = true)]
     pub(crate) measure: bool,
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use crate::media::{Fit, Resize};
 use clap::Args;
 
-use super::values::parse_tolerance;
+use super::values::{parse_most, parse_tolerance};
 use super::{MachineArgs, ModelArgs};
 
-/// Measure a clip's frames and name the symptoms of a broken model, and where they begin.
+/// Find the symptoms of a broken model in a clip's frames
 ///
-/// Exit codes: 0 no alarm, 1 an alarm or an unreadable file, 2 wrong usage.
+/// And where they begin. Exit codes: 0 no alarm, 1 an alarm or an unreadable file, 2 wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct AnalyzeArgs {
     /// A clip (.mp4, .gif), a folder of frames, or a dump's frames or latents (.npy)
@@ -18,35 +18,35 @@ pub(crate) struct AnalyzeArgs {
     pub(crate) file: PathBuf,
 
     /// The picture the clip starts with, to compare the first frame with
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = "Input", value_name = "PATH")]
     pub(crate) image: Option<PathBuf>,
 
     /// How that picture was resized [default: as the clip's file says, or lanczos]
-    #[arg(long, value_enum, requires = "image")]
+    #[arg(long, help_heading = "Input", value_enum, requires = "image")]
     pub(crate) resize: Option<Resize>,
 
     /// How it was brought into the clip's shape [default: as the clip's file says, or crop]
-    #[arg(long, value_enum, requires = "image")]
+    #[arg(long, help_heading = "Input", value_enum, requires = "image")]
     pub(crate) fit: Option<Fit>,
 
     /// Print JSON (docs/analyze.md)
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// Also print the figures of every frame
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, help_heading = "Output", conflicts_with = "json")]
     pub(crate) frames: bool,
 
     /// Write a self-contained page with film strip, plots and spectra
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = "Output", value_name = "PATH")]
     pub(crate) html: Option<PathBuf>,
 
     /// Write the same as one picture
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = "Output", value_name = "PATH")]
     pub(crate) png: Option<PathBuf>,
 }
 
-/// Measure how far apart two clips, dumps, files or checkpoints are.
+/// Measure how far apart two clips, dumps, files or models are
 ///
 /// A and B are two clips (.mp4, .gif, folders of frames), two folders of --dump, two .npy or
 /// .safetensors files, or two models or parts of models in any layouts, quantized or not; `tiny` is
@@ -65,15 +65,15 @@ pub(crate) struct CompareArgs {
     /// Largest difference allowed in a tensor, relative to its largest value; in clips, as a share of
     /// 255 levels
     /// [default: from a tensor's storage format (docs/compare.md); 0 for clips]
-    #[arg(long, value_name = "X", value_parser = parse_tolerance, allow_negative_numbers = true)]
+    #[arg(long, help_heading = "Input", value_name = "X", value_parser = parse_tolerance, allow_negative_numbers = true)]
     pub(crate) tolerance: Option<f64>,
 
-    /// How many rows to show, worst first
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    /// Show N rows, worst first
+    #[arg(long, help_heading = "Output", value_name = "N", default_value = "20", value_parser = parse_most, allow_negative_numbers = true)]
     pub(crate) most: usize,
 
     /// Show every row
-    #[arg(long, conflicts_with = "most")]
+    #[arg(long, help_heading = "Output", conflicts_with = "most")]
     pub(crate) all: bool,
 
     /// Also write a picture of frames of two clips and of their difference
@@ -81,11 +81,11 @@ pub(crate) struct CompareArgs {
     pub(crate) png: Option<PathBuf>,
 
     /// Print JSON, with every row
-    #[arg(long, conflicts_with_all = ["most", "all"])]
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["most", "all"])]
     pub(crate) json: bool,
 }
 
-/// Check this machine and a model on it: kernels, VAE, guidance, a clip with a known result.
+/// Check this machine, and a model on it
 ///
 /// Compares each kernel with a float64 computation on the processor, sends a picture through the
 /// VAE and back, checks that guidance has an effect, and renders a clip of the miniature whose
@@ -103,14 +103,14 @@ pub(crate) struct DoctorArgs {
     pub(crate) quick: bool,
 
     /// Print JSON
-    #[arg(long, help_heading = "Doctor")]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// Write a Markdown report, to attach to an issue
-    #[arg(long, value_name = "FILE", help_heading = "Doctor")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) report: Option<PathBuf>,
 
     /// Include names of files and folders in the report and JSON
-    #[arg(long, help_heading = "Doctor")]
+    #[arg(long, help_heading = "Output")]
     pub(crate) with_paths: bool,
 }

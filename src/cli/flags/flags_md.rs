@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::builder::StyledStr;
-use clap::{Arg, ArgAction, Command, CommandFactory};
+use clap::{Arg, ArgAction, Command};
 
-use super::Cli;
+use super::{command, foreign};
 
 const INTRODUCTION: &str = "\
 # Flags
@@ -17,6 +17,17 @@ Generated from the program's own definitions; don't edit. `UPDATE_DOCS=1 cargo t
 (`WAN_I2V_STEPS` for `--steps`) or in `~/.config/wan-i2v/config.toml`; the command line comes first, then the
 variable, then the config file, then what the model recommends, then the built-in default
 ([settings](terminal.md#settings)). In a batch a job comes before the command line ([batch](batch.md#the-jobs)).
+";
+
+const FOREIGN: &str = "
+## Names from other programs
+
+What Wan's `generate.py`, diffusers, ComfyUI, mlx-video and musubi-tuner call a flag is taken where it means exactly the
+same: on the command line, in variables, config files and jobs, with `-` or `_`. Help and completions show this program's own
+names.
+
+| flag | other names |
+| --- | --- |
 ";
 
 /// One flag or operand as a row of a table.
@@ -139,7 +150,7 @@ fn table<'a>(text: &mut String, rows: impl IntoIterator<Item = &'a Row>) {
 
 /// The whole document. What a command shares with a clip is listed by name only.
 fn document() -> String {
-    let mut root = Cli::command().disable_help_subcommand(true);
+    let mut root = command().disable_help_subcommand(true);
     root.build();
     let mut text = INTRODUCTION.to_owned();
     text.push_str("\n## wan-i2v\n");
@@ -173,6 +184,10 @@ fn document() -> String {
                 .collect();
             let _ = write!(text, "\nAs for a clip: `--{}`.\n", names.join("`, `--"));
         }
+    }
+    text.push_str(FOREIGN);
+    for (flag, names) in foreign::ALIASES {
+        let _ = writeln!(text, "| `--{flag}` | `--{}` |", names.join("`, `--"));
     }
     text
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::values::parse_gigabytes;
+use super::values::{parse_gigabytes, parse_rows};
 use crate::pipeline::plan::Budget;
 use crate::runtime::{self, Device, DeviceKind, Precision};
 use anyhow::Result;
@@ -11,8 +11,8 @@ use anyhow::Result;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct MachineArgs {
-    /// Where to compute [default: gpu where there is one]
-    #[arg(long, value_enum)]
+    /// Compute there [default: gpu where there is one]
+    #[arg(long, value_enum, hide_short_help = true)]
     pub(crate) device: Option<DeviceKind>,
 
     /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
@@ -21,12 +21,12 @@ pub(crate) struct MachineArgs {
 
     /// Memory the run may take, in GB (1e9 bytes); what does not fit is computed in smaller parts
     /// [default: what Metal recommends, or three quarters of the machine's memory]
-    #[arg(long, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
+    #[arg(long, hide_short_help = true, value_name = "GB", value_parser = parse_gigabytes, allow_negative_numbers = true)]
     pub(crate) memory_budget: Option<u64>,
 
     /// Rows above which a product unpacks quantized weights once instead of for each row
     /// [default: 768 on the gpu, 2 on the cpu (0 in bf16)]
-    #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = parse_rows, allow_negative_numbers = true)]
     pub(crate) dense_above: Option<i32>,
 }
 

@@ -3,26 +3,32 @@
 
 mod after;
 mod clip;
+mod command;
 mod diagnose;
 #[cfg(test)]
 mod flags_md;
+mod foreign;
 mod machine;
 mod many;
 mod model;
 mod output;
 mod prompt;
+mod reason;
 mod settings;
 mod shell;
 mod values;
 
 pub(crate) use after::{AfterArgs, ExecCommand};
 pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
+pub(crate) use command::{command, parse};
 pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs};
+pub(crate) use foreign::advice;
 pub(crate) use machine::MachineArgs;
-pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, job_command};
+pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, clip_command, job_command};
 pub(crate) use model::{ConvertArgs, InspectArgs, ModelArgs, PullArgs};
 pub(crate) use output::{OutputArgs, PreviewArgs, ReportingArgs, ResumeArgs, ResumeFrom};
 pub(crate) use prompt::PromptSource;
+pub(crate) use reason::{context, reason};
 pub(crate) use settings::ConfigArgs;
 pub(crate) use shell::{CompletionsArgs, ManArgs, ShowArgs};
 
@@ -46,6 +52,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
         runtime::device_name(),
     )
 });
+
+/// What `-h` ends with.
+const SHORT: &str = "\
+Examples (all flags, more examples and exit codes: wan-i2v --help):
+  wan-i2v -i start.png -p 'the red circle moves up'
+  wan-i2v -m wan2.2 -i cat.jpg -p 'The cat jumps off the table' -o cat.mp4";
 
 /// What `--help` ends with.
 const MORE: &str = "\
@@ -84,7 +96,7 @@ Exit codes:
     name = "wan-i2v",
     version = env!("CARGO_PKG_VERSION"),
     long_version = VERSION.as_str(),
-    after_help = "All flags, examples and exit codes: wan-i2v --help",
+    after_help = SHORT,
     after_long_help = MORE,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -129,16 +141,16 @@ impl Cli {
 /// A command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Analyze(AnalyzeArgs),
-    Inspect(InspectArgs),
-    Convert(ConvertArgs),
-    Pull(PullArgs),
-    Plan(Box<PlanArgs>),
     Batch(Box<BatchArgs>),
+    Sweep(Box<SweepArgs>),
+    Pull(PullArgs),
+    Convert(ConvertArgs),
+    Inspect(InspectArgs),
+    Plan(Box<PlanArgs>),
     Show(ShowArgs),
+    Analyze(AnalyzeArgs),
     Compare(CompareArgs),
     Doctor(Box<DoctorArgs>),
     Completions(CompletionsArgs),
     Man(ManArgs),
-    Sweep(Box<SweepArgs>),
 }

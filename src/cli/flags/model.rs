@@ -15,28 +15,29 @@ use super::values::parse_file_size;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// The model: a folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature
-    /// [default: tiny]
+    /// Folder or hub id of a model [default: tiny]
+    ///
+    /// A folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature.
     #[arg(short, long, value_name = "DIR|ID|tiny")]
     pub(crate) model: Option<PathBuf>,
 
-    /// The high-noise expert: a file or folder, instead of the model's
+    /// High-noise expert: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) high: Option<PathBuf>,
 
-    /// The low-noise expert: a file or folder, instead of the model's
+    /// Low-noise expert: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) low: Option<PathBuf>,
 
-    /// The VAE: a file or folder, instead of the model's
+    /// VAE: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) vae: Option<PathBuf>,
 
-    /// The text encoder: a file or folder, instead of the model's
+    /// Text encoder: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) text_encoder: Option<PathBuf>,
 
-    /// The tokenizer: tokenizer.json or spiece.model, instead of the model's
+    /// Tokenizer: tokenizer.json or spiece.model, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) tokenizer: Option<PathBuf>,
 
@@ -79,8 +80,11 @@ impl ModelArgs {
 
 /// Bits per weight of the linear layers inside the blocks.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct BitsArgs {
-    /// Bits per weight of experts and text encoder: 4 or 8 are quantized, 16 is bfloat16
+    /// Quantize to 4 or 8 bits per weight
+    ///
+    /// Of experts and text encoder; 16 is bfloat16
     /// [default: what the source has, 16 at most]
     #[arg(long, value_name = "4|8|16", hide_possible_values = true)]
     pub(crate) bits: Option<Bits>,
@@ -137,35 +141,37 @@ impl BitsArgs {
     }
 }
 
-/// Describe a model or a part of one: layout, dimensions, storage, what is missing.
+/// Describe a model or a part of one, and what is missing
 ///
-/// Fetches only the headers of files that have not been pulled from the hub.
+/// Its layout, dimensions and storage. Fetches only the headers of files that have not been pulled from the hub.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A model's folder, a part's folder or file, a hub id (owner/name) or `tiny`
     #[arg(value_name = "PATH|ID")]
     pub(crate) source: PathBuf,
 
-    /// Files or folders of the repository on the hub, instead of what a known layout needs
+    /// Files or folders of the repository on the hub
+    ///
+    /// Instead of what a known layout needs.
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<String>,
 
-    /// Which part PATH is, when its path does not say which expert
-    #[arg(long)]
+    /// Part that PATH is; of a whole model, the only one to describe
+    #[arg(long, help_heading = "Model")]
     pub(crate) part: Option<PartName>,
 
-    /// Read every byte, and compare it with the hashes and checksums that are known
-    #[arg(long)]
+    /// Read every byte, and compare it with known hashes and checksums
+    #[arg(long, help_heading = "Model")]
     pub(crate) verify: bool,
 
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 }
 
-/// Convert a model, or one part of it, to this program's layout; --bits quantizes it.
+/// Convert or quantize a model, or one part of it
 ///
-/// The result appears under its name once it is complete and has been read back. An interrupted
+/// To this program's layout; --bits quantizes it. The result appears under its name once it is complete and has been read back. An interrupted
 /// conversion resumes where it stopped.
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
@@ -180,21 +186,23 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
 
-    /// Which part SRC is, when its path does not say which expert
-    #[arg(long)]
+    /// Part that SRC is, when its path does not say which expert
+    #[arg(long, help_heading = "Model")]
     pub(crate) part: Option<PartName>,
 
-    /// Largest file in GB; 0 writes one file per part, which mlx-video needs
-    #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
+    /// Largest file in GB; 0 writes one file per part
+    ///
+    /// mlx-video needs one file per part.
+    #[arg(long, help_heading = "Output", value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
     pub(crate) shard_size: u64,
 
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
 }
 
-/// Fetch a model from the Hugging Face hub, and only the files it needs.
+/// Fetch a model from the Hugging Face hub
 ///
-/// Without --output the files go to the cache shared with the hub's other programs (HF_HOME,
+/// Only the files it needs. Without --output the files go to the cache shared with the hub's other programs (HF_HOME,
 /// HF_HUB_CACHE), where --model ID finds them. With --output each file is converted as it arrives
 /// and then deleted, so the disk never holds more than the result and one file. An interrupted pull
 /// resumes where it stopped.
@@ -204,19 +212,23 @@ pub(crate) struct PullArgs {
     #[arg(value_name = "ID")]
     pub(crate) id: String,
 
-    /// Files or folders of the repository, instead of what a known layout needs
+    /// Files or folders of the repository
+    ///
+    /// Instead of what a known layout needs.
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<String>,
 
     /// Convert into this folder while pulling
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, help_heading = "Output", value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
 
-    /// Largest converted file in GB; 0 for no limit. Source files are never merged
-    #[arg(long, value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
+    /// Largest converted file in GB; 0 for no limit
+    ///
+    /// Source files are never merged.
+    #[arg(long, help_heading = "Output", value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
     pub(crate) shard_size: u64,
 
     #[command(flatten)]

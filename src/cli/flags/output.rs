@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::values::parse_count;
 use crate::cli::ui::Style;
@@ -13,13 +13,19 @@ use crate::cli::ui::Style;
 /// The outputs of a run.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// Where to write the clip: .mp4, .gif, or a folder (ends in / or exists) for PNG frames
-    /// [default: the picture's name and the seed, .mp4, in the current folder, numbered when taken]
+    /// Where to write: .mp4, .gif, or DIR/ for PNGs
+    ///
+    /// What ends in / or is a folder gets PNG frames [default: the picture's name and the seed, .mp4, in the current folder, numbered when taken]
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
 
     /// Also write a film strip of numbered frames, as PNG
-    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = "Output",
+        hide_short_help = true
+    )]
     pub(crate) strip: Option<PathBuf>,
 
     /// Make the folders of what is written when they are missing
@@ -54,7 +60,12 @@ impl OutputArgs {
 pub(crate) struct PreviewArgs {
     /// Preview the clip while it is denoised: in a .png or .gif that each step replaces, or - for
     /// the terminal (pictures in kitty, Ghostty, iTerm2 and WezTerm, coloured blocks in others)
-    #[arg(long, value_name = "PATH|-", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "PATH|-",
+        allow_hyphen_values = true,
+        hide_short_help = true
+    )]
     pub(crate) preview: Option<PathBuf>,
 
     /// Steps between previews
@@ -66,13 +77,18 @@ pub(crate) struct PreviewArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Progress")]
 pub(crate) struct ReportingArgs {
-    /// How to show progress on stderr; json prints one event per line (docs/progress.md)
+    /// Show progress on stderr this way; json prints one event per line (docs/progress.md)
     /// [default: bar in a terminal, plain elsewhere]
-    #[arg(long, value_name = "bar|plain|json|none", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "bar|plain|json|none",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
     pub(crate) progress: Option<Style>,
 
     /// Show only warnings and errors
-    #[arg(short, long, conflicts_with = "progress")]
+    #[arg(short, long, conflicts_with = "progress", hide_short_help = true)]
     pub(crate) quiet: bool,
 
     /// Show details too: where settings come from, all of them, every step, and what is loaded
@@ -96,10 +112,16 @@ impl ReportingArgs {
 pub(crate) struct ResumeArgs {
     /// Resume a saved run: auto resumes this clip's if there is one; never starts over; PATH
     /// resumes that file
-    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "auto|never|PATH",
+        default_value = "auto",
+        value_hint = ValueHint::FilePath,
+        hide_short_help = true
+    )]
     pub(crate) resume: ResumeFrom,
 
-    /// Where to save the run's state until the clip is complete
+    /// Save the run's state there until the clip is complete
     /// [default: the output's name plus .wan-state, next to it]
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) checkpoint: Option<PathBuf>,

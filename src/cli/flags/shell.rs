@@ -5,15 +5,19 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
-/// Show how a clip was made, and the command that makes it again.
+/// Show how a clip was made, or how far a saved run is
+///
+/// With the command that makes the clip again, or resumes the run.
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// A clip made by this program: .mp4, .gif, one frame's .png or a folder of frames
+    /// Clip made by this program, or an unfinished one's .wan-state
+    ///
+    /// .mp4, .gif, one frame's .png or a folder of frames.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 }
 
@@ -23,7 +27,7 @@ pub(crate) struct ShowArgs {
 /// `source <(wan-i2v completions bash)`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell that takes them
     #[arg(value_name = "SHELL")]
     pub(crate) shell: Shell,
 }
@@ -31,8 +35,10 @@ pub(crate) struct CompletionsArgs {
 /// Write man pages, or print the program's own
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// The folder for wan-i2v.1 and one page per command, created if missing, such as
-    /// ~/.local/share/man/man1; without it, the program's page goes to stdout
+    /// Folder for wan-i2v.1 and a page per command
+    ///
+    /// Created if missing, such as ~/.local/share/man/man1. Without it the program's page goes to
+    /// stdout.
     #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
 }

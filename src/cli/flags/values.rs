@@ -24,28 +24,30 @@ const SIDES: u32 = 16;
 const MIN_AREA: u64 = 1024;
 /// Heights that are meant as names of sizes.
 const HEIGHTS: [u64; 3] = [1080, 1440, 2160];
+/// The most frames at the lowest rate.
+const MAX_SECONDS: f64 = 40_010.0;
 /// The most of anything that is counted.
 const MAX_COUNT: usize = 1_000_000;
 
-/// Has clap read an enum of the library by these words.
+/// Has clap read an enum of the library by these words, or by others for the same.
 macro_rules! words {
-    ($($type:ident { $($variant:ident = $word:literal),+ })+) => {$(
+    ($($type:ident { $($variant:ident = $word:literal $(or $other:literal)*),+ })+) => {$(
         impl ValueEnum for $type {
             fn value_variants<'a>() -> &'a [Self] {
                 &[$(Self::$variant),+]
             }
 
             fn to_possible_value(&self) -> Option<PossibleValue> {
-                Some(PossibleValue::new(match self {
-                    $(Self::$variant => $word),+
-                }))
+                Some(match self {
+                    $(Self::$variant => PossibleValue::new($word)$(.alias($other))*),+
+                })
             }
         }
     )+};
 }
 
 words! {
-    Solver { UniPc = "unipc", DpmPlusPlus = "dpm++", Euler = "euler" }
+    Solver { UniPc = "unipc" or "uni_pc", DpmPlusPlus = "dpm++" or "dpmpp" or "dpmpp_2m", Euler = "euler" }
     Resize { Lanczos = "lanczos", Bicubic = "bicubic" }
     Fit { Crop = "crop", Pad = "pad", Stretch = "stretch" }
     DeviceKind { Gpu = "gpu", Cpu = "cpu" }
@@ -72,6 +74,37 @@ fn number<T: FromStr + Copy>(
 pub(crate) fn parse_frames(text: &str) -> Result<u32, String> {
     number(text, "a whole number, such as 81", |frames| {
         limits::check_frames("", frames)
+    })
+}
+
+/// How long a clip is.
+pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
+    number(text, "seconds, such as 5", |seconds: f64| {
+        ensure!(
+            seconds > 0.0 && seconds <= MAX_SECONDS,
+            "expected more than 0 and at most {MAX_SECONDS} seconds"
+        );
+        Ok(())
+    })
+}
+
+/// A clip's width or height.
+pub(crate) fn parse_side(text: &str) -> Result<u32, String> {
+    number(text, "pixels, such as 832", |side| {
+        limits::check_side("", side, SIDES)
+    })
+}
+
+/// How many are shown.
+pub(crate) fn parse_most(text: &str) -> Result<usize, String> {
+    number(text, "a whole number from 0 on", |_| Ok(()))
+}
+
+/// Rows of a product, from 1 on.
+pub(crate) fn parse_rows(text: &str) -> Result<i32, String> {
+    number(text, "a whole number from 1 on", |rows: i32| {
+        ensure!(rows > 0, "expected a whole number from 1 on");
+        Ok(())
     })
 }
 

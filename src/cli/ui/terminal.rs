@@ -200,29 +200,12 @@ pub(crate) fn is_seen() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Shows what clap says: help and versions on stdout, errors on stderr. Colours are left out where
-/// an error quotes what is unseen.
+/// Shows help or a version on stdout, as clap has it.
 ///
 /// # Errors
 /// As [`print`].
-pub(crate) fn show_clap(error: &clap::Error) -> Result<()> {
-    if !error.use_stderr() {
-        return error.print().context("cannot write to stdout");
-    }
-    let text = error.to_string();
-    let shown = match text.strip_prefix("error: ") {
-        Some(rest) => plain(rest, "error: "),
-        None => plain(&text, ""),
-    };
-    let colours = COLOURS.get().copied().unwrap_or_default();
-    let is_coloured = colours.are_wanted(is_seen(), |name| env::var(name).ok());
-    let shown = match shown == text && is_coloured {
-        true => error.render().ansi().to_string(),
-        false => shown,
-    };
-    // Nobody has to read it.
-    let _ = draw(fitted(&shown, stderr_width()).as_bytes());
-    Ok(())
+pub(crate) fn show_help(help: &clap::Error) -> Result<()> {
+    help.print().context("cannot write to stdout")
 }
 
 fn say(text: &str) {

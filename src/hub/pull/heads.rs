@@ -85,7 +85,11 @@ impl Heads {
             (Some(_), [one]) => Layout::of_path(&root.join(&one.path), part),
             _ => Layout::of_folder(&Files::from(root)),
         };
-        let mut report = Report::of(&layout.map_err(|error| self.about_repository(&error))?);
+        let mut layout = layout.map_err(|error| self.about_repository(&error))?;
+        if let Some(part) = part {
+            layout.keep(part);
+        }
+        let mut report = Report::of(&layout);
         let rename = |text: &mut String| *text = self.renamed(text);
         report.problems.iter_mut().for_each(rename);
         report.tokenizer.iter_mut().for_each(rename);

@@ -1,21 +1,25 @@
 //! What the program says of itself: help, suggestions, completions, man pages.
 
 use std::fs;
-use std::process::Command;
 
 use crate::cli::{Bench, program, run};
 
-const COMMANDS: [&str; 7] = [
-    "inspect",
-    "convert",
+pub(super) const COMMANDS: [&str; 12] = [
+    "batch",
+    "sweep",
     "pull",
+    "convert",
+    "inspect",
     "plan",
     "show",
+    "analyze",
+    "compare",
+    "doctor",
     "completions",
     "man",
 ];
 
-fn said(arguments: &[&str]) -> String {
+pub(super) fn said(arguments: &[&str]) -> String {
     let ran = run(program().args(arguments).env("COLUMNS", "100"));
     assert_eq!(
         (ran.code, ran.stderr.as_str()),
@@ -29,7 +33,8 @@ fn said(arguments: &[&str]) -> String {
 fn flags(help: &str) -> Vec<(String, String)> {
     let mut flags: Vec<(String, String)> = Vec::new();
     for line in help.lines().map(str::trim) {
-        if line.starts_with('-') {
+        // A hyphen alone is a value.
+        if line.starts_with('-') && !line.starts_with("- ") {
             // On its own line, or in the second column.
             let (flag, text) = line.split_once("  ").unwrap_or((line, ""));
             flags.push((flag.to_owned(), text.trim().to_owned()));
@@ -43,9 +48,7 @@ fn flags(help: &str) -> Vec<(String, String)> {
 #[test]
 fn help_is_grouped_and_says_of_every_flag_what_it_is() {
     let (short, long) = (said(&["-h"]), said(&["--help"]));
-    for heading in [
-        "Input", "Model", "Output", "Sampling", "Machine", "Progress",
-    ] {
+    for heading in ["Input", "Model", "Output", "Sampling", "About"] {
         for help in [&short, &long] {
             assert!(
                 help.contains(&format!("\n{heading}:\n")),
@@ -53,9 +56,16 @@ fn help_is_grouped_and_says_of_every_flag_what_it_is() {
             );
         }
     }
-    assert!(short.lines().count() * 2 < long.lines().count());
+    for group in ["Make clips", "Models", "Look", "Trouble", "Shell"] {
+        assert!(short.contains(&format!("\n  {group}  ")), "{short}");
+        assert!(long.contains(&format!("\n{group}:\n")), "{long}");
+    }
+    assert!(short.lines().count() <= 40, "{short}");
     assert!(!short.contains("--dense-above") && long.contains("--dense-above"));
     assert!(short.contains("wan-i2v --help") && long.contains("\nExamples:\n"));
+    for command in COMMANDS {
+        assert!(long.contains(&format!("\n  {command} ")), "{command}");
+    }
     for code in ["0", "1", "2", "101", "130", "143"] {
         let at = format!("\n{code:>5}  ");
         assert!(long.contains(&at), "{code}");
@@ -84,19 +94,42 @@ fn help_is_grouped_and_says_of_every_flag_what_it_is() {
 fn what_may_be_meant_is_said() {
     let bench = Bench::new("a");
     for (arguments, meant) in [
-        (&["pln"][..], "'plan'"),
-        (&["shwo", "x.mp4"], "'show'"),
-        (&["--imgae", "x"], "'--image'"),
-        (&["plan", "--stepps", "3"], "'--steps'"),
-        (&["convert", "a", "b", "--bit", "4"], "'--bits'"),
-        (&["plan", "--solver", "unipx"], "'unipc'"),
-        (&["plan", "--device", "gpuu"], "'gpu'"),
-        (&["-i=x", "-p=x", "--progress", "jsn"], "'json'"),
-        (&["completions", "bsh"], "'bash'"),
-        (&["inspect", "x", "--part", "hihg"], "'high'"),
+        (&["pln"][..], "wan-i2v plan"),
+        (&["shwo", "x.mp4"], "wan-i2v show"),
+        (&["--imgae", "x"], "--image"),
+        (&["--neg", "x"], "--negative-prompt"),
+        (&["plan", "--stepps", "3"], "--steps"),
+        (&["convert", "a", "b", "--bit", "4"], "--bits"),
+        (&["plan", "--solver", "unipx"], "unipc"),
+        (&["plan", "--device", "gpuu"], "gpu"),
+        (&["-i=x", "-p=x", "--progress", "jsn"], "json"),
+        (&["completions", "bsh"], "bash"),
+        (&["inspect", "x", "--part", "hihg"], "high"),
     ] {
         let ran = run(program().current_dir(bench.work.path()).args(arguments));
-        ran.assert_refused(2, &["tip: ", meant]);
+        ran.assert_refused(2, &[&format!("\nhint: did you mean {meant}?")]);
+    }
+    // Nothing of another kind, and nothing far off.
+    for (arguments, hint) in [
+        (&["--plan"][..], "all flags: wan-i2v --help"),
+        (&["--show", "x"], "all flags: wan-i2v --help"),
+        (&["plan", "--pull"], "all flags: wan-i2v plan --help"),
+        (&["--vary", "seed=1"], "--vary is a flag of wan-i2v sweep"),
+        (
+            &["show", "x", "--steps", "3"],
+            "--steps is a flag of a clip",
+        ),
+        (&["steps", "3"], "--image PICTURE --prompt 'steps 3'"),
+        (
+            &["--lora", "x.safetensors"],
+            "LoRA adapters are not read; merge",
+        ),
+        (&["--xyzzy"], "all flags: wan-i2v --help"),
+        (&["completions", "cmd"], "expected one of bash, elvish"),
+    ] {
+        let ran = run(program().current_dir(bench.work.path()).args(arguments));
+        ran.assert_refused(2, &[hint]);
+        assert!(!ran.stderr.contains("did you mean"), "{}", ran.stderr);
     }
     fs::write(bench.path("start.png"), "").unwrap();
     fs::create_dir(bench.path("wan2.2")).unwrap();
@@ -114,27 +147,6 @@ fn what_may_be_meant_is_said() {
         let meant = format!("\nhint: did you mean {meant}?");
         assert!(ran.stderr.contains(&meant), "{arguments:?}: {}", ran.stderr);
     }
-}
-
-#[test]
-fn completions_are_for_every_shell_and_bash_takes_them() {
-    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = said(&["completions", shell]);
-        for word in ["guide-scale", "wan-i2v", "inspect", "Denoising steps"] {
-            // Bash shows no descriptions.
-            let said = script.contains(word) || shell == "bash" && word.contains(' ');
-            assert!(said, "{shell}: {word}");
-        }
-    }
-    let script = said(&["completions", "bash"]);
-    // Completes the third word of the line.
-    let ask = "COMP_WORDS=(wan-i2v --solver u) COMP_CWORD=2\n\
-               words=($(complete -p wan-i2v)); declare -i at=0\n\
-               until [ \"${words[at]}\" = -F ]; do at+=1; done\n\
-               \"${words[at+1]}\" wan-i2v u --solver; echo \"${COMPREPLY[@]}\"";
-    let mut bash = Command::new("bash");
-    let ran = run(bash.args(["--norc", "-c", &format!("{script}\n{ask}")]));
-    assert_eq!(ran.stdout, b"unipc\n", "{}", ran.stderr);
 }
 
 #[test]

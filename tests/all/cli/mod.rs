@@ -4,6 +4,7 @@ mod after;
 mod analyze;
 mod attended;
 mod batch;
+mod completions;
 mod endless;
 mod ends;
 mod existing;
@@ -26,8 +27,8 @@ mod stopping;
 mod strips;
 mod surroundings;
 mod sweep;
-mod terminal;
 mod tiny;
+mod typed;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -174,6 +174,13 @@ fn one_part() {
         assert_eq!(json["absent"].as_array().unwrap().len(), 3);
         assert_eq!(json["parts"].as_array().unwrap().len(), 1);
     }
+    // One part of a whole model.
+    for whole in [Path::new("tiny"), folder.path()] {
+        let (code, json) = inspect(whole, &["--part", "high"]);
+        let parts = json["parts"].as_array().unwrap();
+        assert_eq!((code, parts.len()), (Some(1), 1), "{json}");
+        assert_eq!(parts[0]["part"], "high-noise");
+    }
     let plain = folder.path().join("expert.safetensors");
     std::fs::rename(folder.path().join(form.place(PartName::HighNoise)), &plain).unwrap();
     assert_eq!(inspect(&plain, &[]).0, Some(1));

@@ -8,13 +8,13 @@ use crate::batch::seeds::{seed_of_name, seeds};
 use crate::batch::table::{self, Settings, Written};
 use crate::batch::template::{Fields, check_name};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::{Command, FromArgMatches};
 use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
 use crate::cli::commands::resolve::picture::is_address;
-use crate::cli::config::{Layer, Layers, flag, is_path, reason};
-use crate::cli::flags::{Cli, GenerateArgs, job_command};
+use crate::cli::config::{Layer, Layers, canonical, flag, is_path};
+use crate::cli::flags::{self, Cli, GenerateArgs, job_command, reason};
 use crate::util::show::Show;
 
 /// The default name of a clip.
@@ -76,7 +76,7 @@ impl Jobs<'_> {
         let defaults = self.layer(&command, jobs.defaults, &place)?;
 
         // One for all jobs: to build it takes longer than to parse with it.
-        let mut parser = Cli::command();
+        let mut parser = flags::command();
         let digits = jobs.jobs.len().to_string().len();
         let described: Vec<_> = (jobs.jobs.into_iter().zip(1..))
             .map(|(written, index)| {
@@ -133,7 +133,7 @@ impl Jobs<'_> {
     /// A table's settings, with paths of what is read as they are seen from the file.
     fn layer(&self, command: &Command, mut settings: Settings, place: &str) -> Result<Layer> {
         for (key, value) in &mut settings {
-            let name = key.replace('_', "-");
+            let name = canonical(command, key);
             ensure!(
                 !OF_ALL.contains(&name.as_str()),
                 "{place}: {key} is for the whole batch\nhint: give --{name} on the command line"

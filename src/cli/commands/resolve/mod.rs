@@ -143,6 +143,7 @@ fn request(
     sampling: SamplingArgs,
     elsewhere: &mut Elsewhere,
 ) -> Result<Request> {
+    let size = sampling.size();
     let pictures = &mut elsewhere.pictures;
     let last_image = sampling.last_image;
     let last_image = last_image.map(|source| pictures.local("--last-image", source));
@@ -156,7 +157,8 @@ fn request(
         last_image,
         prompt,
         options: Options {
-            size: sampling.size.or(sampling.area),
+            size,
+            seconds: sampling.seconds,
             frames: sampling.frames,
             fps: sampling.fps,
             steps: sampling.steps,

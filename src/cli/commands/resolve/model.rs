@@ -9,9 +9,9 @@ use crate::util::suggest::did_you_mean_path;
 use crate::weights::{LoadBits, Sources};
 use anyhow::{Context, Result, bail};
 
-use crate::cli::commands::show::quoted;
 use crate::cli::flags::ModelArgs;
 use crate::cli::ui::{Fetching, Transfer, confirm, human_bytes, info};
+use crate::util::quote::quoted;
 use crate::util::show::Show;
 
 /// Where a model is.

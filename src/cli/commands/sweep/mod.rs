@@ -12,13 +12,14 @@ use crate::batch::sweep::{self, Axis, Run};
 use crate::batch::{self, BatchOptions};
 use crate::util::show::chain;
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Command, CommandFactory, Parser};
+use clap::ColorChoice;
+use clap::{Arg, Command};
 
 use self::outcomes::Outcomes;
 use super::after::Ended;
 use super::many::{Checked, Folders, Wanted};
-use crate::cli::config::{Layer, Layers, flag, reason};
-use crate::cli::flags::{Cli, ClipArgs, GenerateArgs, SweepArgs};
+use crate::cli::config::{Layer, Layers, flag};
+use crate::cli::flags::{GenerateArgs, SweepArgs, clip_command, command, parse, reason};
 use crate::cli::ui::{exit_code, stderr};
 
 /// The exit code of wrong usage, clap's own.
@@ -86,13 +87,14 @@ impl SweepArgs {
         let sizes = sizes.map(|sizes| sizes.parse().context("--sizes"));
         let mut axes = self.vary.clone();
         axes.extend(sizes.transpose()?);
-        let command = ClipArgs::augment_args(Command::new("wan-i2v"));
-        let all = Cli::command();
-        for Axis { flag: varied, .. } in &axes {
+        let (command, all) = (clip_command(), command());
+        for Axis { flag: varied, .. } in &mut axes {
+            let known = flag(&command, varied).and_then(Arg::get_long);
             ensure!(
-                flag(&command, varied).is_some() || flag(&all, varied).is_none(),
+                known.is_some() || flag(&all, varied).is_none(),
                 "--vary {varied}: this is no setting of a clip that a sweep can vary"
             );
+            *varied = known.unwrap_or(varied).to_owned();
         }
         let runs = sweep::runs(&axes)?;
         let folder = &self.many.output_dir;
@@ -122,7 +124,7 @@ fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<
     }
     settings.set("output", folder.join(run.clip()));
     let program = [OsString::from("wan-i2v")].into_iter();
-    match Cli::try_parse_from(program.chain(settings.arguments())) {
+    match parse(program.chain(settings.arguments()), ColorChoice::Never) {
         Ok(cli) => Ok(*cli.generate),
         Err(error) => bail!(reason(&error)),
     }
