@@ -27,6 +27,7 @@ const HEADINGS: [&str; 12] = [
     "Machine",
     "Stopping and resuming",
     "Progress",
+    "Afterwards",
     "Settings",
     "About",
 ];

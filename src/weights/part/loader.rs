@@ -9,6 +9,7 @@ use super::{Part, Values, may_quantize, usizes};
 use crate::model::layers::{Quantized, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
 use crate::runtime::Device;
+use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::Arrangement;
 use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
 use mlx_rs::Array;
@@ -51,7 +52,8 @@ impl Loader<'_> {
             Role::Matmul => matmul,
             Role::Exact => 4,
             Role::Table if table_dtype(&found.values) == Dtype::Float32 => 4,
-            Role::Table => 2,
+            Role::Stored if stored_dtype(&found.values) == Dtype::Float32 => 4,
+            Role::Table | Role::Stored => 2,
         };
         let packed = match (found.values, bits) {
             (Values::Affine { packed, scales, .. }, _) if spec.role == Role::Matmul => {
@@ -87,6 +89,7 @@ impl TensorSource for Loader<'_> {
             Role::Matmul => self.device.dtype.matmul_dtype(),
             Role::Exact => Dtype::Float32,
             Role::Table => table_dtype(&found.values),
+            Role::Stored => stored_dtype(&found.values),
         };
         let array = self.part.dense(&found, dtype, self.device)?;
         // Now, so that the stored copy goes before the next tensor comes.
@@ -134,6 +137,18 @@ impl TensorSource for Loader<'_> {
             bits: bits.number() as i32,
             device: self.device,
         }))
+    }
+}
+
+/// The dtype that keeps the values as they are stored: 16 bits or float32.
+fn stored_dtype(values: &Values) -> Dtype {
+    match values {
+        Values::Stored { entry, scale } if scale.is_none() => match entry.encoding {
+            Encoding::F16 => Dtype::Float16,
+            Encoding::Bf16 => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        },
+        _ => Dtype::Float32,
     }
 }
 
