@@ -13,6 +13,8 @@ use crate::runtime;
 use crate::tiny;
 use anyhow::{Context, Result};
 
+use super::again::Early;
+use super::awake;
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
@@ -94,6 +96,8 @@ pub(super) struct Checked {
     folder: PathBuf,
     dry_run: bool,
     yes: bool,
+    allow_sleep: bool,
+    no_retry: bool,
     /// Whose files the clips are made from.
     elsewhere: Elsewhere,
 }
@@ -114,6 +118,8 @@ impl Checked {
             folder: many.output_dir.clone(),
             dry_run: many.dry_run,
             yes: false,
+            allow_sleep: false,
+            no_retry: false,
             elsewhere: Elsewhere::new(many.dry_run),
         };
         checked.elsewhere.models.with_tokenizer = true;
@@ -158,9 +164,11 @@ impl Checked {
             machine,
             preview,
             yes,
+            allow_sleep,
+            no_retry,
             ..
         } = resolve::clip(args.clip, args.output, &mut self.elsewhere)?;
-        self.yes = yes;
+        (self.yes, self.allow_sleep, self.no_retry) = (yes, allow_sleep, no_retry);
         let screen = Screen::of(&preview, &request)?;
         let device = machine.device()?;
         let budget = machine.budget(device);
@@ -256,6 +264,7 @@ impl Checked {
             }
             clips.push((number, clip.entry, saved));
         }
+        awake::keep(self.allow_sleep);
         let listener = Listener::start()?;
         let share = Share::Clips {
             all: clips.len(),
@@ -266,11 +275,35 @@ impl Checked {
         let mut progress = Stoppable {
             inner: &mut signs,
             listener: &listener,
+            advanced: false,
         };
         match batch::run(clips, options, &mut progress) {
             Ok(()) => Ok(None),
             Err(error) if error.is::<Interrupted>() => Ok(Some(listener.exit_code().unwrap_or(1))),
-            Err(error) => Err(error),
+            Err(error) => {
+                let against = match options {
+                    _ if listener.exit_code().is_some() => Some("the clips were to stop"),
+                    _ if self.no_retry => {
+                        Some("the clips are not resumed by themselves (--no-retry)")
+                    }
+                    BatchOptions { every: None, .. } => {
+                        Some("nothing was saved (--no-checkpoint), so no clip can be resumed")
+                    }
+                    BatchOptions { fresh: true, .. } => {
+                        Some("--resume never would make every clip again")
+                    }
+                    _ => None,
+                };
+                let early = Early {
+                    against,
+                    advanced: progress.advanced,
+                    peak_bytes: options.capacity.peak_bytes,
+                    step: None,
+                    state: None,
+                    output: None,
+                };
+                Err(early.because_of(error))
+            }
         }
     }
 }
