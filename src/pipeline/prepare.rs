@@ -14,12 +14,13 @@ use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_
 use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
-use crate::clip::{Request, Settings};
+use crate::clip::{GuideScale, Request, Settings};
 use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip::{self, Title};
 use crate::media::tags::Tags;
 use crate::media::{Fit, within};
+use crate::model::MemoryPlan;
 use crate::persist::dump::Dump;
 use crate::runtime::Device;
 use crate::util::show::Show;
@@ -312,6 +313,35 @@ impl Job {
         rates: Option<&Rates>,
     ) -> Result<PlannedMemory> {
         plan_memory(self.clip(), device, budget, rates)
+    }
+
+    /// Seconds that the same clip takes in four steps without guidance, as distilled models need them.
+    ///
+    /// # Errors
+    /// When a file of the checkpoint cannot be read any more.
+    pub fn seconds_in_four_steps(
+        &self,
+        device: Device,
+        memory: &MemoryPlan,
+        rates: &Rates,
+    ) -> Result<Option<f64>> {
+        let plan::Clip {
+            checkpoint, inputs, ..
+        } = self.clip();
+        let settings = Settings {
+            steps: 4,
+            guide_scale: GuideScale {
+                low: 1.0,
+                high: 1.0,
+            },
+            ..self.settings.clone()
+        };
+        let inputs = Inputs {
+            negative: None,
+            ..inputs
+        };
+        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, Some(rates))?;
+        Ok(few.seconds)
     }
 
     fn clip(&self) -> plan::Clip<'_> {

@@ -233,7 +233,13 @@ impl Checked {
             let device = clip.entry.device();
             let rates = Rates::for_work(device, costs.operations());
             let seconds = rates.and_then(|rates| costs.seconds(&rates));
-            report::forecast(seconds, options.capacity.peak_bytes, costs.passes, self.yes)?;
+            report::forecast(
+                seconds,
+                options.capacity.peak_bytes,
+                costs.passes,
+                None,
+                self.yes,
+            )?;
         }
         client.begin(options.capacity);
         if let Some((_, clip)) = self.ready.first() {

@@ -96,7 +96,19 @@ impl GenerateArgs {
         report::start(&job, device, &model);
         let rates = Rates::for_work(device, forecast.operations());
         let forecast = forecast.timed(rates.as_ref());
-        report::forecast(forecast.seconds, forecast.peak_bytes, forecast.passes, yes)?;
+        let few = match &rates {
+            Some(rates) if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 => {
+                job.seconds_in_four_steps(device, &memory, rates)?
+            }
+            _ => None,
+        };
+        report::forecast(
+            forecast.seconds,
+            forecast.peak_bytes,
+            forecast.passes,
+            few,
+            yes,
+        )?;
         start.report(dumps);
         if is_tiny {
             tell_of_miniature();
