@@ -139,6 +139,16 @@ impl Identity {
         self == other || mixed && self.digest() == other.digest()
     }
 
+    /// Whether it is computed in the same parts.
+    pub fn has_parts_of(&self, other: &Self) -> bool {
+        let parts = |run: &Self| -> Vec<Item> {
+            let items = run.0.iter();
+            let items = items.filter(|item| item.by_budget && item.name != MIXED);
+            items.cloned().collect()
+        };
+        parts(self) == parts(other)
+    }
+
     fn is_mixed(&self) -> bool {
         self.get(MIXED).is_some()
     }
@@ -257,6 +267,7 @@ mod tests {
         assert_eq!(parts.differences(&mixed), []);
         assert_eq!(mixed.differences(&parts), []);
         assert_eq!(mixed.differences(&other).len(), 1);
+        assert!(one.has_parts_of(&mixed) && !one.has_parts_of(&parts));
         assert!(parts.is_of_same(&mixed) && mixed.is_of_same(&parts));
         assert!(!parts.is_of_same(&one) && !mixed.is_of_same(&other));
     }

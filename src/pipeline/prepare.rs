@@ -22,7 +22,7 @@ use crate::media::tags::Tags;
 use crate::media::{Fit, within};
 use crate::model::MemoryPlan;
 use crate::persist::dump::Dump;
-use crate::runtime::Device;
+use crate::runtime::{Device, again};
 use crate::util::show::Show;
 use crate::util::temporary;
 use crate::weights::Checkpoint;
@@ -299,6 +299,11 @@ impl Job {
         budget: Budget,
         rates: Option<&Rates>,
     ) -> Result<PlannedMemory> {
+        if again().is_some_and(|again| again.budget.is_some()) {
+            // Memory has run out: the smallest parts are what can be tried, and what is done already
+            // does not have to fit.
+            return self.plan_memory(device, budget, rates);
+        }
         plan_memory_or_refuse(self.clip(), device, budget, rates)
     }
 

@@ -19,7 +19,9 @@ const VARIABLES: [&str; 4] = [
 pub struct Again {
     /// Processes in a row that were to go on and got no further, this one included.
     pub tries: usize,
-    /// The most bytes to take, where memory ran out.
+    /// Whether memory ran out just now.
+    pub ran_out: bool,
+    /// The most bytes to take, where memory ran out, then or before.
     pub budget: Option<u64>,
     /// The saved run; `None` where there is none yet, or a batch has its own.
     pub state: Option<PathBuf>,
@@ -31,8 +33,12 @@ impl Again {
     /// The environment's variables that hand it to the process `pid`.
     pub fn variables(&self, pid: u32) -> [(&'static str, Option<OsString>); 4] {
         let [tries, budget, state, output] = VARIABLES;
+        let ran_out = u8::from(self.ran_out);
         [
-            (tries, Some(format!("{pid} {}", self.tries).into())),
+            (
+                tries,
+                Some(format!("{pid} {} {ran_out}", self.tries).into()),
+            ),
             (budget, self.budget.map(|bytes| bytes.to_string().into())),
             (state, self.state.clone().map(Into::into)),
             (output, self.output.clone().map(Into::into)),
@@ -44,9 +50,10 @@ impl Again {
         let number = |text: &str| text.parse::<u64>().ok();
         let [tries, budget, state, output] = VARIABLES.map(variable);
         let tries = tries?.into_string().ok()?;
-        let tries = tries.strip_prefix(&format!("{pid} "))?;
+        let (tries, ran_out) = tries.strip_prefix(&format!("{pid} "))?.split_once(' ')?;
         Some(Self {
             tries: tries.parse().ok()?,
+            ran_out: ran_out == "1",
             budget: budget.and_then(|text| number(text.to_str()?)),
             state: state.map(Into::into),
             output: output.map(Into::into),
@@ -74,6 +81,7 @@ mod tests {
             Again::default(),
             Again {
                 tries: 2,
+                ran_out: true,
                 budget: Some(10_900_000_000),
                 state: Some("a b\n.wan-state".into()),
                 output: Some("a b\n".into()),

@@ -14,6 +14,9 @@ use std::path::PathBuf;
 use std::process::{self, Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::anyhow;
+use mlx_rs::error::Exception;
+
 use crate::cli::ui::stderr;
 use crate::pipeline::plan::Budget;
 use crate::runtime::{Again, GpuError, again};
@@ -57,16 +60,12 @@ impl Early<'_> {
             true => 1,
             false => before.tries + 1,
         };
+        let (what, said, hint) = (what(kind), said(&error), hint(kind));
         if let Some(against) = self.against {
-            return error.context(format!("{}; {against}{}", what(kind), hint(kind)));
+            return anyhow!("{what}; {against}: {said}{hint}");
         }
         if tries > TRIES {
-            let text = format!(
-                "{}, {tries} times without a step in between{}",
-                what(kind),
-                hint(kind)
-            );
-            return error.context(text);
+            return anyhow!("{what}, {tries} times without a step in between: {said}{hint}");
         }
         let from = match self.step {
             Some(0) => "starting over".to_owned(),
@@ -75,11 +74,8 @@ impl Early<'_> {
         };
         let runs_out = kind == GpuError::OutOfMemory;
         let parts = if runs_out { ", in smaller parts" } else { "" };
-        let text = format!(
-            "{} ({}); {from} in a fresh process{parts}, try {tries} of {TRIES}",
-            what(kind),
-            gist(&error)
-        );
+        let text =
+            format!("{what} ({said}); {from} in a fresh process{parts}, try {tries} of {TRIES}");
         let budget = match runs_out {
             true => Some(Budget::below(self.peak_bytes)),
             false => before.budget,
@@ -88,6 +84,7 @@ impl Early<'_> {
             text,
             again: Again {
                 tries,
+                ran_out: runs_out,
                 budget,
                 state: self.state,
                 output: self.output,
@@ -95,6 +92,19 @@ impl Early<'_> {
         }
         .into()
     }
+}
+
+/// The error in one line, without the places in sources where it was noticed.
+fn said(error: &anyhow::Error) -> String {
+    let gist = gist(error);
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<Exception>());
+    let Some(exception) = causes.next() else {
+        return gist;
+    };
+    let what = exception.what().split(" at ").next().unwrap_or_default();
+    gist.replace(&exception.to_string(), what)
 }
 
 /// What happened.
@@ -175,8 +185,6 @@ impl GoOn {
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::error::Exception;
-
     use super::*;
     use crate::util::show::chain;
 
@@ -202,7 +210,7 @@ mod tests {
 
     #[test]
     fn an_error_of_the_gpu_goes_on_or_says_what_helps() {
-        let on = after(TIMEOUT, early(None)).unwrap();
+        let on = after(&format!("{TIMEOUT} at a/b.cpp:73"), early(None)).unwrap();
         assert!(on.text.starts_with("the GPU took too long"), "{}", on.text);
         assert!(
             on.text
@@ -212,6 +220,11 @@ mod tests {
         );
         assert_eq!((on.again.tries, on.again.budget), (1, None));
         assert_eq!(on.again.state, Some("clip.mp4.wan-state".into()));
+        assert!(
+            on.text.contains(&format!("(step 3 of 4: {TIMEOUT})")),
+            "{}",
+            on.text
+        );
         let on = after("[malloc] Unable to allocate 7 bytes.", early(None)).unwrap();
         assert!(on.text.contains("in smaller parts"), "{}", on.text);
         assert!(on.again.budget > Some(3_000_000_000));

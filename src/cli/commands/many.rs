@@ -114,7 +114,11 @@ impl Checked {
         let mut checked = Self {
             ready: Vec::new(),
             rates: None,
-            at_once: many.jobs_at_once.map(NonZeroUsize::get),
+            // Where memory has run out, as many as fit.
+            at_once: many
+                .jobs_at_once
+                .map(NonZeroUsize::get)
+                .filter(|_| runtime::again().is_none_or(|again| again.budget.is_none())),
             folder: many.output_dir.clone(),
             dry_run: many.dry_run,
             yes: false,

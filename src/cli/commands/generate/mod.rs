@@ -11,7 +11,7 @@ use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
 use crate::util::show::{Show, chain, gist};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 
 use super::again::Early;
@@ -78,7 +78,8 @@ impl GenerateArgs {
         stderr::warn_of_shortage(device, forecast.peak_bytes);
         runtime::limit_memory(budget.bytes)?;
         let mut identity = job.identity(device, &memory)?;
-        if runtime::again().is_some_and(|again| again.budget.is_some()) {
+        let again = runtime::again();
+        if again.is_some_and(|again| again.budget.is_some()) {
             identity.mix_parts();
         }
         let Some(mut start) = resume.start(&mut job, device, &identity, &open)? else {
@@ -87,6 +88,16 @@ impl GenerateArgs {
             let text = format!("{} is there", job.output().shown());
             return Ok(after.finished(job.output(), &text));
         };
+        if again.is_some_and(|again| again.ran_out)
+            && let Some(saved) = &start.from
+            && saved.identity.has_parts_of(&identity)
+        {
+            bail!(
+                "the GPU has no memory left, and the clip cannot be computed in smaller parts\n\
+                 hint: close other programs, or give a smaller --size or --frames\nhint: {}",
+                start.hint()
+            );
+        }
         let output = job.output().to_owned();
         job.remove_stale();
         let model = match is_tiny {
