@@ -237,10 +237,7 @@ mod tests {
             text.contains("\nhint: ") && text.contains("AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1"),
             "{text}"
         );
-        assert!(
-            after("[add] shapes", early(None))
-                .unwrap_err()
-                .ends_with("step 3 of 4: \"[add] shapes\"")
-        );
+        let other = after("[add] shapes", early(None)).unwrap_err();
+        assert!(other.starts_with("step 3 of 4: "), "{other}");
     }
 }
