@@ -18,6 +18,7 @@ use wan_i2v::diagnose::lab::linear::solve;
 use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
 use wan_i2v::media::metrics::psnr_of_mean_square;
 use wan_i2v::media::preview::{self, LatentRgb};
+use wan_i2v::media::strip::Title;
 use wan_i2v::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use wan_i2v::pipeline::{Observer, initial_noise};
 use wan_i2v::runtime::to_host;
@@ -165,12 +166,16 @@ fn measure(studio: &Studio) -> Result<()> {
 /// Prints what a preview of the published model's clips takes.
 fn cost() -> Result<()> {
     let folder = tempfile::tempdir()?;
+    let title = Title {
+        prompt: Some("a prompt".into()),
+        facts: "81 frames".into(),
+    };
     for (clip, height, width) in [("480p", 60, 104), ("720p", 90, 160)] {
         let latents = initial_noise(1, 16, [21, height, width]);
         for name in ["preview.png", "preview.gif"] {
             let start = Instant::now();
             let pictures = LatentRgb::default().pictures(&latents)?;
-            preview::write(&folder.path().join(name), &pictures, 16.0)?;
+            preview::write(&folder.path().join(name), &pictures, 16.0, &title)?;
             println!(
                 "{clip}, 81 frames, {name}: {:.2} s",
                 start.elapsed().as_secs_f64()

@@ -98,14 +98,14 @@ fn guided(bencher: Bencher, config: &DitConfig, storage: Storage, tokens: i32, p
     let memory = &MemoryPlan::WHOLE;
     let x = constant(&[tokens, config.dim()], Dtype::Float32).unwrap();
     bench_operations(bencher, || {
-        let start = dit.start(&x, &time, &rope, memory).unwrap();
+        let start = dit.start(x.clone().into(), &time, &rope, memory).unwrap();
         let observe = &mut |_, _: &_| Ok(());
         match passes {
             Passes::Joint => dit
                 .finish_both(&start, &time, &rope, both, memory, observe)
                 .unwrap(),
             Passes::Separate => both.map(|kv| {
-                dit.finish(&start, &time, &rope, kv, memory, observe)
+                dit.finish(start.clone(), &time, &rope, kv, memory, observe)
                     .unwrap()
             }),
         }

@@ -29,7 +29,7 @@ impl TensorSource for Constant {
     fn tensor(&mut self, _: &str, shape: &[i32], role: Role) -> Result<Array> {
         let dtype = match role {
             Role::Matmul | Role::Table => self.device.dtype.matmul_dtype(),
-            Role::Exact => Dtype::Float32,
+            Role::Exact | Role::Stored => Dtype::Float32,
         };
         constant(shape, dtype)
     }

@@ -19,6 +19,9 @@ pub struct MemoryPlan {
     /// Whether the conditional and the unconditional pass of a step run as one, which reads every
     /// weight once instead of twice.
     pub joint_passes: bool,
+    /// Whether passes apart share the first block's self-attention, which no prompt has a part in: it is
+    /// as large as the stream, and a fortieth of a pass.
+    pub shared_start: bool,
     /// Tiles of the frames that the VAE encodes; `None`: whole frames.
     pub encode_tiling: Option<Tiling>,
     /// Tiles of the frames that it decodes.
@@ -35,6 +38,7 @@ impl MemoryPlan {
         chunk_rows: i32::MAX,
         score_bytes: 512 << 20,
         joint_passes: true,
+        shared_start: true,
         encode_tiling: None,
         decode_tiling: None,
     };

@@ -11,10 +11,13 @@ use crate::runtime::{Device, DeviceKind, Precision};
 pub enum Role {
     /// Weight or bias of a linear layer: the precision's matmul dtype.
     Matmul,
-    /// Norms, modulation, convolutions, time embedding: float32.
+    /// Norms, modulation, convolutions: float32.
     Exact,
     /// A table that rows are gathered from: the dtype it was stored in.
     Table,
+    /// Weight or bias of the few products that are float32 at any precision (time embedding): the dtype
+    /// it was stored in.
+    Stored,
 }
 
 /// Hands out a network's tensors by name.

@@ -91,6 +91,11 @@ impl Job {
                 &[Denoise] as &[Stage],
                 memory.joint_passes.to_string(),
             ),
+            (
+                "a shared start of passes",
+                &[Denoise],
+                memory.shared_start.to_string(),
+            ),
             ("rows at once", &[Denoise], memory.chunk_rows.to_string()),
             (
                 "bytes of scores at once",

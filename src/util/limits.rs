@@ -104,7 +104,7 @@ pub fn check_side(name: &str, side: u32, multiple: u32) -> Result<()> {
 
 fn check_multiple(what: &str, pixels: u32, multiple: u32) -> Result<()> {
     ensure!(
-        pixels % multiple == 0 && (multiple..=MAX_SIDE).contains(&pixels),
+        pixels.is_multiple_of(multiple) && (multiple..=MAX_SIDE).contains(&pixels),
         "{what} is not a multiple of {multiple} from {multiple} to {MAX_SIDE}; the nearest is {}",
         nearest_multiple(pixels, multiple)
     );

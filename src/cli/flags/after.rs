@@ -13,18 +13,18 @@ const CLIP: &str = "{}";
 pub(crate) struct AfterArgs {
     /// Notify when the run ends, well or not: through the terminal, the Mac's notifications, or the
     /// bell
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) notify: bool,
 
     /// Open the finished clip; of many, their folder
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) open: bool,
 
     /// Run a command on each finished clip, whose path stands for {} in it, or comes last
     ///
     /// No shell is involved: the command is split into words as one would, quotes and backslashes
     /// included, and the path is one word, whatever is in it. What the command prints goes to stderr.
-    #[arg(long, value_name = "CMD", value_parser = parse_exec, allow_hyphen_values = true)]
+    #[arg(long, hide_short_help = true, value_name = "CMD", value_parser = parse_exec, allow_hyphen_values = true)]
     pub(crate) exec: Option<ExecCommand>,
 }
 

@@ -54,7 +54,7 @@ pub(crate) struct ClipArgs {
 
     /// What happens in the clip; @PATH reads a file
     ///
-    /// - reads standard input. Text beyond 512 tokens is cut off, with a warning. Write a prompt that itself begins with @ as
+    /// A - reads standard input. Text beyond 512 tokens is cut off, with a warning. Write a prompt that itself begins with @ as
     /// @@.
     #[arg(
         short,

@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 ];
 
 /// Headings of flags in their order; a command's own come first.
-const HEADINGS: [&str; 12] = [
+const HEADINGS: [&str; 13] = [
     "Sweep",
     "Many clips",
     "Doctor",
@@ -27,6 +27,7 @@ const HEADINGS: [&str; 12] = [
     "Machine",
     "Stopping and resuming",
     "Progress",
+    "Afterwards",
     "Settings",
     "About",
 ];

@@ -92,7 +92,7 @@ pub(crate) struct ReportingArgs {
     pub(crate) quiet: bool,
 
     /// Show details too: where settings come from, all of them, every step, and what is loaded
-    #[arg(short, long, conflicts_with = "quiet")]
+    #[arg(short, long, conflicts_with = "quiet", hide_short_help = true)]
     pub(crate) verbose: bool,
 }
 

@@ -5,15 +5,15 @@ use std::iter;
 use anyhow::Result;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
-use mlx_rs::ops::concatenate;
-use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
+use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::padding::copies_as_offsets;
-use super::{DitConfig, Rope};
+use super::{DitConfig, Rope, Stream};
 use crate::model::layers::{Linear, f32};
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
-use crate::runtime::{Device, equal_parts, rows};
+use crate::runtime::{Device, rows};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
 pub const LARGE_BYTES: usize = 1 << 20;
@@ -188,25 +188,24 @@ impl Block {
         })
     }
 
-    /// The block's first half, self-attention, which no prompt has a part in: `x`
-    /// `[copies * tokens, dim]`, float32, to the same; `time` is the projection `[6, dim]`. Copies
-    /// of the sequence share the products and attend to themselves alone.
+    /// The block's first half, self-attention, which no prompt has a part in: the stream of
+    /// `copies * tokens` rows to the same; `time` is the projection `[6, dim]`. Copies of the sequence
+    /// share the products and attend to themselves alone.
     pub(super) fn attend_self(
         &self,
-        x: &Array,
+        x: Stream,
         time: &Array,
         rope: &Rope,
         memory: &MemoryPlan,
-    ) -> MlxResult<Array> {
+    ) -> MlxResult<Stream> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
-        let tokens = rope.tokens();
-        if x.dim(0) == tokens && tokens > memory.chunk_rows {
+        let Some(x) = x.as_whole() else {
             return self.attend_self_in_chunks(x, &modulation, rope, memory);
-        }
+        };
         // Self-attention
         let h = self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)?;
         let attention = &self.self_attention;
-        let copies = x.dim(0) / tokens.max(1);
+        let copies = x.dim(0) / rope.tokens().max(1);
         let values = of_copies(&attention.to_v.forward(&h)?, copies, |values| {
             attention.values(values)
         })?;
@@ -239,82 +238,77 @@ impl Block {
         let out = self.device.add_gated(x, &h, &modulation.gate_msa)?;
         drop(h);
         eval_if_large(x, &[&out])?;
-        Ok(out)
+        Ok(out.into())
     }
 
-    /// [`Self::attend_self`] of one sequence, [`MemoryPlan::chunk_rows`] at a time: beside keys and
-    /// values only a chunk's activations exist at once. Evaluated.
+    /// [`Self::attend_self`] of one sequence in chunks: as well as keys and values only a chunk's
+    /// activations exist at once.
     fn attend_self_in_chunks(
         &self,
-        x: &Array,
+        x: Stream,
         modulation: &Modulation,
         rope: &Rope,
         memory: &MemoryPlan,
-    ) -> MlxResult<Array> {
+    ) -> MlxResult<Stream> {
         let attention = &self.self_attention;
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
-            let h = self.modulated(
-                &rows(x, start, end)?,
-                &modulation.scale_msa,
-                &modulation.shift_msa,
-            )?;
-            let value = attention.values(&attention.to_v.forward(&h)?)?;
+        let modulated = |x: &Array| self.modulated(x, &modulation.scale_msa, &modulation.shift_msa);
+        let mut kv: Option<[Array; 2]> = None;
+        for (x, (start, end)) in x.chunks().iter().zip(x.ranges()) {
+            let h = modulated(x)?;
+            let values = attention.values(&attention.to_v.forward(&h)?)?;
             let part = rope.part(start, end)?;
-            let key = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
-            eval([&key, &value])?;
-            keys.push(key);
-            values.push(value);
+            let keys = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
+            drop(h);
+            let [all_keys, all_values] = match &mut kv {
+                Some(kv) => kv,
+                None => {
+                    let shape = [1, keys.dim(1), rope.tokens(), keys.dim(3)];
+                    let zeros = || zeros_dtype(&shape, keys.dtype());
+                    kv.insert([zeros()?, zeros()?])
+                }
+            };
+            // In place: nobody else has them.
+            all_keys.try_index_mut((.., .., start..end, ..), keys)?;
+            all_values.try_index_mut((.., .., start..end, ..), values)?;
+            eval([&*all_keys, &*all_values])?;
         }
+        let Some([keys, values]) = kv else {
+            return Ok(x);
+        };
         let kv = CrossKv {
-            keys: concatenate(&keys, 2)?,
-            values: concatenate(&values, 2)?,
+            keys,
+            values,
             weights: None,
         };
-        eval([&kv.keys, &kv.values])?;
-        drop((keys, values));
-        let mut out = Vec::new();
-        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
-            let x = rows(x, start, end)?;
-            let h = self.modulated(&x, &modulation.scale_msa, &modulation.shift_msa)?;
+        x.replace(|x, (start, end)| {
             let part = rope.part(start, end)?;
-            let queries = attention.queries(&attention.to_q.forward(&h)?, Some(&part))?;
+            let projected = attention.to_q.forward(&modulated(x)?)?;
+            let queries = attention.queries(&projected, Some(&part))?;
+            drop(projected);
+            queries.eval()?;
             let attended = attention.attend(&queries, &kv, memory.score_bytes)?;
+            attended.eval()?;
+            drop(queries);
             let h = attention.to_out.forward(&attended)?;
-            let x = self.device.add_gated(&x, &h, &modulation.gate_msa)?;
-            x.eval()?;
-            out.push(x);
-        }
-        drop(kv);
-        let out = concatenate(&out, 0)?;
-        out.eval()?;
-        Ok(out)
+            self.device.add_gated(x, &h, &modulation.gate_msa)
+        })
     }
 
-    /// The second half, cross-attention and feed-forward; shapes as in [`Self::attend_self`], a
-    /// prompt for each copy.
+    /// The second half, cross-attention and feed-forward, each row by itself; as [`Self::attend_self`],
+    /// with a prompt for each copy.
     pub(super) fn attend_text(
         &self,
-        x: &Array,
+        x: Stream,
         time: &Array,
         prompts: &[&CrossKv],
         memory: &MemoryPlan,
-    ) -> MlxResult<Array> {
+    ) -> MlxResult<Stream> {
         let modulation = Modulation::new(&self.scale_shift_table, time)?;
-        if prompts.len() > 1 || x.dim(0) <= memory.chunk_rows {
-            return self.attend_text_rows(x, &modulation, prompts, memory.score_bytes);
+        let rows = |x: &Array| self.attend_text_rows(x, &modulation, prompts, memory.score_bytes);
+        match x.as_whole() {
+            Some(x) => Ok(rows(x)?.into()),
+            None => x.replace(|x, _| rows(x)),
         }
-        // Every row by itself from here on.
-        let mut out = Vec::new();
-        for (start, end) in chunks(x.dim(0), memory.chunk_rows) {
-            let x = rows(x, start, end)?;
-            let x = self.attend_text_rows(&x, &modulation, prompts, memory.score_bytes)?;
-            x.eval()?;
-            out.push(x);
-        }
-        let out = concatenate(&out, 0)?;
-        out.eval()?;
-        Ok(out)
     }
 
     fn attend_text_rows(
@@ -353,6 +347,7 @@ impl Block {
         drop(h);
         let hidden = self.device.gelu_tanh(&projected)?;
         drop(projected);
+        eval_if_large(&x, &[&hidden])?;
         let h = self.ffn_out.forward(&hidden)?;
         drop(hidden);
         self.device.add_gated(&x, &h, &modulation.c_gate_msa)
@@ -401,14 +396,6 @@ fn joined(copies: &[Array]) -> MlxResult<Array> {
         [only] => Ok(only.clone()),
         _ => concatenate(copies, 0),
     }
-}
-
-/// Ranges of at most `most` that cover `count` rows, in [`equal_parts`].
-fn chunks(count: i32, most: i32) -> impl Iterator<Item = (i32, i32)> {
-    let rows = equal_parts(count, most);
-    (0..count)
-        .step_by(rows as usize)
-        .map(move |start| (start, start.saturating_add(rows).min(count)))
 }
 
 /// A block's modulation at one timestep, `[dim]` each, float32: of self-attention (`msa`) and of the

@@ -28,26 +28,23 @@ pub fn text_rows(device: Device, tokens: usize, text_len: usize) -> [u64; 2] {
     ]
 }
 
-/// What an expert computes once per clip whatever the prompts: the condition's part of the patch
-/// embedding.
-pub fn condition(config: &DitConfig, tokens: u64) -> Operations {
-    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
-    let channels = number(config.in_channels - config.out_channels);
-    Operations::product(tokens, channels * patch, number(config.dim()))
-}
-
-/// What a step computes once, whatever the prompts: time and patch embedding.
-pub fn step(config: &DitConfig, tokens: u64) -> Operations {
+/// What a step computes once, whatever the prompts: the time embedding.
+pub fn step(config: &DitConfig) -> Operations {
     let width = number(config.dim());
-    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
     Operations::product(1, number(config.freq_dim), width)
         + Operations::product(1, width, width)
         + Operations::product(1, width, 6 * width)
-        + Operations::product(tokens, number(config.out_channels) * patch, width)
 }
 
-/// The first block's self-attention: once per step, when a pass is computed at all.
+/// The patch embedding and the first block's self-attention: once per step where passes share them,
+/// when one is computed at all.
 pub fn start(config: &DitConfig, tokens: u64) -> Operations {
+    let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
+    let channels = number(config.in_channels) * patch;
+    Operations::product(tokens, channels, number(config.dim())) + attend_self(config, tokens)
+}
+
+fn attend_self(config: &DitConfig, tokens: u64) -> Operations {
     let width = number(config.dim());
     Operations::product(tokens, width, width).times(4)
         + Operations::attention(tokens, tokens, width)
@@ -61,7 +58,7 @@ pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
         + Operations::attention(tokens, rows, width)
         + Operations::product(tokens, width, number(config.ffn_dim)).times(2);
     with_text.times(layers)
-        + start(config, tokens).times(layers.saturating_sub(1))
+        + attend_self(config, tokens).times(layers.saturating_sub(1))
         + Operations::product(tokens, width, number(config.out_channels) * patch)
 }
 
@@ -94,7 +91,11 @@ pub fn unpacking(
         true => steps,
         false => steps + guided,
     };
-    let start = steps * 4 * square;
+    let starts = match memory.joint_passes || memory.shared_start {
+        true => steps,
+        false => passes,
+    };
+    let start = starts * 4 * square;
     let pass = layers * (2 * square + feed_forward) + layers.saturating_sub(1) * 4 * square;
     let unpacked = prompts * layers * 2 * square + chunks * (start + passes * pass);
     // As large a part of it as of the weights.
@@ -138,8 +139,9 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         CacheMethod::TeaCache { .. } => passes * stream * F32,
         CacheMethod::EasyCache { .. } => passes * number(config.out_channels) * pixels * F32,
     };
-    // Residual stream, condition and the shared start stay.
-    let kept = kv + tables + latents + cached + 3 * stream * F32;
+    // The residual stream, and what the passes of a step share.
+    let shared = u64::from(clip.guided && (memory.joint_passes || memory.shared_start));
+    let kept = kv + tables + latents + cached + (1 + shared) * stream * F32;
     let chunk = memory.chunk_of(tokens);
     let scores = device.scores_at_once(
         device.dtype.matmul_dtype(),
@@ -173,18 +175,16 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         }
         (Kernels::Cpu, true) => {
             let rows = chunk * width * F32;
-            let finished = stream * F32 - rows;
-            // Keys and values, while their chunks are joined and afterwards.
-            let joining = 4 * stream * size;
-            let weighing = 2 * stream * size + finished + 4 * rows + scores.max(square);
+            // Keys and values of all rows.
+            let weighing = 2 * stream * size + 4 * rows + scores.max(square);
             let hidden = hidden(chunk);
-            let feed_forward = finished + 2 * rows + hidden + hidden.max(rows + wide);
-            joining.max(weighing).max(feed_forward)
+            let feed_forward = 2 * rows + hidden + hidden.max(rows + wide);
+            weighing.max(feed_forward)
         }
         // How many buffers of a row's width a graph of MLX's operations holds was measured, without
         // unpacked weights, all of which exist at once.
         (Kernels::Mlx, false) => {
-            let hidden = 2 * (hidden(copies * tokens) + wide);
+            let hidden = 2 * hidden(copies * tokens) + wide;
             let scores = copies * scores + 4 * square;
             both + match rows > LARGE_BYTES as u64 {
                 true => (9 * rows + scores).max(4 * rows + hidden),
@@ -193,9 +193,8 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         }
         (Kernels::Mlx, true) => {
             let rows = chunk * width * F32;
-            let finished = stream * F32;
-            let attention = 2 * stream * size + finished + 10 * rows + scores + 4 * square;
-            attention.max(finished + 4 * rows + 2 * (hidden(chunk) + wide))
+            let attention = 2 * stream * size + 6 * rows + scores + 2 * square;
+            attention.max(4 * rows + 2 * hidden(chunk) + wide)
         }
     };
     kept + work

@@ -10,15 +10,18 @@ pub mod cost;
 mod embed;
 mod padding;
 mod rope;
+mod stream;
 
 pub use block::{CrossKv, LARGE_BYTES};
 pub use embed::{patchify, time_sinusoid, unpatchify};
 pub use rope::Rope;
+pub use stream::Stream;
 
 use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +30,7 @@ use super::umt5::pad_rows;
 use super::{
     MAX_LAYERS, MAX_WIDTH, MemoryPlan, Role, TensorSource, check_dimensions, check_epsilon, product,
 };
-use crate::runtime::{Device, rows};
+use crate::runtime::{Device, equal_parts, rows};
 use block::Block;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
@@ -199,13 +202,10 @@ impl Dit {
 
         let mut embedder = source.scope("condition_embedder");
         let mut linear = |name, sides, role| Linear::load(&mut embedder.scope(name), sides, role);
-        let time_in = linear(
-            "time_embedder.linear_1",
-            [config.freq_dim, dim],
-            Role::Exact,
-        )?;
-        let time_out = linear("time_embedder.linear_2", [dim, dim], Role::Exact)?;
-        let time_proj = linear("time_proj", [dim, 6 * dim], Role::Exact)?;
+        let mut time = |name, sides| linear(name, sides, Role::Stored).map(Linear::in_float32);
+        let time_in = time("time_embedder.linear_1", [config.freq_dim, dim])?;
+        let time_out = time("time_embedder.linear_2", [dim, dim])?;
+        let time_proj = time("time_proj", [dim, 6 * dim])?;
         let text_in = linear(
             "text_embedder.linear_1",
             [config.text_dim, dim],
@@ -328,100 +328,118 @@ impl Dit {
         rope: &Rope,
         cross: &[CrossKv],
         memory: &MemoryPlan,
-        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
+        observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
     ) -> MlxResult<Array> {
         let noise = input.try_index(0..self.config.out_channels)?;
         let condition = input.try_index(self.config.out_channels..)?;
-        let tokens = self.embed_noise(&noise, &self.embed_condition(&condition)?)?;
-        let start = self.start(&tokens, time, rope, memory)?;
-        let x = self.finish(&start, time, rope, cross, memory, observe)?;
+        let tokens = self.embed(&noise, &condition, memory)?;
+        let start = self.start(tokens, time, rope, memory)?;
+        let x = self.finish(start, time, rope, cross, memory, observe)?;
         self.head(&x, time, [1, 2, 3].map(|axis| input.dim(axis)))
     }
 
-    /// The condition's part of the patch embedding, which stays the same for a whole clip:
-    /// `[in_channels - out_channels, frames, height, width]` to `[tokens, dim]`, float32;
-    /// evaluated.
-    pub fn embed_condition(&self, condition: &Array) -> MlxResult<Array> {
-        let patches = patchify(&f32(condition)?, self.config.patch_size)?;
-        let embedded = f32(&self.patch_condition.forward(&patches)?)?;
-        embedded.eval()?;
-        Ok(embedded)
-    }
-
-    /// The patch embedding: `noise` `[out_channels, frames, height, width]` and `condition` of
-    /// [`Self::embed_condition`] to `[tokens, dim]`, float32.
-    pub fn embed_noise(&self, noise: &Array, condition: &Array) -> MlxResult<Array> {
-        let patches = patchify(&f32(noise)?, self.config.patch_size)?;
-        f32(&self.patch_noise.forward(&patches)?)?.add(condition)
+    /// The patch embedding: `noise` `[out_channels, frames, height, width]` and `condition`
+    /// `[in_channels - out_channels, frames, height, width]` to the stream, in chunks where `memory` has
+    /// fewer rows at once than there are.
+    pub fn embed(
+        &self,
+        noise: &Array,
+        condition: &Array,
+        memory: &MemoryPlan,
+    ) -> MlxResult<Stream> {
+        let patches = |x: &Array| patchify(&f32(x)?, self.config.patch_size);
+        let (noise, condition) = (patches(noise)?, patches(condition)?);
+        let embed = |noise: &Array, condition: &Array| {
+            let condition = f32(&self.patch_condition.forward(condition)?)?;
+            f32(&self.patch_noise.forward(noise)?)?.add(condition)
+        };
+        let tokens = noise.dim(0);
+        let each = equal_parts(tokens, memory.chunk_rows);
+        if each >= tokens {
+            return Ok(embed(&noise, &condition)?.into());
+        }
+        let chunk = |start: i32| {
+            let end = start.saturating_add(each).min(tokens);
+            let x = embed(&rows(&noise, start, end)?, &rows(&condition, start, end)?)?;
+            x.eval()?;
+            Ok(x)
+        };
+        let chunks = (0..tokens).step_by(each as usize).map(chunk);
+        Ok(Stream::of_chunks(chunks.collect::<MlxResult<_>>()?))
     }
 
     /// What a pass computes before it meets a prompt, shared by the conditional and the
-    /// unconditional one: the first block's self-attention on `tokens` of
-    /// [`Self::embed_noise`], to `[tokens, dim]`; evaluated.
+    /// unconditional one: the first block's self-attention on the stream of [`Self::embed`];
+    /// evaluated.
     pub fn start(
         &self,
-        tokens: &Array,
+        tokens: Stream,
         time: &TimeEmbedding,
         rope: &Rope,
         memory: &MemoryPlan,
-    ) -> MlxResult<Array> {
+    ) -> MlxResult<Stream> {
         let x = match self.blocks.first() {
             Some(first) => first.attend_self(tokens, &time.projection, rope, memory)?,
-            None => tokens.clone(),
+            None => tokens,
         };
-        x.eval()?;
+        eval(x.chunks())?;
         Ok(x)
     }
 
-    /// The rest of the blocks, with a prompt: `start` of [`Self::start`] to `[tokens, dim]`;
-    /// `observe` as in [`Self::forward_observed`].
+    /// The rest of the blocks, with a prompt, behind [`Self::start`]; `observe` as in
+    /// [`Self::forward_observed`].
     pub fn finish(
         &self,
-        start: &Array,
+        start: Stream,
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[CrossKv],
         memory: &MemoryPlan,
-        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
-    ) -> MlxResult<Array> {
-        self.finish_all(start.clone(), time, rope, &[cross], memory, observe)
+        observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
+    ) -> MlxResult<Stream> {
+        self.finish_all(start, time, rope, &[cross], memory, observe)
     }
 
     /// [`Self::finish`] for two prompts at once: the same sums, but each weight is read once.
     pub fn finish_both(
         &self,
-        start: &Array,
+        start: &Stream,
         time: &TimeEmbedding,
         rope: &Rope,
         cross: [&[CrossKv]; 2],
         memory: &MemoryPlan,
-        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
-    ) -> MlxResult<[Array; 2]> {
+        observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
+    ) -> MlxResult<[Stream; 2]> {
+        let start = start.whole()?;
         let tokens = start.dim(0);
-        let twice = concatenate(&[start, start], 0)?;
-        let x = self.finish_all(twice, time, rope, &cross, memory, observe)?;
-        Ok([rows(&x, 0, tokens)?, rows(&x, tokens, 2 * tokens)?])
+        let twice = concatenate(&[&start, &start], 0)?;
+        let x = self.finish_all(twice.into(), time, rope, &cross, memory, observe)?;
+        let x = x.whole()?;
+        Ok([
+            rows(&x, 0, tokens)?.into(),
+            rows(&x, tokens, 2 * tokens)?.into(),
+        ])
     }
 
     fn finish_all(
         &self,
-        start: Array,
+        start: Stream,
         time: &TimeEmbedding,
         rope: &Rope,
         cross: &[&[CrossKv]],
         memory: &MemoryPlan,
-        observe: &mut dyn FnMut(usize, &Array) -> MlxResult<()>,
-    ) -> MlxResult<Array> {
+        observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
+    ) -> MlxResult<Stream> {
         let mut x = start;
         for (i, block) in self.blocks.iter().enumerate() {
             let prompts: Vec<_> = cross.iter().filter_map(|kv| kv.get(i)).collect();
             if i > 0 {
-                x = block.attend_self(&x, &time.projection, rope, memory)?;
+                x = block.attend_self(x, &time.projection, rope, memory)?;
             }
-            x = block.attend_text(&x, &time.projection, &prompts, memory)?;
+            x = block.attend_text(x, &time.projection, &prompts, memory)?;
             // Block by block: one command buffer for a whole pass trips the GPU's watchdog
             // or its memory limit on long clips (ddalcu/mlx-serve#321).
-            x.eval()?;
+            eval(x.chunks())?;
             observe(i, &x)?;
         }
         Ok(x)
@@ -429,12 +447,18 @@ impl Dit {
 
     /// The output head: `x` of [`Self::finish`] to the velocity `[out_channels, frames, height,
     /// width]`, float32; `grid` is the latents' frames, height and width.
-    pub fn head(&self, x: &Array, time: &TimeEmbedding, grid: [i32; 3]) -> MlxResult<Array> {
+    pub fn head(&self, x: &Stream, time: &TimeEmbedding, grid: [i32; 3]) -> MlxResult<Array> {
         let modulation = self.scale_shift_table.add(&time.embedding)?;
         let shift = modulation.try_index(0)?;
         let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
-        let x = self.device.layer_norm(x, &scale, &shift, self.config.eps)?;
-        let x = self.proj_out.forward(&x)?;
+        let head = |x: &Array| {
+            let x = self.device.layer_norm(x, &scale, &shift, self.config.eps)?;
+            let x = self.proj_out.forward(&x)?;
+            x.eval()?;
+            Ok(x)
+        };
+        let chunks = x.chunks().iter().map(head).collect::<MlxResult<_>>()?;
+        let x = Stream::of_chunks(chunks).whole()?;
         unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }
 }

@@ -8,7 +8,7 @@ use mlx_rs::Array;
 use super::{Denoiser, health};
 use crate::clip::CacheMethod;
 use crate::model::MemoryPlan;
-use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding};
+use crate::model::dit::{CrossKv, Dit, Rope, Stream, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::persist::dump::Dump;
 use crate::pipeline::experts::Experts;
@@ -38,8 +38,6 @@ pub(super) struct Branch {
 pub(super) struct Prepared {
     pub(super) expert: Expert,
     rope: Rope,
-    /// The condition's part of the patch embedding.
-    condition: Array,
     pub(super) prompt: Branch,
     pub(super) negative: Option<Branch>,
     pub(super) cache: StepCache,
@@ -62,13 +60,12 @@ impl Denoiser<'_> {
                 index + 1
             )
         };
-        let tokens = dit.embed_noise(&self.latents, &loaded.condition)?;
         let pass = Pass {
             dit,
             rope: &loaded.rope,
             time: dit.embed_time(timestep)?,
-            tokens,
             latents: &self.latents,
+            condition: &self.condition.0,
             method: self.settings.cache.method,
             memory: &self.memory,
         };
@@ -171,7 +168,6 @@ impl Denoiser<'_> {
         let mut prepared = Prepared {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
-            condition: dit.embed_condition(&self.condition.0)?,
             prompt: branch(&self.prompts.prompt)?,
             negative: negative.map(branch).transpose()?,
             cache: StepCache::new(self.settings.cache.clone()),
@@ -189,8 +185,8 @@ struct Pass<'a> {
     dit: &'a Dit,
     rope: &'a Rope,
     time: TimeEmbedding,
-    tokens: Array,
     latents: &'a Array,
+    condition: &'a Array,
     method: CacheMethod,
     memory: &'a MemoryPlan,
 }
@@ -198,6 +194,17 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn grid(&self) -> [i32; 3] {
         [1, 2, 3].map(|axis| self.latents.dim(axis))
+    }
+
+    /// The embedded latents and condition, computed whenever they are asked for: kept they would be as
+    /// large as the stream, and they cost a few millionths of a pass.
+    fn tokens(&self) -> Result<Stream> {
+        Ok(self.dit.embed(self.latents, self.condition, self.memory)?)
+    }
+
+    fn start(&self) -> Result<Stream> {
+        let (tokens, time) = (self.tokens()?, &self.time);
+        Ok(self.dit.start(tokens, time, self.rope, self.memory)?)
     }
 
     /// The prediction for each prompt, from what its last pass left.
@@ -209,8 +216,8 @@ impl Pass<'_> {
             .map(|reusable| {
                 Ok(match self.method {
                     CacheMethod::TeaCache { .. } => {
-                        self.dit
-                            .head(&self.tokens.add(reusable)?, &self.time, self.grid())?
+                        let x = self.tokens()?.whole()?.add(reusable)?;
+                        self.dit.head(&x.into(), &self.time, self.grid())?
                     }
                     _ => self.latents.add(reusable)?,
                 })
@@ -221,41 +228,48 @@ impl Pass<'_> {
     /// The prediction for each prompt, from the network: jointly, or one after the other.
     fn compute(&self, branches: &mut [&mut Branch]) -> Result<Vec<Array>> {
         let (dit, time, memory) = (self.dit, &self.time, self.memory);
-        let start = dit.start(&self.tokens, time, self.rope, memory)?;
         if let ([cond, uncond], true) = (&mut *branches, memory.joint_passes) {
             let both = [cond.kv.as_slice(), uncond.kv.as_slice()];
+            let start = self.start()?;
             let x = dit.finish_both(&start, time, self.rope, both, memory, &mut |_, _| Ok(()))?;
             return x
                 .iter()
                 .zip(branches)
-                .map(|(x, branch)| self.conclude(x, branch, &start))
+                .map(|(x, branch)| self.conclude(x, branch))
                 .collect();
         }
-        branches
-            .iter_mut()
-            .map(|branch| {
-                let kv = &branch.kv;
-                let x = dit.finish(&start, time, self.rope, kv, memory, &mut |_, _| Ok(()))?;
-                self.conclude(&x, branch, &start)
-            })
-            .collect()
+        let mut shared: Option<Stream> = None;
+        let last = branches.len().saturating_sub(1);
+        let mut predictions = Vec::new();
+        for (index, branch) in branches.iter_mut().enumerate() {
+            let first = match shared.take() {
+                Some(start) => start,
+                None => self.start()?,
+            };
+            // The last pass has it to itself.
+            shared = (memory.shared_start && index < last).then(|| first.clone());
+            let kv = &branch.kv;
+            let x = dit.finish(first, time, self.rope, kv, memory, &mut |_, _| Ok(()))?;
+            predictions.push(self.conclude(&x, branch)?);
+        }
+        Ok(predictions)
     }
 
     /// From the last block's output to the checked prediction, leaving in `branch` what a later
     /// step may reuse.
-    fn conclude(&self, x: &Array, branch: &mut Branch, start: &Array) -> Result<Array> {
+    fn conclude(&self, x: &Stream, branch: &mut Branch) -> Result<Array> {
         let velocity = self.dit.head(x, &self.time, self.grid())?;
         health::check_prediction(&velocity, || {
             // Once more, to name the first block whose output is not finite.
             let mut first = None;
             self.dit.finish(
-                start,
+                self.start()?,
                 &self.time,
                 self.rope,
                 &branch.kv,
                 self.memory,
                 &mut |block, x| {
-                    if first.is_none() && !all_finite(x)? {
+                    if first.is_none() && !all_finite(&x.whole()?)? {
                         first = Some(block);
                     }
                     Ok(())
@@ -265,7 +279,10 @@ impl Pass<'_> {
         })?;
         branch.reusable = match self.method {
             CacheMethod::Off => None,
-            CacheMethod::TeaCache { .. } => Some(x.subtract(&self.tokens)?.contiguous()?),
+            CacheMethod::TeaCache { .. } => {
+                let tokens = self.tokens()?.whole()?;
+                Some(x.whole()?.subtract(tokens)?.contiguous()?)
+            }
             CacheMethod::EasyCache { .. } => Some(velocity.subtract(self.latents)?.contiguous()?),
         };
         if let Some(reusable) = &branch.reusable {

@@ -29,10 +29,16 @@ const FUSED_LEAST_ROWS: i32 = 2048;
 
 /// Those of [`CHUNKS`] that an expert with heads of `width` may use: where its attention is fused fewer
 /// rows have no smaller scores, and ever more calls each read all keys and values.
-fn ways(device: Device, width: i32) -> Vec<(i32, u64)> {
+/// The last again with passes that share nothing.
+fn ways(device: Device, width: i32) -> Vec<(i32, u64, bool)> {
     let fused = device.fuses(width);
-    let mut ways = CHUNKS.to_vec();
-    ways.retain(|&(rows, _)| !fused || rows >= FUSED_LEAST_ROWS);
+    let chunks = CHUNKS
+        .iter()
+        .filter(|(rows, _)| !fused || *rows >= FUSED_LEAST_ROWS);
+    let mut ways: Vec<_> = chunks.map(|&(rows, bytes)| (rows, bytes, true)).collect();
+    if let Some(&(rows, bytes, _)) = ways.last() {
+        ways.push((rows, bytes, false));
+    }
     ways
 }
 
@@ -129,7 +135,7 @@ pub(super) fn plan_settings(
         let forecast = forecast(checkpoint, settings, inputs, device, &memory, rates)?;
         let fits = forecast.peak_bytes <= bytes;
         let next = chunks.next().filter(|_| !fits);
-        let Some((chunk_rows, score_bytes)) = next else {
+        let Some((chunk_rows, score_bytes, shared_start)) = next else {
             return Ok(PlannedMemory {
                 memory,
                 forecast,
@@ -140,6 +146,7 @@ pub(super) fn plan_settings(
             chunk_rows,
             score_bytes,
             joint_passes: false,
+            shared_start,
             ..parts
         };
     }

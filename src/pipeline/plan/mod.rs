@@ -183,6 +183,7 @@ pub fn forecast(
             (Phase::Denoising, Some(expert)),
             denoising(
                 config,
+                memory,
                 sequence,
                 rows(inputs.prompt),
                 negative.map(rows),
@@ -259,6 +260,7 @@ fn steps_of(
 /// All operations of an expert in a run without a cache.
 fn denoising(
     config: &DitConfig,
+    memory: &MemoryPlan,
     tokens: u64,
     prompt: [u64; 2],
     negative: Option<[u64; 2]>,
@@ -267,12 +269,14 @@ fn denoising(
     let cost = |[rows, keys]: [u64; 2], passes| {
         dit::cost::prompt(config, rows) + dit::cost::pass(config, tokens, keys).times(passes)
     };
-    let every_step = dit::cost::step(config, tokens) + dit::cost::start(config, tokens);
+    let starts = match memory.joint_passes || memory.shared_start {
+        true => steps.all,
+        false => steps.all + steps.guided,
+    };
+    let every_step =
+        dit::cost::step(config).times(steps.all) + dit::cost::start(config, tokens).times(starts);
     let unconditional = negative.map(|rows| cost(rows, steps.guided));
-    dit::cost::condition(config, tokens)
-        + every_step.times(steps.all)
-        + cost(prompt, steps.all)
-        + unconditional.unwrap_or_default()
+    every_step + cost(prompt, steps.all) + unconditional.unwrap_or_default()
 }
 
 /// The most bytes that a phase of the VAE takes, its weights aside.

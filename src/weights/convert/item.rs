@@ -316,7 +316,7 @@ fn float_type(encoding: Encoding, scaled: bool, eligible: bool, role: Role) -> D
         Encoding::Bf16 if !scaled => Dtype::BF16,
         Encoding::F16 if !scaled => Dtype::F16,
         Encoding::F32 | Encoding::F64 if !eligible => Dtype::F32,
-        _ if role == Role::Exact => Dtype::F32,
+        _ if matches!(role, Role::Exact | Role::Stored) => Dtype::F32,
         _ => Dtype::BF16,
     }
 }

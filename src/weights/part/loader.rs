@@ -9,6 +9,7 @@ use super::{Part, Values, may_quantize, usizes};
 use crate::model::layers::{Quantized, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
 use crate::runtime::Device;
+use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::{Arrangement, Kind};
 use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
 use mlx_rs::Array;
@@ -64,7 +65,8 @@ impl std::iter::Sum for Held {
 }
 
 impl Held {
-    /// What tensors of a part take that are published in bfloat16.
+    /// What tensors of a part take that no file holds yet: as of the published ones, experts in float32
+    /// and the text encoder in bfloat16.
     pub fn published(kind: Kind, specs: &[TensorSpec], device: Device, bits: Option<Bits>) -> Self {
         let one = |spec| Self::of(kind, spec, device, bits, None);
         specs.iter().map(one).sum()
@@ -81,12 +83,15 @@ impl Held {
         let shape = usizes(&spec.shape);
         let values: u64 = shape.iter().map(|&d| d as u64).product();
         let bits = bits.filter(|_| may_quantize(kind, &spec.name, &shape));
-        let table = stored.map_or(Dtype::Bfloat16, table_dtype);
+        let is_exact = |dtype: fn(&Values) -> Dtype, without: bool| {
+            stored.map_or(without, |values| dtype(values) == Dtype::Float32)
+        };
         let dense = match spec.role {
             Role::Matmul => matmul,
             Role::Exact => 4,
-            Role::Table if table == Dtype::Float32 => 4,
-            Role::Table => 2,
+            Role::Table if is_exact(table_dtype, false) => 4,
+            Role::Stored if is_exact(stored_dtype, true) => 4,
+            Role::Table | Role::Stored => 2,
         };
         let packed = match (stored, bits) {
             (Some(Values::Affine { packed, scales, .. }), _) if spec.role == Role::Matmul => {
@@ -113,6 +118,7 @@ impl TensorSource for Loader<'_> {
             Role::Matmul => self.device.dtype.matmul_dtype(),
             Role::Exact => Dtype::Float32,
             Role::Table => table_dtype(&found.values),
+            Role::Stored => stored_dtype(&found.values),
         };
         let array = self.part.dense(&found, dtype, self.device)?;
         // Now, so that the stored copy goes before the next tensor comes.
@@ -160,6 +166,18 @@ impl TensorSource for Loader<'_> {
             bits: bits.number() as i32,
             device: self.device,
         }))
+    }
+}
+
+/// The dtype that keeps the values as they are stored: 16 bits or float32.
+fn stored_dtype(values: &Values) -> Dtype {
+    match values {
+        Values::Stored { entry, scale } if scale.is_none() => match entry.encoding {
+            Encoding::F16 => Dtype::Float16,
+            Encoding::Bf16 => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        },
+        _ => Dtype::Float32,
     }
 }
 

@@ -78,7 +78,7 @@ fn no_line_is_wider_than_the_terminal_and_no_word_is_broken() {
             "$wan analyze clip.mp4 --frames",
             vec!["sharp", "noise", "black frames"],
         ),
-        ("$wan compare tiny tiny", vec!["tolerance", "the same: "]),
+        ("$wan compare tiny tiny", vec!["tolerance", "equal: "]),
         (
             "$wan sweep --vary steps=1,2 --output-dir s --dry-run -i $start -p x",
             vec!["passes", "2 runs"],
@@ -89,7 +89,7 @@ fn no_line_is_wider_than_the_terminal_and_no_word_is_broken() {
         ),
         (
             "$wan --color never -i x -p x --stepps 3 --frames 7",
-            vec!["unexpected argument"],
+            vec!["did you mean --steps?"],
         ),
     ] {
         let start = bench.picture();

@@ -14,6 +14,7 @@ mod help;
 mod hostile;
 mod limits;
 mod metadata;
+mod plan;
 mod previews;
 mod progress;
 mod prompts;

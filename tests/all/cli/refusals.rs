@@ -151,7 +151,7 @@ fn wrong_usage_names_its_flag_and_ends_with_2() {
         ),
         (&["--solver", "heun"], &["--solver", "unipc, dpm++, euler"]),
         (&["--resize", "nearest"], &["--resize", "lanczos, bicubic"]),
-        (&["--dtype", "f16"], &["--dtype", "f32, bf16"]),
+        (&["--dtype", "int8"], &["--dtype", "f32, f16, bf16"]),
         (&["--device", "tpu"], &["--device", "gpu, cpu"]),
         (&["--stepps", "3"], &["--stepps", "--steps"]),
         (&["surplus"], &["surplus"]),

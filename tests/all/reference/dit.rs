@@ -74,7 +74,7 @@ fn forward_pass() {
                     &MemoryPlan::WHOLE,
                     &mut |i, x| {
                         if i == 0 {
-                            first_block = Some(x.clone());
+                            first_block = Some(x.whole()?);
                         }
                         Ok(())
                     },

@@ -225,7 +225,7 @@ fn equal_runs_give_equal_bytes() {
 }
 
 /// Products in 16 bits with a float32 residual stream, norms and modulation: what a GPU uses. The
-/// reference's own autocast to bfloat16 is off by 0.3%.
+/// reference's own autocast to bfloat16, likewise with the text in float32, is off by 0.29 to 0.33%.
 #[test]
 fn products_in_16_bits_stay_close_to_f32() {
     for name in Case::ALL {
@@ -233,13 +233,31 @@ fn products_in_16_bits_stay_close_to_f32() {
         let folder = case.checkpoint();
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
-        let exact = to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
+        let (prompts, condition) = inputs(&case, &checkpoint, F32);
+        let plan = plan(&case);
+        let latents = |device| {
+            let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+            let (prompts, condition) = (prompts.clone(), condition.clone());
+            let memory = MemoryPlan::WHOLE;
+            let run = Denoiser::new(
+                &checkpoint,
+                device,
+                memory,
+                prompts,
+                condition,
+                noise,
+                &plan,
+            )
+            .run(None, &mut Silent);
+            to_host(&run.unwrap()).unwrap()
+        };
+        let exact = latents(F32);
         let both = BOTH.into_iter().flat_map(|device| {
-            [(Precision::Bf16, 0.006), (Precision::F16, 0.002)]
+            [(Precision::Bf16, 0.0035), (Precision::F16, 0.0005)]
                 .map(|(dtype, most)| (Device { dtype, ..device }, most))
         });
         for (device, most) in both {
-            let mixed = to_host(&latents(&case, &checkpoint, device, None)).unwrap();
+            let mixed = latents(device);
             let error = relative_error(&mixed, &exact);
             println!("measured {name}, {device:?}, run/latents: {error:.2e}");
             assert!(error < most, "{name} in {}: {error:.3e}", device.dtype);

@@ -216,7 +216,7 @@ impl TensorSource for RandomSource {
         let array = Array::from_slice(&values, shape);
         Ok(match role {
             Role::Matmul => array.as_dtype(self.precision.matmul_dtype())?,
-            Role::Exact | Role::Table => array,
+            Role::Exact | Role::Table | Role::Stored => array,
         })
     }
 }
