@@ -1,7 +1,8 @@
 //! Writes a whole model of A14B's dimensions with random weights in the converted layout, experts
 //! and text encoder of 4 bits: cargo run --release --example full-size-model -- FOLDER
 //!
-//! Random numbers are drawn once and repeated, with the spread that keeps activations bounded.
+//! Random numbers are drawn once and repeated, with the spread that keeps activations bounded. With
+//! `heads` after the folder the weights are bfloat16 and holes, for what reads no more than headers.
 
 #![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
 
@@ -14,32 +15,9 @@ use half::bf16;
 use serde_json::{Map, Value, json};
 use wan_i2v::sampling::noise;
 use wan_i2v::weights::PartName;
-use wan_i2v::weights::config::PartConfig;
 use wan_i2v::weights::naming::{Arrangement, Naming, affine_names, stored};
 use wan_i2v::weights::part::may_quantize;
-
-/// Dimensions of the published model (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`; latent
-/// statistics do not matter here).
-fn config(name: PartName) -> Value {
-    match name {
-        PartName::HighNoise | PartName::LowNoise => json!({
-            "patch_size": [1, 2, 2], "num_attention_heads": 40, "attention_head_dim": 128,
-            "in_channels": 36, "out_channels": 16, "text_dim": 4096, "freq_dim": 256,
-            "ffn_dim": 13824, "num_layers": 40, "cross_attn_norm": true, "eps": 1e-6,
-            "rope_max_seq_len": 1024, "qk_norm": "rms_norm_across_heads",
-        }),
-        PartName::Vae => json!({
-            "base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
-            "temperal_downsample": [false, true, true],
-            "latents_mean": vec![0.0; 16], "latents_std": vec![1.0; 16],
-        }),
-        PartName::TextEncoder => json!({
-            "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
-            "vocab_size": 256_384, "relative_attention_num_buckets": 32,
-            "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
-        }),
-    }
-}
+use wan_i2v::weights::published;
 
 fn file_stem(name: PartName) -> &'static str {
     match name {
@@ -78,19 +56,8 @@ impl Tensor {
     }
 }
 
-fn tensors(name: PartName) -> Result<(Value, Vec<Tensor>)> {
-    let json = config(name);
-    let config = match name.kind() {
-        wan_i2v::weights::naming::Kind::Expert => {
-            PartConfig::Expert(serde_json::from_value(json.clone())?)
-        }
-        wan_i2v::weights::naming::Kind::Vae => {
-            PartConfig::Vae(serde_json::from_value(json.clone())?)
-        }
-        wan_i2v::weights::naming::Kind::TextEncoder => {
-            PartConfig::TextEncoder(serde_json::from_value(json.clone())?)
-        }
-    };
+fn tensors(name: PartName, heads: bool) -> Result<(Value, Vec<Tensor>)> {
+    let config = published::part(name);
     let mut all = Vec::new();
     for spec in config.specs()? {
         let shape: Vec<usize> = spec.shape.iter().map(|&d| d as usize).collect();
@@ -98,7 +65,7 @@ fn tensors(name: PartName) -> Result<(Value, Vec<Tensor>)> {
         // The spread of a sum over the inputs stays that of one input.
         let inputs: usize = shape.iter().skip(1).product::<usize>().max(1);
         let spread = (inputs as f32).sqrt().recip();
-        if may_quantize(name.kind(), &spec.name, &shape) {
+        if !heads && may_quantize(name.kind(), &spec.name, &shape) {
             let (scales, biases) = affine_names(&out.name).context("no weight")?;
             let (rows, groups) = (shape[0], shape[1] / 64);
             // Uniform numbers from 0 to 15 spread by 4.61.
@@ -130,7 +97,7 @@ fn tensors(name: PartName) -> Result<(Value, Vec<Tensor>)> {
         debug_assert!(!matches!(out.arrangement, Arrangement::Permuted(_)) || shape.len() > 3);
         all.push(Tensor {
             name: out.name,
-            dtype: if matches!(fill, Fill::Table) {
+            dtype: if heads || matches!(fill, Fill::Table) {
                 "BF16"
             } else {
                 "F32"
@@ -139,7 +106,7 @@ fn tensors(name: PartName) -> Result<(Value, Vec<Tensor>)> {
             fill,
         });
     }
-    Ok((json, all))
+    Ok((serde_json::to_value(config)?, all))
 }
 
 /// Repeats `pattern` up to `length` bytes.
@@ -152,7 +119,7 @@ fn repeat(out: &mut impl Write, pattern: &[u8], mut length: usize) -> Result<()>
     Ok(())
 }
 
-fn write(path: &Path, tensors: &[Tensor], normal: &[f32]) -> Result<()> {
+fn write(path: &Path, tensors: &[Tensor], normal: Option<&[f32]>) -> Result<()> {
     let mut header = Map::new();
     let mut at = 0;
     for tensor in tensors {
@@ -168,6 +135,12 @@ fn write(path: &Path, tensors: &[Tensor], normal: &[f32]) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     out.write_all(&(text.len() as u64).to_le_bytes())?;
     out.write_all(&text)?;
+    let Some(normal) = normal else {
+        out.flush()?;
+        let file = out.get_ref();
+        file.set_len(file.metadata()?.len() + at as u64)?;
+        return Ok(());
+    };
     let words: Vec<u8> = normal
         .iter()
         .flat_map(|v| v.to_bits().wrapping_mul(0x9e37_79b9).to_le_bytes())
@@ -191,16 +164,18 @@ fn write(path: &Path, tensors: &[Tensor], normal: &[f32]) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let folder = std::env::args()
-        .nth(1)
-        .context("usage: full-size-model FOLDER")?;
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments
+        .next()
+        .context("usage: full-size-model FOLDER [heads]")?;
+    let heads = arguments.next().is_some_and(|word| word == "heads");
     let folder = Path::new(&folder);
     fs::create_dir_all(folder)?;
     // A length that no dimension divides, so that rows differ.
     let normal = noise::randn(7, 1_000_003);
     let mut own = Map::new();
     for name in PartName::ALL {
-        let (config, tensors) = tensors(name)?;
+        let (config, tensors) = tensors(name, heads)?;
         own.insert(name.key().to_owned(), config);
         let file = format!("{}.safetensors", file_stem(name));
         if name == PartName::LowNoise {
@@ -210,7 +185,7 @@ fn main() -> Result<()> {
                 folder.join(&file),
             )?;
         } else {
-            write(&folder.join(&file), &tensors, &normal)?;
+            write(&folder.join(&file), &tensors, (!heads).then_some(&normal))?;
         }
         let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
         println!(

@@ -190,6 +190,20 @@ fn fastest_precision(architecture: &str) -> Option<Precision> {
     })
 }
 
+/// What `compute` makes on MLX's CPU backend, whatever the default device. That is changed and put back:
+/// MLX keeps compiled functions by it, which a stream would not change.
+pub fn on_cpu<T>(compute: impl FnOnce() -> T) -> T {
+    struct PutBack(mlx_rs::Device);
+    impl Drop for PutBack {
+        fn drop(&mut self) {
+            mlx_rs::Device::set_default(&self.0);
+        }
+    }
+    let _before = PutBack(mlx_rs::Device::default());
+    mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+    compute()
+}
+
 /// What decides the last bits of a result on this machine, beside the program: the device and, on
 /// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor and how many threads
 /// share a large product.

@@ -22,15 +22,15 @@ pub use arrays::{
     MAX_KERNEL_ROWS, all_finite, equal_parts, f32, in_chunks, in_row_chunks, rows, to_host,
 };
 pub use counters::{count_product, count_unpacked, operations, unpacked};
-pub use device::{Device, DeviceKind, machine};
+pub use device::{Device, DeviceKind, machine, on_cpu};
 pub use dtype::Precision;
 pub use environment::{ENVIRONMENT, prepare_environment};
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use gpu_error::{GpuError, evaluate};
 pub use kernels::Kernels;
 pub use memory::{
-    default_memory_budget, free_memory, largest_buffer, limit_memory, machine_memory,
-    recommended_working_set, wire,
+    MACS, default_memory_budget, free_memory, largest_buffer, limit_memory, mac_budget,
+    machine_memory, recommended_working_set, wire,
 };
 pub use state::State;
 pub use threads::start_threads;

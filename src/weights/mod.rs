@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod layout;
 pub mod naming;
 pub mod part;
+pub mod published;
 pub mod quantize;
 mod settings;
 pub mod store;
@@ -36,10 +37,10 @@ use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
 use self::naming::Kind;
 use self::part::{Held, Loader, Part};
 use self::store::Location;
-use crate::model::Recorder;
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use crate::model::{Recorder, TensorSpec};
 use crate::runtime::Device;
 pub use crate::sampling::Expert;
 use crate::text::{Arrays, Tokenizer};
@@ -322,10 +323,33 @@ impl Checkpoint {
     /// As [`Self::weight_bytes`].
     pub fn weights_held(&self, name: PartName, device: Device) -> Result<Held> {
         self.held.get((name, device), || {
-            let part = self.part(name)?;
             let specs = self.config(name).specs()?;
-            self.loader(&part, name, device).held(&specs)
+            let [held] = self.held_of(name, &[&specs], device)?;
+            Ok(held)
         })
+    }
+
+    /// What sets of a part's tensors take.
+    fn held_of<const N: usize>(
+        &self,
+        name: PartName,
+        sets: &[&[TensorSpec]; N],
+        device: Device,
+    ) -> Result<[Held; N]> {
+        let mut all = [Held::default(); N];
+        // The published model has no files.
+        let part = self
+            .layout
+            .part(name)
+            .map(|_| self.part(name))
+            .transpose()?;
+        for (held, specs) in all.iter_mut().zip(sets) {
+            *held = match &part {
+                Some(part) => self.loader(part, name, device).held(specs)?,
+                None => Held::published(name.kind(), specs, device, self.bits.of(name)),
+            };
+        }
+        Ok(all)
     }
 
     /// As [`Self::weight_bytes`], for the VAE's encoder and decoder apart.
@@ -334,15 +358,12 @@ impl Checkpoint {
     /// As there.
     pub fn vae_bytes(&self, device: Device) -> Result<(u64, u64)> {
         self.vae_held.get(device, || {
-            let part = self.part(PartName::Vae)?;
-            let loader = self.loader(&part, PartName::Vae, device);
             let (mut encoder, mut decoder) = (Recorder::default(), Recorder::default());
             VaeEncoder::load(&self.vae, &mut encoder, Recorder::DEVICE)?;
             VaeDecoder::load(&self.vae, &mut decoder, Recorder::DEVICE)?;
-            Ok((
-                loader.held(&encoder.specs)?.bytes,
-                loader.held(&decoder.specs)?.bytes,
-            ))
+            let sets = [encoder.specs.as_slice(), &decoder.specs];
+            let [encoder, decoder] = self.held_of(PartName::Vae, &sets, device)?;
+            Ok((encoder.bytes, decoder.bytes))
         })
     }
 

@@ -8,10 +8,11 @@ use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::{SPATIAL_STRIDE, Tiling};
 use crate::pipeline::plan::{
-    Budget, Clip, Forecast, Inputs, PlannedMemory, Rates, plan_memory, refusal,
+    Budget, CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, plan_memory,
+    refusal, refusal_on_mac,
 };
 use crate::pipeline::tokenize;
-use crate::runtime::Device;
+use crate::runtime::{Device, DeviceKind, mac_budget};
 use crate::util::show::chain;
 use crate::weights::quantize::Bits;
 use crate::weights::{Checkpoint, LoadBits};
@@ -35,12 +36,64 @@ const AREAS: [(&str, u64); 2] = [("480p", 832 * 480), ("720p", 1280 * 720)];
 const FRAMES: [u32; 2] = [33, 81];
 const STEPS: [u32; 2] = [20, 40];
 
+/// Where the clip would be made.
+#[derive(Clone, Copy)]
+struct Place {
+    device: Device,
+    budget: Budget,
+    /// GB of a Mac that this machine need not be.
+    mac: Option<u64>,
+}
+
+impl Place {
+    fn of(args: &PlanArgs) -> Result<Self> {
+        let Some(memory) = args.mac else {
+            let device = args.machine.device()?;
+            let budget = args.machine.budget(device);
+            return Ok(Self {
+                device,
+                budget,
+                mac: None,
+            });
+        };
+        let device = Device::new(DeviceKind::Gpu, args.machine.dtype);
+        Ok(Self {
+            device: Device {
+                dense_above: args.machine.dense_above.unwrap_or(device.dense_above),
+                ..device
+            },
+            budget: Budget {
+                bytes: mac_budget(memory),
+                explicit: false,
+            },
+            mac: Some(memory),
+        })
+    }
+
+    fn refusal(&self, clip: Clip<'_>, least: &Forecast) -> String {
+        match self.mac {
+            Some(memory) => refusal_on_mac(clip, self.device, self.budget, least, memory),
+            None => refusal(clip, self.device, self.budget, least),
+        }
+    }
+
+    /// What the bytes of the budget are.
+    fn limit(&self) -> String {
+        let bytes = human_bytes(self.budget.bytes);
+        match (self.mac, self.budget.explicit) {
+            (Some(memory), _) => format!("{bytes} that a run may take on a Mac with {memory} GB"),
+            (None, true) => format!("the {bytes} of --memory-budget"),
+            (None, false) => format!("{bytes} that a run may take on this machine"),
+        }
+    }
+}
+
 impl PlanArgs {
     /// Prints the forecast; fails when the clip does not fit.
     pub(crate) fn run(self) -> Result<ExitCode> {
         let (as_json, fresh) = (self.json, self.measure);
-        let device = self.machine.device()?;
-        let budget = self.machine.budget(device);
+        let place = Place::of(&self)?;
+        let Place { device, budget, .. } = place;
         let mut elsewhere = Elsewhere::new(true);
         let request = resolve::plan(self, &mut elsewhere)?;
         let checkpoint = request.model.open(request.bits)?;
@@ -60,11 +113,22 @@ impl PlanArgs {
             settings: &settings,
             inputs,
         };
-        let rates = Rates::of_machine(device, fresh)?;
-        let settled = plan_memory(clip, device, budget, Some(&rates))?;
-        let refusal = (!settled.fits).then(|| refusal(clip, device, budget, &settled.forecast));
+        // Of a machine that is not here nothing can be measured.
+        let rates = match place.mac {
+            Some(_) => None,
+            None => Some(Rates::of_machine(device, fresh)?),
+        };
+        let settled = plan_memory(clip, device, budget, rates.as_ref())?;
+        let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
+        let macs = Published::default().macs()?;
         if as_json {
+            let macs = macs.iter().map(|(memory, fits)| {
+                let clips = CLIPS.iter().zip(fits).map(|((size, _, frames), bits)| {
+                    json!({ "size": size, "frames": frames, "most_bits": bits })
+                });
+                json!({ "memory_gb": memory, "clips": clips.collect::<Vec<_>>() })
+            });
             let report = json!({
                 "width": settings.width,
                 "height": settings.height,
@@ -72,21 +136,28 @@ impl PlanArgs {
                 "steps": settings.steps,
                 "device": device.kind.to_string(),
                 "precision": device.dtype.to_string(),
+                "mac_memory_gb": place.mac,
                 "rates": rates,
                 "memory_budget": budget.bytes,
                 "fits": settled.fits,
                 "refusal": refusal,
                 "computed": ways,
                 "forecast": settled.forecast,
+                "published_on_macs": macs.collect::<Vec<_>>(),
             });
             print_json(&report)?;
         } else {
-            let mut text = phases(&settled.forecast, &settings, &rates);
-            let _ = writeln!(text, "\n{}", ways.describe(budget));
+            let mut text = answer(&settled, &settings, place);
+            text += &phases(&settled.forecast);
+            let _ = writeln!(text, "\nComputed with {}.", ways.describe());
+            if let Some(rates) = &rates {
+                let _ = writeln!(text, "Times at the rates of {}.", rates.machine);
+            }
             // A model that knows one size only has nothing to choose.
             if checkpoint.settings.size.is_none() {
-                text += &choices(clip, device, budget, &rates)?;
+                text += &choices(clip, place, rates.as_ref())?;
             }
+            text += &on_macs(&macs);
             print(&text)?;
         }
         if let Some(refusal) = &refusal
@@ -96,6 +167,25 @@ impl PlanArgs {
         }
         Ok(exit_code(settled.fits))
     }
+}
+
+/// What is asked, in two lines.
+fn answer(settled: &PlannedMemory, settings: &Settings, place: Place) -> String {
+    let made = &settled.forecast;
+    let peak = human_bytes(made.peak_bytes);
+    let limit = place.limit();
+    let fits = match settled.fits {
+        true => format!("It fits: {peak} at its peak of {limit}"),
+        false => format!("It does not fit: {peak} at its peak, more than {limit}"),
+    };
+    let time = match made.seconds {
+        Some(seconds) => format!(", about {}", human_time(seconds)),
+        None => String::new(),
+    };
+    format!(
+        "{fits}.\n{} x {} pixels, {} frames, {} steps, {} passes{time}.\n\n",
+        settings.width, settings.height, settings.frames, settings.steps, made.passes,
+    )
 }
 
 /// How a clip is computed.
@@ -126,7 +216,7 @@ impl Ways {
         }
     }
 
-    fn describe(&self, budget: Budget) -> String {
+    fn describe(&self) -> String {
         let tiles = |tiles: Option<(usize, [i32; 2])>| match tiles {
             Some((count, [rows, columns])) => {
                 let (width, height) = (columns * SPATIAL_STRIDE, rows * SPATIAL_STRIDE);
@@ -135,12 +225,7 @@ impl Ways {
             None => "in whole frames".into(),
         };
         format!(
-            "within {} ({}): guidance in {}, tokens {}, image {}, decoding {}",
-            human_bytes(budget.bytes),
-            match budget.explicit {
-                true => "--memory-budget",
-                false => "what a run may take on this machine",
-            },
+            "guidance in {}, tokens {}, image {}, decoding {}",
             match self.joint_guidance {
                 true => "one batch",
                 false => "separate passes",
@@ -190,7 +275,7 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
     })
 }
 
-fn phases(made: &Forecast, settings: &Settings, rates: &Rates) -> String {
+fn phases(made: &Forecast) -> String {
     let heading = ["phase", "operations", "weights", "peak memory", "time"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(made.phases.iter().map(|phase| {
@@ -202,34 +287,39 @@ fn phases(made: &Forecast, settings: &Settings, rates: &Rates) -> String {
             seconds(phase.seconds),
         ]
     }));
-    let total = made.phases.iter().map(|p| p.operations.total()).sum();
     let (peak, time) = (human_bytes(made.peak_bytes), seconds(made.seconds));
     rows.push(vec![
         "in all".into(),
-        flops(total),
+        flops(made.operations().total()),
         String::new(),
         peak,
         time,
     ]);
-    format!(
-        "{} x {} pixels, {} frames, {} steps, {} passes; {}\n\n{}",
-        settings.width,
-        settings.height,
-        settings.frames,
-        settings.steps,
-        made.passes,
-        rates.machine,
-        columns(&rows, |column| column > 0)
-    )
+    if made.seconds.is_none() {
+        rows.iter_mut().for_each(|row| row.truncate(4));
+    }
+    columns(&rows, |column| column > 0)
 }
 
 /// Peak memory and time over sizes, frames, bits and steps.
-fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Result<String> {
+fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String> {
+    let Place { device, budget, .. } = place;
     let heading = ["size", "frames", "bits", "peak memory"].map(str::to_owned);
-    let steps = STEPS.map(|steps| format!("{steps} steps"));
-    let mut rows = vec![[&heading[..], &steps].concat()];
-    let mut models = vec![("as is".to_owned(), None)];
+    let steps: &[u32] = if rates.is_some() { &STEPS } else { &STEPS[..1] };
+    let fates = steps.iter().map(|steps| match rates {
+        Some(_) => format!("{steps} steps"),
+        None => format!("within {}", human_bytes(budget.bytes)),
+    });
+    let mut rows = vec![heading.into_iter().chain(fates).collect::<Vec<_>>()];
+    let asked = clip.request.bits;
+    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, LoadBits::all(bits)));
+    let own = own.into_iter().find(|(_, all)| *all == asked);
+    let name = own.map_or("as is".into(), |(bits, _)| bits.to_string());
+    let mut models = vec![(name, None)];
     for bits in [Bits::Eight, Bits::Four] {
+        if LoadBits::all(bits) == asked {
+            continue;
+        }
         // What is quantized already cannot be quantized again.
         if let Ok(checkpoint) = clip.request.model.open(LoadBits::all(bits)) {
             models.push((bits.to_string(), Some(checkpoint)));
@@ -240,11 +330,11 @@ fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Res
             for (bits, checkpoint) in &models {
                 let checkpoint = checkpoint.as_ref().unwrap_or(clip.checkpoint);
                 let mut row = vec![name.to_owned(), frames.to_string(), bits.clone()];
-                for (i, steps) in STEPS.into_iter().enumerate() {
+                for (i, steps) in steps.iter().enumerate() {
                     let mut request = clip.request.clone();
                     request.options.size = Some(Size::Area(area));
                     request.options.frames = Some(frames);
-                    request.options.steps = Some(steps);
+                    request.options.steps = Some(*steps);
                     let settings = request.resolve(checkpoint, clip.picture)?;
                     let clip = Clip {
                         request: &request,
@@ -252,14 +342,15 @@ fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Res
                         settings: &settings,
                         ..clip
                     };
-                    let settled = plan_memory(clip, device, budget, Some(rates))?;
+                    let settled = plan_memory(clip, device, budget, rates)?;
                     let made = &settled.forecast;
                     if i == 0 {
                         row.push(human_bytes(made.peak_bytes));
                     }
-                    row.push(match settled.fits {
-                        true => seconds(made.seconds),
-                        false => "does not fit".into(),
+                    row.push(match (settled.fits, made.seconds) {
+                        (false, _) => "does not fit".into(),
+                        (true, None) => "fits".into(),
+                        (true, Some(seconds)) => human_time(seconds),
                     });
                 }
                 rows.push(row);
@@ -267,6 +358,20 @@ fn choices(clip: Clip<'_>, device: Device, budget: Budget, rates: &Rates) -> Res
         }
     }
     Ok(format!("\n{}", columns(&rows, |column| column > 0)))
+}
+
+/// What of the published model fits on which Mac.
+fn on_macs(macs: &[(u64, Fits)]) -> String {
+    let clips = CLIPS.map(|(size, _, frames)| format!("{size} x {frames}"));
+    let mut rows = vec![[vec!["Mac".to_owned()], clips.to_vec()].concat()];
+    rows.extend(macs.iter().map(|(memory, fits)| {
+        let cells = fits.map(|bits| bits.map_or("-".into(), |bits| format!("{bits} bits")));
+        [vec![format!("{memory} GB")], cells.to_vec()].concat()
+    }));
+    format!(
+        "\nThe most bits at which Wan2.2 I2V-A14B fits (pixels x frames):\n{}",
+        columns(&rows, |column| column > 0)
+    )
 }
 
 fn seconds(seconds: Option<f64>) -> String {

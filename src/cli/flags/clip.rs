@@ -9,7 +9,8 @@ use clap::Args;
 
 use super::values::{
     parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
-    parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_size, parse_steps,
+    parse_machine, parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_size,
+    parse_steps,
 };
 use super::{
     AfterArgs, ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs,
@@ -248,8 +249,8 @@ pub(crate) struct SamplingArgs {
 
 /// Forecast what a clip costs: memory, time, operations
 ///
-/// For each phase. Reads headers only. Times follow from this machine's rates, which are measured once, in a
-/// second.
+/// For each phase, and for other sizes, frames and bits; then what of Wan2.2 I2V-A14B fits on which Mac.
+/// Reads headers only. Times follow from this machine's rates, which are measured once, in a second.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct PlanArgs {
@@ -278,6 +279,12 @@ pub(crate) struct PlanArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+
+    /// Answer for a Mac with so many GB of memory
+    ///
+    /// Whatever this machine is. Its rates are not known, so there are no times.
+    #[arg(long = "machine", value_name = "GB", value_parser = parse_machine, allow_negative_numbers = true, conflicts_with_all = ["device", "memory_budget", "measure"], help_heading = "Machine")]
+    pub(crate) mac: Option<u64>,
 
     /// Measure this machine's rates again, while nothing else runs
     #[arg(long, help_heading = "Machine", hide_short_help = true)]

@@ -98,9 +98,17 @@ pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
 
-    /// Skip checks that load the model's text encoder and experts
+    /// Skip what takes long: a clip's attention, and checks that load the model's text encoder and experts
     #[arg(long, help_heading = "Doctor")]
     pub(crate) quick: bool,
+
+    /// Ask the hub whether it answers
+    #[arg(long, help_heading = "Doctor")]
+    pub(crate) hub: bool,
+
+    /// Print every check and all facts
+    #[arg(short, long, help_heading = "Output", conflicts_with = "json")]
+    pub(crate) verbose: bool,
 
     /// Print JSON
     #[arg(long, help_heading = "Output")]

@@ -108,6 +108,17 @@ pub(crate) fn parse_rows(text: &str) -> Result<i32, String> {
     })
 }
 
+/// GB of memory that a Mac may have.
+pub(crate) fn parse_machine(text: &str) -> Result<u64, String> {
+    number(text, "a Mac's memory in GB, such as 32", |gigabytes| {
+        ensure!(
+            (8..=1024).contains(&gigabytes),
+            "expected a Mac's memory in GB, from 8 to 1024"
+        );
+        Ok(())
+    })
+}
+
 /// Frames per second.
 pub(crate) fn parse_fps(text: &str) -> Result<f64, String> {
     number(text, "a number, such as 16", |fps| {

@@ -7,7 +7,8 @@ pub(crate) fn human_time(seconds: f64) -> String {
         0..=9 => format!("{seconds:.2} s"),
         10..=59 => format!("{seconds:.1} s"),
         60..=3599 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        3600..=172_799 => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{:.1} days", seconds / 86_400.0),
     }
 }
 
@@ -31,5 +32,24 @@ pub(crate) fn human_count(count: u64) -> String {
         0.0..1e6 => count.to_string(),
         1e6..1e9 => format!("{:.1} million", number / 1e6),
         _ => format!("{:.2} billion", number / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_times_are_told_in_days() {
+        for (seconds, text) in [
+            (4.25, "4.25 s"),
+            (75.0, "1 min 15 s"),
+            (90_000.0, "25 h 00 min"),
+            (172_799.0, "47 h 59 min"),
+            (172_799.6, "2.0 days"),
+            (561_600.0, "6.5 days"),
+        ] {
+            assert_eq!(human_time(seconds), text);
+        }
     }
 }

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::clip::Model;
 use crate::pipeline::plan::Budget;
-use crate::runtime::Device;
+use crate::runtime::{Device, DeviceKind};
 use crate::util::show::chain;
 use crate::weights::{Checkpoint, Expert, LoadBits, PartName};
 
@@ -150,10 +150,19 @@ pub struct Settings {
     pub has_weights: bool,
 }
 
+/// What is told while it is found.
+#[derive(Clone, Copy, Debug)]
+pub enum Heard<'a> {
+    /// The machine, before anything is checked.
+    Machine(&'a Machine),
+    /// A check that has ended.
+    Check(&'a Check),
+}
+
 /// Why what needs weights is not looked at.
 const NOT_PULLED: &str = "the model is on the hub alone: wan-i2v pull fetches it";
 
-/// Looks at everything; `hear` is told of each check as it ends.
+/// Looks at everything; `hear` is told of the machine, and of each check as it ends.
 ///
 /// # Errors
 /// When the machine's own facts cannot be had. What goes wrong in a check fails that check.
@@ -161,13 +170,14 @@ pub fn examine(
     model: &Model,
     bits: LoadBits,
     settings: &Settings,
-    hear: &mut dyn FnMut(&Check),
+    hear: &mut dyn FnMut(Heard<'_>),
 ) -> Result<Diagnosis> {
     let checkpoint = model.open(bits)?;
     if settings.has_weights {
         checkpoint.check_filled()?;
     }
     let machine = Machine::look(&checkpoint, settings)?;
+    hear(Heard::Machine(&machine));
     let mut round = CheckRunner {
         settings: *settings,
         checks: Vec::new(),
@@ -198,7 +208,10 @@ fn round_trip(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
     let start = Instant::now();
     match vae::round_trip(checkpoint, device, round.settings.budget.bytes) {
         Ok(trip) => {
-            round.take(Group::Vae, trip.findings(), start);
+            round.take(Group::Vae, trip.findings(), start, false);
+            // Of Metal the forecast rests on MLX's source, and on no measurement.
+            let is_guess = device.kind == DeviceKind::Gpu;
+            round.take(Group::Vae, trip.memory_findings(), start, is_guess);
         }
         Err(error) => round.fail(Group::Vae, "round trip", &error),
     }
@@ -241,7 +254,7 @@ fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
     let start = Instant::now();
     match guidance::observe(checkpoint, device, budget.bytes) {
         Ok(observed) => {
-            round.take(Group::Guidance, observed.findings(), start);
+            round.take(Group::Guidance, observed.findings(), start, false);
         }
         Err(error) => round.fail(Group::Guidance, NAME, &error),
     }
@@ -280,12 +293,12 @@ pub struct CheckRunner<'a> {
     /// What is looked at.
     pub settings: Settings,
     checks: Vec<Check>,
-    hear: &'a mut dyn FnMut(&Check),
+    hear: &'a mut dyn FnMut(Heard<'_>),
 }
 
 impl CheckRunner<'_> {
     fn add(&mut self, check: Check) {
-        (self.hear)(&check);
+        (self.hear)(Heard::Check(&check));
         self.checks.push(check);
     }
 
@@ -304,20 +317,18 @@ impl CheckRunner<'_> {
             Err(error) => Check::bare(group, name, Outcome::Failed, chain(&error)),
         };
         check.seconds = start.elapsed().as_secs_f64();
-        if only_noted && check.outcome == Outcome::Failed {
-            check.outcome = Outcome::Noted;
-        }
-        self.add(check);
+        self.add(check.noted_if(only_noted));
     }
 
-    /// What one look has found, which took from `start` on.
-    fn take(&mut self, group: Group, findings: Vec<CheckResult>, start: Instant) {
+    /// What one look has found, which took from `start` on; see [`Self::check`].
+    fn take(&mut self, group: Group, findings: Vec<CheckResult>, start: Instant, only_noted: bool) {
         let seconds = start.elapsed().as_secs_f64();
         let count = findings.len().max(1) as f64;
         for finding in findings {
+            let check = Check::of(group, finding).noted_if(only_noted);
             self.add(Check {
                 seconds: seconds / count,
-                ..Check::of(group, finding)
+                ..check
             });
         }
     }
@@ -345,6 +356,14 @@ impl Check {
             detail: finding.detail,
             seconds: 0.0,
         }
+    }
+
+    /// With a failure that has no part in the verdict, if so.
+    fn noted_if(mut self, only_noted: bool) -> Self {
+        if only_noted && self.outcome == Outcome::Failed {
+            self.outcome = Outcome::Noted;
+        }
+        self
     }
 
     fn bare(group: Group, name: &str, outcome: Outcome, detail: String) -> Self {

@@ -124,8 +124,14 @@ pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + inner.tanh())
 }
 
+/// Places of at most `most` out of `count` rows, spread over all of them; all where they are no more.
+pub fn every(count: usize, most: usize) -> Vec<usize> {
+    let most = most.min(count).max(1);
+    (0..most).map(|i| i * count / most).collect()
+}
+
 /// A convolution without padding, channels last: `x` `[t, h, w, inputs]`, `weight`
-/// `[outputs, inputs, kt, kh, kw]`, to `[t', h', w', outputs]`.
+/// `[outputs, inputs, kt, kh, kw]`, to [`every`] of at most `most` rows of `[t' * h' * w', outputs]`.
 pub fn convolution(
     x: &[f32],
     sides: [usize; 4],
@@ -133,13 +139,15 @@ pub fn convolution(
     bias: &[f32],
     kernel: [usize; 3],
     stride: [usize; 3],
+    most: usize,
 ) -> Vec<f64> {
     let [_, h, w, inputs] = sides;
     let taps: usize = kernel.iter().product();
     let out: [usize; 3] = std::array::from_fn(|i| (sides[i] - kernel[i]) / stride[i] + 1);
-    let places: Vec<[usize; 3]> = (0..out[0])
-        .flat_map(|t| (0..out[1]).flat_map(move |y| (0..out[2]).map(move |x| [t, y, x])))
-        .collect();
+    let count = out.iter().product();
+    let sampled = every(count, most);
+    let place = |&i: &usize| [i / (out[1] * out[2]), i / out[2] % out[1], i % out[2]];
+    let places: Vec<[usize; 3]> = sampled.iter().map(place).collect();
     let value = |place: &[usize; 3]| -> Vec<f64> {
         let output = |o: usize| {
             let mut sum = f64::from(bias[o]);

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result};
 use image::RgbImage;
+use mlx_rs::memory;
 use mlx_rs::ops::indexing::TryIndexOp;
 
 use super::{Bound, CheckResult, scene};
 use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
-use crate::model::vae::TEMPORAL_STRIDE;
+use crate::model::vae::{TEMPORAL_STRIDE, cost};
 use crate::runtime::{Device, to_host};
 use crate::util::show::chain;
 use crate::weights::Checkpoint;
@@ -21,6 +22,9 @@ pub const MOST_CHECKER: f64 = 3.0;
 /// Levels that the frames behind the picture, which were zeros, may be from grey on average.
 pub const MOST_GREY: f64 = 24.0;
 
+/// What measured memory may be of the forecast: as in the tests of the forecast.
+pub const MOST_OVER_FORECAST: f64 = 1.15;
+
 /// The picture's way through the VAE.
 #[derive(Clone, Debug)]
 pub struct RoundTrip {
@@ -30,6 +34,28 @@ pub struct RoundTrip {
     pub frames: Vec<RgbImage>,
     /// Mean and deviation of each latent frame, normalised.
     pub latents: Vec<(f64, f64)>,
+    /// Bytes that encoding and decoding took at their peaks, and those forecast.
+    pub memory: [Peak; 2],
+}
+
+/// Bytes of arrays at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peak {
+    /// As MLX counted them.
+    pub measured: u64,
+    /// As a plan counts them.
+    pub forecast: u64,
+}
+
+impl Peak {
+    /// Of what `run` makes.
+    fn of<T>(forecast: u64, run: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
+        let before = memory::active_memory()? as u64;
+        memory::reset_peak_memory()?;
+        let made = run()?;
+        let measured = (memory::peak_memory()? as u64).saturating_sub(before);
+        Ok((made, Self { measured, forecast }))
+    }
 }
 
 /// Encodes and decodes with at most `budget` bytes.
@@ -38,18 +64,33 @@ pub struct RoundTrip {
 /// When a weight is damaged, MLX fails, or a value is not finite.
 pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<RoundTrip> {
     let plan = scene::plan(checkpoint, FRAMES);
-    let memory = scene::memory_plan(checkpoint, device, &plan, budget);
-    let condition = scene::condition(checkpoint, device, &memory, &plan)?;
+    let parts = scene::memory_plan(checkpoint, device, &plan, budget);
+    let grid = plan.latent_grid();
+    let forecast = |weights: u64, phases: &[cost::Footprint]| {
+        let besides = phases.iter().map(|phase| phase.mlx() - phase.weights);
+        weights + besides.max().unwrap_or(0)
+    };
+    let (encoder, decoder) = checkpoint.vae_bytes(device)?;
+    let config = &checkpoint.vae;
+    let phases = cost::encode_phases(config, device, &parts, grid);
+    let (condition, encoding) = Peak::of(forecast(encoder, &phases), || {
+        scene::condition(checkpoint, device, &parts, &plan)
+    })?;
     let latents = condition.0.try_index(TEMPORAL_STRIDE..)?;
     let mut statistics = Vec::new();
     for frame in 0..latents.dim(1) {
         let values = to_host(&latents.try_index((.., frame))?)?;
         statistics.push(mean_and_deviation(values.iter().map(|&v| f64::from(v))));
     }
+    let phases = cost::decode_phases(config, device, &parts, grid);
+    let (frames, decoding) = Peak::of(forecast(decoder, &phases), || {
+        scene::decoded(checkpoint, device, &parts, &latents)
+    })?;
     Ok(RoundTrip {
         picture: to_rgb8(scene::picture(plan.width, plan.height).view())?,
-        frames: scene::decoded(checkpoint, device, &memory, &latents)?,
+        frames,
         latents: statistics,
+        memory: [encoding, decoding],
     })
 }
 
@@ -66,6 +107,24 @@ impl RoundTrip {
                 detail: chain(&error),
             }]
         })
+    }
+
+    /// What is to be said of its memory.
+    pub fn memory_findings(&self) -> Vec<CheckResult> {
+        let names = ["encoding", "decoding"].iter().zip(self.memory);
+        let finding = |(name, peak): (&&str, Peak)| {
+            CheckResult::new(
+                &format!("{name}: peak memory over its forecast"),
+                peak.measured as f64 / peak.forecast.max(1) as f64,
+                Bound::AtMost(MOST_OVER_FORECAST),
+                format!(
+                    "{:.3} GB, forecast {:.3} GB",
+                    peak.measured as f64 / 1e9,
+                    peak.forecast as f64 / 1e9
+                ),
+            )
+        };
+        names.map(finding).collect()
     }
 
     fn find(&self) -> Result<Vec<CheckResult>> {

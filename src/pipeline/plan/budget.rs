@@ -113,18 +113,31 @@ pub fn plan_memory(
     budget: Budget,
     rates: Option<&Rates>,
 ) -> Result<PlannedMemory> {
-    let bytes = budget.for_arrays();
     let Clip {
         checkpoint,
         settings,
+        inputs,
         ..
     } = clip;
+    plan_settings(checkpoint, settings, inputs, device, budget, rates)
+}
+
+/// As [`plan_memory`], of a model and settings that nobody has asked for.
+pub(super) fn plan_settings(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    inputs: Inputs,
+    device: Device,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<PlannedMemory> {
+    let bytes = budget.for_arrays();
     let grid = settings.latent_grid();
     let mut parts = MemoryPlan::of_tokens(checkpoint.high.tokens(grid));
     let mut chunks = ways(device, checkpoint.high.attention_head_dim).into_iter();
     loop {
         let memory = parts.in_tiles(&checkpoint.vae, device, grid, bytes);
-        let forecast = forecast(checkpoint, settings, clip.inputs, device, &memory, rates)?;
+        let forecast = forecast(checkpoint, settings, inputs, device, &memory, rates)?;
         let fits = forecast.peak_bytes <= bytes;
         let next = chunks.next().filter(|_| !fits);
         let Some((chunk_rows, score_bytes, shared_start)) = next else {
@@ -178,8 +191,32 @@ pub fn shortage(peak_bytes: u64, free: Option<u64>) -> Option<String> {
 
 /// Why a clip that takes `least` at least does not fit, and what would.
 pub fn refusal(clip: Clip<'_>, device: Device, budget: Budget, least: &Forecast) -> String {
+    let text = budget.to_string();
+    refusal_on(clip, device, budget, least, text, machine_memory())
+}
+
+/// As [`refusal`], on a Mac with so many GB.
+pub fn refusal_on_mac(
+    clip: Clip<'_>,
+    device: Device,
+    budget: Budget,
+    least: &Forecast,
+    memory: u64,
+) -> String {
+    let bytes = gigabytes(budget.bytes);
+    let text = format!("a run may take {bytes} GB on a Mac with {memory} GB");
+    refusal_on(clip, device, budget, least, text, memory * 1_000_000_000)
+}
+
+fn refusal_on(
+    clip: Clip<'_>,
+    device: Device,
+    budget: Budget,
+    least: &Forecast,
+    mut message: String,
+    machine: u64,
+) -> String {
     let needed = least.peak_bytes + PROGRAM_BYTES;
-    let mut message = budget.to_string();
     if let Some(phase) = least.phases.iter().max_by_key(|phase| phase.peak_bytes) {
         let _ = write!(
             message,
@@ -189,13 +226,7 @@ pub fn refusal(clip: Clip<'_>, device: Device, budget: Budget, least: &Forecast)
             gigabytes(phase.weight_bytes),
         );
     }
-    message
-        + "\nhint: "
-        + &advice(
-            &alternatives(clip, device, budget),
-            needed,
-            machine_memory(),
-        )
+    message + "\nhint: " + &advice(&alternatives(clip, device, budget), needed, machine)
 }
 
 /// What makes a clip fit that needs so many bytes: other flags, or a larger budget where the machine has

@@ -2,11 +2,14 @@
 //! headers and settings alone.
 
 mod budget;
+mod published;
 
 pub use crate::model::cost::{Operations, Rates};
 pub use budget::{
-    Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, shortage,
+    Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, refusal_on_mac,
+    shortage,
 };
+pub use published::{CLIPS, Fits, Published};
 
 use anyhow::Result;
 use serde::Serialize;

@@ -19,13 +19,13 @@ type Lookup<'a> = dyn Fn(&str) -> Option<Vec<usize>> + 'a;
 const HEAD_DIM: i32 = 128;
 /// Pixel steps of a token in every published Wan; layouts that flatten the patch embedding do
 /// not say.
-pub(super) const PATCH_SIZE: [i32; 3] = [1, 2, 2];
+pub(in crate::weights) const PATCH_SIZE: [i32; 3] = [1, 2, 2];
 /// Positions in the reference's rotary tables (Wan-Video/Wan2.2, `wan/modules/model.py`).
-pub(super) const ROPE_LENGTH: i32 = 1024;
+pub(in crate::weights) const ROPE_LENGTH: i32 = 1024;
 /// The query and key norm of every Wan, as diffusers calls it.
-pub(super) const QK_NORM: &str = "rms_norm_across_heads";
+pub(in crate::weights) const QK_NORM: &str = "rms_norm_across_heads";
 /// Epsilon of all norms of experts and text encoder (`model.py` and `t5.py` there).
-pub(super) const EPS: f32 = 1e-6;
+pub(in crate::weights) const EPS: f32 = 1e-6;
 /// Distance from which positions share a bucket (`wan/modules/t5.py` there).
 const MAX_DISTANCE: i32 = 128;
 /// As many blocks as are looked for; more than any network may have.

@@ -14,6 +14,7 @@ mod vae;
 
 pub use companion::{Companion, Role, affine_names, companion, scale_names};
 pub use detect::{detect, parts};
+pub(super) use infer::{EPS, PATCH_SIZE, QK_NORM, ROPE_LENGTH};
 pub use infer::{LATENTS_MEAN, LATENTS_STD};
 pub use original_config::{GuideScale, OriginalConfig, Quantization};
 

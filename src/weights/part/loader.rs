@@ -10,7 +10,7 @@ use crate::model::layers::{Quantized, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
 use crate::runtime::Device;
 use crate::weights::container::encoding::Encoding;
-use crate::weights::naming::Arrangement;
+use crate::weights::naming::{Arrangement, Kind};
 use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
 use mlx_rs::Array;
 
@@ -31,45 +31,18 @@ impl Loader<'_> {
     /// # Errors
     /// When one is missing.
     pub fn held(&self, specs: &[TensorSpec]) -> Result<Held> {
-        let mut sum = Held::default();
-        for spec in specs {
-            let held = self.one_held(spec)?;
-            sum.bytes += held.bytes;
-            sum.quantized += held.quantized;
-        }
-        Ok(sum)
-    }
-
-    fn one_held(&self, spec: &TensorSpec) -> Result<Held> {
-        let matmul = self.device.dtype.matmul_dtype_size() as u64;
-        let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
-        let values: u64 = found.shape.iter().map(|&d| d as u64).product();
         let kind = self.part.names.kind;
-        let bits = self
-            .bits
-            .filter(|_| may_quantize(kind, &spec.name, &found.shape));
-        let dense = match spec.role {
-            Role::Matmul => matmul,
-            Role::Exact => 4,
-            Role::Table if table_dtype(&found.values) == Dtype::Float32 => 4,
-            Role::Stored if stored_dtype(&found.values) == Dtype::Float32 => 4,
-            Role::Table | Role::Stored => 2,
+        let one = |spec: &TensorSpec| {
+            let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
+            Ok(Held::of(
+                kind,
+                spec,
+                self.device,
+                self.bits,
+                Some(&found.values),
+            ))
         };
-        let packed = match (found.values, bits) {
-            (Values::Affine { packed, scales, .. }, _) if spec.role == Role::Matmul => {
-                let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
-                Some(packed.byte_len() as u64 + 2 * matmul * groups)
-            }
-            (_, Some(bits)) if spec.role == Role::Matmul => {
-                let groups = values / GROUP_SIZE as u64;
-                Some(bits.packed_bytes(values as usize) as u64 + 2 * matmul * groups)
-            }
-            _ => None,
-        };
-        Ok(Held {
-            bytes: packed.unwrap_or(dense * values),
-            quantized: packed.map_or(0, |_| values),
-        })
+        specs.iter().map(one).sum()
     }
 }
 
@@ -80,6 +53,62 @@ pub struct Held {
     pub bytes: u64,
     /// Values of those that are kept quantized.
     pub quantized: u64,
+}
+
+impl std::iter::Sum for Held {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            bytes: sum.bytes + one.bytes,
+            quantized: sum.quantized + one.quantized,
+        })
+    }
+}
+
+impl Held {
+    /// What tensors of a part take that no file holds yet: as of the published ones, experts in float32
+    /// and the text encoder in bfloat16.
+    pub fn published(kind: Kind, specs: &[TensorSpec], device: Device, bits: Option<Bits>) -> Self {
+        let one = |spec| Self::of(kind, spec, device, bits, None);
+        specs.iter().map(one).sum()
+    }
+
+    fn of(
+        kind: Kind,
+        spec: &TensorSpec,
+        device: Device,
+        bits: Option<Bits>,
+        stored: Option<&Values>,
+    ) -> Self {
+        let matmul = device.dtype.matmul_dtype_size() as u64;
+        let shape = usizes(&spec.shape);
+        let values: u64 = shape.iter().map(|&d| d as u64).product();
+        let bits = bits.filter(|_| may_quantize(kind, &spec.name, &shape));
+        let is_exact = |dtype: fn(&Values) -> Dtype, without: bool| {
+            stored.map_or(without, |values| dtype(values) == Dtype::Float32)
+        };
+        let dense = match spec.role {
+            Role::Matmul => matmul,
+            Role::Exact => 4,
+            Role::Table if is_exact(table_dtype, false) => 4,
+            Role::Stored if is_exact(stored_dtype, true) => 4,
+            Role::Table | Role::Stored => 2,
+        };
+        let packed = match (stored, bits) {
+            (Some(Values::Affine { packed, scales, .. }), _) if spec.role == Role::Matmul => {
+                let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
+                Some(packed.byte_len() as u64 + 2 * matmul * groups)
+            }
+            (_, Some(bits)) if spec.role == Role::Matmul => {
+                let groups = values / GROUP_SIZE as u64;
+                Some(bits.packed_bytes(values as usize) as u64 + 2 * matmul * groups)
+            }
+            _ => None,
+        };
+        Self {
+            bytes: packed.unwrap_or(dense * values),
+            quantized: packed.map_or(0, |_| values),
+        }
+    }
 }
 
 impl TensorSource for Loader<'_> {

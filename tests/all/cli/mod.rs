@@ -15,6 +15,7 @@ mod help;
 mod hostile;
 mod limits;
 mod metadata;
+mod plan;
 mod previews;
 mod progress;
 mod prompts;

@@ -4,9 +4,9 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::ops::softmax_axis;
 use mlx_rs::{Array, error::Result};
 
-use super::{Case, array, exact, is_used, precisions, products_tolerance};
-use crate::diagnose::doctor::CheckRunner;
+use super::{Case, array, exact, is_used, precisions, products_tolerance, sampled};
 use crate::diagnose::doctor::reference::{self, uniform};
+use crate::diagnose::doctor::{CheckRunner, Group};
 use crate::model::MemoryPlan;
 use crate::runtime::Precision;
 
@@ -27,6 +27,9 @@ pub fn examine(round: &mut CheckRunner<'_>) {
             }
         }
     }
+    for size in [A14B, VAE] {
+        long(round, size);
+    }
     // As the text encoder writes it out: [heads, tokens, tokens].
     let (heads, tokens) = (6, 150);
     let scores = uniform(9, (heads * tokens * tokens) as usize, 20.0);
@@ -44,6 +47,71 @@ pub fn examine(round: &mut CheckRunner<'_>) {
     round.kernel(&case, &|| {
         softmax_axis(exact(&scores, &[heads, tokens, tokens]), -1, true)
     });
+}
+
+/// Heads, tokens and channels of a head: two of the transformer's for a clip of 832 x 480 x 81, and the
+/// VAE's for a picture of 416 x 240, which no fused kernel takes.
+const A14B: [i32; 3] = [2, 32_760, 128];
+const VAE: [i32; 3] = [1, 1560, 384];
+/// Heads of a layer, which decide how many queries a call gets.
+const LAYER_HEADS: i32 = 40;
+/// Queries whose results are compared, of each head.
+const COMPARED: usize = 8;
+
+/// One call of a clip's self-attention: with as many queries as a run gives it, all keys, few heads.
+fn long(round: &mut CheckRunner<'_>, [heads, tokens, dim]: [i32; 3]) {
+    let is_vae = heads == 1;
+    let device = round.settings.device;
+    let (precision, layer) = match is_vae {
+        true => (Precision::F32, heads),
+        false => (device.dtype, LAYER_HEADS),
+    };
+    let score_bytes = MemoryPlan::WHOLE.score_bytes;
+    let queries = device.attention_rows([layer, tokens, tokens, dim], score_bytes);
+    let name = format!(
+        "attention, a call of a clip's, {precision}, {heads} x {queries} x {tokens} x {dim}"
+    );
+    if round.settings.quick && !is_vae {
+        return round.skip(Group::Kernel, &name, "--quick");
+    }
+    let values = |seed, rows: i32| {
+        let values = uniform(seed, (heads * rows * dim) as usize, 2.0);
+        precision.round(values)
+    };
+    let (q, k, v) = (values(14, queries), values(15, tokens), values(16, tokens));
+    let [all, width] = [queries, dim].map(|size| size as usize);
+    let places: Vec<usize> = (0..heads as usize)
+        .flat_map(|head| {
+            let of_head = reference::every(all, COMPARED).into_iter();
+            of_head.map(move |row| head * all + row)
+        })
+        .collect();
+    let compared: Vec<f32> = places
+        .iter()
+        .flat_map(|&row| &q[row * width..(row + 1) * width])
+        .copied()
+        .collect();
+    let expected = reference::attention([&compared, &k, &v], None, heads as usize, width);
+    let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
+    let case = Case::new(name, tolerance(precision), width, &expected);
+    round.kernel(&case, &|| {
+        let shape = |rows| [1, heads, rows, dim];
+        let q = array(&q, &shape(queries), precision)?;
+        let k = array(&k, &shape(tokens), precision)?;
+        let v = array(&v, &shape(tokens), precision)?;
+        let scale = f64::from(dim).sqrt().recip() as f32;
+        let all = device.attention([&q, &k, &v], scale, None, score_bytes)?;
+        sampled(&all.reshape(&[-1, dim])?, &places)
+    });
+}
+
+/// Without a fused kernel the scores are rounded too, and then they are in an exponent.
+fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => products_tolerance(precision),
+        Precision::F16 => 0.5_f64.powi(8),
+        Precision::Bf16 => 0.5_f64.powi(5),
+    }
 }
 
 fn attend(
@@ -71,12 +139,7 @@ fn attend(
     );
     let mask = if masked { "with a mask" } else { "no mask" };
     let size = format!("{precision}, {mask}, {heads} x {queries} x {keys} x {dim}");
-    // Without a fused kernel the scores are rounded too, and then they are in an exponent.
-    let tolerance = match precision {
-        Precision::F32 => products_tolerance(precision),
-        Precision::F16 => 0.5_f64.powi(8),
-        Precision::Bf16 => 0.5_f64.powi(5),
-    };
+    let tolerance = tolerance(precision);
     let used = is_used(device, precision);
     let case = |name| Case::new(name, tolerance, dim as usize, &expected);
     let arrays = || -> Result<[Array; 4]> {

@@ -11,12 +11,13 @@ mod pointwise;
 mod products;
 
 use anyhow::Result;
+use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
-use mlx_rs::{Array, Stream, with_stream};
 
 use super::judge::judge;
 use super::{Bound, CheckResult, CheckRunner, Group};
-use crate::runtime::{Device, DeviceKind, Precision, to_host};
+use crate::runtime::{Device, DeviceKind, Precision, on_cpu, to_host};
+use crate::util::show::chain;
 
 /// Tokens of a clip of 832 x 480 x 81 with guidance in one batch: rows of the black clips.
 const TALL: i32 = 65_520;
@@ -88,9 +89,13 @@ fn run_case(
     let mut detail = judged.fault.clone().unwrap_or_default();
     if device == DeviceKind::Gpu && judged.fault.is_some() {
         // A tolerance that is too narrow would show there too.
-        let cpu = with_stream(&Stream::cpu(), || to_host(&run()?))?;
-        let cpu = judge(&cpu, case.expected, case.columns, case.tolerance);
-        detail += &format!("; on MLX's CPU the error is {:.1e}", cpu.error);
+        detail += &match on_cpu(|| to_host(&run()?)) {
+            Ok(cpu) => {
+                let cpu = judge(&cpu, case.expected, case.columns, case.tolerance);
+                format!("; on MLX's CPU the error is {:.1e}", cpu.error)
+            }
+            Err(error) => format!("; on MLX's CPU: {}", chain(&error.into())),
+        };
     }
     Ok(CheckResult {
         name: case.name.clone(),
@@ -109,6 +114,11 @@ fn array(values: &[f32], shape: &[i32], precision: Precision) -> MlxResult<Array
 /// An array of float32.
 fn exact(values: &[f32], shape: &[i32]) -> Array {
     Array::from_slice(values, shape)
+}
+
+/// Some rows of a result, wherever they are.
+fn sampled(rows: &Array, places: &[i32]) -> MlxResult<Array> {
+    rows.take_axis(Array::from_slice(places, &[places.len() as i32]), 0)
 }
 
 /// By how much products may be off. In 16 bits the result is rounded, to a quarter of this.
@@ -147,7 +157,7 @@ fn precisions(device: Device) -> impl Iterator<Item = Precision> {
 mod tests {
     use super::*;
     use crate::diagnose::doctor::reference::uniform;
-    use crate::diagnose::doctor::{Check, Outcome, Settings};
+    use crate::diagnose::doctor::{Check, Heard, Outcome, Settings};
     use crate::pipeline::plan::Budget;
     use crate::runtime::{MAX_KERNEL_ROWS, rows};
     use mlx_rs::ops::{concatenate, zeros_like};
@@ -156,7 +166,11 @@ mod tests {
         let x = uniform(1, 40_000 * 4, 1.0);
         let expected = doubles(&x);
         let mut heard = Vec::new();
-        let mut hear = |check: &Check| heard.push(check.clone());
+        let mut hear = |told: Heard<'_>| {
+            if let Heard::Check(check) = told {
+                heard.push(check.clone());
+            }
+        };
         let mut round = CheckRunner {
             settings: Settings {
                 device: Device::select(Some(DeviceKind::Cpu), None).unwrap(),
@@ -205,6 +219,19 @@ mod tests {
             "{}",
             wrapped.detail
         );
+    }
+
+    #[test]
+    fn what_is_compared_is_computed_by_the_default_device() {
+        let device = Device::select(Some(DeviceKind::Cpu), None).unwrap();
+        assert_eq!(device.kind, DeviceKind::Cpu);
+        let before = mlx_rs::Device::default();
+        let inside = on_cpu(mlx_rs::Device::default);
+        assert!(inside == mlx_rs::Device::cpu());
+        assert!(mlx_rs::Device::default() == before);
+        // A panic leaves it as it was, too.
+        let _ = std::panic::catch_unwind(|| on_cpu(|| panic!("planned")));
+        assert!(mlx_rs::Device::default() == before);
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! `wan-i2v doctor`: what works on this machine, a line a check, and a report to attach to an issue.
+//! `wan-i2v doctor`: what works on this machine, in ten lines or a line a check, and a report to
+//! attach to an issue.
+
+mod around;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -6,16 +9,19 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::clip::Model;
-use crate::diagnose::doctor::{Bound, Check, Diagnosis, Machine, Outcome, Settings, examine};
+use crate::diagnose::doctor::{
+    Bound, Check, Diagnosis, Group, Heard, Machine, Outcome, Settings, examine,
+};
 use crate::runtime;
 use crate::weights::Sources;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
+use self::around::Around;
 use super::resolve::model::Models;
 use crate::cli::flags::DoctorArgs;
-use crate::cli::ui::{exit_code, human_bytes, human_time, info, print, print_json};
+use crate::cli::ui::{exit_code, human_bytes, human_time, info, print, print_json, stderr};
 use crate::util::show::Show;
 
 impl DoctorArgs {
@@ -34,23 +40,41 @@ impl DoctorArgs {
             has_weights: !models.has_heads(),
         };
         runtime::limit_memory(settings.budget.bytes)?;
+        let around = Around::look(device, budget, self.hub)?;
         let mut printed = Ok(());
-        let diagnosis = examine(&model, bits, &settings, &mut |check| {
-            if !self.json && printed.is_ok() {
-                printed = print(&(line(check) + "\n"));
+        let mut summary = Summary::default();
+        let diagnosis = examine(&model, bits, &settings, &mut |heard| {
+            let text = match (heard, self.json, self.verbose) {
+                (_, true, _) | (Heard::Machine(_), _, true) => String::new(),
+                (Heard::Machine(machine), ..) => named("machine", &in_short(machine)),
+                (Heard::Check(check), _, true) => line(check) + "\n",
+                (Heard::Check(check), ..) => summary.add(check),
+            };
+            if printed.is_ok() && !text.is_empty() {
+                printed = print(&text);
             }
         })?;
         printed?;
         let shown = Shown {
             diagnosis: &diagnosis,
+            around: &around,
             model: &model,
             with_paths: self.with_paths,
         };
-        match self.json {
-            true => print_json(&shown.json()?)?,
-            false => {
-                let (facts, verdict) = (facts(&diagnosis.machine), verdict(&diagnosis));
-                print(&format!("\n{facts}\n{verdict}\n"))?;
+        match (self.json, self.verbose) {
+            (true, _) => print_json(&shown.json()?)?,
+            (false, verbose) => {
+                let rest: String = around.lines().iter().map(|(k, v)| named(k, v)).collect();
+                let verdict = verdict(&diagnosis);
+                let verdict = if diagnosis.sound {
+                    verdict + "\n"
+                } else {
+                    String::new()
+                };
+                print(&match verbose {
+                    true => format!("\n{}{verdict}", shown.facts()),
+                    false => format!("{}{rest}{verdict}", summary.finished()),
+                })?;
             }
         }
         if let (Some(mut file), Some(path)) = (report, &self.report) {
@@ -60,8 +84,114 @@ impl DoctorArgs {
             file.persist(path).with_context(cannot)?;
             info!("report: {}", path.shown());
         }
+        if let Some(failure) = failure(&diagnosis).filter(|_| !self.json) {
+            stderr::error(&failure, 1);
+        }
         Ok(exit_code(diagnosis.sound))
     }
+}
+
+/// Names in front of what was found have so many columns.
+const NAMES: usize = 11;
+
+fn named(name: &str, text: &str) -> String {
+    format!("{name:<NAMES$}{text}\n")
+}
+
+/// The machine in a line.
+fn in_short(machine: &Machine) -> String {
+    format!(
+        "{}, {}, {} for a run; MLX {} on the {} in {}",
+        machine.chip,
+        human_bytes(machine.memory),
+        human_bytes(machine.budget),
+        machine.mlx,
+        machine.device,
+        machine.precision
+    )
+}
+
+/// Checks of one group after the other, in a line each.
+#[derive(Default)]
+struct Summary {
+    group: Option<Group>,
+    checks: Vec<Check>,
+}
+
+impl Summary {
+    /// Takes a check; returns the line of the group before it, when that is done.
+    fn add(&mut self, check: &Check) -> String {
+        let before = match self.group == Some(check.group) {
+            true => String::new(),
+            false => self.finished(),
+        };
+        self.group = Some(check.group);
+        self.checks.push(check.clone());
+        before
+    }
+
+    /// The line of the last group.
+    fn finished(&mut self) -> String {
+        let checks = std::mem::take(&mut self.checks);
+        let Some(group) = self.group.take() else {
+            return String::new();
+        };
+        let count = |outcome| checks.iter().filter(|c| c.outcome == outcome).count();
+        let name = match group {
+            Group::Kernel => "kernels",
+            Group::Vae => "VAE",
+            Group::Guidance => "guidance",
+            Group::Clip => "miniature",
+        };
+        let (noted, skipped) = (count(Outcome::Noted), count(Outcome::Skipped));
+        let counted = checks.len() - noted - skipped;
+        let mut text = match (group, checks.as_slice()) {
+            (Group::Clip, [clip]) if clip.outcome == Outcome::Passed => {
+                "its clip is the known one".to_owned()
+            }
+            (Group::Clip, _) => "its clip is not the known one".to_owned(),
+            (_, [skip]) if skipped == 1 => format!("skipped: {}", skip.detail),
+            _ => format!("{} of {counted} are right", count(Outcome::Passed)),
+        };
+        if skipped > 0 && checks.len() > 1 {
+            let _ = write!(text, ", {skipped} skipped");
+        }
+        if noted > 0 {
+            let _ = write!(text, "; {noted} notes (-v)");
+        }
+        named(name, &text)
+    }
+}
+
+/// The first failure, how many there are, and what to do.
+fn failure(diagnosis: &Diagnosis) -> Option<String> {
+    let of = |check: &&Check| check.outcome == Outcome::Failed;
+    let first = diagnosis.checks.iter().find(of)?;
+    let count = diagnosis.count(Outcome::Failed);
+    let found = match (measured(first), first.detail.as_str()) {
+        (Some(measured), "") => measured,
+        (Some(measured), detail) => format!("{measured}; {detail}"),
+        (None, detail) => detail.to_owned(),
+    };
+    let others = match count {
+        1 => String::new(),
+        _ => format!(" ({} more failed; -v shows them)", count - 1),
+    };
+    let hint = match first.group {
+        Group::Kernel => {
+            "--device cpu may compute what the GPU does not; an issue with a report \
+             (wan-i2v doctor --report FILE) helps others"
+        }
+        Group::Vae => "wan-i2v inspect MODEL --verify tells whether the VAE's file is whole",
+        Group::Guidance => "wan-i2v inspect MODEL shows which files are taken for which part",
+        Group::Clip => {
+            "kernels may be wrong that are not checked: attach --report FILE to an issue"
+        }
+    };
+    Some(format!(
+        "{}: {}: {found}{others}\nhint: {hint}",
+        first.group, first.name
+    ))
 }
 
 /// A file that takes the report's name when it is whole.
@@ -83,7 +213,7 @@ fn line(check: &Check) -> String {
     if !check.detail.is_empty() {
         let _ = write!(text, "; {}", check.detail);
     }
-    if check.outcome == Outcome::Noted {
+    if (check.outcome, check.group) == (Outcome::Noted, Group::Kernel) {
         text += "; runs here do not compute like this";
     }
     text
@@ -187,11 +317,20 @@ fn verdict(diagnosis: &Diagnosis) -> String {
 /// What leaves this machine.
 struct Shown<'a> {
     diagnosis: &'a Diagnosis,
+    around: &'a Around,
     model: &'a Model,
     with_paths: bool,
 }
 
 impl Shown<'_> {
+    fn facts(&self) -> String {
+        let mut text = facts(&self.diagnosis.machine);
+        for (name, found) in self.around.lines() {
+            let _ = writeln!(text, "{name:<20}{}", self.clean(&found));
+        }
+        text
+    }
+
     fn model(&self) -> String {
         match self.model {
             Model::Tiny => "the built-in miniature".into(),
@@ -214,6 +353,10 @@ impl Shown<'_> {
             check["detail"] = json!(self.clean(detail));
         }
         json["model"] = json!(self.model());
+        json["around"] = serde_json::to_value(self.around)?;
+        if let Some(trouble) = json["around"]["hub"]["trouble"].as_str() {
+            json["around"]["hub"]["trouble"] = json!(self.clean(trouble));
+        }
         Ok(json)
     }
 
@@ -224,7 +367,7 @@ impl Shown<'_> {
             verdict(diagnosis),
             "model",
             self.model(),
-            facts(&diagnosis.machine)
+            self.facts()
         );
         let failed = |check: &&Check| check.outcome == Outcome::Failed;
         let rest = diagnosis.checks.iter().filter(|check| !failed(check));

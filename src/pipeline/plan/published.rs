@@ -1,0 +1,139 @@
+//! What of the published model fits where, from its dimensions alone.
+
+use anyhow::Result;
+
+use super::budget::plan_settings;
+use super::{Budget, Inputs};
+use crate::clip::{Options, Size};
+use crate::runtime::{Device, DeviceKind, MACS, mac_budget};
+use crate::weights::{Bits, Checkpoint, LoadBits};
+
+/// Clips that tables show: the size's name, width and height, frames.
+pub const CLIPS: [(&str, [u32; 2], u32); 4] = [
+    ("480p", [832, 480], 33),
+    ("480p", [832, 480], 81),
+    ("720p", [1280, 720], 33),
+    ("720p", [1280, 720], 81),
+];
+
+/// Tokens of a prompt, and of the model's negative prompt.
+const TOKENS: [usize; 2] = [64, 126];
+
+/// The most bits of weights with which each of [`CLIPS`] fits; none where it does not.
+pub type Fits = [Option<u32>; CLIPS.len()];
+
+/// The published model at 16, 8 and 4 bits.
+#[derive(Debug)]
+pub struct Published([(u32, Checkpoint); 3]);
+
+impl Default for Published {
+    fn default() -> Self {
+        let of = |bits| (bits, LoadBits::all(bits));
+        let [eight, four] = [of(Bits::Eight), of(Bits::Four)];
+        Self([
+            (16, Checkpoint::published(LoadBits::default())),
+            (8, Checkpoint::published(eight.1)),
+            (4, Checkpoint::published(four.1)),
+        ])
+    }
+}
+
+impl Published {
+    /// What fits into a budget on a device.
+    ///
+    /// # Errors
+    /// Never of the published dimensions.
+    pub fn fits(&self, device: Device, budget: Budget) -> Result<Fits> {
+        let mut fits = [None; CLIPS.len()];
+        for (most, (_, [width, height], frames)) in fits.iter_mut().zip(CLIPS) {
+            for (bits, checkpoint) in &self.0 {
+                let options = Options {
+                    size: Some(Size::Exact { width, height }),
+                    frames: Some(frames),
+                    ..Options::default()
+                };
+                let patch = checkpoint.high.patch_size[1];
+                let picture = (width as usize, height as usize);
+                let settings = options.resolve(&checkpoint.settings, picture, patch)?;
+                let inputs = Inputs {
+                    prompt: TOKENS[0],
+                    negative: Some(TOKENS[1]),
+                    last_image: false,
+                };
+                if plan_settings(checkpoint, &settings, inputs, device, budget, None)?.fits {
+                    *most = Some(*bits);
+                    break;
+                }
+            }
+        }
+        Ok(fits)
+    }
+
+    /// What fits on Macs, by their GB of memory.
+    ///
+    /// # Errors
+    /// As [`Self::fits`].
+    pub fn macs(&self) -> Result<Vec<(u64, Fits)>> {
+        let device = Device::new(DeviceKind::Gpu, None);
+        let one = |(memory, _)| {
+            let budget = Budget {
+                bytes: mac_budget(memory),
+                explicit: false,
+            };
+            Ok((memory, self.fits(device, budget)?))
+        };
+        MACS.into_iter().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More memory lets no less fit, and neither do smaller clips.
+    #[test]
+    fn what_fits_grows_with_the_memory() {
+        let macs = Published::default().macs().unwrap();
+        for (at, (memory, fits)) in macs.iter().enumerate() {
+            assert!(
+                fits[0] >= fits[1] && fits[1] >= fits[3],
+                "{memory}: {fits:?}"
+            );
+            assert!(
+                fits[0] >= fits[2] && fits[2] >= fits[3],
+                "{memory}: {fits:?}"
+            );
+            let next = macs.get(at + 1).map_or(*fits, |(_, fits)| *fits);
+            assert!(fits.iter().zip(next).all(|(fit, next)| *fit <= next));
+        }
+        assert_eq!(macs[5].1, [Some(16); 4], "128 GB");
+    }
+
+    /// README's table is this one; `UPDATE_DOCS=1 cargo test --lib readme_says` writes it.
+    #[test]
+    fn readme_says_what_fits() {
+        let rows = Published::default().macs().unwrap();
+        let row = |(memory, fits): (u64, Fits)| {
+            let cells = fits.map(|bits| bits.map_or("-".into(), |bits| format!("{bits} bits")));
+            format!("  | {memory} GB | {} |\n", cells.join(" | "))
+        };
+        let table: String = rows.into_iter().map(row).collect();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(path).unwrap();
+        if readme.contains(&table) {
+            return;
+        }
+        assert!(
+            std::env::var_os("UPDATE_DOCS").is_some(),
+            "README.md's table is another:\n{table}"
+        );
+        let is_row = |line: &&str| line.starts_with("  | ") && line.contains(" GB | ");
+        let first = readme.lines().find(is_row).unwrap();
+        let (before, _) = readme.split_once(first).unwrap();
+        let after = readme[before.len()..]
+            .split_inclusive('\n')
+            .skip(MACS.len());
+        let text = before.to_owned() + &table + &after.collect::<String>();
+        std::fs::write(path, text).unwrap();
+    }
+}
