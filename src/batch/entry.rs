@@ -14,7 +14,7 @@ use crate::model::MemoryPlan;
 use crate::persist::{Lock, MadeWith, SavedRun, can_resume, file, state_path};
 use crate::pipeline::plan::{Budget, Forecast, PlannedMemory, Rates};
 use crate::pipeline::{Clip, InputCache, Job, Keys};
-use crate::runtime::Device;
+use crate::runtime::{Device, again};
 
 /// What is left to do of a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,10 @@ impl Entry {
         let PlannedMemory {
             memory, forecast, ..
         } = job.plan_memory_or_refuse(device, budget, rates)?;
-        let identity = job.identity(device, &memory)?;
+        let mut identity = job.identity(device, &memory)?;
+        if again().is_some_and(|again| again.budget.is_some()) {
+            identity.mix_parts();
+        }
         job.forget_pixels(stock);
         Ok(Self {
             forecast,

@@ -11,6 +11,7 @@ use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use self::commands::GoOn;
 use self::ui::{Colours, stderr, terminal};
 use self::usage::explained;
 use crate::runtime::{prepare_environment, start_threads};
@@ -92,10 +93,13 @@ pub fn main() -> ExitCode {
         commands::run(cli, &layered.layers)
     }) {
         Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            stderr::error(&ui::with_advice(&error), 1);
-            ExitCode::FAILURE
-        }
+        Ok(Err(error)) => match error.downcast::<GoOn>() {
+            Ok(next) => next.execute(),
+            Err(error) => {
+                stderr::error(&ui::with_advice(&error), 1);
+                ExitCode::FAILURE
+            }
+        },
         Err(_) => {
             let message = PANIC.lock().ok().and_then(|mut m| m.take());
             let message = message.unwrap_or_default();

@@ -54,6 +54,9 @@ impl Item {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity(Vec<Item>);
 
+/// The item of a run that was computed in parts of several kinds.
+const MIXED: &str = "parts after memory ran out (--memory-budget)";
+
 /// Characters of a value that a message shows.
 const SHOWN: usize = 80;
 
@@ -119,6 +122,37 @@ impl Identity {
         self.get(SEED)?.value.parse().ok()
     }
 
+    /// Has the run resume, and be resumed, in whatever parts: memory ran out, and so it cannot be computed in
+    /// one kind of parts from its beginning to its end.
+    pub fn mix_parts(&mut self) {
+        // No pixel depends on the item itself.
+        let item = Item::new(MIXED, &[Stage::File], "mixed");
+        self.0.push(Item {
+            by_budget: true,
+            ..item
+        });
+    }
+
+    /// Whether it is of the same clip, computed in the same parts or in whatever ones memory allowed.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        let mixed = self.is_mixed() || other.is_mixed();
+        self == other || mixed && self.digest() == other.digest()
+    }
+
+    /// Whether it is computed in the same parts.
+    pub fn has_parts_of(&self, other: &Self) -> bool {
+        let parts = |run: &Self| -> Vec<Item> {
+            let items = run.0.iter();
+            let items = items.filter(|item| item.by_budget && item.name != MIXED);
+            items.cloned().collect()
+        };
+        parts(self) == parts(other)
+    }
+
+    fn is_mixed(&self) -> bool {
+        self.get(MIXED).is_some()
+    }
+
     /// Everything, in order.
     pub fn items(&self) -> &[Item] {
         &self.0
@@ -150,7 +184,9 @@ impl Identity {
         let gone = self.0.iter().filter(|item| now.get(&item.name).is_none());
         let value = |run: &Self, name: &str| run.get(name).map(|item| item.value.clone());
         let pixels = now.0.iter().chain(gone);
-        let pixels = pixels.filter(|item| item.stages != [Stage::File]);
+        let mixed = self.is_mixed() || now.is_mixed();
+        let pixels =
+            pixels.filter(|item| item.stages != [Stage::File] && !(mixed && item.by_budget));
         pixels
             .map(|Item { name, .. }| Difference {
                 name: name.clone(),
@@ -223,5 +259,16 @@ mod tests {
             ..budget
         });
         assert_eq!(parts.digest(), one.digest());
+        assert_eq!(one.differences(&parts).len(), 1);
+        // Where memory has run out, they may be others, now and later.
+        let mut mixed = one.clone();
+        mixed.mix_parts();
+        assert_eq!(mixed.digest(), one.digest());
+        assert_eq!(parts.differences(&mixed), []);
+        assert_eq!(mixed.differences(&parts), []);
+        assert_eq!(mixed.differences(&other).len(), 1);
+        assert!(one.has_parts_of(&mixed) && !one.has_parts_of(&parts));
+        assert!(parts.is_of_same(&mixed) && mixed.is_of_same(&parts));
+        assert!(!parts.is_of_same(&one) && !mixed.is_of_same(&other));
     }
 }

@@ -12,7 +12,7 @@ use crate::model::MemoryPlan;
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE, VaeDecoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
-use crate::runtime::{Device, all_finite, to_host};
+use crate::runtime::{Device, all_finite, evaluate, to_host};
 use crate::weights::Checkpoint;
 
 /// Loads the VAE's decoder, decodes `latents` `[z_dim, frames, height, width]` (normalised) one
@@ -120,6 +120,8 @@ fn decode(
     };
     let mut frame = 0;
     let mut finish = |pixels: &Array| {
+        evaluate(pixels)
+            .with_context(|| format!("decoding latent frame {frame} of {latent_frames}"))?;
         // Before clipping, which turns infinity into white.
         ensure!(
             all_finite(pixels)?,

@@ -14,14 +14,15 @@ use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_
 use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
-use crate::clip::{Request, Settings};
+use crate::clip::{GuideScale, Request, Settings};
 use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip::{self, Title};
 use crate::media::tags::Tags;
 use crate::media::{Fit, within};
+use crate::model::MemoryPlan;
 use crate::persist::dump::Dump;
-use crate::runtime::Device;
+use crate::runtime::{Device, again};
 use crate::util::show::Show;
 use crate::util::temporary;
 use crate::weights::Checkpoint;
@@ -298,6 +299,11 @@ impl Job {
         budget: Budget,
         rates: Option<&Rates>,
     ) -> Result<PlannedMemory> {
+        if again().is_some_and(|again| again.budget.is_some()) {
+            // Memory has run out: the smallest parts are what can be tried, and what is done already
+            // does not have to fit.
+            return self.plan_memory(device, budget, rates);
+        }
         plan_memory_or_refuse(self.clip(), device, budget, rates)
     }
 
@@ -312,6 +318,35 @@ impl Job {
         rates: Option<&Rates>,
     ) -> Result<PlannedMemory> {
         plan_memory(self.clip(), device, budget, rates)
+    }
+
+    /// Seconds that the same clip takes in four steps without guidance, as distilled models need them.
+    ///
+    /// # Errors
+    /// When a file of the checkpoint cannot be read any more.
+    pub fn seconds_in_four_steps(
+        &self,
+        device: Device,
+        memory: &MemoryPlan,
+        rates: &Rates,
+    ) -> Result<Option<f64>> {
+        let plan::Clip {
+            checkpoint, inputs, ..
+        } = self.clip();
+        let settings = Settings {
+            steps: 4,
+            guide_scale: GuideScale {
+                low: 1.0,
+                high: 1.0,
+            },
+            ..self.settings.clone()
+        };
+        let inputs = Inputs {
+            negative: None,
+            ..inputs
+        };
+        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, Some(rates))?;
+        Ok(few.seconds)
     }
 
     fn clip(&self) -> plan::Clip<'_> {

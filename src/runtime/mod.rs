@@ -4,17 +4,20 @@
 //! of matrix products and the kernels are decided here and handed to the networks as a [`Device`]
 //! value.
 
+mod again;
 mod arrays;
 mod counters;
 mod device;
 mod dtype;
 mod environment;
 mod ffi;
+mod gpu_error;
 pub mod kernels;
 mod memory;
 mod state;
 mod threads;
 
+pub use again::{Again, again};
 pub use arrays::{
     MAX_KERNEL_ROWS, all_finite, equal_parts, f32, in_chunks, in_row_chunks, rows, to_host,
 };
@@ -23,6 +26,7 @@ pub use device::{Device, DeviceKind, machine, on_cpu};
 pub use dtype::Precision;
 pub use environment::{ENVIRONMENT, prepare_environment};
 pub use ffi::{device_name, metal_is_available, mlx_version};
+pub use gpu_error::{GpuError, evaluate};
 pub use kernels::Kernels;
 pub use memory::{
     MACS, default_memory_budget, free_memory, largest_buffer, limit_memory, mac_budget,

@@ -353,7 +353,7 @@ fn attention_in_parts_holds_fewer_scores() {
             let out = to_host(&out.unwrap()).unwrap();
             let peak = peak_memory().unwrap() - before;
             let shape = [heads, rows, rows, width];
-            let scores = device.scores_at_once(Dtype::Float32, shape, score_bytes);
+            let scores = device.scores_at_once(shape, score_bytes);
             (out, peak as f64, scores as f64)
         };
         let (whole, most, all) = run(MemoryPlan::WHOLE.score_bytes);

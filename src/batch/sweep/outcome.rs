@@ -156,7 +156,7 @@ impl Outcome {
     pub fn finished(path: &Path, folder: &Path, identity: &Identity) -> Option<Self> {
         let outcome: Self = serde_json::from_slice(&read_small(path, MAX_JSON).ok()?).ok()?;
         let same = outcome.schema == SCHEMA
-            && outcome.identity == *identity
+            && outcome.identity.is_of_same(identity)
             && folder.join(&outcome.clip).exists();
         same.then_some(outcome)
     }

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::GoOn;
 use crate::cli::flags::{AfterArgs, ExecCommand};
 use crate::cli::ui::report::Many;
 use crate::cli::ui::{desktop, stderr, terminal};
@@ -122,6 +123,8 @@ impl AfterArgs {
                 self.open(folder);
                 self.notify(text);
             }
+            // It has not ended.
+            Err(error) if error.is::<GoOn>() => {}
             Err(error) => self.notify(&format!("no clips: {}", gist(error))),
         }
         ran.map(|(code, _)| code)

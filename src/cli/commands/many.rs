@@ -13,6 +13,8 @@ use crate::runtime;
 use crate::tiny;
 use anyhow::{Context, Result};
 
+use super::again::Early;
+use super::awake;
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
 use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
@@ -94,6 +96,8 @@ pub(super) struct Checked {
     folder: PathBuf,
     dry_run: bool,
     yes: bool,
+    allow_sleep: bool,
+    no_retry: bool,
     /// Whose files the clips are made from.
     elsewhere: Elsewhere,
 }
@@ -110,10 +114,16 @@ impl Checked {
         let mut checked = Self {
             ready: Vec::new(),
             rates: None,
-            at_once: many.jobs_at_once.map(NonZeroUsize::get),
+            // Where memory has run out, as many as fit.
+            at_once: many
+                .jobs_at_once
+                .map(NonZeroUsize::get)
+                .filter(|_| runtime::again().is_none_or(|again| again.budget.is_none())),
             folder: many.output_dir.clone(),
             dry_run: many.dry_run,
             yes: false,
+            allow_sleep: false,
+            no_retry: false,
             elsewhere: Elsewhere::new(many.dry_run),
         };
         checked.elsewhere.models.with_tokenizer = true;
@@ -158,9 +168,11 @@ impl Checked {
             machine,
             preview,
             yes,
+            allow_sleep,
+            no_retry,
             ..
         } = resolve::clip(args.clip, args.output, &mut self.elsewhere)?;
-        self.yes = yes;
+        (self.yes, self.allow_sleep, self.no_retry) = (yes, allow_sleep, no_retry);
         let screen = Screen::of(&preview, &request)?;
         let device = machine.device()?;
         let budget = machine.budget(device);
@@ -225,7 +237,13 @@ impl Checked {
             let device = clip.entry.device();
             let rates = Rates::for_work(device, costs.operations());
             let seconds = rates.and_then(|rates| costs.seconds(&rates));
-            report::forecast(seconds, options.capacity.peak_bytes, costs.passes, self.yes)?;
+            report::forecast(
+                seconds,
+                options.capacity.peak_bytes,
+                costs.passes,
+                None,
+                self.yes,
+            )?;
         }
         client.begin(options.capacity);
         if let Some((_, clip)) = self.ready.first() {
@@ -256,6 +274,7 @@ impl Checked {
             }
             clips.push((number, clip.entry, saved));
         }
+        awake::keep(self.allow_sleep);
         let listener = Listener::start()?;
         let share = Share::Clips {
             all: clips.len(),
@@ -266,11 +285,35 @@ impl Checked {
         let mut progress = Stoppable {
             inner: &mut signs,
             listener: &listener,
+            advanced: false,
         };
         match batch::run(clips, options, &mut progress) {
             Ok(()) => Ok(None),
             Err(error) if error.is::<Interrupted>() => Ok(Some(listener.exit_code().unwrap_or(1))),
-            Err(error) => Err(error),
+            Err(error) => {
+                let against = match options {
+                    _ if listener.exit_code().is_some() => Some("the clips were to stop"),
+                    _ if self.no_retry => {
+                        Some("the clips are not resumed by themselves (--no-retry)")
+                    }
+                    BatchOptions { every: None, .. } => {
+                        Some("nothing was saved (--no-checkpoint), so no clip can be resumed")
+                    }
+                    BatchOptions { fresh: true, .. } => {
+                        Some("--resume never would make every clip again")
+                    }
+                    _ => None,
+                };
+                let early = Early {
+                    against,
+                    advanced: progress.advanced,
+                    peak_bytes: options.capacity.peak_bytes,
+                    step: None,
+                    state: None,
+                    output: None,
+                };
+                Err(early.because_of(error))
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The commands: a file or a folder for each.
 
 mod after;
+mod again;
 mod analyze;
+mod awake;
 mod batch;
 mod compare;
 mod convert;
@@ -16,6 +18,8 @@ mod resolve;
 mod shell;
 mod show;
 mod sweep;
+
+pub(crate) use again::GoOn;
 
 use std::process::ExitCode;
 

@@ -106,6 +106,14 @@ pub(crate) struct ClipArgs {
     #[arg(short, long, help_heading = "Machine", hide_short_help = true)]
     pub(crate) yes: bool,
 
+    /// Let a Mac fall asleep while it computes; without it caffeinate keeps it awake, its display not
+    #[arg(long, help_heading = "Machine", hide_short_help = true)]
+    pub(crate) allow_sleep: bool,
+
+    /// End at an error of the GPU instead of resuming in a fresh process
+    #[arg(long, help_heading = "Machine", hide_short_help = true)]
+    pub(crate) no_retry: bool,
+
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
 

@@ -43,12 +43,14 @@ impl MachineArgs {
         })
     }
 
-    /// The memory that may be taken.
+    /// The memory that may be taken; less than asked for where it has run out.
     pub(crate) fn budget(&self, device: Device) -> Budget {
+        let left = runtime::again().and_then(|again| again.budget);
         Budget {
             bytes: self
                 .memory_budget
-                .unwrap_or_else(|| runtime::default_memory_budget(device.kind)),
+                .unwrap_or_else(|| runtime::default_memory_budget(device.kind))
+                .min(left.unwrap_or(u64::MAX)),
             explicit: self.memory_budget.is_some(),
         }
     }

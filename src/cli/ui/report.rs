@@ -502,7 +502,30 @@ pub(crate) fn there(output: &Path) {
     stderr::hint("--overwrite makes it again");
 }
 
-/// Tells what is about to be computed, and asks before it takes more than an hour.
+/// Whether a run of so many seconds is a long one.
+pub(crate) fn is_long(seconds: f64) -> bool {
+    seconds > HOUR
+}
+
+/// What is about to be computed; `few` are the seconds of models that need four steps.
+fn forecast_line(seconds: Option<f64>, peak_bytes: u64, passes: usize, few: Option<f64>) -> String {
+    // Short runs take longer than their operations: what loads and starts counts for more.
+    let time = seconds.filter(|&time| time >= MINUTE);
+    let time = time.map_or(String::new(), |time| {
+        format!("about {}, ", human_time(time))
+    });
+    let few = few.map_or(String::new(), |few| {
+        format!("; 4-step models take {}", human_time(few))
+    });
+    format!(
+        "forecast  {time}{} of memory, {}{few}",
+        human_bytes(peak_bytes),
+        counted(passes as u64, "pass", "es")
+    )
+}
+
+/// Tells what is about to be computed, and asks before it takes more than an hour; `few` are the seconds
+/// of models that need four steps.
 ///
 /// # Errors
 /// When the answer is no.
@@ -510,6 +533,7 @@ pub(crate) fn forecast(
     seconds: Option<f64>,
     peak_bytes: u64,
     passes: usize,
+    few: Option<f64>,
     yes: bool,
 ) -> Result<()> {
     if style() == Style::Json {
@@ -519,17 +543,8 @@ pub(crate) fn forecast(
         );
         return Ok(());
     }
-    // Short runs take longer than their operations: what loads and starts counts for more.
-    let time = seconds.filter(|&time| time >= MINUTE);
-    let time = time.map_or(String::new(), |time| {
-        format!("about {}, ", human_time(time))
-    });
-    info!(
-        "forecast  {time}{} of memory, {}",
-        human_bytes(peak_bytes),
-        counted(passes as u64, "pass", "es")
-    );
-    match seconds.filter(|&seconds| seconds > HOUR && !yes && is_attended()) {
+    note(&forecast_line(seconds, peak_bytes, passes, few));
+    match seconds.filter(|&seconds| is_long(seconds) && !yes && is_attended()) {
         Some(seconds) => {
             let text = format!("this takes about {}", human_time(seconds));
             confirm(&text, "--yes agrees beforehand")
@@ -681,5 +696,23 @@ impl Many {
 impl Progress for Many {
     fn on_event(&mut self, event: &Event<'_>) {
         self.inner.on_event(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forecast_says_what_fewer_steps_would_take() {
+        let line = |seconds, few| forecast_line(seconds, 9_000_000_000, 80, few);
+        assert_eq!(
+            line(Some(10_200.0), Some(540.0)),
+            "forecast  about 2 h 50 min, 9.0 GB of memory, 80 passes; 4-step models take 9 min 00 s"
+        );
+        assert_eq!(
+            line(Some(59.0), None),
+            "forecast  9.0 GB of memory, 80 passes"
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use crate::pipeline::{Event, Progress};
+use crate::pipeline::{Event, EventKind, Progress};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -141,10 +141,16 @@ pub(crate) struct Stoppable<'a> {
     pub(crate) inner: &'a mut dyn Progress,
     /// Receives the signals.
     pub(crate) listener: &'a Listener,
+    /// Whether there is more on disk than before: a step's state, or a clip.
+    pub(crate) advanced: bool,
 }
 
 impl Progress for Stoppable<'_> {
     fn on_event(&mut self, event: &Event<'_>) {
+        self.advanced |= matches!(
+            event.kind,
+            EventKind::Saved { step: 1.., .. } | EventKind::Made(_)
+        );
         self.inner.on_event(event);
     }
 

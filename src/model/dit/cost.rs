@@ -144,7 +144,6 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
     let kept = kv + tables + latents + cached + (1 + shared) * stream * F32;
     let chunk = memory.chunk_of(tokens);
     let scores = device.scores_at_once(
-        device.dtype.matmul_dtype(),
         [
             config.num_attention_heads,
             i32::try_from(chunk).unwrap_or(i32::MAX),

@@ -14,7 +14,7 @@ use crate::persist::dump::Dump;
 use crate::pipeline::experts::Experts;
 use crate::pipeline::text::TEXT_LEN;
 use crate::progress::Progress;
-use crate::runtime::all_finite;
+use crate::runtime::{all_finite, evaluate};
 use crate::sampling::StepCache;
 use crate::weights::Expert;
 
@@ -110,7 +110,7 @@ impl Denoiser<'_> {
         };
         // In row-major order, as a run that resumes here reads them.
         self.latents = self.sampler.step(&self.latents, &velocity)?.contiguous()?;
-        self.latents.eval()?;
+        evaluate(&self.latents).with_context(place)?;
         health::check_latents(&self.latents).with_context(place)?;
         if let (Some(observer), Some(estimate)) = (observer, &estimate) {
             observer.estimate(estimate);

@@ -52,6 +52,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// The largest budget into which a run of `peak_bytes` does not fit.
+    pub fn below(peak_bytes: u64) -> u64 {
+        peak_bytes.saturating_add(PROGRAM_BYTES - 1)
+    }
+
     /// Bytes without what the program itself takes.
     pub fn for_arrays(&self) -> u64 {
         self.bytes.saturating_sub(PROGRAM_BYTES)

@@ -23,6 +23,7 @@ use super::{Interrupted, Summary, initial_noise};
 use crate::persist::EmbeddingStore;
 use crate::persist::{SavedRun, StateWriter};
 use crate::progress::{ForClip, Progress, RunningPhase};
+use crate::runtime::GpuError;
 use crate::util::show::Show;
 use crate::weights::{Checkpoint, Expert};
 
@@ -85,7 +86,8 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// Reports that a clip cannot be made, unless it is the user who ends everything.
+    /// Reports that a clip cannot be made, unless the user ends everything, or the GPU does, with which
+    /// no other clip can be made either.
     fn fail(
         &mut self,
         clip: &Clip,
@@ -94,6 +96,9 @@ impl Scheduler<'_> {
     ) -> Result<()> {
         if error.is::<Interrupted>() {
             return Err(error);
+        }
+        if GpuError::of(&error).is_some() {
+            return Err(error.context(clip.job.output().shown().to_string()));
         }
         if !clip.ready {
             clip.wants().for_each(|key| self.store.release(key));

@@ -59,9 +59,14 @@ impl Device {
         for _head in 0..q.dim(1) {
             count_product(2 * q.dim(2), q.dim(3), k.dim(2));
         }
-        match (self.kernels, q.dtype()) {
-            (Kernels::Cpu, Dtype::Float32) => cpu::attention(q, k, v, scale, weights, score_bytes),
-            _ => {
+        match self.kernels {
+            // In float32 between the operands, as fused kernels compute.
+            Kernels::Cpu => {
+                let [wide_q, wide_k, wide_v] = [f32(q)?, f32(k)?, f32(v)?];
+                cpu::attention(&wide_q, &wide_k, &wide_v, scale, weights, score_bytes)?
+                    .as_dtype(q.dtype())
+            }
+            Kernels::Mlx => {
                 let shape = [q.dim(1), q.dim(2), k.dim(2), q.dim(3)];
                 let rows = self.attention_rows(shape, score_bytes);
                 mlx::attention(q, k, v, scale, weights, rows)
@@ -69,15 +74,10 @@ impl Device {
         }
     }
 
-    /// Bytes of scores that [`Self::attention`] in `dtype` has at once: of `queries` to `keys` in
+    /// Bytes of scores that [`Self::attention`] has at once: of `queries` to `keys` in
     /// `heads` of `width`.
-    pub fn scores_at_once(
-        &self,
-        dtype: Dtype,
-        [heads, queries, keys, width]: [i32; 4],
-        score_bytes: u64,
-    ) -> u64 {
-        if self.kernels == Kernels::Cpu && dtype == Dtype::Float32 {
+    pub fn scores_at_once(&self, [heads, queries, keys, width]: [i32; 4], score_bytes: u64) -> u64 {
+        if self.kernels == Kernels::Cpu {
             return cpu::scores_at_once(heads, queries, keys, width, score_bytes);
         }
         if self.fuses(width) {
@@ -292,12 +292,12 @@ mod tests {
     #[test]
     fn a_gpu_has_the_scores_that_it_may_have_and_a_row_at_least() {
         let gpu = Device::new(DeviceKind::Gpu, None);
-        let scores = |bytes| gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 384], bytes);
+        let scores = |bytes| gpu.scores_at_once([40, 1000, 1000, 384], bytes);
         assert_eq!(scores(u64::MAX), 160_000_000);
         // 6 rows of 160,000 bytes each.
         assert_eq!(scores(1 << 20), 960_000);
         assert_eq!(scores(0), 160_000);
-        let fused = gpu.scores_at_once(Dtype::Bfloat16, [40, 1000, 1000, 128], 1 << 20);
+        let fused = gpu.scores_at_once([40, 1000, 1000, 128], 1 << 20);
         assert_eq!(fused, 0);
     }
 

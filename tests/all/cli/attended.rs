@@ -266,6 +266,19 @@ fn an_end_is_notified_of() {
         text.contains("\u{1b}]9;clip.mp4 is complete after "),
         "{text:?}"
     );
+    // Once, also of a run that has gone on in a fresh process.
+    let failing = [
+        iterm[0],
+        (
+            "WAN_TEST_GPU_ERROR",
+            "2/1/[malloc] Unable to allocate 7 bytes.",
+        ),
+    ];
+    let lines = "$run -o again.mp4 --notify";
+    let (code, text) = shown(&bench, 80, &failing, lines);
+    assert_eq!(code, Some(0), "{text:?}");
+    assert!(text.contains("try 1 of 3"), "{text:?}");
+    assert_eq!(text.matches("\u{1b}]9;").count(), 1, "{text:?}");
     let (_, text) = shown(&bench, 80, &iterm, "$run -o none/clip.mp4 --notify");
     assert!(text.contains("\u{1b}]9;no clip: --output"), "{text:?}");
     let (_, text) = shown(&bench, 80, &[], "$run -o clip2.mp4 --notify");

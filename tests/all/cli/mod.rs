@@ -10,6 +10,7 @@ mod ends;
 mod existing;
 mod faults;
 mod foreign;
+mod gpu;
 mod help;
 mod hostile;
 mod limits;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Bench, program, run};
 
-const CLIP: &str = "-i start.png -p x --frames 1 --steps 1 --seed 1 --device cpu -o clip.mp4";
+const CLIP: &str = "-i start.png -p x --frames 1 --steps 6 --seed 1 --device cpu -o clip.mp4";
 
 /// Runs the program in a terminal and types `answer`; the exit code and what the terminal shows.
 fn in_terminal(bench: &Bench, more: &str, answer: &str) -> Option<(Option<i32>, String)> {
@@ -49,6 +49,7 @@ fn a_run_of_more_than_an_hour_is_asked_about() {
     assert_eq!(code, Some(1), "{shown}");
     for part in [
         "forecast  about ",
+        " passes; 4-step models take ",
         "this takes about ",
         "Go on? [y/N]",
         "not agreed to",

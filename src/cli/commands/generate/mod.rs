@@ -11,12 +11,14 @@ use crate::pipeline::{Interrupted, Job};
 use crate::runtime;
 use crate::tiny;
 use crate::util::show::{Show, chain, gist};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 
+use super::again::Early;
 use super::many::{Folders, tell_of_miniature};
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
+use super::{GoOn, awake};
 use crate::cli::flags::{AfterArgs, GenerateArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::Outlook;
@@ -31,7 +33,9 @@ impl GenerateArgs {
         let after = self.after.clone();
         after.check()?;
         let ran = self.make(&after);
-        if let Err(error) = &ran {
+        if let Err(error) = &ran
+            && !error.is::<GoOn>()
+        {
             after.notify(&format!("no clip: {}", gist(error)));
         }
         ran
@@ -53,6 +57,8 @@ impl GenerateArgs {
             preview,
             open,
             yes,
+            allow_sleep,
+            no_retry,
         } = resolve::clip(self.clip, self.output, &mut elsewhere)?;
         let screen = Screen::of(&preview, &request)?;
         let (is_tiny, dumps) = (request.model == Model::Tiny, request.dump.is_some());
@@ -71,13 +77,27 @@ impl GenerateArgs {
         } = job.plan_memory_or_refuse(device, budget, None)?;
         stderr::warn_of_shortage(device, forecast.peak_bytes);
         runtime::limit_memory(budget.bytes)?;
-        let identity = job.identity(device, &memory)?;
+        let mut identity = job.identity(device, &memory)?;
+        let again = runtime::again();
+        if again.is_some_and(|again| again.budget.is_some()) {
+            identity.mix_parts();
+        }
         let Some(mut start) = resume.start(&mut job, device, &identity, &open)? else {
             report::there(job.output());
             print_path(job.output())?;
             let text = format!("{} is there", job.output().shown());
             return Ok(after.finished(job.output(), &text));
         };
+        if again.is_some_and(|again| again.ran_out)
+            && let Some(saved) = &start.from
+            && saved.identity.has_parts_of(&identity)
+        {
+            bail!(
+                "the GPU has no memory left, and the clip cannot be computed in smaller parts\n\
+                 hint: close other programs, or give a smaller --size or --frames\nhint: {}",
+                start.hint()
+            );
+        }
         let output = job.output().to_owned();
         job.remove_stale();
         let model = match is_tiny {
@@ -87,11 +107,24 @@ impl GenerateArgs {
         report::start(&job, device, &model);
         let rates = Rates::for_work(device, forecast.operations());
         let forecast = forecast.timed(rates.as_ref());
-        report::forecast(forecast.seconds, forecast.peak_bytes, forecast.passes, yes)?;
+        let few = match &rates {
+            Some(rates) if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 => {
+                job.seconds_in_four_steps(device, &memory, rates)?
+            }
+            _ => None,
+        };
+        report::forecast(
+            forecast.seconds,
+            forecast.peak_bytes,
+            forecast.passes,
+            few,
+            yes,
+        )?;
         start.report(dumps);
         if is_tiny {
             tell_of_miniature();
         }
+        awake::keep(allow_sleep);
         let listener = Listener::start()?;
         let outlook = Outlook::of(&forecast);
         let share = Share::of_clip(outlook.phases());
@@ -101,6 +134,7 @@ impl GenerateArgs {
         let mut progress = Stoppable {
             inner: &mut signs,
             listener: &listener,
+            advanced: false,
         };
         let ran = job.run_saved(
             device,
@@ -109,6 +143,7 @@ impl GenerateArgs {
             start.from.as_ref(),
             &mut progress,
         );
+        let advanced = progress.advanced;
         drop(signs);
         let summary = match ran {
             Ok(summary) => summary,
@@ -119,7 +154,22 @@ impl GenerateArgs {
                 return Ok(ExitCode::from(code));
             }
             Err(error) => {
-                if start.writer.latest().is_some_and(|(_, step)| step > 0) {
+                let latest = start.writer.latest();
+                let against = match listener.exit_code() {
+                    Some(_) => Some("the run was to stop"),
+                    None if no_retry => Some("the run is not resumed by itself (--no-retry)"),
+                    None => start.unsaved(),
+                };
+                let early = Early {
+                    against,
+                    advanced,
+                    peak_bytes: forecast.peak_bytes,
+                    step: Some(latest.map_or(0, |(_, step)| step)),
+                    state: latest.map(|(path, _)| path.to_owned()),
+                    output: Some(output),
+                };
+                let error = early.because_of(error);
+                if !error.is::<GoOn>() && latest.is_some_and(|(_, step)| step > 0) {
                     stderr::hint(&start.hint());
                 }
                 return Err(error);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use crate::clip::Identity;
 use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
 use crate::pipeline::Job;
-use crate::runtime::Device;
+use crate::runtime::{self, Device};
 use anyhow::{Context, Result};
 
 use crate::cli::commands::resolve::Open;
@@ -47,9 +47,18 @@ impl ResumeArgs {
     ) -> Result<Option<Start>> {
         let (mut identity, mut found) = (identity.clone(), None);
         let every = self.every();
-        if let ResumeFrom::File(path) = &self.resume {
+        // The process before this one knew which run it was.
+        let before = runtime::again().and_then(|again| Some((again, again.state.clone()?)));
+        let mut from = self.resume.clone();
+        if let Some((again, state)) = before {
+            from = ResumeFrom::File(state);
+            if let Some(clip) = again.output.as_ref().filter(|_| open.stem.is_some()) {
+                job.move_to(clip.clone());
+            }
+        }
+        if let ResumeFrom::File(path) = &from {
             found = Some(SavedRun::read(path).context("--resume")?);
-        } else if self.resume == ResumeFrom::Auto
+        } else if from == ResumeFrom::Auto
             && self.checkpoint.is_none()
             && open.stem.is_some()
             && open.seed
@@ -92,7 +101,7 @@ impl ResumeArgs {
             }
         }
         file::check_replace(&path)?;
-        if self.resume != ResumeFrom::Never && path.exists() {
+        if from != ResumeFrom::Never && path.exists() {
             let there = SavedRun::read(&path)?;
             let mut seeded = identity.clone();
             if found.is_none() {
@@ -205,6 +214,12 @@ impl Start {
                  again",
             );
         }
+    }
+
+    /// Why a run that ends early cannot go on by itself, if it cannot.
+    pub(crate) fn unsaved(&self) -> Option<&'static str> {
+        let why = "nothing was saved (--no-checkpoint), so the run cannot be resumed";
+        (!self.saves).then_some(why)
     }
 
     /// How to resume after the run has ended early.

@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
 use crate::clip::{Options, Request};
+use crate::runtime::again;
 use anyhow::{Context, Result, ensure};
 
 use self::model::Models;
@@ -75,6 +76,10 @@ pub(crate) struct Resolved {
     pub(crate) open: Open,
     /// Whether the user has agreed to whatever takes long.
     pub(crate) yes: bool,
+    /// Whether a Mac may fall asleep meanwhile.
+    pub(crate) allow_sleep: bool,
+    /// Whether an error of the GPU ends the run for good.
+    pub(crate) no_retry: bool,
 }
 
 /// Resolves the flags of a clip.
@@ -120,7 +125,10 @@ pub(crate) fn clip(
         machine: clip.machine,
         preview: output.preview,
         open,
-        yes: clip.yes,
+        // Who has agreed once is not asked again.
+        yes: clip.yes || again().is_some(),
+        allow_sleep: clip.allow_sleep,
+        no_retry: clip.no_retry,
     })
 }
 

@@ -9,6 +9,7 @@ use crate::util::show::Show;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::cli::commands::again::keep_input;
 use crate::cli::ui::info;
 
 /// The most bytes that are read of one.
@@ -78,6 +79,7 @@ fn input() -> Result<Vec<u8>> {
         "it is larger than {} MiB",
         MOST >> 20
     );
+    keep_input(&content);
     Ok(content)
 }
 

@@ -7,6 +7,7 @@ use crate::util::show::Show;
 use crate::util::suggest;
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::cli::commands::again::keep_input;
 use crate::cli::config::at_home;
 use crate::cli::flags::PromptSource;
 use crate::cli::ui::info;
@@ -40,7 +41,10 @@ fn read(flag: &str, prompt: PromptSource) -> Result<String> {
             if input.is_terminal() {
                 info!("{flag}: type it, and end it with Ctrl-D on a line of its own");
             }
-            text(input.lock()).with_context(|| format!("{flag} -: standard input"))
+            let text = text(input.lock());
+            let text = text.with_context(|| format!("{flag} -: standard input"))?;
+            keep_input(text.as_bytes());
+            Ok(text)
         }
         PromptSource::File(path) => file(&at_home(&path).unwrap_or_else(|| path.clone().into()))
             .with_context(|| format!("{flag} @{}", path.shown())),

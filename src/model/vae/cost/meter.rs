@@ -1,7 +1,5 @@
 //! Counts what a chunk of a clip costs while it walks through the network.
 
-use mlx_rs::Dtype;
-
 use super::Footprint;
 use crate::model::MemoryPlan;
 use crate::model::cost::{F32, Operations, number};
@@ -311,10 +309,7 @@ impl Meter {
         let weighed = Operations::attention(count, count, width).times(frames);
         self.operations = self.operations + weighed;
         let shape = [1, tokens, tokens, c];
-        let scores = self
-            .device
-            .scores_at_once(Dtype::Float32, shape, self.score_bytes)
-            / F32;
+        let scores = self.device.scores_at_once(shape, self.score_bytes) / F32;
         // Norm; q, k and v together and each apart; scores; what they weigh; the projection.
         self.note_alive(x.buffer + self.norm_buffers(x) + 8 * x.volume() + scores);
     }

@@ -55,7 +55,7 @@ impl Bench {
     }
 
     /// The clips in `out`, by name.
-    fn clips(&self) -> BTreeMap<String, Vec<u8>> {
+    pub fn clips(&self) -> BTreeMap<String, Vec<u8>> {
         let clips = names(&self.path("out")).into_iter();
         clips
             .filter(|name| name.ends_with(".mp4"))
