@@ -117,8 +117,11 @@ fn in_order(command: Command, order: &[String]) -> Command {
         .collect();
     places.sort_by_key(|(heading, place, _)| (*heading, *place));
     let ids = places.into_iter().enumerate();
-    // What is changed goes to the end.
-    ids.fold(command, |command, (place, (_, _, id))| {
+    // What is changed goes to the end. Places of the clip's flags are the same in all commands, for those
+    // that clap itself hands down to them.
+    ids.fold(command, |command, (index, (heading, place, id))| {
+        let own = if place < order.len() { 0 } else { index };
+        let place = heading.map_or(0, |heading| (heading + 1) * 1000) + place + own;
         command.mut_arg(id, |arg| fitted(arg).display_order(place))
     })
 }
@@ -187,7 +190,9 @@ mod tests {
     fn flags_have_one_heading_and_one_order_in_all_commands() {
         let commands = commands();
         let flags = |command: &Command| -> Vec<(String, String)> {
-            let flags = command.get_arguments().filter(|arg| !arg.is_positional());
+            // What clap hands down comes last here, and is shown in its place.
+            let all = command.get_arguments();
+            let flags = all.filter(|arg| !arg.is_positional() && !arg.is_global_set());
             let heading = |arg: &Arg| arg.get_help_heading().unwrap_or_default().to_owned();
             flags
                 .map(|arg| (heading(arg), arg.get_id().to_string()))
