@@ -77,7 +77,7 @@ pub(crate) struct CompareArgs {
     pub(crate) all: bool,
 
     /// Also write a picture of frames of two clips and of their difference
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = "Output", value_name = "PATH")]
     pub(crate) png: Option<PathBuf>,
 
     /// Print JSON, with every row
