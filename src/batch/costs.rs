@@ -14,7 +14,9 @@ pub struct Costs {
     pub texts: usize,
     /// Pictures that are encoded.
     pub pictures: usize,
-    /// Passes over the experts.
+    /// Rounds of as many clips as may be in flight, each of which loads the experts once.
+    pub rounds: usize,
+    /// Passes through the transformers.
     pub passes: usize,
     operations: Operations,
     loaded_bytes: u64,
@@ -46,6 +48,7 @@ impl Costs {
             let new_text = new_texts.count() > 0;
             let new_picture = encodes && pictures.insert(keys.condition);
             let forecast = entry.forecast();
+            costs.passes += forecast.passes;
             for phase in &forecast.phases {
                 let counted = match phase.phase {
                     Phase::Text => new_text,
@@ -60,15 +63,15 @@ impl Costs {
             }
         }
         for (count, weights) in models.into_values() {
-            let passes = count.div_ceil(capacity.at_once);
-            costs.passes += passes;
+            let rounds = count.div_ceil(capacity.at_once);
+            costs.rounds += rounds;
             for ((phase, _), bytes) in weights {
                 let often = match phase {
                     Phase::Text | Phase::Image => false,
                     Phase::Denoising => true,
                     Phase::Decoding => !capacity.decoder_beside_expert,
                 };
-                costs.loaded_bytes += bytes * if often { passes as u64 } else { 1 };
+                costs.loaded_bytes += bytes * if often { rounds as u64 } else { 1 };
             }
         }
         costs.texts = texts.len();

@@ -58,6 +58,12 @@ fn all_combinations_are_made_and_what_is_there_is_kept() {
     ];
     let ran = run(&mut bench.sweep(&vary));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // 1, 2, 2 and 4.
+    assert!(
+        ran.stderr.contains(" of memory, 9 passes"),
+        "{}",
+        ran.stderr
+    );
     let names = [
         "steps-1_guide-scale-1",
         "steps-1_guide-scale-2,3",

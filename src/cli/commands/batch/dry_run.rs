@@ -39,7 +39,7 @@ pub(super) fn show(checked: &Checked, outcome: &Outcome) -> Result<ExitCode> {
         outcome.report().count(Status::There),
         costs.texts,
         costs.pictures,
-        costs.passes,
+        costs.rounds,
         capacity.at_once,
         match capacity.decoder_beside_expert {
             true => "decoded as they are done",
