@@ -5,15 +5,23 @@ use textwrap::{Options, WordSplitter};
 
 /// The text, with lines that are too wide broken between words. What comes after a break is
 /// indented: as the second column of a line in columns, else by two blanks more than the line.
-/// A word that is wider by itself stays whole, since paths and commands are there to be copied.
+/// Words that are wider by themselves stay whole, and so do command lines: they are there to be copied.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
-    let lines = text
-        .split('\n')
-        .map(|line| match display_width(line) > width {
-            true => broken(line, width),
-            false => line.to_owned(),
-        });
+    let lines =
+        text.split('\n').map(
+            |line| match display_width(line) > width && !is_command(line) {
+                true => broken(line, width),
+                false => line.to_owned(),
+            },
+        );
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a line, or the hint in it, is a command of this program with flags.
+fn is_command(line: &str) -> bool {
+    let line = line.trim_start();
+    let line = line.strip_prefix("hint: ").unwrap_or(line);
+    line.contains(" -") && (line.starts_with("wan-i2v ") || line.starts_with("cd "))
 }
 
 fn broken(line: &str, width: usize) -> String {
@@ -74,6 +82,13 @@ mod tests {
             wrapped("a\n\n  - b c d e f\n", 9),
             "a\n\n  - b c d\n    e f\n"
         );
+        for command in [
+            "wan-i2v --image start.png --prompt 'what happens'",
+            "hint: cd clips && wan-i2v --resume auto",
+        ] {
+            assert_eq!(wrapped(command, 20), command);
+        }
+        assert_eq!(wrapped("wan-i2v can run it", 12), "wan-i2v can\n  run it");
         // At any width the words are the same.
         for width in 0..100 {
             let words = wrapped(text, width);
