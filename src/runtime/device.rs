@@ -39,7 +39,7 @@ pub struct Device {
     /// The functions that the networks compute with.
     pub kernels: Kernels,
     /// Whether MLX has one kernel for all of attention, without a score matrix, for the head widths
-    /// of [`FUSED_WIDTHS`].
+    /// 64, 72, 80, 96 and 128.
     pub fused_attention: bool,
     /// Products of more rows than this unpack a quantized weight first and use the dense kernel,
     /// which spares each row the unpacking.
