@@ -77,20 +77,23 @@ pub fn inputs(case: &Case, checkpoint: &Checkpoint, device: Device) -> (EncodedP
 
 /// The case's final latents, computed on `device`.
 pub fn latents(case: &Case, checkpoint: &Checkpoint, device: Device, dump: Option<&Dump>) -> Array {
-    let (prompts, condition) = inputs(case, checkpoint, device);
+    let inputs = inputs(case, checkpoint, device);
+    denoiser(case, checkpoint, device, inputs)
+        .run(dump, &mut Silent)
+        .unwrap()
+}
+
+/// The case's denoising of inputs on `device`.
+fn denoiser<'a>(
+    case: &Case,
+    checkpoint: &'a Checkpoint,
+    device: Device,
+    (prompts, condition): (EncodedPrompts, Condition),
+) -> Denoiser<'a> {
     let plan = plan(case);
     let noise = initial_noise(plan.seed, 16, plan.latent_grid());
-    Denoiser::new(
-        checkpoint,
-        device,
-        MemoryPlan::WHOLE,
-        prompts,
-        condition,
-        noise,
-        &plan,
-    )
-    .run(dump, &mut Silent)
-    .unwrap()
+    let memory = MemoryPlan::WHOLE;
+    Denoiser::new(checkpoint, device, memory, prompts, condition, noise, &plan)
 }
 
 #[test]
@@ -233,23 +236,10 @@ fn products_in_16_bits_stay_close_to_f32() {
         let folder = case.checkpoint();
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
-        let (prompts, condition) = inputs(&case, &checkpoint, F32);
-        let plan = plan(&case);
+        let inputs = inputs(&case, &checkpoint, F32);
         let latents = |device| {
-            let noise = initial_noise(plan.seed, 16, plan.latent_grid());
-            let (prompts, condition) = (prompts.clone(), condition.clone());
-            let memory = MemoryPlan::WHOLE;
-            let run = Denoiser::new(
-                &checkpoint,
-                device,
-                memory,
-                prompts,
-                condition,
-                noise,
-                &plan,
-            )
-            .run(None, &mut Silent);
-            to_host(&run.unwrap()).unwrap()
+            let mut run = denoiser(&case, &checkpoint, device, inputs.clone());
+            to_host(&run.run(None, &mut Silent).unwrap()).unwrap()
         };
         let exact = latents(F32);
         let both = BOTH.into_iter().flat_map(|device| {
@@ -330,22 +320,10 @@ fn a_clip_that_leaves_f16_s_range_goes_on_in_bf16() {
     write_tensors(&path, &tensors);
     let checkpoint =
         Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
-    let (prompts, condition) = inputs(&case, &checkpoint, F32);
-    let plan = plan(&case);
+    let inputs = inputs(&case, &checkpoint, F32);
     let denoiser = |dtype| {
         let device = Device { dtype, ..MLX };
-        let noise = initial_noise(plan.seed, 16, plan.latent_grid());
-        let (prompts, condition) = (prompts.clone(), condition.clone());
-        let memory = MemoryPlan::WHOLE;
-        Denoiser::new(
-            &checkpoint,
-            device,
-            memory,
-            prompts,
-            condition,
-            noise,
-            &plan,
-        )
+        denoiser(&case, &checkpoint, device, inputs.clone())
     };
     let mut warned = Warnings::default();
     let mut mixed = denoiser(Precision::F16);
@@ -363,7 +341,7 @@ fn a_clip_that_leaves_f16_s_range_goes_on_in_bf16() {
         ..MLX
     };
     let state = mixed.state();
-    let resumed = Denoiser::resume(&checkpoint, device, MemoryPlan::WHOLE, &state, &plan);
+    let resumed = Denoiser::resume(&checkpoint, device, MemoryPlan::WHOLE, &state, &plan(&case));
     assert_eq!(resumed.unwrap().state().count("left_f16").unwrap(), 1);
 }
 
