@@ -9,7 +9,8 @@ use crate::model::MemoryPlan;
 use crate::runtime::Device;
 use crate::text::clean;
 use crate::util::hex::to_hex;
-use crate::weights::PartName;
+use crate::weights::adapter::Adapter;
+use crate::weights::{Expert, PartName};
 
 impl Job {
     /// Everything that the clip depends on: what another run must have in common with this one to
@@ -71,9 +72,24 @@ impl Job {
             };
             let part = checkpoint.part_fingerprint(name)?;
             items.push(Item::new(format!("the {name}"), stages, part));
-            let bits = checkpoint.load_bits().of(name);
+            let bits = checkpoint.loading().of(name);
             let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
             items.push(Item::new(format!("bits of the {name}"), stages, bits));
+        }
+        for expert in [Expert::HighNoise, Expert::LowNoise] {
+            let of =
+                |adapter: &Adapter| format!("{} x {}", adapter.fingerprint(), adapter.strength());
+            let adapters: Vec<String> = checkpoint.adapters().of(expert).iter().map(of).collect();
+            if !adapters.is_empty() {
+                let merged = if checkpoint.loading().merges {
+                    ", merged"
+                } else {
+                    ""
+                };
+                let name = format!("--lora of the {expert} expert");
+                let value = adapters.join(", ") + merged;
+                items.push(Item::new(name, &[Denoise], value));
+            }
         }
         let boundary = checkpoint.boundary_timestep;
         items.push(Item::new(

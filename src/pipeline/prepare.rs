@@ -101,7 +101,7 @@ impl Job {
         }
 
         // 4. The model, and the settings that follow from it and the picture.
-        let model = cache.model(&request.model, request.bits)?;
+        let model = cache.model(&request.model, &request.loading)?;
         let checkpoint = model.checkpoint();
         let settings = request.resolve(&checkpoint, picture.size())?;
         let output = || format!("--output {}", request.output.shown());

@@ -1,6 +1,6 @@
 //! Where and how the networks compute.
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use mlx_rs::Array;
 
 use super::Precision;
@@ -10,6 +10,7 @@ use super::ffi::{
     limit_blas_threads, metal_is_available,
 };
 use super::kernels::Kernels;
+use super::library::{check_version, kernels_hint, mlx_library};
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +54,9 @@ impl Device {
     /// products in 16 bits are some fifty times slower.
     ///
     /// # Errors
-    /// When a GPU is asked for and MLX finds none.
+    /// When a GPU is asked for and MLX finds none, or MLX is another version or lacks its kernels.
     pub fn select(kind: Option<DeviceKind>, dtype: Option<Precision>) -> anyhow::Result<Self> {
+        check_version()?;
         let gpu = metal_is_available();
         let kind = match kind {
             Some(DeviceKind::Gpu) if !gpu => {
@@ -74,7 +76,11 @@ impl Device {
         Array::from_f32(1.0)
             .add(Array::from_f32(1.0))
             .and_then(|two| two.eval())
-            .with_context(|| format!("MLX cannot compute on the {kind}"))?;
+            .map_err(|error| {
+                let hint = kernels_hint(error.what(), mlx_library().as_deref());
+                let hint = hint.unwrap_or_default();
+                anyhow!("MLX cannot compute on the {kind}: {}{hint}", error.what())
+            })?;
         let faster = (kind == DeviceKind::Gpu).then(|| fastest_precision(&gpu_architecture()?));
         let device = Self::new(kind, dtype.or(faster.flatten()));
         let dtype = device.dtype.matmul_dtype();
@@ -182,12 +188,17 @@ const CPU_HALF_DENSE_ABOVE: i32 = 0;
 /// The precision of 16 bits in which a GPU is fastest, by its architecture. M1 (g13) and M2 (g14) have no
 /// bfloat16 of their own; published measurements have float16 ahead there by 20 to 34%.
 fn fastest_precision(architecture: &str) -> Option<Precision> {
-    let generation = architecture.strip_prefix("applegpu_g")?;
-    let digits = generation.trim_end_matches(|c: char| !c.is_ascii_digit());
-    Some(match digits.parse().ok()? {
+    Some(match generation(architecture)? {
         0..=14 => Precision::F16,
         _ => Precision::Bf16,
     })
+}
+
+/// The generation of a GPU of Apple's, by its architecture: 13 is M1's.
+pub(super) fn generation(architecture: &str) -> Option<u32> {
+    let name = architecture.strip_prefix("applegpu_g")?;
+    let digits = name.trim_end_matches(|c: char| !c.is_ascii_digit());
+    digits.parse().ok()
 }
 
 /// What `compute` makes on MLX's CPU backend, whatever the default device. That is changed and put back:

@@ -23,7 +23,7 @@ use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_ho
 use wan_i2v::sampling::Solver;
 use wan_i2v::sampling::noise::randn;
 use wan_i2v::tiny;
-use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
+use wan_i2v::weights::{Bits, Checkpoint, Loading};
 
 use crate::support::mlx;
 
@@ -150,8 +150,8 @@ fn device() -> Device {
 fn operations_are_exact() {
     let _mlx = mlx();
     let embedded = |bits| Checkpoint::embedded(tiny::FILES, bits).unwrap();
-    let dense = embedded(LoadBits::default());
-    let packed = embedded(LoadBits::all(Bits::Four));
+    let dense = embedded(Loading::default());
+    let packed = embedded(Loading::all(Bits::Four));
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
@@ -205,7 +205,7 @@ fn operations_are_exact() {
 #[test]
 fn memory_is_within_15_percent() {
     let _mlx = mlx();
-    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
@@ -260,7 +260,7 @@ fn memory_is_within_15_percent() {
 #[test]
 fn every_way_of_computing_gives_the_same_latents() {
     let _mlx = mlx();
-    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
     let plan = plan(
         64,
         17,
@@ -378,7 +378,7 @@ const INPUTS: Inputs = Inputs {
 fn request(side: u32, frames: u32) -> Request {
     Request {
         model: Model::Tiny,
-        bits: LoadBits::default(),
+        loading: Loading::default(),
         image: "start.png".into(),
         last_image: None,
         prompt: "the red circle moves up".into(),
@@ -405,7 +405,7 @@ fn chunks_of_tokens_make_a_long_clip_fit() {
     let gpu = Device::new(DeviceKind::Gpu, None);
     for (device, side, frames) in [(device(), 128, 513), (gpu, 256, 129)] {
         let request = request(side, frames);
-        let checkpoint = request.model.open(request.bits).unwrap();
+        let checkpoint = request.model.open(request.loading.clone()).unwrap();
         let settings = request.resolve(&checkpoint, (64, 64)).unwrap();
         let grid = settings.latent_grid();
         let clip = Clip {
@@ -447,7 +447,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     let _mlx = mlx();
     // Larger than the miniature's own size, so that every phase has something to cut.
     let request = request(256, 33);
-    let checkpoint = request.model.open(request.bits).unwrap();
+    let checkpoint = request.model.open(request.loading.clone()).unwrap();
     let planned = |request: &Request| request.resolve(&checkpoint, (64, 64)).unwrap();
     let plan = planned(&request);
     let clip = Clip {
@@ -542,14 +542,17 @@ impl TensorSource for Constant {
         let words = Array::from_slice(&[0x7654_3210_u32], &[1]);
         let packed = full::<u32>(&[outputs, inputs / 8], words)?;
         packed.eval()?;
-        Ok(Weight::Quantized(Quantized {
-            packed,
-            scales: self.tensor(name, &[outputs, inputs / 64], role)?,
-            biases: self.tensor(name, &[outputs, inputs / 64], role)?,
-            group_size: 64,
-            bits: 4,
-            device: self.device,
-        }))
+        Ok(Weight::Quantized(
+            Quantized {
+                packed,
+                scales: self.tensor(name, &[outputs, inputs / 64], role)?,
+                biases: self.tensor(name, &[outputs, inputs / 64], role)?,
+                group_size: 64,
+                bits: 4,
+                device: self.device,
+            },
+            Vec::new(),
+        ))
     }
 }
 
@@ -618,7 +621,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
         ffn_dim,
         num_layers: 2,
         text_dim: 64,
-        ..Checkpoint::embedded(tiny::FILES, LoadBits::default())
+        ..Checkpoint::embedded(tiny::FILES, Loading::default())
             .unwrap()
             .high
     };

@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod many;
 mod plan;
+mod presets;
 mod preview;
 mod pull;
 mod resolve;
@@ -37,6 +38,7 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
         (Some(Command::Convert(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
         (Some(Command::Pull(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
         (Some(Command::Plan(args)), _) => args.run(),
+        (Some(Command::Presets(args)), _) => args.run(&layers.presets).map(|()| ExitCode::SUCCESS),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(layers),

@@ -15,7 +15,7 @@ use crate::pipeline::tokenize;
 use crate::runtime::{Device, DeviceKind, mac_budget};
 use crate::util::show::chain;
 use crate::weights::quantize::Bits;
-use crate::weights::{Checkpoint, LoadBits};
+use crate::weights::{Checkpoint, Loading};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -96,7 +96,7 @@ impl PlanArgs {
         let Place { device, budget, .. } = place;
         let mut elsewhere = Elsewhere::new(true);
         let request = resolve::plan(self, &mut elsewhere)?;
-        let checkpoint = request.model.open(request.bits)?;
+        let checkpoint = request.model.open(request.loading.clone())?;
         let picture = match request.image.as_os_str().is_empty() {
             true => PICTURE,
             false => size_of(&request.image)?,
@@ -311,17 +311,22 @@ fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String
         None => format!("within {}", human_bytes(budget.bytes)),
     });
     let mut rows = vec![heading.into_iter().chain(fates).collect::<Vec<_>>()];
-    let asked = clip.request.bits;
-    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, LoadBits::all(bits)));
-    let own = own.into_iter().find(|(_, all)| *all == asked);
+    let asked = &clip.request.loading;
+    let all = |bits| Loading {
+        adapters: asked.adapters.clone(),
+        merges: asked.merges,
+        ..Loading::all(bits)
+    };
+    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, all(bits)));
+    let own = own.into_iter().find(|(_, all)| all == asked);
     let name = own.map_or("as is".into(), |(bits, _)| bits.to_string());
     let mut models = vec![(name, None)];
     for bits in [Bits::Eight, Bits::Four] {
-        if LoadBits::all(bits) == asked {
+        if all(bits) == *asked {
             continue;
         }
         // What is quantized already cannot be quantized again.
-        if let Ok(checkpoint) = clip.request.model.open(LoadBits::all(bits)) {
+        if let Ok(checkpoint) = clip.request.model.open(all(bits)) {
             models.push((bits.to_string(), Some(checkpoint)));
         }
     }

@@ -10,7 +10,7 @@ use super::{Cli, foreign};
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Make clips", &["batch", "sweep"]),
     ("Models", &["pull", "convert", "inspect"]),
-    ("Look", &["plan", "show", "analyze", "compare"]),
+    ("Look", &["plan", "presets", "show", "analyze", "compare"]),
     ("Trouble", &["doctor"]),
     ("Shell", &["completions", "man"]),
 ];

@@ -156,7 +156,7 @@ pub fn forecast(
             )),
     );
 
-    let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
+    let schedule = settings.schedule();
     let mut passes = 0;
     for expert in [Expert::HighNoise, Expert::LowNoise] {
         let steps = steps_of(checkpoint, settings, &schedule, expert);
@@ -247,8 +247,8 @@ fn steps_of(
 ) -> Steps {
     let mut steps = Steps::default();
     let guides = settings.guide_scale.of(expert) != 1.0;
-    for (index, &timestep) in schedule.timesteps.iter().enumerate() {
-        if checkpoint.expert_for(timestep) == expert {
+    for index in 0..schedule.steps() {
+        if checkpoint.expert_at(schedule, index) == Some(expert) {
             steps.all += 1;
             let covered = settings.guide_interval.covers(index, schedule.steps());
             steps.guided += u64::from(guides && covered);

@@ -120,10 +120,7 @@ fn what_may_be_meant_is_said() {
             "--steps is a flag of a clip",
         ),
         (&["steps", "3"], "--image PICTURE --prompt 'steps 3'"),
-        (
-            &["--lora", "x.safetensors"],
-            "LoRA adapters are not read; merge",
-        ),
+        (&["--lora-scale", "0.8"], "the strength follows the adapter"),
         (&["--xyzzy"], "all flags: wan-i2v --help"),
         (&["completions", "cmd"], "expected one of bash, elvish"),
     ] {

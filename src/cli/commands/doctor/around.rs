@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::ui::{human_bytes, stderr};
 use crate::hub::{Config, Hub, RepoId, free_disk};
 use crate::pipeline::plan::{Budget, CLIPS, Fits, Published};
-use crate::runtime::Device;
+use crate::runtime::{Device, faster_mlx};
 use crate::util::show::chain;
 
 /// Bytes on disk of the published model in 4 bits, as `pull` and `convert` write it.
@@ -28,6 +28,8 @@ pub(super) struct Around {
     hub: HubState,
     /// The most bits with which clips of the published model fit.
     fits: Vec<Fit>,
+    /// What would make the GPU faster.
+    faster: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,6 +82,7 @@ impl Around {
                     most_bits,
                 })
                 .collect(),
+            faster: faster_mlx(),
         })
     }
 
@@ -99,6 +102,7 @@ impl Around {
                 },
             ));
         }
+        lines.extend(self.faster.map(|advice| ("faster", advice.to_owned())));
         lines
     }
 
@@ -153,6 +157,7 @@ mod tests {
                     most_bits,
                 })
                 .collect(),
+            faster: None,
         }
     }
 
@@ -185,6 +190,9 @@ mod tests {
             ]
         );
         assert!(found.iter().all(|line| line.len() < 70));
+        let mut slow = around(1, bits, hub(true, false, None));
+        slow.faster = Some("update macOS");
+        assert_eq!(text(&slow).last().unwrap(), "faster: update macOS");
         let mut poor = around(1_000_000_000, [None; 4], hub(false, true, None));
         poor.free_in_cache = Some(2_000_000_000);
         let found = text(&poor);
