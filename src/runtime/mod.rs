@@ -16,6 +16,7 @@ pub mod kernels;
 mod memory;
 mod state;
 mod threads;
+mod tuning;
 
 pub use again::{Again, again};
 pub use arrays::{
@@ -34,3 +35,4 @@ pub use memory::{
 };
 pub use state::State;
 pub use threads::start_threads;
+pub use tuning::Tuning;
