@@ -100,11 +100,8 @@ impl Entry {
 
     /// Whether it is made with the same networks, loaded in the same way.
     pub(super) fn shares(&self, other: &Self) -> bool {
-        let way = |entry: &Self| {
-            let device = entry.device;
-            (device.kind, device.dtype, device.dense_above)
-        };
-        Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint()) && way(self) == way(other)
+        let is_same = Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint());
+        is_same && self.device == other.device
     }
 
     /// Where it goes.

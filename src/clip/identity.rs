@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::Tuning;
+
 /// The flag of [`Settings::seed`](super::Settings::seed).
 pub(super) const SEED: &str = "--seed";
 
@@ -32,8 +34,8 @@ pub struct Item {
     pub value: String,
     /// The stages that it affects, apart from what they pass to later ones.
     pub stages: Vec<Stage>,
-    /// Whether it follows from `--memory-budget`: it decides in which parts something is computed,
-    /// which changes last bits alone.
+    /// Whether it follows from `--memory-budget` or tuning: it decides in which parts or ways something
+    /// is computed, which changes last bits alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_budget: bool,
 }
@@ -48,6 +50,18 @@ impl Item {
             by_budget: false,
         }
     }
+
+    /// What a measurement has chosen.
+    ///
+    /// # Errors
+    /// Never: it can be written as text.
+    pub fn tuning(tuning: &Tuning) -> serde_json::Result<Self> {
+        let stages = [Stage::Text, Stage::Image, Stage::Denoise, Stage::Decode];
+        Ok(Self {
+            by_budget: true,
+            ..Self::new(TUNING, &stages, serde_json::to_string(tuning)?)
+        })
+    }
 }
 
 /// Everything that a clip depends on.
@@ -56,6 +70,9 @@ pub struct Identity(Vec<Item>);
 
 /// The item of a run that was computed in parts of several kinds.
 const MIXED: &str = "parts after memory ran out (--memory-budget)";
+
+/// The item of [`Item::tuning`].
+const TUNING: &str = "the tuning (wan-i2v tune)";
 
 /// Characters of a value that a message shows.
 const SHOWN: usize = 80;
@@ -120,6 +137,13 @@ impl Identity {
     /// The seed.
     pub fn seed(&self) -> Option<u64> {
         self.get(SEED)?.value.parse().ok()
+    }
+
+    /// What a measurement had chosen when the run began.
+    pub fn tuning(&self) -> Tuning {
+        let item = self.get(TUNING);
+        let tuning = item.and_then(|item| serde_json::from_str(&item.value).ok());
+        tuning.filter(Tuning::is_plausible).unwrap_or_default()
     }
 
     /// Has the run resume, and be resumed, in whatever parts: memory ran out, and so it cannot be computed in

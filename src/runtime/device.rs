@@ -3,7 +3,6 @@
 use anyhow::{Context, bail};
 use mlx_rs::Array;
 
-use super::{Precision, Tuning};
 use super::arrays::{MAX_KERNEL_ROWS, TILE_ROWS, equal_parts};
 use super::ffi::{
     blas, device_name, gpu_architecture, has_fused_attention, keep_freed_memory,
@@ -11,6 +10,7 @@ use super::ffi::{
 };
 use super::kernels::Kernels;
 use super::kernels::cpu::Blocks;
+use super::{Precision, Tuning};
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,6 +48,19 @@ impl Tuning {
         round_bytes: None,
     };
 
+    /// The same with what `change` chooses.
+    pub fn and(self, change: Self) -> Self {
+        Self {
+            precision: change.precision.or(self.precision),
+            call_operations: change.call_operations.or(self.call_operations),
+            keys_by_heads: change.keys_by_heads.or(self.keys_by_heads),
+            dense_above: change.dense_above.or(self.dense_above),
+            whole_convolutions: change.whole_convolutions || self.whole_convolutions,
+            block_divisor: change.block_divisor.or(self.block_divisor),
+            round_bytes: change.round_bytes.or(self.round_bytes),
+        }
+    }
+
     /// Whether tuning can have chosen it: what a file says may be anything.
     pub fn is_plausible(&self) -> bool {
         let within = |value: Option<u64>, [least, most]: [u64; 2]| {
@@ -123,6 +136,8 @@ mod tests {
         assert_eq!(Tuning::NONE, Tuning::default());
         assert_eq!(Tuning::NONE.to_string(), "nothing");
         assert!(serde_json::from_str::<Tuning>(r#"{"other": 1}"#).is_err());
+        assert_eq!(Tuning::NONE.and(all), all);
+        assert_eq!(all.and(Tuning::NONE), all);
     }
 
     #[test]

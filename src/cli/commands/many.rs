@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
 use crate::clip::Model;
+use crate::persist::{SavedRun, state_path};
 use crate::pipeline::plan::{Budget, Rates};
 use crate::pipeline::{InputCache, Interrupted, Progress};
 use crate::runtime;
@@ -174,7 +175,16 @@ impl Checked {
         } = resolve::clip(args.clip, args.output, &mut self.elsewhere)?;
         (self.yes, self.allow_sleep, self.no_retry) = (yes, allow_sleep, no_retry);
         let screen = Screen::of(&preview, &request)?;
-        let device = machine.device()?;
+        // A saved run goes on as it began.
+        let state = state_path(&request.output);
+        let saved = state
+            .exists()
+            .then(|| SavedRun::read(&state).ok())
+            .flatten();
+        let device = match saved {
+            Some(saved) => machine.device_as(saved.identity.tuning())?,
+            None => machine.device()?,
+        };
         let budget = machine.budget(device);
         if self.dry_run && self.rates.is_none() {
             self.rates = Some(Rates::of_machine(device, false)?);

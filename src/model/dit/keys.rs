@@ -91,8 +91,8 @@ mod tests {
             let mut in_chunks = None;
             for (start, end) in [(0, 6), (6, 10)] {
                 let part = by_heads(&rows(&all, start, end).unwrap());
-                let room = in_chunks
-                    .get_or_insert_with(|| Gathered::of_rows(device, 10, &part).unwrap());
+                let room =
+                    in_chunks.get_or_insert_with(|| Gathered::of_rows(device, 10, &part).unwrap());
                 room.put(start..end, &part).unwrap();
                 room.so_far().eval().unwrap();
             }

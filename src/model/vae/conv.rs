@@ -282,7 +282,8 @@ impl Conv {
         let outputs = self.bias.dim(0);
         if let [weight] = taps {
             let product = |x: &Array| addmm(&self.bias, x, weight, None, None);
-            return in_chunks(&flat, 0, self.device.most_rows(), product)?.reshape(&[t, h, w, outputs]);
+            return in_chunks(&flat, 0, self.device.most_rows(), product)?
+                .reshape(&[t, h, w, outputs]);
         }
         let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
         // Up to the last row that holds a valid output.

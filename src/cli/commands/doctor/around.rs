@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::ui::{human_bytes, stderr};
 use crate::hub::{Config, Hub, RepoId, free_disk};
 use crate::pipeline::plan::{Budget, CLIPS, Fits, Published};
-use crate::runtime::Device;
+use crate::runtime::{Device, Tuning};
 use crate::util::show::chain;
 
 /// Bytes on disk of the published model in 4 bits, as `pull` and `convert` write it.
@@ -25,6 +25,8 @@ pub(super) struct Around {
     free_in_cache: Option<u64>,
     /// Bytes that the model takes in 4 bits.
     model_bytes: u64,
+    /// What was chosen for this device; nothing without tuning, and not of one that was not tuned.
+    tuning: Option<Option<Tuning>>,
     hub: HubState,
     /// The most bits with which clips of the published model fit.
     fits: Vec<Fit>,
@@ -51,7 +53,12 @@ struct Fit {
 
 impl Around {
     /// Looks around; the hub is asked for an answer only if `ask`.
-    pub(super) fn look(device: Device, budget: Budget, ask: bool) -> Result<Self> {
+    pub(super) fn look(
+        device: Device,
+        budget: Budget,
+        tuning: Option<Option<Tuning>>,
+        ask: bool,
+    ) -> Result<Self> {
         let config = Config::from_env();
         let cache = config.as_ref().ok().map(|config| config.cache.clone());
         let mut hub = HubState {
@@ -72,6 +79,7 @@ impl Around {
             free_here: free_disk(Path::new(".")).ok(),
             free_in_cache: cache.and_then(|cache| free_disk(&cache).ok()),
             model_bytes: MODEL_BYTES,
+            tuning,
             hub,
             fits: fits
                 .map(|(&(size, _, frames), most_bits)| Fit {
@@ -85,7 +93,8 @@ impl Around {
 
     /// A line each: what it is about, and what was found.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("disk", self.disk()), ("hub", self.hub())];
+        let mut lines = vec![("tuning", self.tuning())];
+        lines.extend([("disk", self.disk()), ("hub", self.hub())]);
         for size in ["480p", "720p"] {
             let of_size = self.fits.iter().filter(|fit| fit.size == size);
             let clips: Vec<String> = of_size
@@ -100,6 +109,15 @@ impl Around {
             ));
         }
         lines
+    }
+
+    fn tuning(&self) -> String {
+        match self.tuning {
+            None => "left out (--no-tune)".into(),
+            Some(None) => "none yet; wan-i2v tune takes less than a minute".into(),
+            Some(Some(Tuning::NONE)) => "done; nothing is faster than the usual way".into(),
+            Some(Some(tuning)) => tuning.to_string(),
+        }
     }
 
     fn disk(&self) -> String {
@@ -143,6 +161,7 @@ mod tests {
             free_here: Some(free),
             free_in_cache: Some(free),
             model_bytes: MODEL_BYTES,
+            tuning: Some(None),
             hub,
             fits: CLIPS
                 .iter()
@@ -178,6 +197,7 @@ mod tests {
         assert_eq!(
             found,
             [
+                "tuning: none yet; wan-i2v tune takes less than a minute",
                 "disk: 100.0 GB free; Wan2.2 in 4 bits takes 23.0 GB",
                 "hub: a token is there; not asked (--hub asks it)",
                 "480p: fits: 33 frames in 8 bits, 81 frames in 4 bits",
@@ -188,9 +208,9 @@ mod tests {
         let mut poor = around(1_000_000_000, [None; 4], hub(false, true, None));
         poor.free_in_cache = Some(2_000_000_000);
         let found = text(&poor);
-        assert!(found[0].contains("1.0 GB free here, 2.0 GB in the hub's cache, too little"));
-        assert!(found[1].starts_with("hub: offline"));
-        assert!(found[3].contains("no clip of Wan2.2 I2V-A14B fits"));
+        assert!(found[1].contains("1.0 GB free here, 2.0 GB in the hub's cache, too little"));
+        assert!(found[2].starts_with("hub: offline"));
+        assert!(found[4].contains("no clip of Wan2.2 I2V-A14B fits"));
         let asked = around(1, bits, hub(false, false, Some(true)));
         assert!(asked.hub().starts_with("answers; no token"));
     }

@@ -40,7 +40,11 @@ impl DoctorArgs {
             has_weights: !models.has_heads(),
         };
         runtime::limit_memory(settings.budget.bytes)?;
-        let around = Around::look(device, budget, self.hub)?;
+        let tuning = match self.machine.no_tune {
+            true => None,
+            false => Some(self.machine.kept()?),
+        };
+        let around = Around::look(device, budget, tuning, self.hub)?;
         let mut printed = Ok(());
         let mut summary = Summary::default();
         let diagnosis = examine(&model, bits, &settings, &mut |heard| {

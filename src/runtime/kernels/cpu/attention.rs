@@ -224,8 +224,8 @@ mod tests {
                 let mask = weights.map(ScaledDotProductAttentionMask::from);
                 let expected = scaled_dot_product_attention(&q, &k, &v, scale, mask, None).unwrap();
                 for bytes in [u64::MAX, 1 << 16] {
-                    let ours = attention(&q, &k, &v, scale, weights, bytes, Blocks::default())
-                        .unwrap();
+                    let ours =
+                        attention(&q, &k, &v, scale, weights, bytes, Blocks::default()).unwrap();
                     assert_eq!(ours.shape(), [1, heads, n, e]);
                     let off = ours.subtract(&expected).unwrap().abs().unwrap();
                     let off = off.max(None).unwrap().item_exact::<f32>();
