@@ -25,8 +25,10 @@ pub(super) struct Around {
     free_in_cache: Option<u64>,
     /// Bytes that the model takes in 4 bits.
     model_bytes: u64,
-    /// What was chosen for this device; nothing without tuning, and not of one that was not tuned.
-    tuning: Option<Option<Tuning>>,
+    /// What was chosen for this device, if it was tuned.
+    tuning: Option<Tuning>,
+    /// Whether that is left out.
+    untuned: bool,
     hub: HubState,
     /// The most bits with which clips of the published model fit.
     fits: Vec<Fit>,
@@ -56,7 +58,7 @@ impl Around {
     pub(super) fn look(
         device: Device,
         budget: Budget,
-        tuning: Option<Option<Tuning>>,
+        tuning: Option<Tuning>,
         ask: bool,
     ) -> Result<Self> {
         let config = Config::from_env();
@@ -80,6 +82,7 @@ impl Around {
             free_in_cache: cache.and_then(|cache| free_disk(&cache).ok()),
             model_bytes: MODEL_BYTES,
             tuning,
+            untuned: tuning.is_some_and(|tuning| tuning != device.tuning),
             hub,
             fits: fits
                 .map(|(&(size, _, frames), most_bits)| Fit {
@@ -93,7 +96,8 @@ impl Around {
 
     /// A line each: what it is about, and what was found.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("tuning", self.tuning())];
+        let tuning = self.tuning().map(|text| ("tuning", text));
+        let mut lines: Vec<_> = tuning.into_iter().collect();
         lines.extend([("disk", self.disk()), ("hub", self.hub())]);
         for size in ["480p", "720p"] {
             let of_size = self.fits.iter().filter(|fit| fit.size == size);
@@ -111,13 +115,12 @@ impl Around {
         lines
     }
 
-    fn tuning(&self) -> String {
-        match self.tuning {
-            None => "left out (--no-tune)".into(),
-            Some(None) => "none yet; wan-i2v tune takes less than a minute".into(),
-            Some(Some(Tuning::NONE)) => "done; nothing is faster than the usual way".into(),
-            Some(Some(tuning)) => tuning.to_string(),
-        }
+    fn tuning(&self) -> Option<String> {
+        Some(match self.tuning? {
+            Tuning::NONE => "nothing is faster than the usual way".into(),
+            tuning if self.untuned => format!("left out: {tuning}"),
+            tuning => tuning.to_string(),
+        })
     }
 
     fn disk(&self) -> String {
@@ -161,7 +164,8 @@ mod tests {
             free_here: Some(free),
             free_in_cache: Some(free),
             model_bytes: MODEL_BYTES,
-            tuning: Some(None),
+            tuning: None,
+            untuned: false,
             hub,
             fits: CLIPS
                 .iter()
@@ -197,7 +201,6 @@ mod tests {
         assert_eq!(
             found,
             [
-                "tuning: none yet; wan-i2v tune takes less than a minute",
                 "disk: 100.0 GB free; Wan2.2 in 4 bits takes 23.0 GB",
                 "hub: a token is there; not asked (--hub asks it)",
                 "480p: fits: 33 frames in 8 bits, 81 frames in 4 bits",
@@ -205,12 +208,25 @@ mod tests {
             ]
         );
         assert!(found.iter().all(|line| line.len() < 70));
+        let blocks = Tuning {
+            block_divisor: Some(4),
+            ..Tuning::NONE
+        };
         let mut poor = around(1_000_000_000, [None; 4], hub(false, true, None));
         poor.free_in_cache = Some(2_000_000_000);
         let found = text(&poor);
-        assert!(found[1].contains("1.0 GB free here, 2.0 GB in the hub's cache, too little"));
-        assert!(found[2].starts_with("hub: offline"));
-        assert!(found[4].contains("no clip of Wan2.2 I2V-A14B fits"));
+        assert!(found[0].contains("1.0 GB free here, 2.0 GB in the hub's cache, too little"));
+        assert!(found[1].starts_with("hub: offline"));
+        assert!(found[3].contains("no clip of Wan2.2 I2V-A14B fits"));
+        let mut tuned = around(1, bits, hub(false, true, None));
+        for (tuning, untuned, line) in [
+            (Tuning::NONE, false, "nothing is faster than the usual way"),
+            (blocks, false, "blocks of 1/4"),
+            (blocks, true, "left out: blocks of 1/4"),
+        ] {
+            (tuned.tuning, tuned.untuned) = (Some(tuning), untuned);
+            assert_eq!(text(&tuned)[0], format!("tuning: {line}"));
+        }
         let asked = around(1, bits, hub(false, false, Some(true)));
         assert!(asked.hub().starts_with("answers; no token"));
     }
