@@ -270,6 +270,34 @@ mod tests {
     }
 
     #[test]
+    fn a_run_keeps_the_tuning_that_it_began_with() {
+        let untuned = identity(&[("--steps", Stage::Denoise, "4")]);
+        assert_eq!(untuned.tuning(), Tuning::NONE);
+        let chosen = Tuning {
+            dense_above: Some(512),
+            ..Tuning::NONE
+        };
+        let mut tuned = untuned.clone();
+        tuned.0.push(Item::tuning(&chosen).unwrap());
+        assert_eq!(tuned.tuning(), chosen);
+        // It is the same clip, but for last bits.
+        assert_eq!(tuned.digest(), untuned.digest());
+        assert_ne!(tuned.hash_of(Stage::Text), untuned.hash_of(Stage::Text));
+        let differences = tuned.differences(&untuned);
+        let expected = r#"the tuning (wan-i2v tune): {"dense_above":512} then, nothing now"#;
+        assert_eq!(differences[0].to_string(), expected);
+        // What nobody can have chosen is not taken from a file.
+        let odd = Tuning {
+            dense_above: Some(-1),
+            ..Tuning::NONE
+        };
+        let mut damaged = untuned.clone();
+        damaged.0.push(Item::tuning(&odd).unwrap());
+        assert_eq!(damaged.tuning(), Tuning::NONE);
+        assert_eq!(damaged.differences(&untuned).len(), 1);
+    }
+
+    #[test]
     fn a_stage_has_a_hash_of_what_affects_it() {
         let one = identity(&[("--steps", Stage::Denoise, "4"), ("a", Stage::Image, "b")]);
         let other = identity(&[("--steps", Stage::Denoise, "5"), ("a", Stage::Image, "b")]);

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::flags::{MachineArgs, TuneArgs};
 use crate::cli::ui::{columns, info, print, print_json, stderr};
 use crate::model::tune::{Outcome, Store, Verdict, choices, choose};
-use crate::runtime::{Device, DeviceKind, Tuning};
+use crate::runtime::{Device, DeviceKind, Tuning, again};
 use crate::util::show::{Show, chain};
 
 /// What tuning before a run may take.
@@ -84,8 +84,9 @@ fn in_words(tuning: Tuning) -> String {
 /// When there is no such device.
 pub(super) fn before_a_run(machine: &MachineArgs, seconds: Option<f64>) -> Result<Option<Tuning>> {
     let untuned = machine.device.untuned()?;
-    let Some(store) = Store::usual() else {
-        // It would be tuned each time.
+    // Without a place to keep it, it would be tuned each time; and in a process that goes on in another's
+    // place, something is wrong with the GPU.
+    let Some(store) = Store::usual().filter(|_| again().is_none()) else {
         return Ok(None);
     };
     let is_tuned = store.find(untuned).is_some();

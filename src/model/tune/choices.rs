@@ -125,8 +125,8 @@ fn calls(untuned: Device) -> Choice {
         untuned: rows(untuned),
         candidates: candidates.into(),
         tolerance: tolerance(untuned.dtype),
-        // Two calls without tuning.
-        prepare: Box::new(attention([HEADS, 5504, TOKENS])),
+        // One call without tuning.
+        prepare: Box::new(attention([HEADS, 2752, TOKENS])),
     }
 }
 
@@ -324,5 +324,101 @@ fn scores(untuned: Device) -> Choice {
         candidates: candidates.into(),
         tolerance: tolerance(untuned.dtype),
         prepare: Box::new(attention([12, 1560, 1560])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::model::tune::{Verdict, choose};
+
+    fn named(device: Device, any_dtype: bool) -> Vec<String> {
+        let choices = choices(device, any_dtype);
+        let named = choices.iter().map(|choice| {
+            let names = choice.candidates.iter().map(|(name, _)| name.as_str());
+            let all: Vec<&str> = once(choice.untuned.as_str()).chain(names).collect();
+            format!("{}: {}", choice.name, all.join(", "))
+        });
+        named.collect()
+    }
+
+    #[test]
+    fn a_gpu_chooses_between_shorter_calls_and_other_layouts() {
+        let usual = [
+            "attention: calls of 2752 rows, calls of 1472 rows, calls of 704 rows, calls of 320 rows",
+            "keys and values: as they come, contiguous, strided",
+            "quantized products: packed up to 768 rows, always unpacked, packed up to 256 rows, \
+             packed up to 512 rows, packed up to 1024 rows, packed up to 2048 rows, packed up to 4096 \
+             rows",
+            "convolutions: three time taps at once, MLX's own",
+        ];
+        let m3 = Device::new(DeviceKind::Gpu, None);
+        assert_eq!(named(m3, true), usual);
+        // An M1 or M2 may be faster in either of 16 bits, if the user leaves it open.
+        let m1 = Device::new(DeviceKind::Gpu, Some(Precision::F16));
+        assert_eq!(named(m1, false), usual);
+        let open = named(m1, true);
+        assert_eq!(open[0], "products: f16, bf16");
+        assert_eq!(open[1..], usual);
+        for choice in choices(m1, true) {
+            assert!(
+                choice
+                    .candidates
+                    .iter()
+                    .all(|(_, tuning)| tuning.is_plausible())
+            );
+        }
+        // No call gets longer.
+        let shape = [HEADS, TOKENS, TOKENS, WIDTH];
+        for (name, tuning) in calls(m3).candidates {
+            let rows = m3.tuned(tuning).attention_rows(shape, 0);
+            assert!(rows < m3.attention_rows(shape, 0), "{name}");
+        }
+        let unfused = Device {
+            fused_attention: false,
+            ..m3
+        };
+        assert_eq!(named(unfused, true), usual[1..]);
+    }
+
+    /// Each of them is another way to the same result; looked at once, since no clock is right here.
+    #[test]
+    fn every_way_of_a_processor_is_right() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        let untuned = Device::new(DeviceKind::Cpu, None);
+        let choices = choices(untuned, true);
+        let now = Cell::new(0.0);
+        let clock = || now.replace(now.get() + 1.0);
+        let mut outcomes = Vec::new();
+        choose(untuned, &choices, 40.0, &clock, &mut |outcome| {
+            outcomes.push(outcome.clone());
+        });
+        for (outcome, choice) in outcomes.iter().zip(&choices) {
+            assert_eq!(outcome.trials.len(), choice.candidates.len() + 1);
+            for trial in &outcome.trials {
+                let off = trial.off.expect("it was looked at");
+                assert!(off <= FLOAT32, "{}: {trial:?}", outcome.choice);
+                assert!(!matches!(
+                    trial.verdict,
+                    Verdict::Wrong | Verdict::Failed(_)
+                ));
+            }
+        }
+    }
+
+    /// MLX's product on a processor adds up in 16 bits, and is off by far: it is faster, and never taken.
+    #[test]
+    fn what_adds_up_in_16_bits_is_wrong() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        let untuned = Device::new(DeviceKind::Cpu, Some(Precision::Bf16));
+        let choice = products(untuned);
+        assert_eq!(choice.untuned, "always unpacked");
+        let compute = (choice.prepare)(untuned).unwrap();
+        let far = choice.candidates.last().unwrap();
+        let [expected, found] = [untuned, untuned.tuned(far.1)].map(|d| compute(d).unwrap());
+        let off = super::super::off(&expected, &found).unwrap();
+        assert!(off > choice.tolerance, "{off}");
     }
 }

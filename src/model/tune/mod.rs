@@ -19,7 +19,7 @@ use crate::util::show::chain;
 const MARGIN: f64 = 0.03;
 /// How often each candidate is measured: what there is time for, but fewer runs prove nothing.
 const ROUNDS: [usize; 2] = [3, 7];
-/// What takes so many times as long as the quickest is not measured again.
+/// What takes so many times as long as the quickest is not measured more often.
 const HOPELESS: f64 = 1.5;
 
 /// What is measured: evaluated results of some device.
@@ -134,6 +134,9 @@ impl Choice {
                 verdict: Verdict::NoTime,
             })
             .collect();
+        if clock() >= end {
+            return trials;
+        }
         // The measure of all is the untuned device, of the dtype that was chosen.
         let measure = untuned.tuned(Tuning {
             precision: tuning.precision,
@@ -175,13 +178,14 @@ impl Choice {
         let mut quickest = f64::INFINITY;
         let mut rounds = 0;
         'rounds: while rounds < ROUNDS[1] {
-            for (trial, device) in trials.iter_mut().zip(&devices) {
+            for (at, (trial, device)) in trials.iter_mut().zip(&devices).enumerate() {
                 let before = clock();
                 if before >= end {
                     break 'rounds;
                 }
                 let known = trial.seconds.unwrap_or(0.0);
-                if trial.verdict != Verdict::NotFaster || known > HOPELESS * quickest {
+                let is_hopeless = at > 0 && rounds >= ROUNDS[0] && known > HOPELESS * quickest;
+                if trial.verdict != Verdict::NotFaster || is_hopeless {
                     continue;
                 }
                 if let Err(error) = compute(*device) {
