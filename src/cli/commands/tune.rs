@@ -133,11 +133,11 @@ fn table(outcome: &Outcome) -> String {
             (Verdict::Failed(why), ..) => format!("cannot be computed: {why}"),
             (Verdict::NoTime, ..) => "no time left".to_owned(),
             (Verdict::Wrong, ..) => {
-                format!("another result, {:.1e} off", trial.off.unwrap_or(f64::NAN))
+                format!("wrong by {:.1e}", trial.off.unwrap_or(f64::NAN))
             }
             (_, 0, _) => "the usual way".to_owned(),
-            (Verdict::Chosen, _, Some(times)) => format!("{times:.2} times as fast, chosen"),
-            (_, _, Some(times)) => format!("{times:.2} times as fast"),
+            (Verdict::Chosen, _, Some(times)) => format!("{times:.2} x as fast, chosen"),
+            (_, _, Some(times)) => format!("{times:.2} x as fast"),
             (_, _, None) => "no time left".to_owned(),
         };
         let name = if at == 0 { outcome.choice } else { "" };
@@ -146,8 +146,8 @@ fn table(outcome: &Outcome) -> String {
             .map(|seconds| format!("{:.1} ms", 1e3 * seconds));
         vec![
             format!("{name:<18}"),
-            format!("{:<24}", trial.name),
-            format!("{:>10}", time.unwrap_or_default()),
+            format!("{:<23}", trial.name),
+            format!("{:>9}", time.unwrap_or_default()),
             came_of_it,
         ]
     });
@@ -192,11 +192,11 @@ mod tests {
             ],
         });
         let expected = "\
-attention           calls of 2752 rows          400.0 ms  the usual way
-                    calls of 1408 rows          320.0 ms  1.25 times as fast, chosen
-                    calls of 704 rows           500.0 ms  0.80 times as fast
-                    calls of 320 rows                     another result, 2.5e-1 off
-                    calls of 64 rows                      no time left
+attention           calls of 2752 rows        400.0 ms  the usual way
+                    calls of 1408 rows        320.0 ms  1.25 x as fast, chosen
+                    calls of 704 rows         500.0 ms  0.80 x as fast
+                    calls of 320 rows                   wrong by 2.5e-1
+                    calls of 64 rows                    no time left
 ";
         assert_eq!(text, expected);
         assert!(text.lines().all(|line| line.len() <= 80));

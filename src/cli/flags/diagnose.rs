@@ -124,7 +124,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) with_paths: bool,
 }
 
-/// Find out how this machine computes fastest, and compute so from now on
+/// Find out how this machine computes fastest, and keep to it
 ///
 /// Tries, in under a minute, ways of computing the same: rows per call of attention, how keys and
 /// values lie in memory, packed or unpacked weights, convolutions, blocks. One that gives another result
