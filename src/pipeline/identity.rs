@@ -60,7 +60,7 @@ impl Job {
             ));
         }
         if device.tuning != Tuning::NONE {
-            items.push(Item::tuning(&device.tuning)?);
+            items.push(Item::tuning(&device.tuning));
         }
         if let Some(last) = last {
             items.push(Item::new("the last picture", &[Image], last.pixel_hash()));
