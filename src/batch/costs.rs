@@ -35,7 +35,7 @@ impl Costs {
         let mut models: BTreeMap<_, (usize, BTreeMap<_, u64>)> = BTreeMap::new();
         for (entry, status) in clips {
             let (model, device) = (Rc::as_ptr(entry.job().checkpoint()), entry.device());
-            let kind = format!("{model:?} {} {}", device.dtype, device.dense_above);
+            let kind = format!("{model:?} {device:?}");
             let (count, weights) = models.entry(kind).or_default();
             *count += 1;
             let keys = entry.keys();

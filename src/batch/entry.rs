@@ -68,6 +68,23 @@ impl Entry {
         })
     }
 
+    /// Has the clip, of which nothing has been made, computed on another device, if it fits there.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn compute_on(
+        &mut self,
+        device: Device,
+        budget: Budget,
+        rates: Option<&Rates>,
+    ) -> Result<()> {
+        let planned = self.job.plan_memory_or_refuse(device, budget, rates)?;
+        self.identity = self.job.identity(device, &planned.memory)?;
+        (self.memory, self.forecast) = (planned.memory, planned.forecast);
+        self.device = device;
+        Ok(())
+    }
+
     /// The job.
     pub fn job(&self) -> &Job {
         &self.job
@@ -100,11 +117,8 @@ impl Entry {
 
     /// Whether it is made with the same networks, loaded in the same way.
     pub(super) fn shares(&self, other: &Self) -> bool {
-        let way = |entry: &Self| {
-            let device = entry.device;
-            (device.kind, device.dtype, device.dense_above)
-        };
-        Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint()) && way(self) == way(other)
+        let is_same = Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint());
+        is_same && self.device == other.device
     }
 
     /// Where it goes.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::Job;
 use crate::clip::{Identity, Item, Stage};
 use crate::model::MemoryPlan;
-use crate::runtime::Device;
+use crate::runtime::{Device, Tuning};
 use crate::text::clean;
 use crate::util::hex::to_hex;
 use crate::weights::adapter::Adapter;
@@ -52,14 +52,16 @@ impl Job {
             let polynomial = format!("{:?}", settings.cache.polynomial);
             items.push(Item::new("TeaCache's polynomial", &[Denoise], polynomial));
         }
-        // What a device takes by itself goes with the dtype.
-        let usual = Device::new(device.kind, Some(device.dtype)).dense_above;
-        if device.dense_above != usual {
+        // What a device takes by itself goes with the dtype and the tuning.
+        if device.dense_above != device.own_dense_above() {
             items.push(Item::new(
                 "--dense-above",
                 &[Text, Denoise],
                 device.dense_above,
             ));
+        }
+        if device.tuning != Tuning::NONE {
+            items.push(Item::tuning(&device.tuning));
         }
         if let Some(last) = last {
             items.push(Item::new("the last picture", &[Image], last.pixel_hash()));

@@ -17,6 +17,7 @@ mod library;
 mod memory;
 mod state;
 mod threads;
+mod tuning;
 
 pub use again::{Again, again};
 pub use arrays::{
@@ -36,3 +37,4 @@ pub use memory::{
 };
 pub use state::State;
 pub use threads::start_threads;
+pub use tuning::Tuning;

@@ -19,6 +19,7 @@ mod resolve;
 mod shell;
 mod show;
 mod sweep;
+mod tune;
 
 pub(crate) use again::GoOn;
 
@@ -43,6 +44,7 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(layers),
         (Some(Command::Doctor(args)), _) => args.run(),
+        (Some(Command::Tune(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),

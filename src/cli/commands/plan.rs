@@ -56,7 +56,7 @@ impl Place {
                 mac: None,
             });
         };
-        let device = Device::new(DeviceKind::Gpu, args.machine.dtype);
+        let device = Device::new(DeviceKind::Gpu, args.machine.device.dtype);
         Ok(Self {
             device: Device {
                 dense_above: args.machine.dense_above.unwrap_or(device.dense_above),

@@ -21,7 +21,7 @@ mod values;
 pub(crate) use after::{AfterArgs, ExecCommand};
 pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
 pub(crate) use command::{command, parse};
-pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs};
+pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs, TuneArgs};
 pub(crate) use foreign::advice;
 pub(crate) use machine::MachineArgs;
 pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, clip_command, job_command};
@@ -158,6 +158,7 @@ pub(crate) enum Command {
     Analyze(AnalyzeArgs),
     Compare(CompareArgs),
     Doctor(Box<DoctorArgs>),
+    Tune(TuneArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }

@@ -8,6 +8,7 @@
 mod block;
 pub mod cost;
 mod embed;
+pub(super) mod keys;
 mod padding;
 mod rope;
 mod stream;

@@ -24,7 +24,7 @@ const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 17] = [
+const OF_ALL: [&str; 18] = [
     "yes",
     "allow-sleep",
     "no-retry",
@@ -42,6 +42,7 @@ const OF_ALL: [&str; 17] = [
     "no-checkpoint",
     "device",
     "memory-budget",
+    "no-tune",
 ];
 
 /// The jobs of a file, and the settings of all of them from elsewhere.
