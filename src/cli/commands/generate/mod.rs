@@ -105,10 +105,15 @@ impl GenerateArgs {
             false => job.metadata(device)?.model.name,
         };
         report::start(&job, device, &model);
-        let rates = Rates::for_work(device, forecast.operations());
-        let forecast = forecast.timed(rates.as_ref());
-        let few = match &rates {
-            Some(rates) if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 => {
+        let mut rates = Rates::for_work(device, forecast.operations());
+        if let Some((rates, true)) = &mut rates {
+            forecast.measure(rates, job.checkpoint());
+        }
+        let forecast = forecast.timed(rates.as_ref().map(|(rates, _)| rates));
+        let few = match &mut rates {
+            Some((rates, _))
+                if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 =>
+            {
                 job.seconds_in_four_steps(device, &memory, rates)?
             }
             _ => None,
