@@ -235,3 +235,73 @@ fn read(file: &Path) -> Vec<Rates> {
 fn cache_file() -> Option<PathBuf> {
     Some(cache_folder()?.join("rates.json"))
 }
+
+#[cfg(test)]
+impl Rates {
+    /// All of them `rate`.
+    pub(crate) fn even(rate: f64) -> Self {
+        Self {
+            machine: "a machine".into(),
+            device: "a device".into(),
+            products: rate,
+            attention: rate,
+            copies: rate,
+            unpacking: rate,
+            parts: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn took(inside: f64) -> Measured {
+        Measured {
+            outside: 0.0,
+            inside,
+        }
+    }
+
+    #[test]
+    fn parts_are_few_plausible_and_the_last_one_of_a_key() {
+        let mut rates = Rates::even(1e9);
+        for number in 0..MOST_PARTS + 3 {
+            rates.note(number.to_string(), took(1.0));
+        }
+        assert_eq!(rates.parts.len(), MOST_PARTS);
+        assert!(rates.part("2").is_none() && rates.part("3").is_some());
+        rates.note("3".into(), took(2.0));
+        assert_eq!(rates.part("3"), Some(took(2.0)));
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e7] {
+            rates.note("3".into(), took(seconds));
+            assert!(rates.part("3").is_none(), "{seconds}");
+        }
+        rates.parts[0].measured.outside = -1.0;
+        assert!(!rates.are_plausible());
+    }
+
+    #[test]
+    fn a_file_keeps_a_few_devices_with_their_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cache/rates.json");
+        let of = |device: usize| Rates {
+            device: device.to_string(),
+            ..Rates::even(1e9)
+        };
+        assert!(read(&file).is_empty());
+        for device in 0..MOST_KEPT + 1 {
+            of(device).keep_in(&file).unwrap();
+        }
+        let mut again = of(3);
+        again.note("step".into(), took(0.125));
+        again.keep_in(&file).unwrap();
+        let kept = read(&file);
+        assert_eq!(kept.len(), MOST_KEPT);
+        assert_eq!((&kept[0], kept.last()), (&of(1), Some(&again)));
+        // Whatever else is there is replaced.
+        fs::write(&file, r#"{"machine": "old", "products": 1.0}"#).unwrap();
+        again.keep_in(&file).unwrap();
+        assert_eq!(read(&file), [again]);
+    }
+}

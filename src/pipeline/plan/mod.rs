@@ -374,3 +374,62 @@ fn besides_weights(phases: &[vae::cost::Footprint]) -> u64 {
     let bytes = phases.iter().map(|phase| phase.total() - phase.weights);
     bytes.max().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clip::{Options, Size};
+    use crate::runtime::DeviceKind;
+    use crate::tiny;
+    use crate::weights::LoadBits;
+
+    /// A guided clip, the last of whose steps are not.
+    pub(super) fn forecast_of(checkpoint: &Checkpoint) -> Forecast {
+        let (width, height) = (32, 32);
+        let mut options = Options {
+            size: Some(Size::Exact { width, height }),
+            frames: Some(9),
+            steps: Some(8),
+            ..Options::default()
+        };
+        options.guide_scale = Some(crate::clip::GuideScale {
+            low: 2.0,
+            high: 3.0,
+        });
+        let settings = options.resolve(&checkpoint.settings, (32, 32), 2).unwrap();
+        let device = Device::new(DeviceKind::Cpu, None);
+        let inputs = Inputs {
+            prompt: 10,
+            negative: Some(3),
+            last_image: false,
+        };
+        forecast(
+            checkpoint,
+            &settings,
+            inputs,
+            device,
+            &MemoryPlan::WHOLE,
+            None,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn times_are_those_of_the_phases_and_loading_is_part_of_them() {
+        let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+        let made = forecast_of(&checkpoint);
+        assert!(made.seconds.is_none() && made.phases[0].loading_seconds.is_none());
+        let [slow, fast] = [1e9, 2e9].map(|rate| made.clone().timed(Some(&Rates::even(rate))));
+        let sum: f64 = slow.phases.iter().filter_map(|phase| phase.seconds).sum();
+        assert_eq!(slow.seconds, Some(sum));
+        for (slow, fast) in slow.phases.iter().zip(&fast.phases) {
+            let (seconds, loading) = (slow.seconds.unwrap(), slow.loading_seconds.unwrap());
+            assert!(seconds > loading && loading > 0.0);
+            assert!((fast.seconds.unwrap() * 2.0 / seconds - 1.0).abs() < 1e-9);
+            // Without parts it is as long as at the rates of large products.
+            let all = Rates::even(1e9).seconds(slow.operations, slow.weight_bytes);
+            assert!((seconds / all - 1.0).abs() < 1e-2, "{seconds} {all}");
+        }
+        assert_eq!(slow.timed(None), made);
+    }
+}

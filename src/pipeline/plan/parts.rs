@@ -566,3 +566,189 @@ impl TensorSource for Filling {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::vae;
+    use crate::runtime::{DeviceKind, Precision};
+    use crate::tiny;
+    use crate::weights::{Bits, LoadBits, published};
+    use std::cell::Cell;
+
+    const DEVICE: Device = Device::new(DeviceKind::Cpu, None);
+    const DENSE: Format = Format {
+        stored: "bf16",
+        bits: None,
+        wide: true,
+    };
+    const PACKED: Format = Format {
+        bits: Some([4, 64]),
+        ..DENSE
+    };
+
+    fn steps(grid: [i32; 3], prompts: &[usize], times: u64) -> Work {
+        let memory = MemoryPlan::of_tokens(grid.iter().product());
+        let config = published::expert();
+        Work::steps(&config, PACKED, &memory, grid, prompts, DEVICE, times)
+    }
+
+    /// Rates at which a part takes as long as is said.
+    fn taking(works: &[(&Work, [f64; 2])]) -> Rates {
+        let mut rates = Rates::even(1e12);
+        for (work, [outside, inside]) in works {
+            let (outside, inside) = (*outside, *inside);
+            rates.note(work.key(), Measured { outside, inside });
+        }
+        rates
+    }
+
+    #[test]
+    fn the_quickest_of_a_few_runs_counts() {
+        // Each run takes the next of these milliseconds.
+        let least = |runs: &[u64]| {
+            let (clock, run) = (Cell::new(0), Cell::new(0));
+            let seconds = quickest_by(&mut || Duration::from_millis(clock.get()), &mut || {
+                clock.set(clock.get() + runs[run.get()]);
+                run.set(run.get() + 1);
+                Ok(())
+            });
+            ((seconds.unwrap() * 1e3).round() as u64, run.get())
+        };
+        assert_eq!(least(&[9000, 1]), (9000, 1));
+        assert_eq!(least(&[300, 60, 50, 1]), (50, 3));
+        assert_eq!(least(&[9, 8, 7, 6, 5, 4, 3, 2, 4, 1]), (2, TIMES));
+        let fails = quickest_by(&mut || Duration::ZERO, &mut || anyhow::bail!("no memory"));
+        assert!(fails.is_err());
+    }
+
+    #[test]
+    fn prompts_of_about_the_same_length_are_one_part() {
+        let of = |tokens| rows(tokens, DEVICE);
+        assert_eq!(
+            [1, 2, 3, 16, 17, 126, 512].map(of),
+            [1, 2, 16, 16, 32, 128, 512]
+        );
+        assert_eq!([0, usize::MAX].map(of), [1, 512]);
+        let never = Device {
+            dense_above: 768,
+            ..DEVICE
+        };
+        assert_eq!(rows(126, never), 126);
+    }
+
+    #[test]
+    fn a_part_has_as_many_layers_as_take_a_moment() {
+        let of = |work, values, most| fitting(Operations::product(1, 1, work), values, [1, most]);
+        assert_eq!(of(1, 1, 30), 30);
+        assert_eq!(of(OPERATIONS / 2 / 3, 1, 30), 3);
+        assert_eq!(of(1, VALUES / 4, 30), 4);
+        assert_eq!(of(OPERATIONS, u64::MAX, 30), 1);
+        let unpacked = Operations::unpacking(OPERATIONS / UNPACKED / 2);
+        assert_eq!(fitting(unpacked, 1, [1, 30]), 2);
+    }
+
+    #[test]
+    fn layers_calls_and_bytes_are_multiplied() {
+        let text = Work::text(
+            &published::text_encoder(),
+            PACKED,
+            126,
+            DEVICE,
+            Operations::product(1, 1, 1_000_000_000_000),
+        );
+        let Part::Text(part, _, 128) = &text.part else {
+            panic!("{text:?}");
+        };
+        let (layers, all) = (f64::from(part.num_layers), 24.0);
+        // Until it is measured, its operations count.
+        assert_eq!(text.seconds(&taking(&[])), 2.0);
+        let rates = taking(&[(&text, [0.0, 3.0])]);
+        assert!((text.seconds(&rates) - 3.0 * all / layers).abs() < 1e-9);
+
+        let load = Work::load(PartName::HighNoise, None, PACKED, 8_000_000_000, DEVICE);
+        assert!(load.loads() && !text.loads());
+        let rates = taking(&[(&load, [0.0, 0.5])]);
+        assert_eq!(load.seconds(&rates), 4.0);
+
+        let step = |times| steps([2, 4, 4], &[24, 126], times);
+        let Part::Step(part, ..) = &step(1).part else {
+            panic!("{:?}", step(1));
+        };
+        assert_eq!(part.num_layers, 2);
+        let rates = taking(&[(&step(1), [0.25, 1.0])]);
+        let once = step(1).seconds(&rates);
+        // What is outside the layers comes once a step, however many layers there are.
+        assert!((once - 0.25 - 20.0).abs() < 0.5, "{once}");
+        assert!((step(7).seconds(&rates) / once - 7.0).abs() < 1e-9);
+    }
+
+    /// A long clip is told from fewer tokens, and a longer one takes longer.
+    #[test]
+    fn longer_clips_are_told_from_the_same_part() {
+        let clips =
+            [[9, 30, 52], [21, 30, 52], [21, 45, 80]].map(|grid| steps(grid, &[24, 126], 1));
+        let rates = taking(&[(&clips[0], [0.0, 1.0])]);
+        let seconds = clips.map(|clip| clip.seconds(&rates));
+        assert!(seconds[0] > 100.0 && seconds.is_sorted(), "{seconds:?}");
+        // Attention grows with the square.
+        assert!(seconds[1] / seconds[0] > 21.0 / 9.0, "{seconds:?}");
+        assert!(rates.part(&steps([2, 4, 4], &[24, 126], 1).key()).is_none());
+    }
+
+    #[test]
+    fn whatever_decides_the_speed_makes_another_key() {
+        let text = |device, format, tokens| {
+            let config = published::text_encoder();
+            Work::text(&config, format, tokens, device, Operations::default()).key()
+        };
+        let first = text(DEVICE, PACKED, 20);
+        assert_eq!(text(DEVICE, PACKED, 30), first);
+        let bf16 = Device::new(DeviceKind::Cpu, Some(Precision::Bf16));
+        let dense = Device {
+            dense_above: 5,
+            ..DEVICE
+        };
+        for other in [
+            text(DEVICE, PACKED, 40),
+            text(DEVICE, DENSE, 20),
+            text(bf16, PACKED, 20),
+            text(dense, PACKED, 20),
+        ] {
+            assert_ne!(other, first);
+        }
+    }
+
+    #[test]
+    fn a_large_frame_is_told_from_a_small_one() {
+        let (config, of) = (published::vae(), |grid| {
+            vae::cost::decode_operations(&published::vae(), grid, None)
+        });
+        let work =
+            |grid, tile| Work::vae(&config, Half::Decoder, (grid, tile), DEVICE, of(grid), &of);
+        let Part::Vae(.., grid) = work([21, 60, 104], None).part else {
+            panic!();
+        };
+        assert_eq!(grid, [2, 8, 8]);
+        let Part::Vae(.., grid) = work([1, 4, 104], Some([4, 12])).part else {
+            panic!();
+        };
+        assert_eq!(grid, [1, 4, 12]);
+    }
+
+    /// Every part of a forecast can be measured: its weights are those that the network asks for.
+    #[test]
+    fn all_of_the_miniature_is_measured() {
+        for bits in [LoadBits::default(), LoadBits::all(Bits::Four)] {
+            let checkpoint = Checkpoint::embedded(tiny::FILES, bits).unwrap();
+            let forecast = super::super::tests::forecast_of(&checkpoint);
+            let mut rates = Rates::even(1e12);
+            for work in forecast.phases.iter().flat_map(|phase| &phase.works) {
+                let known = rates.part(&work.key()).is_some();
+                assert_eq!(work.measure(&mut rates, &checkpoint), !known, "{work:?}");
+                assert!(rates.part(&work.key()).is_some(), "{work:?}");
+                assert!(!work.measure(&mut rates, &checkpoint));
+            }
+        }
+    }
+}
