@@ -366,8 +366,10 @@ impl Work {
                     Ok(embedded.eval()?)
                 })?;
                 let copies = (TEXT_LEN as i32 - tokens).max(1);
-                let inside =
-                    quickest(&mut || Ok(drop(dit.cross_kv_of_embedded(&embedded, copies)?)))?;
+                let inside = quickest(&mut || {
+                    dit.cross_kv_of_embedded(&embedded, copies)?;
+                    Ok(())
+                })?;
                 Measured { outside, inside }
             }
             Part::Step(config, format, memory, grid, prompts) => {
