@@ -47,13 +47,19 @@ impl Entry {
         request: Request,
         device: Device,
         budget: Budget,
-        rates: Option<&Rates>,
+        rates: Option<&mut Rates>,
         stock: &mut InputCache,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
         let PlannedMemory {
-            memory, forecast, ..
-        } = job.plan_memory_or_refuse(device, budget, rates)?;
+            memory,
+            mut forecast,
+            ..
+        } = job.plan_memory_or_refuse(device, budget, None)?;
+        if let Some(rates) = rates {
+            forecast.measure(rates, job.checkpoint());
+            forecast = forecast.timed(Some(rates));
+        }
         let mut identity = job.identity(device, &memory)?;
         if again().is_some_and(|again| again.budget.is_some()) {
             identity.mix_parts();

@@ -328,7 +328,7 @@ impl Job {
         &self,
         device: Device,
         memory: &MemoryPlan,
-        rates: &Rates,
+        rates: &mut Rates,
     ) -> Result<Option<f64>> {
         let plan::Clip {
             checkpoint, inputs, ..
@@ -345,8 +345,9 @@ impl Job {
             negative: None,
             ..inputs
         };
-        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, Some(rates))?;
-        Ok(few.seconds)
+        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, None)?;
+        few.measure(rates, checkpoint);
+        Ok(few.timed(Some(rates)).seconds)
     }
 
     fn clip(&self) -> plan::Clip<'_> {

@@ -19,12 +19,14 @@ pub mod published;
 pub mod quantize;
 mod settings;
 pub mod store;
+mod timing;
 
 pub use container::mapped::mapped_at;
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
 pub use settings::{FILE as SETTINGS, Recommended};
+pub use timing::Format;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -157,6 +159,7 @@ pub struct Checkpoint {
     /// What was computed of weights' sizes: a search for settings that fit asks a thousand times.
     held: Remembered<(PartName, Device), Held>,
     vae_held: Remembered<Device, (u64, u64)>,
+    formats: Remembered<PartName, Format>,
 }
 
 /// Values by what they were computed for, which are few.
@@ -232,6 +235,7 @@ impl Checkpoint {
             tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),
             vae_held: Remembered::default(),
+            formats: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
         for (part, name) in parts.iter().zip(PartName::ALL) {

@@ -95,6 +95,7 @@ impl Checkpoint {
             tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),
             vae_held: Remembered::default(),
+            formats: Remembered::default(),
         }
     }
 }

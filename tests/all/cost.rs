@@ -4,6 +4,7 @@ use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory}
 use mlx_rs::ops::{full, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 use ndarray::Array3;
+use wan_i2v::batch::{Capacity, ClipStatus, Costs, Entry};
 use wan_i2v::clip::{
     CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
 };
@@ -13,11 +14,12 @@ use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{MemoryPlan, Role, TensorSource};
 use wan_i2v::pipeline::plan::{
-    Budget, Clip, Forecast, Inputs, Operations, PlannedMemory, forecast, plan_memory,
+    Budget, Clip, Forecast, Inputs, Operations, PlannedMemory, Rates, forecast, plan_memory,
     plan_memory_or_refuse,
 };
 use wan_i2v::pipeline::{
-    Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
+    Denoiser, Ends, InputCache, Phase, Silent, decode_clip, encode_condition, encode_prompts,
+    initial_noise, tokenize,
 };
 use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_host, unpacked};
 use wan_i2v::sampling::Solver;
@@ -396,6 +398,66 @@ fn request(side: u32, frames: u32) -> Request {
         metadata: true,
         dump: None,
     }
+}
+
+/// Two clips of one text and picture: those are encoded once, and networks are loaded once a round.
+#[test]
+fn a_batch_takes_the_sum_of_what_its_clips_do_not_share() {
+    let rates = r#"{"machine": "", "device": "", "products": 1e9, "attention": 1e8,
+        "copies": 1e7, "unpacking": 1e9}"#;
+    let rates: Rates = serde_json::from_str(rates).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut inputs = InputCache::new(true);
+    let device = Device::new(DeviceKind::Cpu, None);
+    let budget = Budget {
+        bytes: u64::MAX / 4,
+        explicit: true,
+    };
+    let mut entry = |seed: u64| {
+        let mut wanted = Request {
+            image: concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo.png").into(),
+            output: folder.path().join(format!("{seed}.mp4")),
+            ..request(64, 5)
+        };
+        wanted.options.seed = Some(seed);
+        Entry::prepare(wanted, device, budget, None, &mut inputs).unwrap()
+    };
+    let entries = [entry(1), entry(2)];
+    let clip = entries[0].forecast().clone().timed(Some(&rates));
+    let [mut all, mut shared, mut loading] = [0.0; 3];
+    for phase in &clip.phases {
+        let (seconds, loads) = (phase.seconds.unwrap(), phase.loading_seconds.unwrap());
+        (all, loading) = (all + seconds, loading + loads);
+        if matches!(phase.phase, Phase::Text | Phase::Image) {
+            shared += seconds - loads;
+        }
+    }
+    assert!(shared > 0.0 && loading > 0.0);
+    let cost = |clips: &[Entry], at_once| {
+        let capacity = Capacity {
+            at_once,
+            decoder_beside_expert: false,
+            peak_bytes: 0,
+        };
+        let clips = clips.iter().map(|clip| (clip, ClipStatus::Missing));
+        let costs = Costs::of(clips.clone(), capacity, Some(&rates));
+        assert_eq!(Costs::of(clips, capacity, None).seconds(), None);
+        costs.seconds().unwrap()
+    };
+    let is = |seconds: f64, expected: f64| {
+        assert!(
+            (seconds / expected - 1.0).abs() < 1e-9,
+            "{seconds} {expected}"
+        );
+    };
+    is(cost(&entries[..1], 1), all);
+    let computing = all - loading;
+    is(cost(&entries, 2), all + computing - shared);
+    let once: f64 = (clip.phases.iter())
+        .filter(|phase| matches!(phase.phase, Phase::Text | Phase::Image))
+        .filter_map(|phase| phase.loading_seconds)
+        .sum();
+    is(cost(&entries, 1), 2.0 * all - shared - once);
 }
 
 /// A long clip fits because its tokens go in chunks, on a GPU too, and in no larger ones than it must.

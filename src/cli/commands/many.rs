@@ -221,7 +221,7 @@ impl Checked {
         self.machine = Some(machine);
         Ok(Ready {
             is_tiny: request.model == Model::Tiny,
-            entry: Entry::prepare(request, device, budget, self.rates.as_ref(), inputs)?,
+            entry: Entry::prepare(request, device, budget, self.rates.as_mut(), inputs)?,
             status: ClipStatus::Missing,
             budget,
             preview: screen.map(|screen| (preview, screen)),
@@ -254,7 +254,8 @@ impl Checked {
 
     /// What is left to be computed and loaded.
     pub(super) fn costs(&self, capacity: Capacity) -> Costs {
-        Costs::of(self.todo().map(|clip| (&clip.entry, clip.status)), capacity)
+        let clips = self.todo().map(|clip| (&clip.entry, clip.status));
+        Costs::of(clips, capacity, self.rates.as_ref())
     }
 
     /// Makes them; returns the exit code of a signal that has ended it.
@@ -262,7 +263,7 @@ impl Checked {
     /// # Errors
     /// As [`batch::run`].
     pub(super) fn make(
-        self,
+        mut self,
         options: BatchOptions<'_>,
         client: &mut (impl Client + 'static),
     ) -> Result<Option<u8>> {
@@ -270,15 +271,21 @@ impl Checked {
         if let Some(bytes) = budgets.max() {
             runtime::limit_memory(bytes)?;
         }
-        let costs = self.costs(options.capacity);
-        if let Some((_, clip)) = self.ready.first()
+        let device = self.ready.first().map(|(_, clip)| clip.entry.device());
+        if let Some(device) = device
             && self.todo().next().is_some()
         {
-            let device = clip.entry.device();
-            let rates = Rates::for_work(device, costs.operations());
-            let seconds = rates.and_then(|rates| costs.seconds(&rates));
+            let work = self.costs(options.capacity).operations();
+            self.rates = Rates::for_work(device, work).map(|(mut rates, is_long)| {
+                for clip in self.todo().filter(|_| is_long) {
+                    let checkpoint = clip.entry.job().checkpoint();
+                    clip.entry.forecast().measure(&mut rates, checkpoint);
+                }
+                rates
+            });
+            let costs = self.costs(options.capacity);
             report::forecast(
-                seconds,
+                costs.seconds(),
                 options.capacity.peak_bytes,
                 costs.passes,
                 None,

@@ -114,11 +114,11 @@ impl PlanArgs {
             inputs,
         };
         // Of a machine that is not here nothing can be measured.
-        let rates = match place.mac {
+        let mut rates = match place.mac {
             Some(_) => None,
             None => Some(Rates::of_machine(device, fresh)?),
         };
-        let settled = plan_memory(clip, device, budget, rates.as_ref())?;
+        let settled = settle(clip, place, rates.as_mut())?;
         let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
         let macs = Published::default().macs()?;
@@ -155,7 +155,7 @@ impl PlanArgs {
             }
             // A model that knows one size only has nothing to choose.
             if checkpoint.settings.size.is_none() {
-                text += &choices(clip, place, rates.as_ref())?;
+                text += &choices(clip, place, rates.as_mut())?;
             }
             text += &on_macs(&macs);
             print(&text)?;
@@ -167,6 +167,21 @@ impl PlanArgs {
         }
         Ok(exit_code(settled.fits))
     }
+}
+
+/// The clip's plan, with its times where there are rates: what they lack is measured.
+fn settle(clip: Clip<'_>, place: Place, rates: Option<&mut Rates>) -> Result<PlannedMemory> {
+    let settled = plan_memory(clip, place.device, place.budget, None)?;
+    let Some(rates) = rates else {
+        return Ok(settled);
+    };
+    if settled.fits {
+        settled.forecast.measure(rates, clip.checkpoint);
+    }
+    Ok(PlannedMemory {
+        forecast: settled.forecast.timed(Some(rates)),
+        ..settled
+    })
 }
 
 /// What is asked, in two lines.
@@ -302,11 +317,11 @@ fn phases(made: &Forecast) -> String {
 }
 
 /// Peak memory and time over sizes, frames, bits and steps.
-fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String> {
-    let Place { device, budget, .. } = place;
+fn choices(clip: Clip<'_>, place: Place, mut rates: Option<&mut Rates>) -> Result<String> {
+    let budget = place.budget;
     let heading = ["size", "frames", "bits", "peak memory"].map(str::to_owned);
     let steps: &[u32] = if rates.is_some() { &STEPS } else { &STEPS[..1] };
-    let fates = steps.iter().map(|steps| match rates {
+    let fates = steps.iter().map(|steps| match &rates {
         Some(_) => format!("{steps} steps"),
         None => format!("within {}", human_bytes(budget.bytes)),
     });
@@ -347,7 +362,7 @@ fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String
                         settings: &settings,
                         ..clip
                     };
-                    let settled = plan_memory(clip, device, budget, rates)?;
+                    let settled = settle(clip, place, rates.as_deref_mut())?;
                     let made = &settled.forecast;
                     if i == 0 {
                         row.push(human_bytes(made.peak_bytes));

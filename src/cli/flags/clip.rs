@@ -264,7 +264,8 @@ pub(crate) struct SamplingArgs {
 /// Forecast what a clip costs: memory, time, operations
 ///
 /// For each phase, and for other sizes, frames and bits; then what of Wan2.2 I2V-A14B fits on which Mac.
-/// Reads headers only. Times follow from this machine's rates, which are measured once, in a second.
+/// Reads headers, and a sample of the weights to time their loading. Times follow from parts of the model that
+/// this machine measures at the clip's sizes, in some seconds, and keeps.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct PlanArgs {

@@ -313,6 +313,11 @@ fn stored_dtype(values: &Values) -> Dtype {
     }
 }
 
+/// Whether values that keep their dtype are float32 then.
+pub fn stored_as_float32(values: &Values) -> bool {
+    stored_dtype(values) == Dtype::Float32
+}
+
 /// The dtype that a table keeps: its own, or the nearest that MLX has.
 fn table_dtype(values: &Values) -> Dtype {
     let Values::Stored { entry, .. } = values else {

@@ -114,15 +114,20 @@ impl GenerateArgs {
             false => job.metadata(device)?.model.name,
         };
         report::start(&job, device, &model);
-        let rates = Rates::for_work(device, planned.forecast.operations());
         let PlannedMemory {
             mut memory,
             forecast,
             ..
         } = planned;
-        let mut forecast = forecast.timed(rates.as_ref());
-        let few = match &rates {
-            Some(rates) if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 => {
+        let mut rates = Rates::for_work(device, forecast.operations());
+        if let Some((rates, true)) = &mut rates {
+            forecast.measure(rates, job.checkpoint());
+        }
+        let mut forecast = forecast.timed(rates.as_ref().map(|(rates, _)| rates));
+        let few = match &mut rates {
+            Some((rates, _))
+                if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 =>
+            {
                 job.seconds_in_four_steps(device, &memory, rates)?
             }
             _ => None,
@@ -144,8 +149,14 @@ impl GenerateArgs {
             && let Some(tuning) = tune::before_a_run(&machine, forecast.seconds)?
         {
             device = machine.device_as(tuning)?;
-            let planned = job.plan_memory_or_refuse(device, budget, rates.as_ref())?;
-            (memory, forecast) = (planned.memory, planned.forecast);
+            let planned = job.plan_memory_or_refuse(device, budget, None)?;
+            // Of the tuned device, which has rates of its own.
+            let mut rates = Rates::for_work(device, planned.forecast.operations());
+            if let Some((rates, true)) = &mut rates {
+                planned.forecast.measure(rates, job.checkpoint());
+            }
+            let rates = rates.as_ref().map(|(rates, _)| rates);
+            (memory, forecast) = (planned.memory, planned.forecast.timed(rates));
             start.writer.change(identify(&job, tuning)?);
         }
         let listener = Listener::start()?;
