@@ -78,13 +78,8 @@ impl Entry {
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub fn compute_on(
-        &mut self,
-        device: Device,
-        budget: Budget,
-        rates: Option<&Rates>,
-    ) -> Result<()> {
-        let planned = self.job.plan_memory_or_refuse(device, budget, rates)?;
+    pub fn compute_on(&mut self, device: Device, budget: Budget) -> Result<()> {
+        let planned = self.job.plan_memory_or_refuse(device, budget, None)?;
         self.identity = self.job.identity(device, &planned.memory)?;
         (self.memory, self.forecast) = (planned.memory, planned.forecast);
         self.device = device;

@@ -72,7 +72,7 @@ impl Checkpoint {
         };
         let (found, kept) = (find(matrix)?, find(kept)?);
         let wanted = self
-            .bits
+            .loading
             .of(name)
             .filter(|_| matrix.is_some_and(|m| may(&m)));
         let own = wanted.map(|bits| [bits.number() as i32, GROUP_SIZE as i32]);

@@ -44,6 +44,8 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
         frames,
         fps: 16.0,
         steps: 4,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: 5.0,
         guide_scale,

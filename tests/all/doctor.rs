@@ -122,7 +122,7 @@ fn seen(expert: Expert, shift: f32) -> Seen {
     let two = |at: f32| [vec![1.0, 2.0, at + shift], vec![2.0, -1.0, at - shift]];
     Seen {
         expert,
-        timestep: 900,
+        timestep: 900.0,
         embeddings: two(1.0),
         keys: two(2.0),
         values: two(3.0),

@@ -167,9 +167,11 @@ impl Checked {
             return Ok(());
         };
         let device = machine.device()?;
-        let costs = self.costs(self.capacity()?);
-        let rates = Rates::for_work(device, costs.operations());
-        let seconds = rates.as_ref().and_then(|rates| costs.seconds(rates));
+        let capacity = self.capacity()?;
+        let rates = Rates::for_work(device, self.costs(capacity).operations());
+        let rates = rates.as_ref().map(|(rates, _)| rates);
+        let clips = self.todo().map(|clip| (&clip.entry, clip.status));
+        let seconds = Costs::of(clips, capacity, rates).seconds();
         let Some(tuning) = tune::before_a_run(&machine, seconds)? else {
             return Ok(());
         };
@@ -177,7 +179,7 @@ impl Checked {
         let missing = |clip: &Ready| clip.status == ClipStatus::Missing && !clip.is_tiny;
         for (_, clip) in self.ready.iter_mut().filter(|(_, clip)| missing(clip)) {
             if clip.entry.device() == device {
-                clip.entry.compute_on(tuned, clip.budget, rates.as_ref())?;
+                clip.entry.compute_on(tuned, clip.budget)?;
             }
         }
         Ok(())

@@ -216,14 +216,17 @@ fn products(untuned: Device) -> Choice {
             let x = noise(&[most, side], dtype)?;
             Ok(Box::new(move |device| {
                 let linear = Linear::from_weight(
-                    Weight::Quantized(Quantized {
-                        packed: packed.clone(),
-                        scales: scales.clone(),
-                        biases: biases.clone(),
-                        group_size: GROUP_SIZE as i32,
-                        bits: BITS,
-                        device,
-                    }),
+                    Weight::Quantized(
+                        Quantized {
+                            packed: packed.clone(),
+                            scales: scales.clone(),
+                            biases: biases.clone(),
+                            group_size: GROUP_SIZE as i32,
+                            bits: BITS,
+                            device,
+                        },
+                        Vec::new(),
+                    ),
                     None,
                 )?;
                 let mut products = Vec::new();

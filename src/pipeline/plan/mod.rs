@@ -282,7 +282,7 @@ pub fn forecast(
                 &texts.iter().map(|[rows, _]| *rows).collect::<Vec<_>>(),
                 sequence,
                 [steps.all, steps.guided],
-            ),
+            ) + beside(held.beside, sequence, &texts, steps),
             held.bytes,
             held.bytes
                 + dit::cost::peak_bytes(
@@ -369,6 +369,13 @@ fn denoising(
     every_step + cost(prompt, steps.all) + unconditional.unwrap_or_default()
 }
 
+/// What adapters add beside quantized weights: to the tokens in every pass, to the text once.
+fn beside([tokens, text]: [u64; 2], sequence: u64, texts: &[[u64; 2]], steps: Steps) -> Operations {
+    let rows: u64 = texts.iter().map(|[rows, _]| *rows).sum();
+    let of_tokens = Operations::product(sequence, tokens, 1).times(steps.all + steps.guided);
+    of_tokens + Operations::product(rows, text, 1)
+}
+
 /// The most bytes that a phase of the VAE takes, its weights aside.
 fn besides_weights(phases: &[vae::cost::Footprint]) -> u64 {
     let bytes = phases.iter().map(|phase| phase.total() - phase.weights);
@@ -381,7 +388,7 @@ mod tests {
     use crate::clip::{Options, Size};
     use crate::runtime::DeviceKind;
     use crate::tiny;
-    use crate::weights::LoadBits;
+    use crate::weights::Loading;
 
     /// A guided clip, the last of whose steps are not.
     pub(super) fn forecast_of(checkpoint: &Checkpoint) -> Forecast {
@@ -416,7 +423,7 @@ mod tests {
 
     #[test]
     fn times_are_those_of_the_phases_and_loading_is_part_of_them() {
-        let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+        let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
         let made = forecast_of(&checkpoint);
         assert!(made.seconds.is_none() && made.phases[0].loading_seconds.is_none());
         let [slow, fast] = [1e9, 2e9].map(|rate| made.clone().timed(Some(&Rates::even(rate))));

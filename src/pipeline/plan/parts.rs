@@ -560,14 +560,17 @@ impl TensorSource for Filling {
         let words = Array::from_slice(&[0x7777_7777_u32], &[1]);
         let packed = ops::full::<u32>(&[outputs, inputs * bits / 32], words)?;
         packed.eval()?;
-        Ok(Weight::Quantized(Quantized {
-            packed,
-            scales: side(0.01 / inputs as f32)?,
-            biases: side(0.01 / inputs as f32)?,
-            group_size,
-            bits,
-            device: self.device,
-        }))
+        Ok(Weight::Quantized(
+            Quantized {
+                packed,
+                scales: side(0.01 / inputs as f32)?,
+                biases: side(0.01 / inputs as f32)?,
+                group_size,
+                bits,
+                device: self.device,
+            },
+            Vec::new(),
+        ))
     }
 }
 
@@ -577,7 +580,7 @@ mod tests {
     use crate::model::vae;
     use crate::runtime::{DeviceKind, Precision};
     use crate::tiny;
-    use crate::weights::{Bits, LoadBits, published};
+    use crate::weights::{Bits, Loading, published};
     use std::cell::Cell;
 
     const DEVICE: Device = Device::new(DeviceKind::Cpu, None);
@@ -747,7 +750,7 @@ mod tests {
     /// Every part of a forecast can be measured: its weights are those that the network asks for.
     #[test]
     fn all_of_the_miniature_is_measured() {
-        for bits in [LoadBits::default(), LoadBits::all(Bits::Four)] {
+        for bits in [Loading::default(), Loading::all(Bits::Four)] {
             let checkpoint = Checkpoint::embedded(tiny::FILES, bits).unwrap();
             let forecast = super::super::tests::forecast_of(&checkpoint);
             let mut rates = Rates::even(1e12);

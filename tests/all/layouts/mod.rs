@@ -78,6 +78,8 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         frames: 9,
         fps: 16.0,
         steps: 4,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: 5.0,
         guide_scale: GuideScale {

@@ -253,7 +253,7 @@ fn run(
         }
     };
     for t in timesteps {
-        let is_high = (t >= case.settings.boundary) != (fault == LoopFault::SwappedExperts);
+        let is_high = (t >= case.settings.boundary as f64) != (fault == LoopFault::SwappedExperts);
         let (dit, scale) = if is_high {
             (high, plan.guide_scale.high)
         } else {

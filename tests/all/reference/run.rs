@@ -32,6 +32,8 @@ pub fn plan(case: &Case) -> Settings {
         frames: settings.frames,
         fps: 16.0,
         steps: settings.steps as u32,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: settings.shift,
         guide_scale: GuideScale {
@@ -191,7 +193,7 @@ fn guidance_formula_and_solver_on_the_references_predictions() {
     let mut worst = 0.0_f64;
     for (i, &t) in timesteps.iter().enumerate() {
         let i = i as i32;
-        let scale = if t >= case.settings.boundary {
+        let scale = if t >= case.settings.boundary as f64 {
             plan.guide_scale.high
         } else {
             plan.guide_scale.low
