@@ -229,6 +229,9 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
 
+    #[command(flatten)]
+    pub(crate) lora: LoraArgs,
+
     /// Part that SRC is, when its path does not say which expert
     #[arg(long, help_heading = "Model")]
     pub(crate) part: Option<PartName>,

@@ -13,7 +13,7 @@ const TINIEST: f32 = f32::MIN_POSITIVE;
 
 impl Adapter {
     /// Whether it changes a tensor.
-    pub(in crate::weights) fn changes(&self, tensor: &str) -> bool {
+    pub fn changes(&self, tensor: &str) -> bool {
         self.changes.contains_key(tensor)
     }
 

@@ -109,7 +109,8 @@ impl Adapters {
                 }
                 let both = changes::marks(&store);
                 for (expert, modules, specs) in &experts {
-                    if said.is_some_and(|said| said != *expert) {
+                    // Of a model of which only one expert is there, or another one's.
+                    if specs.is_empty() || said.is_some_and(|said| said != *expert) {
                         continue;
                     }
                     // What holds both experts' tensors says whose each is.

@@ -15,6 +15,7 @@ use crate::runtime::{Device, DeviceKind, Precision, to_host};
 use crate::sampling::Expert;
 use crate::tiny;
 use crate::weights::config::PartConfig;
+use crate::weights::convert::{self, LocalSource, Options};
 use crate::weights::files::Files;
 use crate::weights::layout::Layout;
 use crate::weights::part::{Loader, Part};
@@ -127,13 +128,12 @@ fn open(wanted: &[Wanted]) -> anyhow::Result<Adapters> {
     Adapters::open(wanted, &specs, &specs)
 }
 
+/// What an adapter's tensors and its strength make of a weight.
+type Change = Box<dyn Fn(&[f64], &Tensors, f64) -> Vec<f64>>;
+
 /// Tensors of an adapter of `Q` in each form, by their names behind the module's, and the change that
 /// they make of a weight.
-fn forms() -> Vec<(
-    Form,
-    Tensors,
-    Box<dyn Fn(&[f64], &Tensors, f64) -> Vec<f64>>,
-)> {
+fn forms() -> Vec<(Form, Tensors, Change)> {
     let set = |tensors: Vec<(&str, (Vec<usize>, Vec<f64>))>| -> Tensors {
         tensors
             .into_iter()
@@ -712,4 +712,77 @@ fn keys_of_an_image_branch_are_one_warning() {
         warning.contains("12 tensors for the image branch"),
         "{warning}"
     );
+}
+
+/// Converted with an adapter, an expert is what it is when the adapter is taken in while it is loaded.
+#[test]
+fn a_conversion_puts_changes_in_before_it_quantizes() {
+    let folder = TempDir::new().unwrap();
+    let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES)).unwrap();
+    let (_, tensors, _) = forms().remove(0);
+    let mut named: Tensors = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            (
+                format!("lora_unet_blocks_0_self_attn_q.{name}"),
+                tensor.clone(),
+            )
+        })
+        .collect();
+    let conv = (
+        "patch_embedding.diff".to_owned(),
+        noise(5, &[WIDTH, 36, 1, 2, 2], 0.3),
+    );
+    named.extend([conv]);
+    let path = write(folder.path(), "style.safetensors", &named);
+    let wanted = [wanted(&path, 0.6)];
+    let feed = LocalSource::new(&layout).unwrap();
+    let mut feed = feed.with_adapters(&wanted).unwrap();
+    let options = Options {
+        high: Some(convert::Bits::Four),
+        low: None,
+        text: None,
+        file_bytes: u64::MAX,
+    };
+    let target = folder.path().join("converted");
+    convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap();
+    let converted = Layout::of_folder(&Files::from(target.as_path())).unwrap();
+    let opened = |layout: &Layout| {
+        Part::open(
+            layout.part(PartName::HighNoise).unwrap(),
+            PartName::HighNoise.kind(),
+        )
+        .unwrap()
+    };
+    let (converted, own) = (opened(&converted), opened(&layout));
+    let adapters = open(&wanted).unwrap();
+    let plain = Loader {
+        part: &converted,
+        device: DEVICE,
+        bits: None,
+        adapters: &[],
+        merges: false,
+    };
+    let merging = Loader {
+        part: &own,
+        device: DEVICE,
+        bits: Some(Bits::Four),
+        adapters: adapters.of(Expert::HighNoise),
+        merges: true,
+    };
+    let [converted, merged] = [plain, merging].map(|mut loader| {
+        let Weight::Quantized(q, terms) =
+            loader.weight(Q, [WIDTH as i32; 2], Role::Matmul).unwrap()
+        else {
+            panic!("dense");
+        };
+        assert!(terms.is_empty());
+        let conv = [WIDTH as i32, 36, 1, 2, 2];
+        let conv = loader
+            .tensor("patch_embedding.weight", &conv, Role::Exact)
+            .unwrap();
+        (host(&q.dequantize().unwrap()), host(&conv))
+    });
+    assert_eq!(converted.0, merged.0);
+    assert_near(&converted.1, &merged.1, 0.01);
 }

@@ -7,7 +7,9 @@ use safetensors::tensor::Dtype;
 
 use super::Bits;
 use super::writer::{OutTensor, Writer};
-use crate::model::{Role, TensorSpec};
+use crate::model::{Recorder, Role, TensorSpec};
+use crate::runtime::to_host;
+use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::{self, Arrangement, Detected, Naming, Stored};
 use crate::weights::part::{Found, Part, Values, may_quantize, quantize_parallel};
@@ -79,7 +81,13 @@ impl Item {
     ///
     /// # Errors
     /// When it is quantized already and other bits are asked for.
-    pub fn plan(spec: &TensorSpec, found: &Found, part: &Part, bits: Option<Bits>) -> Result<Self> {
+    pub fn plan(
+        spec: &TensorSpec,
+        found: &Found,
+        part: &Part,
+        bits: Option<Bits>,
+        adapters: &[Adapter],
+    ) -> Result<Self> {
         let kind = part.names().kind;
         let out = Detected::plain(kind, Naming::MlxVideo).stored(&spec.name, &found.shape)?;
         let eligible = may_quantize(kind, &spec.name, &found.shape);
@@ -97,6 +105,12 @@ impl Item {
                     same,
                     "{} is quantized to {stored} bits in groups of {group_size} already\nhint: convert \
                      from the unquantized model, or keep the bits",
+                    found.name
+                );
+                ensure!(
+                    adapters.iter().all(|adapter| !adapter.changes(&spec.name)),
+                    "{} is quantized already, and an adapter changes it\nhint: convert from the \
+                     unquantized model, or give --lora when a clip is made",
                     found.name
                 );
                 Target::Affine
@@ -188,12 +202,18 @@ impl Item {
     pub fn write(
         &self,
         part: &Part,
+        adapters: &[Adapter],
         writer: &mut Writer,
         first: usize,
         on_read: &mut dyn FnMut(u64),
     ) -> Result<Errors> {
         let found = part.expect(&self.name, &self.shape)?;
         let mut errors = Errors::default();
+        if adapters.iter().any(|adapter| adapter.changes(&self.name)) {
+            errors = self.write_changed(part, &found, adapters, writer, first)?;
+            on_read(found.values.byte_len() as u64);
+            return self.is_whole(&found, writer, first).map(|()| errors);
+        }
         match (self.target, found.values) {
             (
                 Target::Affine,
@@ -251,12 +271,49 @@ impl Item {
             }
             _ => bail!("{} changed while it was converted", found.name),
         }
+        self.is_whole(&found, writer, first).map(|()| errors)
+    }
+
+    fn is_whole(&self, found: &Found, writer: &Writer, first: usize) -> Result<()> {
         for i in 0..self.tensors.len() {
             ensure!(
                 writer.is_full(first + i),
                 "{} has fewer values than its shape says",
                 found.name
             );
+        }
+        Ok(())
+    }
+
+    /// As [`Self::write`], of a tensor that adapters change.
+    fn write_changed(
+        &self,
+        part: &Part,
+        found: &Found,
+        adapters: &[Adapter],
+        writer: &mut Writer,
+        first: usize,
+    ) -> Result<Errors> {
+        let changed = part.with_changes(&self.name, found, adapters, Recorder::DEVICE)?;
+        let values = to_host(&changed)?;
+        let mut errors = Errors::default();
+        match self.target {
+            Target::Quantized(bits) => {
+                let packed =
+                    quantize_parallel(&values, bits).with_context(|| found.name.clone())?;
+                for (i, bytes) in packed.fields().into_iter().enumerate() {
+                    writer.write(first + i, bytes)?;
+                }
+                errors.add(&values, &quantize::dequantize(&packed, bits)?);
+            }
+            Target::Float(dtype) => {
+                let canonical = ArrayD::from_shape_vec(IxDyn(&self.shape), values)?;
+                let values = self.as_written(canonical);
+                let (bytes, after) = encode(&values, dtype);
+                writer.write(first, &bytes)?;
+                errors.add(&values, &after);
+            }
+            Target::Affine => bail!("{} is quantized already", found.name),
         }
         Ok(errors)
     }
@@ -268,6 +325,11 @@ impl Item {
             Arrangement::Permuted(axes) => stored.permuted_axes(IxDyn(axes)),
             Arrangement::AsIs | Arrangement::Reshaped => stored,
         };
+        Ok(self.as_written(canonical))
+    }
+
+    /// A canonical array's values in the order of the output.
+    fn as_written(&self, canonical: ArrayD<f32>) -> Vec<f32> {
         let out = match self.out.arrangement {
             Arrangement::Permuted(axes) => {
                 // Canonical axis i is stored axis axes[i]; here the way back.
@@ -279,7 +341,7 @@ impl Item {
             }
             Arrangement::AsIs | Arrangement::Reshaped => canonical,
         };
-        Ok(out.iter().copied().collect())
+        out.iter().copied().collect()
     }
 }
 

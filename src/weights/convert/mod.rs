@@ -29,6 +29,7 @@ use serde_json::json;
 use self::item::Item;
 use self::state::{FileState, Unfinished};
 use self::writer::{OutTensor, Writer};
+use super::adapter::Adapter;
 use super::config::PartConfig;
 use super::files::Files;
 use super::part::{Part, Trouble, may_quantize, usizes};
@@ -217,7 +218,14 @@ fn convert_part(
         if let Entry::Vacant(place) = work.state.configs.entry(name) {
             place.insert(feed.config(name, &part)?);
         }
-        convert_shard(&part, name, shard, options, work, on_event)?;
+        convert_shard(
+            &part,
+            (name, shard),
+            feed.adapters(name),
+            options,
+            work,
+            on_event,
+        )?;
         drop(part);
         work.state.shards_done.push((name, shard));
         work.save()?;
@@ -249,8 +257,8 @@ fn convert_part(
 
 fn convert_shard(
     part: &Part,
-    name: PartName,
-    shard: usize,
+    (name, shard): (PartName, usize),
+    adapters: &[Adapter],
     options: &Options,
     work: &mut Unfinished,
     on_event: &mut dyn FnMut(Event),
@@ -259,7 +267,15 @@ fn convert_shard(
     let mut items = Vec::new();
     for spec in &specs {
         match part.find(&spec.name, &usizes(&spec.shape)) {
-            Ok(found) => items.push(Item::plan(spec, &found, part, options.bits(name))?),
+            Ok(found) => {
+                items.push(Item::plan(
+                    spec,
+                    &found,
+                    part,
+                    options.bits(name),
+                    adapters,
+                )?);
+            }
             Err(Trouble::Missing(_)) => {}
             Err(Trouble::Wrong(text)) => bail!("{}: {text}", part.store().location()),
         }
@@ -273,7 +289,13 @@ fn convert_shard(
     );
     for (number, items) in files_of(items, options.file_bytes).into_iter().enumerate() {
         let file = format!("{}-{shard:05}-{number:05}.safetensors", name.key());
-        fill(part, &items, (name, shard, file), work, on_event)?;
+        fill(
+            (part, adapters),
+            &items,
+            (name, shard, file),
+            work,
+            on_event,
+        )?;
     }
     Ok(())
 }
@@ -300,7 +322,7 @@ fn files_of(items: Vec<Item>, most: u64) -> Vec<Vec<Item>> {
 
 /// Writes one file, or what is left of it.
 fn fill(
-    part: &Part,
+    (part, adapters): (&Part, &[Adapter]),
     items: &[Item],
     (name, shard, file): (PartName, usize, String),
     work: &mut Unfinished,
@@ -335,7 +357,7 @@ fn fill(
     let mut first = items[..done].iter().map(|i| i.tensors.len()).sum();
     let mut unsaved = 0;
     for item in &items[done..] {
-        let errors = item.write(part, &mut writer, first, &mut |bytes| {
+        let errors = item.write(part, adapters, &mut writer, first, &mut |bytes| {
             on_event(Event::Read(bytes));
         })?;
         work.state.files[index].tensors.push(TensorReport {

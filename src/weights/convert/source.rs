@@ -4,6 +4,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Event;
+use crate::model::TensorSpec;
+use crate::weights::adapter::{Adapter, Adapters, Wanted};
 use crate::weights::config::PartConfig;
 use crate::weights::layout::Layout;
 use crate::weights::part::Part;
@@ -46,6 +48,10 @@ pub trait ConvertSource {
     /// # Errors
     /// When it cannot be removed.
     fn release(&mut self, name: PartName, shard: usize) -> Result<()>;
+    /// What changes a part's tensors, in this order.
+    fn adapters(&self, _name: PartName) -> &[Adapter] {
+        &[]
+    }
     /// What a model has besides weights.
     fn rest(&self) -> &Extras;
     /// Lets go of everything.
@@ -61,6 +67,7 @@ pub trait ConvertSource {
 pub struct LocalSource {
     parts: Vec<(PartName, Location, u64)>,
     rest: Extras,
+    adapters: Adapters,
 }
 
 impl LocalSource {
@@ -85,7 +92,31 @@ impl LocalSource {
         Ok(Self {
             parts,
             rest: Extras::of(layout)?,
+            adapters: Adapters::default(),
         })
+    }
+
+    /// The same with adapters, whose changes are put into the experts before they are quantized.
+    ///
+    /// # Errors
+    /// When one does not fit, or an expert that one is for is not there.
+    pub fn with_adapters(self, wanted: &[Wanted]) -> Result<Self> {
+        let specs = |name| -> Result<Vec<TensorSpec>> {
+            let Some((_, location, _)) = self.part(name) else {
+                return Ok(Vec::new());
+            };
+            PartConfig::of(&Part::open(location, name.kind())?, name)?.specs()
+        };
+        let (high, low) = (specs(PartName::HighNoise)?, specs(PartName::LowNoise)?);
+        Ok(Self {
+            adapters: Adapters::open(wanted, &high, &low)?,
+            ..self
+        })
+    }
+
+    /// What users should know of the adapters.
+    pub fn warnings(&self) -> &[String] {
+        &self.adapters.warnings
     }
 
     fn part(&self, name: PartName) -> Option<&(PartName, Location, u64)> {
@@ -103,7 +134,17 @@ impl ConvertSource for LocalSource {
                 .collect();
             (name.key().to_owned(), Value::from(files))
         });
-        Value::Object(files.collect())
+        let mut identity: serde_json::Map<String, Value> = files.collect();
+        for name in PartName::ALL {
+            let adapters = self.adapters(name).iter();
+            let adapters: Vec<Value> = adapters
+                .map(|adapter| json!([adapter.fingerprint(), adapter.strength()]))
+                .collect();
+            if !adapters.is_empty() {
+                identity.insert(format!("{}'s adapters", name.key()), adapters.into());
+            }
+        }
+        Value::Object(identity)
     }
 
     fn parts(&self) -> Vec<PartName> {
@@ -136,6 +177,10 @@ impl ConvertSource for LocalSource {
 
     fn release(&mut self, _name: PartName, _shard: usize) -> Result<()> {
         Ok(())
+    }
+
+    fn adapters(&self, name: PartName) -> &[Adapter] {
+        self.adapters.of_part(name)
     }
 
     fn rest(&self) -> &Extras {

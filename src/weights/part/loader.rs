@@ -104,14 +104,8 @@ impl Loader<'_> {
             && matches!(form, Form::Packed(_) | Form::Affine { merged: false })
     }
 
-    /// The tensor with the adapters' changes, float32.
     fn changed(&self, name: &str, found: &Found) -> Result<Array> {
-        let mut array = self.part.dense(found, Dtype::Float32, self.device)?;
-        array.eval()?;
-        for adapter in self.adapters {
-            array = adapter.apply(name, &array)?;
-        }
-        Ok(array)
+        (self.part).with_changes(name, found, self.adapters, self.device)
     }
 
     /// What the adapters add to the products with a weight.

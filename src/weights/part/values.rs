@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::{Found, Part, Scale, Values};
 use crate::model::layers::Quantized;
 use crate::runtime::{Device, Precision};
+use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::Arrangement;
 use crate::weights::quantize::{self, Bits, Packed};
@@ -146,6 +147,25 @@ impl Part {
             }
         }
         .map_err(Into::into)
+    }
+
+    /// A found tensor with adapters' changes, float32.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn with_changes(
+        &self,
+        name: &str,
+        found: &Found,
+        adapters: &[Adapter],
+        device: Device,
+    ) -> Result<Array> {
+        let mut array = self.dense(found, Dtype::Float32, device)?;
+        array.eval()?;
+        for adapter in adapters {
+            array = adapter.apply(name, &array)?;
+        }
+        Ok(array)
     }
 
     /// A stored tensor's values as bytes of `dtype`, a chunk at a time.
