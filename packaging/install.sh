@@ -106,9 +106,9 @@ main() {
   trap 'exit 130' INT TERM
 
   fetch "$from/SHA256SUMS" "$temp/sums"
-  wanted=$(awk -v target="-$target.tar.gz" -v version="$version" '
-    index($2, "wan-i2v-" version) == 1 && substr($2, length($2) - length(target) + 1) == target' "$temp/sums")
-  [ "$(printf '%s' "$wanted" | wc -w)" -eq 2 ] || die "$from/SHA256SUMS names no bundle${version:+ of $version} for $target"
+  pattern=${version:-[0-9.]*}
+  wanted=$(grep -E "^[0-9a-f]{64}  wan-i2v-${pattern}-$target\.tar\.gz\$" "$temp/sums" | head -1) || wanted=''
+  [ -n "$wanted" ] || die "$from/SHA256SUMS names no bundle${version:+ of $version} for $target"
   name=${wanted##* }
   say "fetching $name"
   fetch "$from/$name" "$temp/$name"
