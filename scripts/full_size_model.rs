@@ -2,7 +2,9 @@
 //! and text encoder of 4 bits: cargo run --release --example full-size-model -- FOLDER
 //!
 //! Random numbers are drawn once and repeated, with the spread that keeps activations bounded. With
-//! `heads` after the folder the weights are bfloat16 and holes, for what reads no more than headers.
+//! `heads` after the folder the weights are bfloat16 and holes, for what reads no more than headers;
+//! with `1536` experts and text encoder are narrow, of four layers, and float32, as in
+//! `scripts/compare_peers`.
 
 #![allow(clippy::disallowed_macros, clippy::disallowed_methods)]
 
@@ -10,11 +12,14 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use half::bf16;
 use serde_json::{Map, Value, json};
+use wan_i2v::model::dit::DitConfig;
+use wan_i2v::model::umt5::Umt5Config;
 use wan_i2v::sampling::noise;
 use wan_i2v::weights::PartName;
+use wan_i2v::weights::config::PartConfig;
 use wan_i2v::weights::naming::{Arrangement, Naming, affine_names, stored};
 use wan_i2v::weights::part::may_quantize;
 use wan_i2v::weights::published;
@@ -56,8 +61,36 @@ impl Tensor {
     }
 }
 
-fn tensors(name: PartName, heads: bool) -> Result<(Value, Vec<Tensor>)> {
-    let config = published::part(name);
+/// What is written.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Full,
+    Heads,
+    Narrow,
+}
+
+fn config_of(name: PartName, kind: Kind) -> PartConfig {
+    match (published::part(name), kind) {
+        (PartConfig::Expert(config), Kind::Narrow) => PartConfig::Expert(DitConfig {
+            num_attention_heads: 12,
+            text_dim: 1024,
+            ffn_dim: 8960,
+            num_layers: 4,
+            ..config
+        }),
+        (PartConfig::TextEncoder(config), Kind::Narrow) => PartConfig::TextEncoder(Umt5Config {
+            d_model: 1024,
+            d_ff: 2560,
+            num_layers: 4,
+            num_heads: 16,
+            ..config
+        }),
+        (config, _) => config,
+    }
+}
+
+fn tensors(name: PartName, kind: Kind) -> Result<(Value, Vec<Tensor>)> {
+    let config = config_of(name, kind);
     let mut all = Vec::new();
     for spec in config.specs()? {
         let shape: Vec<usize> = spec.shape.iter().map(|&d| d as usize).collect();
@@ -65,7 +98,7 @@ fn tensors(name: PartName, heads: bool) -> Result<(Value, Vec<Tensor>)> {
         // The spread of a sum over the inputs stays that of one input.
         let inputs: usize = shape.iter().skip(1).product::<usize>().max(1);
         let spread = (inputs as f32).sqrt().recip();
-        if !heads && may_quantize(name.kind(), &spec.name, &shape) {
+        if kind == Kind::Full && may_quantize(name.kind(), &spec.name, &shape) {
             let (scales, biases) = affine_names(&out.name).context("no weight")?;
             let (rows, groups) = (shape[0], shape[1] / 64);
             // Uniform numbers from 0 to 15 spread by 4.61.
@@ -97,7 +130,7 @@ fn tensors(name: PartName, heads: bool) -> Result<(Value, Vec<Tensor>)> {
         debug_assert!(!matches!(out.arrangement, Arrangement::Permuted(_)) || shape.len() > 3);
         all.push(Tensor {
             name: out.name,
-            dtype: if heads || matches!(fill, Fill::Table) {
+            dtype: if kind == Kind::Heads || matches!(fill, Fill::Table) {
                 "BF16"
             } else {
                 "F32"
@@ -167,15 +200,20 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments
         .next()
-        .context("usage: full-size-model FOLDER [heads]")?;
-    let heads = arguments.next().is_some_and(|word| word == "heads");
+        .context("usage: full-size-model FOLDER [heads | 1536]")?;
+    let kind = match arguments.next().as_deref() {
+        None => Kind::Full,
+        Some("heads") => Kind::Heads,
+        Some("1536") => Kind::Narrow,
+        Some(word) => bail!("{word}: expected heads or 1536"),
+    };
     let folder = Path::new(&folder);
     fs::create_dir_all(folder)?;
     // A length that no dimension divides, so that rows differ.
     let normal = noise::randn(7, 1_000_003);
     let mut own = Map::new();
     for name in PartName::ALL {
-        let (config, tensors) = tensors(name, heads)?;
+        let (config, tensors) = tensors(name, kind)?;
         own.insert(name.key().to_owned(), config);
         let file = format!("{}.safetensors", file_stem(name));
         if name == PartName::LowNoise {
@@ -185,7 +223,8 @@ fn main() -> Result<()> {
                 folder.join(&file),
             )?;
         } else {
-            write(&folder.join(&file), &tensors, (!heads).then_some(&normal))?;
+            let normal = (kind != Kind::Heads).then_some(normal.as_slice());
+            write(&folder.join(&file), &tensors, normal)?;
         }
         let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
         println!(

@@ -135,7 +135,7 @@ pub struct StepReport {
     /// The expert that predicted.
     pub expert: Expert,
     /// The timestep that the expert was given.
-    pub timestep: i64,
+    pub timestep: f64,
     /// The noise level before the step.
     pub sigma: f64,
     /// Its passes through the expert.

@@ -44,14 +44,17 @@ impl TensorSource for Constant {
         let packed = full::<u32>(&[outputs, inputs / 8], words)?;
         packed.eval()?;
         let groups = [outputs, inputs / GROUP_SIZE];
-        Ok(Weight::Quantized(Quantized {
-            packed,
-            scales: constant(&groups, dtype)?,
-            biases: constant(&groups, dtype)?,
-            group_size: GROUP_SIZE,
-            bits: 4,
-            device: self.device,
-        }))
+        Ok(Weight::Quantized(
+            Quantized {
+                packed,
+                scales: constant(&groups, dtype)?,
+                biases: constant(&groups, dtype)?,
+                group_size: GROUP_SIZE,
+                bits: 4,
+                device: self.device,
+            },
+            Vec::new(),
+        ))
     }
 }
 

@@ -19,24 +19,26 @@ pub struct Costs {
     /// Passes through the transformers.
     pub passes: usize,
     operations: Operations,
-    loaded_bytes: u64,
+    seconds: Option<f64>,
 }
 
 impl Costs {
-    /// Those of clips that are not there yet. One that goes on is counted without its encodings,
+    /// Those of clips that are not there yet, with times at `rates`. One that goes on is counted without its encodings,
     /// but with all its steps.
     pub fn of<'a>(
         clips: impl Iterator<Item = (&'a Entry, ClipStatus)>,
         capacity: Capacity,
+        rates: Option<&Rates>,
     ) -> Self {
         let mut costs = Self::default();
+        let mut seconds = 0.0;
         let (mut texts, mut pictures) = (BTreeSet::new(), BTreeSet::new());
-        // Clips and the largest weights of each phase, by model.
-        let mut models: BTreeMap<_, (usize, BTreeMap<_, u64>)> = BTreeMap::new();
+        // Clips and the longest loading of each phase, by model.
+        let mut models: BTreeMap<_, (usize, BTreeMap<_, f64>)> = BTreeMap::new();
         for (entry, status) in clips {
             let (model, device) = (Rc::as_ptr(entry.job().checkpoint()), entry.device());
-            let kind = format!("{model:?} {} {}", device.dtype, device.dense_above);
-            let (count, weights) = models.entry(kind).or_default();
+            let kind = format!("{model:?} {device:?}");
+            let (count, loadings) = models.entry(kind).or_default();
             *count += 1;
             let keys = entry.keys();
             let encodes = status == ClipStatus::Missing;
@@ -57,25 +59,29 @@ impl Costs {
                 };
                 if counted {
                     costs.operations = costs.operations + phase.operations;
-                    let most = weights.entry((phase.phase, phase.expert)).or_default();
-                    *most = (*most).max(phase.weight_bytes);
+                    let [computing, loading] = [false, true]
+                        .map(|loads| phase.seconds_in(rates, loads).unwrap_or_default());
+                    seconds += computing;
+                    let most = loadings.entry((phase.phase, phase.expert)).or_default();
+                    *most = loading.max(*most);
                 }
             }
         }
-        for (count, weights) in models.into_values() {
+        for (count, loadings) in models.into_values() {
             let rounds = count.div_ceil(capacity.at_once);
             costs.rounds += rounds;
-            for ((phase, _), bytes) in weights {
+            for ((phase, _), loading) in loadings {
                 let often = match phase {
                     Phase::Text | Phase::Image => false,
                     Phase::Denoising => true,
                     Phase::Decoding => !capacity.decoder_beside_expert,
                 };
-                costs.loaded_bytes += bytes * if often { rounds as u64 } else { 1 };
+                seconds += loading * if often { rounds as f64 } else { 1.0 };
             }
         }
         costs.texts = texts.len();
         costs.pictures = pictures.len();
+        costs.seconds = rates.map(|_| seconds);
         costs
     }
 
@@ -84,8 +90,8 @@ impl Costs {
         self.operations
     }
 
-    /// Seconds at a machine's rates.
-    pub fn seconds(&self, rates: &Rates) -> Option<f64> {
-        Some(rates.seconds(self.operations, self.loaded_bytes))
+    /// Seconds at a machine's rates, when they are known.
+    pub fn seconds(&self) -> Option<f64> {
+        self.seconds
     }
 }

@@ -47,13 +47,19 @@ impl Entry {
         request: Request,
         device: Device,
         budget: Budget,
-        rates: Option<&Rates>,
+        rates: Option<&mut Rates>,
         stock: &mut InputCache,
     ) -> Result<Self> {
         let mut job = Job::prepare_from(request, stock)?;
         let PlannedMemory {
-            memory, forecast, ..
-        } = job.plan_memory_or_refuse(device, budget, rates)?;
+            memory,
+            mut forecast,
+            ..
+        } = job.plan_memory_or_refuse(device, budget, None)?;
+        if let Some(rates) = rates {
+            forecast.measure(rates, job.checkpoint());
+            forecast = forecast.timed(Some(rates));
+        }
         let mut identity = job.identity(device, &memory)?;
         if again().is_some_and(|again| again.budget.is_some()) {
             identity.mix_parts();
@@ -66,6 +72,18 @@ impl Entry {
             memory,
             identity,
         })
+    }
+
+    /// Has the clip, of which nothing has been made, computed on another device, if it fits there.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn compute_on(&mut self, device: Device, budget: Budget) -> Result<()> {
+        let planned = self.job.plan_memory_or_refuse(device, budget, None)?;
+        self.identity = self.job.identity(device, &planned.memory)?;
+        (self.memory, self.forecast) = (planned.memory, planned.forecast);
+        self.device = device;
+        Ok(())
     }
 
     /// The job.
@@ -100,11 +118,8 @@ impl Entry {
 
     /// Whether it is made with the same networks, loaded in the same way.
     pub(super) fn shares(&self, other: &Self) -> bool {
-        let way = |entry: &Self| {
-            let device = entry.device;
-            (device.kind, device.dtype, device.dense_above)
-        };
-        Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint()) && way(self) == way(other)
+        let is_same = Rc::ptr_eq(self.job.checkpoint(), other.job.checkpoint());
+        is_same && self.device == other.device
     }
 
     /// Where it goes.

@@ -15,7 +15,7 @@ use self::commands::GoOn;
 use self::ui::{Colours, stderr, terminal};
 use self::usage::explained;
 use crate::runtime::{prepare_environment, start_threads};
-use crate::util::show::chain;
+use crate::util::show::{Show as _, chain};
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -79,6 +79,10 @@ pub fn main() -> ExitCode {
     }
     for text in &layered.unknown {
         stderr::warning(text);
+    }
+    if let Some((preset, name)) = &layered.found {
+        let name = name.as_str().shown();
+        ui::info!("preset {preset}, for {name} asks for it (--preset none: the model's settings)");
     }
     if let Some(used) = layered.used() {
         stderr::detail(&format!("set by {used}"));

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::Tuning;
+
 /// The flag of [`Settings::seed`](super::Settings::seed).
 pub(super) const SEED: &str = "--seed";
 
@@ -32,8 +34,8 @@ pub struct Item {
     pub value: String,
     /// The stages that it affects, apart from what they pass to later ones.
     pub stages: Vec<Stage>,
-    /// Whether it follows from `--memory-budget`: it decides in which parts something is computed,
-    /// which changes last bits alone.
+    /// Whether it follows from `--memory-budget` or tuning: it decides in which parts or ways something
+    /// is computed, which changes last bits alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_budget: bool,
 }
@@ -48,6 +50,15 @@ impl Item {
             by_budget: false,
         }
     }
+
+    /// What a measurement has chosen.
+    pub fn tuning(tuning: &Tuning) -> Self {
+        let stages = [Stage::Text, Stage::Image, Stage::Denoise, Stage::Decode];
+        Self {
+            by_budget: true,
+            ..Self::new(TUNING, &stages, serde_json::json!(tuning))
+        }
+    }
 }
 
 /// Everything that a clip depends on.
@@ -56,6 +67,9 @@ pub struct Identity(Vec<Item>);
 
 /// The item of a run that was computed in parts of several kinds.
 const MIXED: &str = "parts after memory ran out (--memory-budget)";
+
+/// The item of [`Item::tuning`].
+const TUNING: &str = "the tuning (wan-i2v tune)";
 
 /// Characters of a value that a message shows.
 const SHOWN: usize = 80;
@@ -120,6 +134,13 @@ impl Identity {
     /// The seed.
     pub fn seed(&self) -> Option<u64> {
         self.get(SEED)?.value.parse().ok()
+    }
+
+    /// What a measurement had chosen when the run began.
+    pub fn tuning(&self) -> Tuning {
+        let item = self.get(TUNING);
+        let tuning = item.and_then(|item| serde_json::from_str(&item.value).ok());
+        tuning.filter(Tuning::is_plausible).unwrap_or_default()
     }
 
     /// Has the run resume, and be resumed, in whatever parts: memory ran out, and so it cannot be computed in
@@ -243,6 +264,34 @@ mod tests {
         now.set_seed(8);
         assert_eq!(now.seed(), Some(8));
         assert!(lines(&now).contains(&"--seed: 7 then, 8 now".to_owned()));
+    }
+
+    #[test]
+    fn a_run_keeps_the_tuning_that_it_began_with() {
+        let untuned = identity(&[("--steps", Stage::Denoise, "4")]);
+        assert_eq!(untuned.tuning(), Tuning::NONE);
+        let chosen = Tuning {
+            dense_above: Some(512),
+            ..Tuning::NONE
+        };
+        let mut tuned = untuned.clone();
+        tuned.0.push(Item::tuning(&chosen));
+        assert_eq!(tuned.tuning(), chosen);
+        // It is the same clip, but for last bits.
+        assert_eq!(tuned.digest(), untuned.digest());
+        assert_ne!(tuned.hash_of(Stage::Text), untuned.hash_of(Stage::Text));
+        let differences = tuned.differences(&untuned);
+        let expected = r#"the tuning (wan-i2v tune): {"dense_above":512} then, nothing now"#;
+        assert_eq!(differences[0].to_string(), expected);
+        // What nobody can have chosen is not taken from a file.
+        let odd = Tuning {
+            dense_above: Some(-1),
+            ..Tuning::NONE
+        };
+        let mut damaged = untuned.clone();
+        damaged.0.push(Item::tuning(&odd));
+        assert_eq!(damaged.tuning(), Tuning::NONE);
+        assert_eq!(damaged.differences(&untuned).len(), 1);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::clip::{Identity, Item, Model, Request, Settings, Stage};
 use crate::media::tags::{self, Tags};
 use crate::runtime::{self, Device, DeviceKind};
 use crate::util::show::Show;
-use crate::weights::{Checkpoint, PartName};
+use crate::weights::adapter::{Source, Wanted};
+use crate::weights::{Checkpoint, Expert, PartName};
 
 /// The version of [`Metadata`]; a new one means that something was removed or changed its meaning.
 const FORMAT: u64 = 2;
@@ -70,8 +71,25 @@ pub struct ModelIdentity {
     /// Bits that parts were quantized to while they were loaded, by the flag that asks for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bits: BTreeMap<String, usize>,
+    /// Adapters, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterIdentity>,
+    /// Whether quantized weights took them in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lora_merge: bool,
     /// See [`Checkpoint::fingerprint`].
     pub fingerprint: String,
+}
+
+/// An adapter, wherever it is; its content is part of the model's fingerprint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterIdentity {
+    /// The flag that names it: `--lora`, `--lora-high`, `--lora-low`.
+    pub flag: String,
+    /// The name of its file or folder; empty of what is part of the program.
+    pub name: String,
+    /// What its change is multiplied by.
+    pub strength: f64,
 }
 
 impl Metadata {
@@ -120,6 +138,7 @@ impl Metadata {
         renamed.image.name.clone_from(&other.image.name);
         renamed.model.name.clone_from(&other.model.name);
         renamed.model.parts.clone_from(&other.model.parts);
+        renamed.model.adapters.clone_from(&other.model.adapters);
         renamed == *other
     }
 
@@ -201,6 +220,8 @@ impl Metadata {
         if let Some(fields) = value.as_object_mut() {
             // The only way there was at first.
             fields.entry("fit").or_insert_with(|| "stretch".into());
+            fields.entry("switch").or_insert(Value::Null);
+            fields.entry("sigmas").or_insert_with(|| "wan".into());
         }
         serde_json::from_value(value).with_context(|| {
             format!(
@@ -242,9 +263,9 @@ impl ModelIdentity {
             }
         };
         let bits = [
-            ("--high-bits", request.bits.high),
-            ("--low-bits", request.bits.low),
-            ("--text-bits", request.bits.text),
+            ("--high-bits", request.loading.high),
+            ("--low-bits", request.loading.low),
+            ("--text-bits", request.loading.text),
         ];
         Ok(Self {
             name,
@@ -253,8 +274,38 @@ impl ModelIdentity {
                 .into_iter()
                 .filter_map(|(flag, bits)| Some((flag.to_owned(), bits?.number())))
                 .collect(),
+            adapters: (request.loading.adapters.iter())
+                .map(AdapterIdentity::new)
+                .collect(),
+            lora_merge: request.loading.merges,
             fingerprint: checkpoint.fingerprint()?,
         })
+    }
+}
+
+impl AdapterIdentity {
+    fn new(wanted: &Wanted) -> Self {
+        Self {
+            flag: match wanted.expert {
+                None => "--lora",
+                Some(Expert::HighNoise) => "--lora-high",
+                Some(Expert::LowNoise) => "--lora-low",
+            }
+            .into(),
+            name: match &wanted.source {
+                Source::Disk(path) => name_of(path),
+                Source::Embedded(_) => String::new(),
+            },
+            strength: wanted.strength,
+        }
+    }
+
+    /// Its value on the command line.
+    pub fn value(&self) -> String {
+        match self.strength == 1.0 {
+            true => self.name.clone(),
+            false => format!("{}:{}", self.name, self.strength),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod request;
 mod settings;
 
 pub use crate::media::{Fit, Resize};
-pub use crate::sampling::{CacheMethod, CacheSettings, GuideInterval, GuideScale, Solver};
+pub use crate::sampling::{CacheMethod, CacheSettings, GuideInterval, GuideScale, Sigmas, Solver};
 pub use identity::{Difference, Identity, Item, Stage};
 pub use request::{Model, Request};
-pub use settings::{Options, Settings, Size};
+pub use settings::{Options, Settings, Size, Switch};

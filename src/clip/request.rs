@@ -9,7 +9,7 @@ use crate::media::clip::is_frame_name;
 use crate::text::clean;
 use crate::tiny;
 use crate::util::show::Show;
-use crate::weights::{Checkpoint, LoadBits, Sources};
+use crate::weights::{Checkpoint, Loading, Sources};
 
 /// Which checkpoint is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +25,10 @@ impl Model {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn open(&self, bits: LoadBits) -> Result<Checkpoint> {
+    pub fn open(&self, loading: Loading) -> Result<Checkpoint> {
         match self {
-            Model::Tiny => Checkpoint::embedded(tiny::FILES, bits),
-            Model::Disk(sources) => Checkpoint::open(sources, bits),
+            Model::Tiny => Checkpoint::embedded(tiny::FILES, loading),
+            Model::Disk(sources) => Checkpoint::open(sources, loading),
         }
     }
 }
@@ -38,8 +38,8 @@ impl Model {
 pub struct Request {
     /// The checkpoint.
     pub model: Model,
-    /// Bits that its linear layers are quantized to while it is loaded.
-    pub bits: LoadBits,
+    /// How it is loaded: bits and adapters.
+    pub loading: Loading,
     /// The start picture.
     pub image: PathBuf,
     /// The picture that the clip is to end with.

@@ -7,7 +7,7 @@ use super::identity::{Item, SEED, Stage};
 use crate::media::clip::ClipSpec;
 use crate::media::{Fit, Resize};
 use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
-use crate::sampling::{CacheSettings, GuideInterval, GuideScale, Solver};
+use crate::sampling::{CacheSettings, GuideInterval, GuideScale, Schedule, Sigmas, Solver};
 use crate::util::limits::{self, MAX_SIDE};
 use crate::weights::Recommended;
 
@@ -44,6 +44,11 @@ settings! {
     fps: f64,
     /// Denoising steps.
     steps: u32,
+    /// The first steps, of the high-noise expert; by default the boundary between the experts
+    /// decides.
+    switch: Switch,
+    /// How noise levels are chosen.
+    sigmas: Sigmas,
     /// Solver of the differential equation.
     solver: Solver,
     /// Shift of the noise schedule.
@@ -62,6 +67,21 @@ settings! {
     fit: Fit,
     /// The negative prompt; empty too when no step needs one.
     negative_prompt: String,
+}
+
+/// The steps that the high-noise expert takes, the first ones, where that is not left to the boundary
+/// between the experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch(pub Option<u32>);
+
+impl Switch {
+    /// Of so many steps in all, as the command line has it: all of them, or `LOW,HIGH`.
+    fn of(self, steps: u32) -> String {
+        match self.0 {
+            None => steps.to_string(),
+            Some(high) => format!("{},{high}", steps.saturating_sub(high)),
+        }
+    }
 }
 
 /// How a clip's size is chosen.
@@ -96,6 +116,13 @@ impl Options {
         }
         if let Some(fps) = self.fps {
             limits::check_fps("--fps", fps)?;
+        }
+        if let (Some(steps), Some(Sigmas::List(list))) = (self.steps, &self.sigmas) {
+            ensure!(
+                steps as usize == list.len(),
+                "--steps is {steps}, and --sigmas has {}\nhint: leave --steps away",
+                list.len()
+            );
         }
         if let Some(shift) = self.shift {
             limits::check_shift("--shift", shift)?;
@@ -148,12 +175,20 @@ impl Options {
             (None, Some(seconds)) => frames_of(seconds, fps)?,
             (frames, _) => frames.unwrap_or(model.frames),
         };
+        let sigmas = self.sigmas.clone().unwrap_or_default();
+        let steps = match &sigmas {
+            Sigmas::List(list) => list.len() as u32,
+            _ => self.steps.unwrap_or(model.steps),
+        };
+        limits::check_steps("--sigmas", steps)?;
         Ok(Settings {
             width,
             height,
             frames,
             fps,
-            steps: self.steps.unwrap_or(model.steps),
+            steps,
+            switch: self.switch.unwrap_or_default(),
+            sigmas,
             solver: self.solver.unwrap_or_default(),
             shift: self.shift.unwrap_or(model.shift),
             guide_scale,
@@ -230,6 +265,16 @@ impl Settings {
         ]
     }
 
+    /// The noise levels of the run.
+    pub fn schedule(&self) -> Schedule {
+        let steps = self.steps as usize;
+        let schedule = Schedule::with_sigmas(&self.sigmas, self.solver, steps, self.shift);
+        Schedule {
+            high_steps: self.switch.0.map(|high| high as usize),
+            ..schedule
+        }
+    }
+
     /// The clip's file as its writer needs to know it.
     pub(crate) fn clip_spec(&self) -> ClipSpec {
         ClipSpec {
@@ -249,6 +294,8 @@ impl Settings {
             frames,
             fps,
             steps,
+            switch,
+            sigmas,
             solver,
             shift,
             guide_scale: scale,
@@ -259,7 +306,7 @@ impl Settings {
             fit,
             negative_prompt: _,
         } = self;
-        vec![
+        let mut items = vec![
             Item::new(
                 "--size",
                 &[Image, Denoise, Decode],
@@ -267,7 +314,7 @@ impl Settings {
             ),
             Item::new("--frames", &[Image, Denoise, Decode], frames),
             Item::new("--fps", &[File], fps),
-            Item::new("--steps", &[Denoise], steps),
+            Item::new("--steps", &[Denoise], switch.of(*steps)),
             Item::new("--solver", &[Denoise], solver),
             Item::new("--shift", &[Denoise], shift),
             Item::new(
@@ -284,7 +331,12 @@ impl Settings {
             Item::new(SEED, &[Denoise], seed),
             Item::new("--resize", &[Image], resize),
             Item::new("--fit", &[Image], fit),
-        ]
+        ];
+        // What was always so needs no word.
+        if *sigmas != Sigmas::Wan {
+            items.push(Item::new("--sigmas", &[Denoise], sigmas));
+        }
+        items
     }
 }
 

@@ -218,6 +218,13 @@ impl Hub {
             .then(|| cached.snapshot(&listing.commit))
     }
 
+    /// A file or folder of a repository in the cache, when the revision's commit is known there.
+    pub fn cached_file(&self, repo: &RepoId, file: &str) -> Option<PathBuf> {
+        let cached = Cached::new(&self.config.cache, repo);
+        let path = cached.snapshot(&cached.listing()?.commit).join(file);
+        path.exists().then_some(path)
+    }
+
     /// Bytes of a file that need not be fetched any more: all, when the cache has it, or those
     /// of its beginning.
     pub fn fetched(&self, repo: &RepoId, commit: &str, file: &RemoteFile) -> u64 {

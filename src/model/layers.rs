@@ -41,13 +41,64 @@ impl Quantized {
     }
 }
 
+/// What an adapter adds to the product with a weight that stays as it is.
+#[derive(Clone, Debug)]
+pub enum Term {
+    /// `(x down) up`.
+    LowRank {
+        /// `[inputs, rank]`.
+        down: Array,
+        /// `[rank, outputs]`, with the adapter's strength in it.
+        up: Array,
+    },
+    /// `x` times the transposed Kronecker product of two matrices.
+    Kronecker {
+        /// `[a, b]`, with the adapter's strength in it.
+        left: Array,
+        /// `[c, d]`; the weight is `[a * c, b * d]`.
+        right: Array,
+    },
+}
+
+impl Term {
+    /// `x` `[n, inputs]` to `[n, outputs]`, in the dtype of its matrices.
+    fn forward(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::LowRank { down, up } => {
+                let rank = down.dim(1);
+                count_product(x.dim(0), x.dim(1), rank);
+                count_product(x.dim(0), rank, up.dim(1));
+                x.as_dtype(down.dtype())?.matmul(down)?.matmul(up)
+            }
+            Self::Kronecker { left, right } => {
+                let [a, b] = [left.dim(0), left.dim(1)];
+                let [c, d] = [right.dim(0), right.dim(1)];
+                let n = x.dim(0);
+                count_product(n * b, d, c);
+                count_product(n * c, b, a);
+                let x = x.as_dtype(left.dtype())?.reshape(&[n, b, d])?;
+                let x = x.matmul(right.transpose()?)?;
+                left.matmul(x)?.reshape(&[n, a * c])
+            }
+        }
+    }
+
+    /// Values of its matrices.
+    pub fn values(&self) -> usize {
+        match self {
+            Self::LowRank { down, up } => down.size() + up.size(),
+            Self::Kronecker { left, right } => left.size() + right.size(),
+        }
+    }
+}
+
 /// The weight of a linear layer, as a source hands it out.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// `[outputs, inputs]`, of a float dtype.
     Dense(Array),
-    /// Of 4 or 8 bits.
-    Quantized(Quantized),
+    /// Of 4 or 8 bits, and what adapters add to its products.
+    Quantized(Quantized, Vec<Term>),
 }
 
 /// A weight, ready for products.
@@ -63,6 +114,8 @@ enum Matrix {
 pub struct Linear {
     matrix: Matrix,
     bias: Option<Array>,
+    /// What adapters add.
+    terms: Vec<Term>,
     /// Whether products are float32 whatever the weight's dtype.
     wide: bool,
 }
@@ -90,13 +143,14 @@ impl Linear {
 
     /// From a weight `[outputs, inputs]` and an optional bias `[outputs]`.
     pub fn from_weight(weight: Weight, bias: Option<Array>) -> AnyResult<Self> {
-        let matrix = match weight {
-            Weight::Dense(weight) => Matrix::Transposed(weight.transpose()?),
-            Weight::Quantized(quantized) => Matrix::Quantized(quantized),
+        let (matrix, terms) = match weight {
+            Weight::Dense(weight) => (Matrix::Transposed(weight.transpose()?), Vec::new()),
+            Weight::Quantized(quantized, terms) => (Matrix::Quantized(quantized), terms),
         };
         Ok(Self {
             matrix,
             bias,
+            terms,
             wide: false,
         })
     }
@@ -108,6 +162,15 @@ impl Linear {
 
     /// `x` `[n, inputs]` of any float dtype to `[n, outputs]` in the weight's dtype, or in float32.
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        let mut y = self.product(x)?;
+        for term in &self.terms {
+            let added = in_row_chunks(x, 0, |x| term.forward(x))?;
+            y = y.add(added.as_dtype(y.dtype())?)?;
+        }
+        Ok(y)
+    }
+
+    fn product(&self, x: &Array) -> Result<Array> {
         let outputs = match &self.matrix {
             Matrix::Transposed(weight) => weight.dim(1),
             Matrix::Quantized(q) => q.packed.dim(0),

@@ -8,6 +8,7 @@ pub mod dit;
 pub mod layers;
 mod memory_plan;
 mod source;
+pub mod tune;
 pub mod umt5;
 pub mod vae;
 

@@ -44,6 +44,20 @@ impl Dump {
         writer.finish()
     }
 
+    /// Writes a schedule's timesteps, as integers where they are.
+    ///
+    /// # Errors
+    /// As [`Self::integers`].
+    pub fn timesteps(&self, timesteps: &[f64]) -> Result<()> {
+        let name = "timesteps";
+        if timesteps.iter().all(|t| t.fract() == 0.0) {
+            let integers: Vec<i64> = timesteps.iter().map(|&t| t as i64).collect();
+            return self.integers(name, &integers);
+        }
+        let values: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        self.array(name, &Array::from_slice(&values, &[values.len() as i32]))
+    }
+
     /// Writes integers, `{name}.npy`, as int64.
     ///
     /// # Errors

@@ -51,6 +51,11 @@ impl StateWriter {
         }
     }
 
+    /// The run, of which nothing has been saved, is another after all.
+    pub fn change(&mut self, identity: Identity) {
+        self.identity = identity;
+    }
+
     /// The run resumes the state at `path`, which has `step` steps.
     pub fn found(&mut self, path: &Path, step: usize) {
         self.spare = is_spare(path).then(|| path.to_owned());

@@ -6,10 +6,11 @@ use sha2::{Digest, Sha256};
 use super::Job;
 use crate::clip::{Identity, Item, Stage};
 use crate::model::MemoryPlan;
-use crate::runtime::Device;
+use crate::runtime::{Device, Tuning};
 use crate::text::clean;
 use crate::util::hex::to_hex;
-use crate::weights::PartName;
+use crate::weights::adapter::Adapter;
+use crate::weights::{Expert, PartName};
 
 impl Job {
     /// Everything that the clip depends on: what another run must have in common with this one to
@@ -51,14 +52,16 @@ impl Job {
             let polynomial = format!("{:?}", settings.cache.polynomial);
             items.push(Item::new("TeaCache's polynomial", &[Denoise], polynomial));
         }
-        // What a device takes by itself goes with the dtype.
-        let usual = Device::new(device.kind, Some(device.dtype)).dense_above;
-        if device.dense_above != usual {
+        // What a device takes by itself goes with the dtype and the tuning.
+        if device.dense_above != device.own_dense_above() {
             items.push(Item::new(
                 "--dense-above",
                 &[Text, Denoise],
                 device.dense_above,
             ));
+        }
+        if device.tuning != Tuning::NONE {
+            items.push(Item::tuning(&device.tuning));
         }
         if let Some(last) = last {
             items.push(Item::new("the last picture", &[Image], last.pixel_hash()));
@@ -71,9 +74,24 @@ impl Job {
             };
             let part = checkpoint.part_fingerprint(name)?;
             items.push(Item::new(format!("the {name}"), stages, part));
-            let bits = checkpoint.load_bits().of(name);
+            let bits = checkpoint.loading().of(name);
             let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
             items.push(Item::new(format!("bits of the {name}"), stages, bits));
+        }
+        for expert in [Expert::HighNoise, Expert::LowNoise] {
+            let of =
+                |adapter: &Adapter| format!("{} x {}", adapter.fingerprint(), adapter.strength());
+            let adapters: Vec<String> = checkpoint.adapters().of(expert).iter().map(of).collect();
+            if !adapters.is_empty() {
+                let merged = if checkpoint.loading().merges {
+                    ", merged"
+                } else {
+                    ""
+                };
+                let name = format!("--lora of the {expert} expert");
+                let value = adapters.join(", ") + merged;
+                items.push(Item::new(name, &[Denoise], value));
+            }
         }
         let boundary = checkpoint.boundary_timestep;
         items.push(Item::new(

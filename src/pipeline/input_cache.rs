@@ -10,7 +10,7 @@ use super::source_image::SourceImage;
 use super::text::{PromptIds, tokenize_with};
 use crate::clip::{Model, Settings};
 use crate::text::Tokenizer;
-use crate::weights::{Checkpoint, LoadBits};
+use crate::weights::{Checkpoint, Loading};
 
 /// Models, their tokenizers and pictures that are opened once for many jobs.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct InputCache {
 #[derive(Debug)]
 pub(super) struct Opened {
     model: Model,
-    bits: LoadBits,
+    loading: Loading,
     checkpoint: Rc<Checkpoint>,
     tokenizer: Option<Tokenizer>,
 }
@@ -39,25 +39,25 @@ impl InputCache {
         }
     }
 
-    /// A model that is loaded with these bits.
+    /// A model that is loaded like this.
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub(super) fn model(&mut self, model: &Model, bits: LoadBits) -> Result<&mut Opened> {
+    pub(super) fn model(&mut self, model: &Model, loading: &Loading) -> Result<&mut Opened> {
         let found = self
             .models
             .iter()
-            .position(|opened| opened.model == *model && opened.bits == bits);
+            .position(|opened| opened.model == *model && opened.loading == *loading);
         let index = match found {
             Some(index) => index,
             None => {
-                let checkpoint = model.open(bits)?;
+                let checkpoint = model.open(loading.clone())?;
                 if !self.heads_only {
                     checkpoint.check_filled()?;
                 }
                 self.models.push(Opened {
                     model: model.clone(),
-                    bits,
+                    loading: loading.clone(),
                     checkpoint: Rc::new(checkpoint),
                     tokenizer: None,
                 });

@@ -101,7 +101,7 @@ impl Job {
         }
 
         // 4. The model, and the settings that follow from it and the picture.
-        let model = cache.model(&request.model, request.bits)?;
+        let model = cache.model(&request.model, &request.loading)?;
         let checkpoint = model.checkpoint();
         let settings = request.resolve(&checkpoint, picture.size())?;
         let output = || format!("--output {}", request.output.shown());
@@ -328,7 +328,7 @@ impl Job {
         &self,
         device: Device,
         memory: &MemoryPlan,
-        rates: &Rates,
+        rates: &mut Rates,
     ) -> Result<Option<f64>> {
         let plan::Clip {
             checkpoint, inputs, ..
@@ -345,8 +345,9 @@ impl Job {
             negative: None,
             ..inputs
         };
-        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, Some(rates))?;
-        Ok(few.seconds)
+        let few = plan::forecast(checkpoint, &settings, inputs, device, memory, None)?;
+        few.measure(rates, checkpoint);
+        Ok(few.timed(Some(rates)).seconds)
     }
 
     fn clip(&self) -> plan::Clip<'_> {

@@ -1,15 +1,17 @@
 //! Where and how the networks compute.
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use mlx_rs::Array;
 
-use super::Precision;
 use super::arrays::{MAX_KERNEL_ROWS, TILE_ROWS, equal_parts};
 use super::ffi::{
     blas, device_name, gpu_architecture, has_fused_attention, keep_freed_memory,
     limit_blas_threads, metal_is_available,
 };
 use super::kernels::Kernels;
+use super::kernels::cpu::Blocks;
+use super::library::{check_version, kernels_hint, mlx_library};
+use super::{Precision, Tuning};
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct Device {
     /// Products of more rows than this unpack a quantized weight first and use the dense kernel,
     /// which spares each row the unpacking.
     pub dense_above: i32,
+    /// What a measurement on this machine has chosen.
+    pub tuning: Tuning,
 }
 
 impl Device {
@@ -53,8 +57,9 @@ impl Device {
     /// products in 16 bits are some fifty times slower.
     ///
     /// # Errors
-    /// When a GPU is asked for and MLX finds none.
+    /// When a GPU is asked for and MLX finds none, or MLX is another version or lacks its kernels.
     pub fn select(kind: Option<DeviceKind>, dtype: Option<Precision>) -> anyhow::Result<Self> {
+        check_version()?;
         let gpu = metal_is_available();
         let kind = match kind {
             Some(DeviceKind::Gpu) if !gpu => {
@@ -74,7 +79,11 @@ impl Device {
         Array::from_f32(1.0)
             .add(Array::from_f32(1.0))
             .and_then(|two| two.eval())
-            .with_context(|| format!("MLX cannot compute on the {kind}"))?;
+            .map_err(|error| {
+                let hint = kernels_hint(error.what(), mlx_library().as_deref());
+                let hint = hint.unwrap_or_default();
+                anyhow!("MLX cannot compute on the {kind}: {}{hint}", error.what())
+            })?;
         let faster = (kind == DeviceKind::Gpu).then(|| fastest_precision(&gpu_architecture()?));
         let device = Self::new(kind, dtype.or(faster.flatten()));
         let dtype = device.dtype.matmul_dtype();
@@ -110,11 +119,35 @@ impl Device {
             dtype,
             kernels,
             fused_attention: matches!((kind, kernels), (DeviceKind::Gpu, Kernels::Mlx)),
-            dense_above: match (kind, kernels, dtype) {
-                (DeviceKind::Cpu, _, Precision::Bf16 | Precision::F16) => CPU_HALF_DENSE_ABOVE,
-                (_, Kernels::Mlx, _) => MLX_DENSE_ABOVE,
-                (_, Kernels::Cpu, _) => CPU_DENSE_ABOVE,
-            },
+            dense_above: usual_dense_above(kind, kernels, dtype),
+            tuning: Tuning::NONE,
+        }
+    }
+
+    /// The same as a measurement has chosen.
+    pub fn tuned(self, tuning: Tuning) -> Self {
+        let dtype = tuning.precision.unwrap_or(self.dtype);
+        let usual = usual_dense_above(self.kind, self.kernels, dtype);
+        Self {
+            dtype,
+            dense_above: tuning.dense_above.unwrap_or(usual),
+            tuning,
+            ..self
+        }
+    }
+
+    /// Rows above which products unpack, unless the user says otherwise.
+    pub fn own_dense_above(&self) -> i32 {
+        let usual = usual_dense_above(self.kind, self.kernels, self.dtype);
+        self.tuning.dense_above.unwrap_or(usual)
+    }
+
+    /// In what blocks the processor computes.
+    pub fn blocks(&self) -> Blocks {
+        let usual = Blocks::default();
+        Blocks {
+            divisor: self.tuning.block_divisor.unwrap_or(usual.divisor),
+            round_bytes: self.tuning.round_bytes.unwrap_or(usual.round_bytes),
         }
     }
 
@@ -140,7 +173,8 @@ impl Device {
         let row = 4 * u64::from(heads.max(1) as u32) * u64::from(keys.max(1) as u32);
         let most = match self.fuses(width) {
             true => {
-                let rows = CALL_OPERATIONS / (row * u64::from(width.max(1) as u32));
+                let most = self.tuning.call_operations.unwrap_or(CALL_OPERATIONS);
+                let rows = most / (row * u64::from(width.max(1) as u32));
                 rows.clamp(FUSED_ROWS[0], FUSED_ROWS[1]) as i32 / TILE_ROWS * TILE_ROWS
             }
             false => (score_bytes / row).clamp(1, MAX_KERNEL_ROWS as u64) as i32,
@@ -167,7 +201,7 @@ impl Device {
 /// (`ScaledDotProductAttention::use_fallback` in MLX 0.32).
 pub const FUSED_WIDTHS: [i32; 5] = [64, 72, 80, 96, 128];
 /// Operations of one call: a fifth of a second on a GPU of 10 TFLOP/s, a second on one of 2.
-const CALL_OPERATIONS: u64 = 2_000_000_000_000;
+pub(super) const CALL_OPERATIONS: u64 = 2_000_000_000_000;
 /// The least and the most queries of a fused call: a tile, and so many that a further call costs nothing.
 const FUSED_ROWS: [u64; 2] = [64, 16_384];
 
@@ -179,15 +213,28 @@ const CPU_DENSE_ABOVE: i32 = 2;
 /// Its kernel for 16 bits adds up in them: in bfloat16 5,120 products are off by a fifth.
 const CPU_HALF_DENSE_ABOVE: i32 = 0;
 
+const fn usual_dense_above(kind: DeviceKind, kernels: Kernels, dtype: Precision) -> i32 {
+    match (kind, kernels, dtype) {
+        (DeviceKind::Cpu, _, Precision::Bf16 | Precision::F16) => CPU_HALF_DENSE_ABOVE,
+        (_, Kernels::Mlx, _) => MLX_DENSE_ABOVE,
+        (_, Kernels::Cpu, _) => CPU_DENSE_ABOVE,
+    }
+}
+
 /// The precision of 16 bits in which a GPU is fastest, by its architecture. M1 (g13) and M2 (g14) have no
 /// bfloat16 of their own; published measurements have float16 ahead there by 20 to 34%.
 fn fastest_precision(architecture: &str) -> Option<Precision> {
-    let generation = architecture.strip_prefix("applegpu_g")?;
-    let digits = generation.trim_end_matches(|c: char| !c.is_ascii_digit());
-    Some(match digits.parse().ok()? {
+    Some(match generation(architecture)? {
         0..=14 => Precision::F16,
         _ => Precision::Bf16,
     })
+}
+
+/// The generation of a GPU of Apple's, by its architecture: 13 is M1's.
+pub(super) fn generation(architecture: &str) -> Option<u32> {
+    let name = architecture.strip_prefix("applegpu_g")?;
+    let digits = name.trim_end_matches(|c: char| !c.is_ascii_digit());
+    digits.parse().ok()
 }
 
 /// What `compute` makes on MLX's CPU backend, whatever the default device. That is changed and put back:

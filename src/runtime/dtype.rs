@@ -2,10 +2,12 @@
 
 use half::{bf16, f16};
 use mlx_rs::Dtype;
+use serde::{Deserialize, Serialize};
 
 /// The dtype of linear layers' weights and of attention's operands; norms, modulation and the residual
 /// stream are float32 in either case, as under the reference's autocast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Everything in float32.
     F32,

@@ -13,9 +13,11 @@ mod environment;
 mod ffi;
 mod gpu_error;
 pub mod kernels;
+mod library;
 mod memory;
 mod state;
 mod threads;
+mod tuning;
 
 pub use again::{Again, again};
 pub use arrays::{
@@ -28,9 +30,11 @@ pub use environment::{ENVIRONMENT, prepare_environment};
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use gpu_error::{GpuError, evaluate};
 pub use kernels::Kernels;
+pub use library::{faster_mlx, mlx_library};
 pub use memory::{
     MACS, default_memory_budget, free_memory, largest_buffer, limit_memory, mac_budget,
     machine_memory, recommended_working_set, wire,
 };
 pub use state::State;
 pub use threads::start_threads;
+pub use tuning::Tuning;

@@ -11,6 +11,6 @@ mod step_cache;
 pub use cache_settings::{CacheMethod, CacheSettings};
 pub use expert::Expert;
 pub use guidance::{GuideInterval, GuideScale};
-pub use schedule::{Schedule, Solver};
+pub use schedule::{Schedule, Sigmas, Solver};
 pub use solver::Sampler;
 pub(crate) use step_cache::StepCache;

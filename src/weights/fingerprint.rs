@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Checkpoint, PartName};
+use super::{Checkpoint, Expert, PartName};
 
 impl Checkpoint {
     /// A hash that tells a part from another, 64 hexadecimal digits: of its configuration, and of
@@ -48,6 +48,16 @@ impl Checkpoint {
         hash.update(&self.boundary_timestep.to_le_bytes());
         for name in PartName::ALL {
             hash.update(self.part_fingerprint(name)?.as_bytes());
+        }
+        for expert in [Expert::HighNoise, Expert::LowNoise] {
+            for adapter in self.adapters().of(expert) {
+                let of = format!(
+                    "{expert} {} x {}",
+                    adapter.fingerprint(),
+                    adapter.strength()
+                );
+                hash.update(of.as_bytes());
+            }
         }
         Ok(hash.finalize().to_hex().to_string())
     }

@@ -5,6 +5,7 @@
 //! [`naming`] knows whose names a part's tensors have, and a [`part::Part`] finds every tensor of a
 //! network under its canonical name.
 
+pub mod adapter;
 pub mod config;
 pub mod container;
 pub mod convert;
@@ -18,12 +19,14 @@ pub mod published;
 pub mod quantize;
 mod settings;
 pub mod store;
+mod timing;
 
 pub use container::mapped::mapped_at;
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
 pub use settings::{FILE as SETTINGS, Recommended};
+pub use timing::Format;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -31,6 +34,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use self::adapter::{Adapters, Wanted};
 use self::config::PartConfig;
 use self::container::gguf;
 use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
@@ -43,6 +47,7 @@ use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{Recorder, TensorSpec};
 use crate::runtime::Device;
 pub use crate::sampling::Expert;
+use crate::sampling::Schedule;
 use crate::text::{Arrays, Tokenizer};
 use crate::util::show::Show;
 
@@ -91,30 +96,35 @@ impl Sources {
     }
 }
 
-/// The bits that a model's linear layers are quantized to while it is loaded; `None` keeps what
-/// the files hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoadBits {
-    /// For the high-noise expert.
+/// How a model is loaded, beside what its files hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loading {
+    /// Bits that the linear layers of the high-noise expert are quantized to while it is loaded;
+    /// `None` keeps what the files hold.
     pub high: Option<Bits>,
-    /// For the low-noise expert.
+    /// Of the low-noise expert.
     pub low: Option<Bits>,
-    /// For the text encoder.
+    /// Of the text encoder.
     pub text: Option<Bits>,
+    /// Adapters of the experts, in the order in which they are applied.
+    pub adapters: Vec<Wanted>,
+    /// Whether quantized weights take the adapters' changes in.
+    pub merges: bool,
 }
 
-impl LoadBits {
+impl Loading {
     /// The same for every part.
     pub fn all(bits: Bits) -> Self {
         Self {
             high: Some(bits),
             low: Some(bits),
             text: Some(bits),
+            ..Self::default()
         }
     }
 
     /// The bits of a part.
-    pub fn of(self, name: PartName) -> Option<Bits> {
+    pub fn of(&self, name: PartName) -> Option<Bits> {
         match name {
             PartName::HighNoise => self.high,
             PartName::LowNoise => self.low,
@@ -128,7 +138,8 @@ impl LoadBits {
 #[derive(Debug)]
 pub struct Checkpoint {
     layout: Layout,
-    bits: LoadBits,
+    loading: Loading,
+    adapters: Adapters,
     /// Dimensions of the high-noise expert.
     pub high: DitConfig,
     /// Dimensions of the low-noise expert.
@@ -148,6 +159,7 @@ pub struct Checkpoint {
     /// What was computed of weights' sizes: a search for settings that fit asks a thousand times.
     held: Remembered<(PartName, Device), Held>,
     vae_held: Remembered<Device, (u64, u64)>,
+    formats: Remembered<PartName, Format>,
 }
 
 /// Values by what they were computed for, which are few.
@@ -184,19 +196,19 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Names the file, tensor or field, what was found and what was expected.
-    pub fn open(sources: &Sources, bits: LoadBits) -> Result<Self> {
-        Self::new(layout_of(sources)?, bits)
+    pub fn open(sources: &Sources, loading: Loading) -> Result<Self> {
+        Self::new(layout_of(sources)?, loading)
     }
 
     /// As [`Self::open`], for a checkpoint that is part of the program.
     ///
     /// # Errors
     /// When it is not whole.
-    pub fn embedded(files: &'static [EmbeddedFile], bits: LoadBits) -> Result<Self> {
-        Self::new(Layout::of_folder(&Files::embedded_root(files))?, bits)
+    pub fn embedded(files: &'static [EmbeddedFile], loading: Loading) -> Result<Self> {
+        Self::new(Layout::of_folder(&Files::embedded_root(files))?, loading)
     }
 
-    fn new(layout: Layout, bits: LoadBits) -> Result<Self> {
+    fn new(layout: Layout, loading: Loading) -> Result<Self> {
         let root = layout.root.clone();
         let boundary = match &root {
             Some(root) => boundary(root)?,
@@ -205,7 +217,7 @@ impl Checkpoint {
         let opened = |name: PartName| Part::open(location(&layout, name)?, name.kind());
         let [high, low, vae, text_encoder] = PartName::ALL.map(opened);
         let parts = [high?, low?, vae?, text_encoder?];
-        let checkpoint = Self {
+        let mut checkpoint = Self {
             high: config::expert(&parts[0], PartName::HighNoise)?,
             low: config::expert(&parts[1], PartName::LowNoise)?,
             vae: config::vae(&parts[2])?,
@@ -217,19 +229,26 @@ impl Checkpoint {
                 None => Recommended::default(),
             },
             layout,
-            bits,
+            loading,
+            adapters: Adapters::default(),
             fingerprints: OnceLock::new(),
             tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),
             vae_held: Remembered::default(),
+            formats: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
         for (part, name) in parts.iter().zip(PartName::ALL) {
             let specs = checkpoint.config(name).specs()?;
             part.check(&specs)?;
-            if let Some(bits) = bits.of(name) {
+            if let Some(bits) = checkpoint.loading.of(name) {
                 part.check_bits(&specs, bits)?;
             }
+        }
+        if !checkpoint.loading.adapters.is_empty() {
+            let specs = |name| checkpoint.config(name).specs();
+            let (high, low) = (specs(PartName::HighNoise)?, specs(PartName::LowNoise)?);
+            checkpoint.adapters = Adapters::open(&checkpoint.loading.adapters, &high, &low)?;
         }
         Ok(checkpoint)
     }
@@ -304,9 +323,14 @@ impl Checkpoint {
         inspect::Report::of(&self.layout)
     }
 
-    /// The bits that linear layers are quantized to while they are loaded.
-    pub fn load_bits(&self) -> LoadBits {
-        self.bits
+    /// How it is loaded.
+    pub fn loading(&self) -> &Loading {
+        &self.loading
+    }
+
+    /// The experts' adapters.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
     }
 
     /// Bytes that a part's weights take in memory.
@@ -346,7 +370,7 @@ impl Checkpoint {
         for (held, specs) in all.iter_mut().zip(sets) {
             *held = match &part {
                 Some(part) => self.loader(part, name, device).held(specs)?,
-                None => Held::published(name.kind(), specs, device, self.bits.of(name)),
+                None => Held::published(name.kind(), specs, device, self.loading.of(name)),
             };
         }
         Ok(all)
@@ -415,11 +439,13 @@ impl Checkpoint {
         VaeDecoder::load(&self.vae, &mut loader, device)
     }
 
-    fn loader<'a>(&self, part: &'a Part, name: PartName, device: Device) -> Loader<'a> {
+    fn loader<'a>(&'a self, part: &'a Part, name: PartName, device: Device) -> Loader<'a> {
         Loader {
             part,
             device,
-            bits: self.bits.of(name),
+            bits: self.loading.of(name),
+            adapters: self.adapters.of_part(name),
+            merges: self.loading.merges,
         }
     }
 
@@ -482,12 +508,25 @@ impl Checkpoint {
                 "the tokenizer has {ids} ids and the text encoder {rows}: it may be another model's"
             )
         });
-        swapped.chain(few).collect()
+        swapped
+            .chain(few)
+            .chain(self.adapters.warnings.iter().cloned())
+            .collect()
+    }
+
+    /// The expert of a schedule's step.
+    pub fn expert_at(&self, schedule: &Schedule, index: usize) -> Option<Expert> {
+        let timestep = *schedule.timesteps.get(index)?;
+        Some(match schedule.high_steps {
+            Some(high) if index < high => Expert::HighNoise,
+            Some(_) => Expert::LowNoise,
+            None => self.expert_for(timestep),
+        })
     }
 
     /// The expert that a timestep belongs to.
-    pub fn expert_for(&self, timestep: i64) -> Expert {
-        if timestep as f64 >= self.boundary_timestep {
+    pub fn expert_for(&self, timestep: f64) -> Expert {
+        if timestep >= self.boundary_timestep {
             Expert::HighNoise
         } else {
             Expert::LowNoise

@@ -2,10 +2,11 @@
 
 use std::sync::OnceLock;
 
+use super::adapter::Adapters;
 use super::config::PartConfig;
 use super::layout::Layout;
 use super::naming::{EPS, LATENTS_MEAN, LATENTS_STD, PATCH_SIZE, QK_NORM, ROPE_LENGTH};
-use super::{BOUNDARY, Checkpoint, LoadBits, Recommended, Remembered};
+use super::{BOUNDARY, Checkpoint, Loading, Recommended, Remembered};
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::VaeConfig;
@@ -77,12 +78,13 @@ pub fn part(name: PartName) -> PartConfig {
 }
 
 impl Checkpoint {
-    /// The published model, with linear layers quantized as `bits` say. Its parts have no files: what it
+    /// The published model, with linear layers quantized as `loading` says. Its parts have no files: what it
     /// costs can be told, and nothing be loaded.
-    pub fn published(bits: LoadBits) -> Self {
+    pub fn published(loading: Loading) -> Self {
         Self {
             layout: Layout::default(),
-            bits,
+            loading,
+            adapters: Adapters::default(),
             high: expert(),
             low: expert(),
             vae: vae(),
@@ -93,6 +95,7 @@ impl Checkpoint {
             tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),
             vae_held: Remembered::default(),
+            formats: Remembered::default(),
         }
     }
 }
@@ -106,19 +109,19 @@ mod tests {
     #[test]
     fn the_published_weights_have_their_size() {
         let gpu = Device::new(DeviceKind::Gpu, None);
-        let gigabytes = |bits, name| {
-            let model = Checkpoint::published(bits);
+        let gigabytes = |bits: &Loading, name| {
+            let model = Checkpoint::published(bits.clone());
             (model.weight_bytes(name, gpu).unwrap() as f64 / 1e8).round() / 10.0
         };
-        let [four, eight] = [Bits::Four, Bits::Eight].map(LoadBits::all);
+        let [four, eight] = [Bits::Four, Bits::Eight].map(Loading::all);
         for (bits, expert, text) in [
             (four, 8.8, 4.7),
             (eight, 15.8, 7.0),
-            (LoadBits::default(), 29.0, 11.4),
+            (Loading::default(), 29.0, 11.4),
         ] {
-            let found = gigabytes(bits, PartName::HighNoise);
+            let found = gigabytes(&bits, PartName::HighNoise);
             assert!((found - expert).abs() < 0.2, "{bits:?}: {found}");
-            let found = gigabytes(bits, PartName::TextEncoder);
+            let found = gigabytes(&bits, PartName::TextEncoder);
             assert!((found - text).abs() < 0.15, "{bits:?}: {found}");
         }
     }

@@ -4,6 +4,7 @@ use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory}
 use mlx_rs::ops::{full, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 use ndarray::Array3;
+use wan_i2v::batch::{Capacity, ClipStatus, Costs, Entry};
 use wan_i2v::clip::{
     CacheMethod, CacheSettings, GuideInterval, GuideScale, Model, Options, Request, Settings, Size,
 };
@@ -13,17 +14,18 @@ use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{MemoryPlan, Role, TensorSource};
 use wan_i2v::pipeline::plan::{
-    Budget, Clip, Forecast, Inputs, Operations, PlannedMemory, forecast, plan_memory,
+    Budget, Clip, Forecast, Inputs, Operations, PlannedMemory, Rates, forecast, plan_memory,
     plan_memory_or_refuse,
 };
 use wan_i2v::pipeline::{
-    Denoiser, Ends, Silent, decode_clip, encode_condition, encode_prompts, initial_noise, tokenize,
+    Denoiser, Ends, InputCache, Phase, Silent, decode_clip, encode_condition, encode_prompts,
+    initial_noise, tokenize,
 };
 use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_host, unpacked};
 use wan_i2v::sampling::Solver;
 use wan_i2v::sampling::noise::randn;
 use wan_i2v::tiny;
-use wan_i2v::weights::{Bits, Checkpoint, LoadBits};
+use wan_i2v::weights::{Bits, Checkpoint, Loading};
 
 use crate::support::mlx;
 
@@ -42,6 +44,8 @@ fn plan(size: u32, frames: u32, guide_scale: GuideScale, interval: (f64, f64)) -
         frames,
         fps: 16.0,
         steps: 4,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: 5.0,
         guide_scale,
@@ -150,8 +154,8 @@ fn device() -> Device {
 fn operations_are_exact() {
     let _mlx = mlx();
     let embedded = |bits| Checkpoint::embedded(tiny::FILES, bits).unwrap();
-    let dense = embedded(LoadBits::default());
-    let packed = embedded(LoadBits::all(Bits::Four));
+    let dense = embedded(Loading::default());
+    let packed = embedded(Loading::all(Bits::Four));
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
@@ -205,7 +209,7 @@ fn operations_are_exact() {
 #[test]
 fn memory_is_within_15_percent() {
     let _mlx = mlx();
-    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
     let guided = GuideScale {
         low: 2.0,
         high: 2.0,
@@ -260,7 +264,7 @@ fn memory_is_within_15_percent() {
 #[test]
 fn every_way_of_computing_gives_the_same_latents() {
     let _mlx = mlx();
-    let checkpoint = Checkpoint::embedded(tiny::FILES, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
     let plan = plan(
         64,
         17,
@@ -378,7 +382,7 @@ const INPUTS: Inputs = Inputs {
 fn request(side: u32, frames: u32) -> Request {
     Request {
         model: Model::Tiny,
-        bits: LoadBits::default(),
+        loading: Loading::default(),
         image: "start.png".into(),
         last_image: None,
         prompt: "the red circle moves up".into(),
@@ -398,6 +402,66 @@ fn request(side: u32, frames: u32) -> Request {
     }
 }
 
+/// Two clips of one text and picture: those are encoded once, and networks are loaded once a round.
+#[test]
+fn a_batch_takes_the_sum_of_what_its_clips_do_not_share() {
+    let rates = r#"{"machine": "", "device": "", "products": 1e9, "attention": 1e8,
+        "copies": 1e7, "unpacking": 1e9}"#;
+    let rates: Rates = serde_json::from_str(rates).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut inputs = InputCache::new(true);
+    let device = Device::new(DeviceKind::Cpu, None);
+    let budget = Budget {
+        bytes: u64::MAX / 4,
+        explicit: true,
+    };
+    let mut entry = |seed: u64| {
+        let mut wanted = Request {
+            image: concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo.png").into(),
+            output: folder.path().join(format!("{seed}.mp4")),
+            ..request(64, 5)
+        };
+        wanted.options.seed = Some(seed);
+        Entry::prepare(wanted, device, budget, None, &mut inputs).unwrap()
+    };
+    let entries = [entry(1), entry(2)];
+    let clip = entries[0].forecast().clone().timed(Some(&rates));
+    let [mut all, mut shared, mut loading] = [0.0; 3];
+    for phase in &clip.phases {
+        let (seconds, loads) = (phase.seconds.unwrap(), phase.loading_seconds.unwrap());
+        (all, loading) = (all + seconds, loading + loads);
+        if matches!(phase.phase, Phase::Text | Phase::Image) {
+            shared += seconds - loads;
+        }
+    }
+    assert!(shared > 0.0 && loading > 0.0);
+    let cost = |clips: &[Entry], at_once| {
+        let capacity = Capacity {
+            at_once,
+            decoder_beside_expert: false,
+            peak_bytes: 0,
+        };
+        let clips = clips.iter().map(|clip| (clip, ClipStatus::Missing));
+        let costs = Costs::of(clips.clone(), capacity, Some(&rates));
+        assert_eq!(Costs::of(clips, capacity, None).seconds(), None);
+        costs.seconds().unwrap()
+    };
+    let is = |seconds: f64, expected: f64| {
+        assert!(
+            (seconds / expected - 1.0).abs() < 1e-9,
+            "{seconds} {expected}"
+        );
+    };
+    is(cost(&entries[..1], 1), all);
+    let computing = all - loading;
+    is(cost(&entries, 2), all + computing - shared);
+    let once: f64 = (clip.phases.iter())
+        .filter(|phase| matches!(phase.phase, Phase::Text | Phase::Image))
+        .filter_map(|phase| phase.loading_seconds)
+        .sum();
+    is(cost(&entries, 1), 2.0 * all - shared - once);
+}
+
 /// A long clip fits because its tokens go in chunks, on a GPU too, and in no larger ones than it must.
 #[test]
 fn chunks_of_tokens_make_a_long_clip_fit() {
@@ -405,7 +469,7 @@ fn chunks_of_tokens_make_a_long_clip_fit() {
     let gpu = Device::new(DeviceKind::Gpu, None);
     for (device, side, frames) in [(device(), 128, 513), (gpu, 256, 129)] {
         let request = request(side, frames);
-        let checkpoint = request.model.open(request.bits).unwrap();
+        let checkpoint = request.model.open(request.loading.clone()).unwrap();
         let settings = request.resolve(&checkpoint, (64, 64)).unwrap();
         let grid = settings.latent_grid();
         let clip = Clip {
@@ -447,7 +511,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     let _mlx = mlx();
     // Larger than the miniature's own size, so that every phase has something to cut.
     let request = request(256, 33);
-    let checkpoint = request.model.open(request.bits).unwrap();
+    let checkpoint = request.model.open(request.loading.clone()).unwrap();
     let planned = |request: &Request| request.resolve(&checkpoint, (64, 64)).unwrap();
     let plan = planned(&request);
     let clip = Clip {
@@ -542,14 +606,17 @@ impl TensorSource for Constant {
         let words = Array::from_slice(&[0x7654_3210_u32], &[1]);
         let packed = full::<u32>(&[outputs, inputs / 8], words)?;
         packed.eval()?;
-        Ok(Weight::Quantized(Quantized {
-            packed,
-            scales: self.tensor(name, &[outputs, inputs / 64], role)?,
-            biases: self.tensor(name, &[outputs, inputs / 64], role)?,
-            group_size: 64,
-            bits: 4,
-            device: self.device,
-        }))
+        Ok(Weight::Quantized(
+            Quantized {
+                packed,
+                scales: self.tensor(name, &[outputs, inputs / 64], role)?,
+                biases: self.tensor(name, &[outputs, inputs / 64], role)?,
+                group_size: 64,
+                bits: 4,
+                device: self.device,
+            },
+            Vec::new(),
+        ))
     }
 }
 
@@ -618,7 +685,7 @@ fn memory_of_wide_experts_is_within_15_percent() {
         ffn_dim,
         num_layers: 2,
         text_dim: 64,
-        ..Checkpoint::embedded(tiny::FILES, LoadBits::default())
+        ..Checkpoint::embedded(tiny::FILES, Loading::default())
             .unwrap()
             .high
     };

@@ -13,7 +13,7 @@ use wan_i2v::diagnose::doctor::judge::{distance, judge};
 use wan_i2v::diagnose::doctor::vae::{Peak, RoundTrip, checkerboard, round_trip};
 use wan_i2v::diagnose::doctor::{Bound, CheckResult};
 use wan_i2v::runtime::{Device, DeviceKind, Precision};
-use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Expert, Loading, Sources};
 
 use crate::support::TINY;
 use crate::support::isolated::program;
@@ -122,7 +122,7 @@ fn seen(expert: Expert, shift: f32) -> Seen {
     let two = |at: f32| [vec![1.0, 2.0, at + shift], vec![2.0, -1.0, at - shift]];
     Seen {
         expert,
-        timestep: 900,
+        timestep: 900.0,
         embeddings: two(1.0),
         keys: two(2.0),
         values: two(3.0),
@@ -291,7 +291,7 @@ fn change(file: &Path, name: &str, change: impl FnOnce(&mut [u8])) {
 }
 
 fn open(folder: &Path) -> Checkpoint {
-    Checkpoint::open(&Sources::folder(folder), LoadBits::default()).unwrap()
+    Checkpoint::open(&Sources::folder(folder), Loading::default()).unwrap()
 }
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";

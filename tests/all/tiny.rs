@@ -63,7 +63,7 @@ fn draw(things: &[Thing]) -> RgbImage {
 fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
     Request {
         model: Model::Tiny,
-        bits: Default::default(),
+        loading: Default::default(),
         image,
         last_image: None,
         prompt: prompt.into(),

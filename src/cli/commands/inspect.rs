@@ -7,8 +7,10 @@ use crate::hub::pull::Heads;
 use crate::hub::{Hub, Outcome, RepoId, Verified, verify};
 use crate::tiny;
 use crate::weights::Files;
+use crate::weights::adapter::{Description, describe};
 use crate::weights::inspect::Report;
 use crate::weights::layout::Layout;
+use crate::weights::store::Location;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
@@ -21,6 +23,20 @@ impl InspectArgs {
     /// Prints what the source is. True when this program can run it and, where that was to be
     /// verified, no file differs from what is known of it.
     pub(crate) fn run(self) -> Result<bool> {
+        let adapters = self.adapters()?;
+        if !adapters.is_empty() {
+            match self.json {
+                true => print_json(&adapters)?,
+                false => print(
+                    &adapters
+                        .iter()
+                        .map(described)
+                        .collect::<Vec<_>>()
+                        .join("\n"),
+                )?,
+            }
+            return Ok(true);
+        }
         let (report, verified) = match self.layout()? {
             Found::Here(layout) => {
                 let mut begin =
@@ -43,6 +59,24 @@ impl InspectArgs {
             print(&(verified.unwrap_or_default() + &table(&all.report)))?;
         }
         Ok(runs && intact)
+    }
+
+    /// What adapters there are, if it is a file or folder of them.
+    fn adapters(&self) -> Result<Vec<Description>> {
+        let locations = match (self.source.is_dir(), self.source.is_file()) {
+            (true, _) => Location::all_in(&Files::from(self.source.as_path()))?,
+            (_, true) => vec![Location::at(&self.source)?],
+            _ => Vec::new(),
+        };
+        // What cannot be read the model's report tells of.
+        let found = locations
+            .iter()
+            .map(|location| describe(location).ok().flatten());
+        let found: Vec<_> = found.collect();
+        match found.iter().all(Option::is_some) {
+            true => Ok(found.into_iter().flatten().collect()),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Where the model is.
@@ -96,6 +130,73 @@ impl InspectArgs {
         );
         text.parse()
     }
+}
+
+/// An adapter, a line a fact.
+fn described(adapter: &Description) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<10}{value}");
+    };
+    let list = |values: Vec<String>| values.join(", ");
+    row("adapter", adapter.path.clone());
+    let forms = adapter.forms.iter();
+    row(
+        "form",
+        list(
+            forms
+                .map(|(form, count)| format!("{form} of {count} layers"))
+                .collect(),
+        ),
+    );
+    if !adapter.ranks.is_empty() {
+        let ranks = list(adapter.ranks.iter().map(usize::to_string).collect());
+        let alphas = match adapter.alphas.as_slice() {
+            [] => "alpha as the rank".into(),
+            alphas => format!(
+                "alpha {}",
+                list(alphas.iter().map(f64::to_string).collect())
+            ),
+        };
+        row("rank", format!("{ranks}; {alphas}"));
+    }
+    let width = adapter
+        .width
+        .map(|width| format!(" of {width}"))
+        .unwrap_or_default();
+    row("blocks", format!("{}{width}", adapter.blocks));
+    if adapter.image_branch > 0 {
+        row(
+            "",
+            format!("{} layers of Wan2.1's image branch", adapter.image_branch),
+        );
+    }
+    let stored = adapter.stored_as.iter();
+    let stored = list(
+        stored
+            .map(|(name, count)| format!("{count} in {name}"))
+            .collect(),
+    );
+    row(
+        "tensors",
+        format!("{stored}; {}", human_bytes(adapter.bytes)),
+    );
+    row(
+        "expert",
+        match (adapter.both_experts, adapter.expert) {
+            (true, _) => "both, by its tensors' names".into(),
+            (_, Some(expert)) => format!("{expert}, by its name"),
+            (_, None) => "not said: --lora gives it to both".into(),
+        },
+    );
+    row(
+        "made for",
+        match adapter.fits.is_empty() {
+            true => "no published model with such layers is known".into(),
+            false => adapter.fits.join("; "),
+        },
+    );
+    text
 }
 
 /// A model, on the disk or not.

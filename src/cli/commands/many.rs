@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
 use crate::clip::Model;
+use crate::persist::{SavedRun, state_path};
 use crate::pipeline::plan::{Budget, Rates};
 use crate::pipeline::{InputCache, Interrupted, Progress};
 use crate::runtime;
@@ -14,10 +15,10 @@ use crate::tiny;
 use anyhow::{Context, Result};
 
 use super::again::Early;
-use super::awake;
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
-use crate::cli::flags::{GenerateArgs, ManyArgs, PreviewArgs};
+use super::{awake, tune};
+use crate::cli::flags::{GenerateArgs, MachineArgs, ManyArgs, PreviewArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::{self, Many};
 use crate::cli::ui::{Listener, Stoppable, Style, info, stderr, style, with_advice};
@@ -98,6 +99,8 @@ pub(super) struct Checked {
     yes: bool,
     allow_sleep: bool,
     no_retry: bool,
+    /// Where the last of them is computed.
+    machine: Option<MachineArgs>,
     /// Whose files the clips are made from.
     elsewhere: Elsewhere,
 }
@@ -124,6 +127,7 @@ impl Checked {
             yes: false,
             allow_sleep: false,
             no_retry: false,
+            machine: None,
             elsewhere: Elsewhere::new(many.dry_run),
         };
         checked.elsewhere.models.with_tokenizer = true;
@@ -150,7 +154,35 @@ impl Checked {
                 Err(error) => client.fail(number, &with_advice(&error)),
             }
         }
+        if !many.dry_run {
+            // A GPU that cannot be tuned computes as ever.
+            let _ = checked.tune();
+        }
         checked
+    }
+
+    /// Tunes a GPU before its first clips that take long, and has those computed so that are not begun.
+    fn tune(&mut self) -> Result<()> {
+        let Some(machine) = self.machine.take() else {
+            return Ok(());
+        };
+        let device = machine.device()?;
+        let capacity = self.capacity()?;
+        let rates = Rates::for_work(device, self.costs(capacity).operations());
+        let rates = rates.as_ref().map(|(rates, _)| rates);
+        let clips = self.todo().map(|clip| (&clip.entry, clip.status));
+        let seconds = Costs::of(clips, capacity, rates).seconds();
+        let Some(tuning) = tune::before_a_run(&machine, seconds)? else {
+            return Ok(());
+        };
+        let tuned = machine.device_as(tuning)?;
+        let missing = |clip: &Ready| clip.status == ClipStatus::Missing && !clip.is_tiny;
+        for (_, clip) in self.ready.iter_mut().filter(|(_, clip)| missing(clip)) {
+            if clip.entry.device() == device {
+                clip.entry.compute_on(tuned, clip.budget)?;
+            }
+        }
+        Ok(())
     }
 
     fn prepare(
@@ -174,14 +206,24 @@ impl Checked {
         } = resolve::clip(args.clip, args.output, &mut self.elsewhere)?;
         (self.yes, self.allow_sleep, self.no_retry) = (yes, allow_sleep, no_retry);
         let screen = Screen::of(&preview, &request)?;
-        let device = machine.device()?;
+        // A saved run goes on as it began.
+        let state = state_path(&request.output);
+        let saved = state
+            .exists()
+            .then(|| SavedRun::read(&state).ok())
+            .flatten();
+        let device = match saved {
+            Some(saved) => machine.device_as(saved.identity.tuning())?,
+            None => machine.device()?,
+        };
         let budget = machine.budget(device);
         if self.dry_run && self.rates.is_none() {
             self.rates = Some(Rates::of_machine(device, false)?);
         }
+        self.machine = Some(machine);
         Ok(Ready {
             is_tiny: request.model == Model::Tiny,
-            entry: Entry::prepare(request, device, budget, self.rates.as_ref(), inputs)?,
+            entry: Entry::prepare(request, device, budget, self.rates.as_mut(), inputs)?,
             status: ClipStatus::Missing,
             budget,
             preview: screen.map(|screen| (preview, screen)),
@@ -214,7 +256,8 @@ impl Checked {
 
     /// What is left to be computed and loaded.
     pub(super) fn costs(&self, capacity: Capacity) -> Costs {
-        Costs::of(self.todo().map(|clip| (&clip.entry, clip.status)), capacity)
+        let clips = self.todo().map(|clip| (&clip.entry, clip.status));
+        Costs::of(clips, capacity, self.rates.as_ref())
     }
 
     /// Makes them; returns the exit code of a signal that has ended it.
@@ -222,7 +265,7 @@ impl Checked {
     /// # Errors
     /// As [`batch::run`].
     pub(super) fn make(
-        self,
+        mut self,
         options: BatchOptions<'_>,
         client: &mut (impl Client + 'static),
     ) -> Result<Option<u8>> {
@@ -230,15 +273,21 @@ impl Checked {
         if let Some(bytes) = budgets.max() {
             runtime::limit_memory(bytes)?;
         }
-        let costs = self.costs(options.capacity);
-        if let Some((_, clip)) = self.ready.first()
+        let device = self.ready.first().map(|(_, clip)| clip.entry.device());
+        if let Some(device) = device
             && self.todo().next().is_some()
         {
-            let device = clip.entry.device();
-            let rates = Rates::for_work(device, costs.operations());
-            let seconds = rates.and_then(|rates| costs.seconds(&rates));
+            let work = self.costs(options.capacity).operations();
+            self.rates = Rates::for_work(device, work).map(|(mut rates, is_long)| {
+                for clip in self.todo().filter(|_| is_long) {
+                    let checkpoint = clip.entry.job().checkpoint();
+                    clip.entry.forecast().measure(&mut rates, checkpoint);
+                }
+                rates
+            });
+            let costs = self.costs(options.capacity);
             report::forecast(
-                seconds,
+                costs.seconds(),
                 options.capacity.peak_bytes,
                 costs.passes,
                 None,

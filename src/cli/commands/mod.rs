@@ -12,12 +12,14 @@ mod generate;
 mod inspect;
 mod many;
 mod plan;
+mod presets;
 mod preview;
 mod pull;
 mod resolve;
 mod shell;
 mod show;
 mod sweep;
+mod tune;
 
 pub(crate) use again::GoOn;
 
@@ -37,10 +39,12 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
         (Some(Command::Convert(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
         (Some(Command::Pull(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
         (Some(Command::Plan(args)), _) => args.run(),
+        (Some(Command::Presets(args)), _) => args.run(&layers.presets).map(|()| ExitCode::SUCCESS),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(layers),
         (Some(Command::Doctor(args)), _) => args.run(),
+        (Some(Command::Tune(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),

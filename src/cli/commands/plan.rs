@@ -15,7 +15,7 @@ use crate::pipeline::tokenize;
 use crate::runtime::{Device, DeviceKind, mac_budget};
 use crate::util::show::chain;
 use crate::weights::quantize::Bits;
-use crate::weights::{Checkpoint, LoadBits};
+use crate::weights::{Checkpoint, Loading};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -56,7 +56,7 @@ impl Place {
                 mac: None,
             });
         };
-        let device = Device::new(DeviceKind::Gpu, args.machine.dtype);
+        let device = Device::new(DeviceKind::Gpu, args.machine.device.dtype);
         Ok(Self {
             device: Device {
                 dense_above: args.machine.dense_above.unwrap_or(device.dense_above),
@@ -96,7 +96,7 @@ impl PlanArgs {
         let Place { device, budget, .. } = place;
         let mut elsewhere = Elsewhere::new(true);
         let request = resolve::plan(self, &mut elsewhere)?;
-        let checkpoint = request.model.open(request.bits)?;
+        let checkpoint = request.model.open(request.loading.clone())?;
         let picture = match request.image.as_os_str().is_empty() {
             true => PICTURE,
             false => size_of(&request.image)?,
@@ -114,11 +114,11 @@ impl PlanArgs {
             inputs,
         };
         // Of a machine that is not here nothing can be measured.
-        let rates = match place.mac {
+        let mut rates = match place.mac {
             Some(_) => None,
             None => Some(Rates::of_machine(device, fresh)?),
         };
-        let settled = plan_memory(clip, device, budget, rates.as_ref())?;
+        let settled = settle(clip, place, rates.as_mut())?;
         let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
         let macs = Published::default().macs()?;
@@ -155,7 +155,7 @@ impl PlanArgs {
             }
             // A model that knows one size only has nothing to choose.
             if checkpoint.settings.size.is_none() {
-                text += &choices(clip, place, rates.as_ref())?;
+                text += &choices(clip, place, rates.as_mut())?;
             }
             text += &on_macs(&macs);
             print(&text)?;
@@ -167,6 +167,21 @@ impl PlanArgs {
         }
         Ok(exit_code(settled.fits))
     }
+}
+
+/// The clip's plan, with its times where there are rates: what they lack is measured.
+fn settle(clip: Clip<'_>, place: Place, rates: Option<&mut Rates>) -> Result<PlannedMemory> {
+    let settled = plan_memory(clip, place.device, place.budget, None)?;
+    let Some(rates) = rates else {
+        return Ok(settled);
+    };
+    if settled.fits {
+        settled.forecast.measure(rates, clip.checkpoint);
+    }
+    Ok(PlannedMemory {
+        forecast: settled.forecast.timed(Some(rates)),
+        ..settled
+    })
 }
 
 /// What is asked, in two lines.
@@ -302,26 +317,31 @@ fn phases(made: &Forecast) -> String {
 }
 
 /// Peak memory and time over sizes, frames, bits and steps.
-fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String> {
-    let Place { device, budget, .. } = place;
+fn choices(clip: Clip<'_>, place: Place, mut rates: Option<&mut Rates>) -> Result<String> {
+    let budget = place.budget;
     let heading = ["size", "frames", "bits", "peak memory"].map(str::to_owned);
     let steps: &[u32] = if rates.is_some() { &STEPS } else { &STEPS[..1] };
-    let fates = steps.iter().map(|steps| match rates {
+    let fates = steps.iter().map(|steps| match &rates {
         Some(_) => format!("{steps} steps"),
         None => format!("within {}", human_bytes(budget.bytes)),
     });
     let mut rows = vec![heading.into_iter().chain(fates).collect::<Vec<_>>()];
-    let asked = clip.request.bits;
-    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, LoadBits::all(bits)));
-    let own = own.into_iter().find(|(_, all)| *all == asked);
+    let asked = &clip.request.loading;
+    let all = |bits| Loading {
+        adapters: asked.adapters.clone(),
+        merges: asked.merges,
+        ..Loading::all(bits)
+    };
+    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, all(bits)));
+    let own = own.into_iter().find(|(_, all)| all == asked);
     let name = own.map_or("as is".into(), |(bits, _)| bits.to_string());
     let mut models = vec![(name, None)];
     for bits in [Bits::Eight, Bits::Four] {
-        if LoadBits::all(bits) == asked {
+        if all(bits) == *asked {
             continue;
         }
         // What is quantized already cannot be quantized again.
-        if let Ok(checkpoint) = clip.request.model.open(LoadBits::all(bits)) {
+        if let Ok(checkpoint) = clip.request.model.open(all(bits)) {
             models.push((bits.to_string(), Some(checkpoint)));
         }
     }
@@ -342,7 +362,7 @@ fn choices(clip: Clip<'_>, place: Place, rates: Option<&Rates>) -> Result<String
                         settings: &settings,
                         ..clip
                     };
-                    let settled = plan_memory(clip, device, budget, rates)?;
+                    let settled = settle(clip, place, rates.as_deref_mut())?;
                     let made = &settled.forecast;
                     if i == 0 {
                         row.push(human_bytes(made.peak_bytes));

@@ -108,6 +108,12 @@ fn table(record: &Metadata, command: &[String]) -> String {
     for (flag, bits) in &model.bits {
         rows.push(("", format!("{flag} {bits}")));
     }
+    for adapter in &model.adapters {
+        rows.push(match adapter.name.is_empty() {
+            true => ("", "its own four-step adapter".into()),
+            false => ("", format!("{} {}", adapter.flag, adapter.value())),
+        });
+    }
     rows.extend([
         ("", format!("fingerprint {}", model.fingerprint)),
         (
@@ -157,6 +163,19 @@ fn command(record: &Metadata, output: &str) -> Vec<String> {
     for (name, bits) in record.model.bits.iter().filter(|part| is_flag(part.0)) {
         flag(name, bits.to_string());
     }
+    for adapter in &record.model.adapters {
+        match adapter.name.is_empty() {
+            true => flag("--preset", "lightning".into()),
+            false if LORAS.contains(&adapter.flag.as_str()) => {
+                flag(&adapter.flag, adapter.value());
+            }
+            false => {}
+        }
+    }
+    if record.model.lora_merge {
+        words.push("--lora-merge".into());
+    }
+    let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
     flag("--image", record.image.name.clone());
     if let Some(last) = &record.last_image {
         flag("--last-image", last.name.clone());
@@ -177,6 +196,9 @@ fn command(record: &Metadata, output: &str) -> Vec<String> {
     flag("--output", output.to_owned());
     words
 }
+
+/// Flags of adapters that metadata may name.
+const LORAS: [&str; 3] = ["--lora", "--lora-high", "--lora-low"];
 
 /// Whether metadata may name this flag: anybody can write a file.
 fn is_flag(name: &str) -> bool {

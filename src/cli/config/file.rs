@@ -92,7 +92,7 @@ fn text(path: &Path) -> Result<String> {
 
 /// The same in JSON. Numbers that JSON does not have, and dates, are their text, which the flags'
 /// own parsers then refuse.
-fn json(value: toml::Value) -> Value {
+pub(super) fn json(value: toml::Value) -> Value {
     match value {
         toml::Value::String(text) => Value::String(text),
         toml::Value::Integer(number) => Value::from(number),

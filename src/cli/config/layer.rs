@@ -3,19 +3,23 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use crate::util::suggest::did_you_mean;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
 
-use crate::cli::flags::{ResumeFrom, advice};
+use crate::cli::flags::{ResumeFrom, advice, parse_lora};
 
 /// Flags that go with a model: who names another one means it whole.
-const PARTS: [&str; 5] = ["high", "low", "vae", "text-encoder", "tokenizer"];
+#[rustfmt::skip]
+const PARTS: [&str; 8] = [
+    "high", "low", "vae", "text-encoder", "tokenizer", "lora", "lora-high", "lora-low",
+];
 
 /// A flag that one place sets.
 #[derive(Clone, Debug)]
@@ -148,15 +152,24 @@ impl Layer {
                 );
             };
             ensure!(seen.insert(name.clone()), "{place}: {key:?} is there twice");
-            let state = state(arg, &value)
-                .map_err(|expected| anyhow!("{place}: {key} is {value}; expected {expected}"))?;
-            if let Some(state) = state {
+            // What can be repeated is once for each item.
+            let values = match &value {
+                Value::Array(items) if repeats(arg) => items.as_slice(),
+                one => std::slice::from_ref(one),
+            };
+            for one in values {
+                let state = state(arg, one).map_err(|expected| {
+                    anyhow!("{place}: {key} is {value}; expected {expected}")
+                })?;
+                let Some(state) = state else {
+                    continue;
+                };
                 layer.settings.push(Setting {
-                    flag: name,
+                    flag: name.clone(),
                     state,
                     origin: Origin::Key {
                         place: place.to_owned(),
-                        key,
+                        key: key.clone(),
                     },
                 });
             }
@@ -181,17 +194,27 @@ impl Layer {
             let Some((value, name)) = set else {
                 continue;
             };
-            let state = match (arg.get_action().takes_values(), switch(value)) {
-                (true, _) => State::Value(value.clone()),
-                (false, Some(true)) => State::On,
-                (false, Some(false)) => State::Off,
+            let states = match (arg.get_action().takes_values(), switch(value)) {
+                // What can be repeated is once for each line.
+                (true, _) if repeats(arg) => {
+                    let lines = value.as_bytes().split(|byte| *byte == b'\n');
+                    let lines = lines.filter(|line| !line.is_empty());
+                    lines
+                        .map(|line| State::Value(OsStr::from_bytes(line).into()))
+                        .collect()
+                }
+                (true, _) => vec![State::Value(value.clone())],
+                (false, Some(true)) => vec![State::On],
+                (false, Some(false)) => vec![State::Off],
                 (false, None) => bail!("{prefix}{name} is {value:?}; expected 1 or 0"),
             };
-            layer.settings.push(Setting {
-                flag: flag.to_owned(),
-                state,
-                origin: Origin::Variable(format!("{prefix}{name}")),
-            });
+            layer
+                .settings
+                .extend(states.into_iter().map(|state| Setting {
+                    flag: flag.to_owned(),
+                    state,
+                    origin: Origin::Variable(format!("{prefix}{name}")),
+                }));
         }
         Ok(layer.ambient())
     }
@@ -216,6 +239,16 @@ impl Layer {
             State::Value(value) => Some(value),
             State::On | State::Off => None,
         }
+    }
+
+    /// The values of a flag that can be repeated.
+    pub(crate) fn values(&self, flag: &str) -> impl Iterator<Item = &OsStr> {
+        self.settings
+            .iter()
+            .filter_map(move |setting| match &setting.state {
+                State::Value(value) if setting.flag == flag => Some(value.as_os_str()),
+                _ => None,
+            })
     }
 
     /// Sets a flag to a value.
@@ -300,9 +333,15 @@ pub(crate) fn is_path(flag: &Arg) -> bool {
     let kinds = [
         value_parser!(PathBuf),
         ValueParser::from(value_parser!(ResumeFrom)),
+        ValueParser::from(parse_lora),
     ];
     let kind = flag.get_value_parser().type_id();
     kinds.iter().any(|path| path.type_id() == kind)
+}
+
+/// Whether a flag may be there several times.
+pub(crate) fn repeats(flag: &Arg) -> bool {
+    matches!(flag.get_action(), ArgAction::Append)
 }
 
 /// The path that `~/` begins, where no shell has seen it.

@@ -7,8 +7,10 @@
 
 mod file;
 mod layer;
+mod presets;
 
-pub(crate) use layer::{Layer, at_home, canonical, flag, is_path};
+pub(crate) use layer::{Layer, at_home, canonical, flag, is_path, repeats};
+pub(crate) use presets::{Implied, Preset, Presets};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -48,8 +50,12 @@ pub(crate) fn variables() -> Variables {
 pub(crate) struct Layers {
     /// The command line.
     pub(crate) command_line: Layer,
+    /// What the command line asks for by a preset.
+    pub(crate) implied: Implied,
     /// Variables and the sections of the config file, the strongest first.
     pub(crate) ambient: Vec<Layer>,
+    /// The presets that there are.
+    pub(crate) presets: Presets,
 }
 
 /// A command line with every setting.
@@ -63,6 +69,8 @@ pub(crate) struct Layered {
     added: Layer,
     /// Variables that set nothing, and what may be meant.
     pub(crate) unknown: Vec<String>,
+    /// The preset that nobody named, and the name that asks for it.
+    pub(crate) found: Option<(String, String)>,
 }
 
 /// Adds to a command line what variables and the config file say and it does not. A flag that
@@ -93,7 +101,11 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         ambient.push(Layer::of_variables(&command, PREFIX, value)?);
         unknown = unknown_variables(&root, variables);
     }
-    if let Some(file) = find_file(matches, variables)? {
+    let mut presets = Presets::new(serde_json::Map::new(), "")?;
+    if let Some(mut file) = find_file(matches, variables)? {
+        if let Some(users) = file.sections.remove("presets") {
+            presets = Presets::new(users, &file.path.shown().to_string())?;
+        }
         ambient.extend(of_file(&root, name, &command, file)?);
     }
 
@@ -107,8 +119,24 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         .map(OsStr::to_owned)
         .collect();
     let command_line = Layer::of_command_line(&command, matches);
+    let mut implied = presets.of(&command, &command_line)?;
+    // A preset goes with the place that asks for it: what is stronger than that overrides it.
+    let mut with_presets = Vec::new();
+    let mut decided = implied.decided;
+    let mut found = implied.found.take();
+    for layer in ambient {
+        let of_layer = match decided {
+            true => Implied::default(),
+            false => presets.of(&command, &layer)?,
+        };
+        decided |= of_layer.decided;
+        found = found.or(of_layer.found);
+        with_presets.push(layer);
+        with_presets.push(of_layer.layer);
+    }
+    let ambient = with_presets;
     let (mut merged, mut added) = (command_line.clone(), Layer::default());
-    for layer in &ambient {
+    for layer in std::iter::once(&implied.layer).chain(&ambient) {
         let open = merged.leaves_open(&command, layer);
         check(&mut root, &start, &open)?;
         merged.settings.extend(open.settings.iter().cloned());
@@ -124,10 +152,13 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
             .collect(),
         layers: Layers {
             command_line,
+            implied,
             ambient,
+            presets,
         },
         added,
         unknown,
+        found,
     })
 }
 

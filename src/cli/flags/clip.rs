@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
 use crate::media::{Fit, Resize};
-use crate::sampling::Solver;
+use crate::sampling::{Sigmas, Solver};
 use clap::Args;
 
 use super::values::{
-    parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
-    parse_machine, parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_size,
-    parse_steps,
+    Steps, parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
+    parse_machine, parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_sigmas,
+    parse_size, parse_steps,
 };
 use super::{
     AfterArgs, ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs,
@@ -167,7 +167,7 @@ pub(crate) struct SamplingArgs {
     pub(crate) area: Option<Size>,
 
     /// Exact size in pixels, multiples of 16
-    #[arg(long, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
+    #[arg(long, hide_short_help = true, value_name = "WxH", value_parser = parse_size, allow_hyphen_values = true, conflicts_with = "area", help_heading = "Output")]
     pub(crate) size: Option<Size>,
 
     /// Width in pixels, a multiple of 16; without --height, that follows from the picture's shape
@@ -188,6 +188,7 @@ pub(crate) struct SamplingArgs {
     #[arg(
         short,
         long,
+        hide_short_help = true,
         value_name = "N",
         value_parser = parse_frames, allow_negative_numbers = true,
         help_heading = "Output"
@@ -204,15 +205,28 @@ pub(crate) struct SamplingArgs {
     )]
     pub(crate) fps: Option<f64>,
 
+    /// Settings by one name, such as lightning
+    ///
+    /// `wan-i2v presets` lists them; none takes none. Any other flag overrides its part. Without the flag a preset is taken when an adapter's
+    /// or model's name asks for it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+
     /// Denoising steps
     ///
-    /// [default: the model's; Wan2.2 has 40]
-    #[arg(long, value_name = "N", value_parser = parse_steps, allow_negative_numbers = true)]
-    pub(crate) steps: Option<u32>,
+    /// One number, or one for the low-noise and one for the high-noise expert, whose steps come first;
+    /// otherwise the noise level decides whose a step is [default: the model's; Wan2.2 has 40]
+    #[arg(long, value_name = "N|LOW,HIGH", value_parser = parse_steps, allow_negative_numbers = true)]
+    pub(crate) steps: Option<Steps>,
 
-    /// Solver of the sampling equation
-    #[arg(long, value_enum, default_value_t = Solver::UniPc, hide_short_help = true)]
-    pub(crate) solver: Solver,
+    /// Solver of the sampling equation [default: unipc]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub(crate) solver: Option<Solver>,
+
+    /// Noise levels of the steps: wan, flow (of step-distilled models), or a list such as
+    /// 1,0.757,0.522 [default: wan]
+    #[arg(long, value_name = "wan|flow|LIST", value_parser = parse_sigmas, hide_short_help = true)]
+    pub(crate) sigmas: Option<Sigmas>,
 
     /// Shift of the noise schedule, above 0; a larger one spends more steps on motion
     /// [default: the model's; Wan2.2 has 5]
@@ -250,7 +264,8 @@ pub(crate) struct SamplingArgs {
 /// Forecast what a clip costs: memory, time, operations
 ///
 /// For each phase, and for other sizes, frames and bits; then what of Wan2.2 I2V-A14B fits on which Mac.
-/// Reads headers only. Times follow from this machine's rates, which are measured once, in a second.
+/// Reads headers, and a sample of the weights to time their loading. Times follow from parts of the model that
+/// this machine measures at the clip's sizes, in some seconds, and keeps.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct PlanArgs {

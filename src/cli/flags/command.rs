@@ -10,16 +10,17 @@ use super::{Cli, foreign};
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Make clips", &["batch", "sweep"]),
     ("Models", &["pull", "convert", "inspect"]),
-    ("Look", &["plan", "show", "analyze", "compare"]),
-    ("Trouble", &["doctor"]),
+    ("Look", &["plan", "presets", "show", "analyze", "compare"]),
+    ("Machine", &["doctor", "tune"]),
     ("Shell", &["completions", "man"]),
 ];
 
 /// Headings of flags in their order; a command's own come first.
-const HEADINGS: [&str; 13] = [
+const HEADINGS: [&str; 14] = [
     "Sweep",
     "Many clips",
     "Doctor",
+    "Tuning",
     "Input",
     "Model",
     "Output",

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use crate::media::{Fit, Resize};
 use clap::Args;
 
-use super::values::{parse_most, parse_tolerance};
+use super::machine::DeviceArgs;
+use super::values::{parse_most, parse_seconds, parse_tolerance};
 use super::{MachineArgs, ModelArgs};
 
 /// Find the symptoms of a broken model in a clip's frames
@@ -121,4 +122,32 @@ pub(crate) struct DoctorArgs {
     /// Include names of files and folders in the report and JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) with_paths: bool,
+}
+
+/// Find out how this machine computes fastest, and keep to it
+///
+/// Tries, in under a minute, ways of computing the same: rows per call of attention, how keys and
+/// values lie in memory, packed or unpacked weights, convolutions, blocks. One that gives another result
+/// than without tuning is never taken. Runs that were saved before go on as they began
+/// (docs/performance.md).
+#[derive(Debug, Args)]
+pub(crate) struct TuneArgs {
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    /// Take so many seconds at most; candidates that there is no time for are not chosen
+    #[arg(long, help_heading = "Tuning", value_name = "SECONDS", default_value = "50", value_parser = parse_seconds, allow_negative_numbers = true)]
+    pub(crate) within: f64,
+
+    /// Forget what was chosen, on all devices
+    #[arg(long, help_heading = "Tuning", conflicts_with = "dry_run")]
+    pub(crate) reset: bool,
+
+    /// Only show what would be chosen
+    #[arg(long, help_heading = "Tuning")]
+    pub(crate) dry_run: bool,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
 }

@@ -32,6 +32,7 @@ pub(super) const ALIASES: &[(&str, &[&str])] = &[
     ("vae", &["vae-path"]),
     ("text-encoder", &["t5", "text-encoder-path"]),
     ("bits", &["quantize"]),
+    ("lora", &["loras", "lora-path", "lora-weights"]),
     (
         "output",
         &["out", "output-file", "output-path", "save-file"],
@@ -67,23 +68,16 @@ pub(super) const ALIASES: &[(&str, &[&str])] = &[
 const ADVICE: &[(&[&str], &str)] = &[
     (
         &[
-            "lora",
-            "loras",
-            "lora-path",
             "lora-weight",
-            "lora-weights",
-            "lora-high",
-            "lora-low",
             "lora-scale",
             "lora-strength",
             "lora-multiplier",
         ],
-        "LoRA adapters are not read; merge them into the experts with another program first, then \
-         name these with --high and --low",
+        "the strength follows the adapter: --lora PATH:0.8",
     ),
     (
-        &["scheduler", "sigmas", "beta-schedule"],
-        "the schedule is Wan's own; --solver chooses the solver, --shift moves the steps",
+        &["scheduler", "beta-schedule"],
+        "--solver chooses the solver, --shift moves the steps, --sigmas names their noise levels",
     ),
     (
         &[

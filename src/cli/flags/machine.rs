@@ -3,14 +3,15 @@
 use clap::Args;
 
 use super::values::{parse_gigabytes, parse_rows};
+use crate::model::tune::Store;
 use crate::pipeline::plan::Budget;
-use crate::runtime::{self, Device, DeviceKind, Precision};
+use crate::runtime::{self, Device, DeviceKind, Precision, Tuning};
 use anyhow::Result;
 
-/// Where it is computed.
-#[derive(Debug, Args)]
+/// What computes.
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Machine")]
-pub(crate) struct MachineArgs {
+pub(crate) struct DeviceArgs {
     /// Compute there [default: gpu where there is one]
     #[arg(long, value_enum, hide_short_help = true)]
     pub(crate) device: Option<DeviceKind>,
@@ -18,6 +19,14 @@ pub(crate) struct MachineArgs {
     /// Dtype of matrix products [default: bf16 on the gpu, f32 on the cpu]
     #[arg(long, value_enum, hide_short_help = true)]
     pub(crate) dtype: Option<Precision>,
+}
+
+/// Where it is computed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct MachineArgs {
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 
     /// Memory the run may take, in GB (1e9 bytes); what does not fit is computed in smaller parts
     /// [default: what Metal recommends, or three quarters of the machine's memory]
@@ -28,15 +37,53 @@ pub(crate) struct MachineArgs {
     /// [default: 768 on the gpu, 2 on the cpu (0 in bf16)]
     #[arg(long, hide_short_help = true, value_name = "ROWS", value_parser = parse_rows, allow_negative_numbers = true)]
     pub(crate) dense_above: Option<i32>,
+
+    /// Compute without what `wan-i2v tune` has chosen, and don't tune before a first long run
+    #[arg(long, hide_short_help = true)]
+    pub(crate) no_tune: bool,
+}
+
+impl DeviceArgs {
+    /// The device without tuning.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn untuned(&self) -> Result<Device> {
+        Device::select(self.device, self.dtype)
+    }
 }
 
 impl MachineArgs {
-    /// The device to compute on.
+    /// The device to compute on, as it was tuned.
     ///
     /// # Errors
     /// When there is no such device.
     pub(crate) fn device(&self) -> Result<Device> {
-        let device = Device::select(self.device, self.dtype)?;
+        self.device_as(self.kept()?.unwrap_or_default())
+    }
+
+    /// What was chosen for the device, if it was tuned.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn kept(&self) -> Result<Option<Tuning>> {
+        let untuned = self.device.untuned()?;
+        Ok(Store::usual().and_then(|store| store.find(untuned)))
+    }
+
+    /// The device to compute on, tuned like this as far as flags allow.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn device_as(&self, tuning: Tuning) -> Result<Device> {
+        // What was chosen for one dtype is not for another.
+        let is_other = self.device.dtype.is_some() && tuning.precision.is_some();
+        let tuning = match self.no_tune || is_other {
+            true => Tuning::NONE,
+            false => tuning,
+        };
+        let dtype = self.device.dtype.or(tuning.precision);
+        let device = Device::select(self.device.device, dtype)?.tuned(tuning);
         Ok(Device {
             dense_above: self.dense_above.unwrap_or(device.dense_above),
             ..device

@@ -21,27 +21,29 @@ mod values;
 pub(crate) use after::{AfterArgs, ExecCommand};
 pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
 pub(crate) use command::{command, parse};
-pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs};
+pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs, TuneArgs};
 pub(crate) use foreign::advice;
 pub(crate) use machine::MachineArgs;
 pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, clip_command, job_command};
-pub(crate) use model::{ConvertArgs, InspectArgs, ModelArgs, PullArgs};
+pub(crate) use model::{ConvertArgs, InspectArgs, LoraArgs, ModelArgs, PullArgs};
 pub(crate) use output::{OutputArgs, PreviewArgs, ReportingArgs, ResumeArgs, ResumeFrom};
 pub(crate) use prompt::PromptSource;
 pub(crate) use reason::{context, reason};
 pub(crate) use settings::ConfigArgs;
-pub(crate) use shell::{CompletionsArgs, ManArgs, ShowArgs};
+pub(crate) use shell::{CompletionsArgs, ManArgs, PresetsArgs, ShowArgs};
+pub(crate) use values::{parse_guide_scale, parse_lora, parse_steps};
 
 use std::sync::LazyLock;
 
 use crate::runtime;
+use crate::util::show::Show as _;
 use clap::{Parser, Subcommand};
 
 use super::ui::Colours;
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "{}\nMLX {}, backend {}\ndevice {}",
+        "{}\nMLX {}, backend {}, {}\ndevice {}",
         env!("CARGO_PKG_VERSION"),
         runtime::mlx_version(),
         if runtime::metal_is_available() {
@@ -49,6 +51,10 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
         } else {
             "cpu"
         },
+        runtime::mlx_library().map_or_else(
+            || "built in".into(),
+            |library| format!("from {}", library.shown())
+        ),
         runtime::device_name(),
     )
 });
@@ -147,10 +153,12 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     Inspect(InspectArgs),
     Plan(Box<PlanArgs>),
+    Presets(PresetsArgs),
     Show(ShowArgs),
     Analyze(AnalyzeArgs),
     Compare(CompareArgs),
     Doctor(Box<DoctorArgs>),
+    Tune(TuneArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }

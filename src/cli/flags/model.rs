@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use crate::clip::Model;
 use crate::weights::convert::{Bits, Options};
-use crate::weights::{LoadBits, PartName, Sources};
+use crate::weights::{Expert, Loading, PartName, Sources};
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::ConfigArgs;
-use super::values::parse_file_size;
+use super::values::{Lora, parse_file_size, parse_lora};
 
 /// Which model.
 #[derive(Debug, Args)]
@@ -43,6 +43,9 @@ pub(crate) struct ModelArgs {
 
     #[command(flatten)]
     pub(crate) bits: BitsArgs,
+
+    #[command(flatten)]
+    pub(crate) lora: LoraArgs,
 }
 
 impl ModelArgs {
@@ -50,7 +53,7 @@ impl ModelArgs {
     ///
     /// # Errors
     /// When parts of another model are named with the built-in one.
-    pub(crate) fn named(self) -> Result<(Model, LoadBits)> {
+    pub(crate) fn named(self) -> Result<(Model, Loading)> {
         let parts = [self.high, self.low, self.vae, self.text_encoder];
         let has_parts = parts
             .iter()
@@ -75,6 +78,45 @@ impl ModelArgs {
             tokenizer: self.tokenizer,
         };
         Ok((Model::Disk(sources), bits))
+    }
+}
+
+/// Adapters.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct LoraArgs {
+    /// Adapter (LoRA) of the experts; can be repeated
+    ///
+    /// LoRA, DoRA, LoHa, LoKr or whole changes: a file, a folder with one file for each expert, or a file of the hub (owner/name/file.safetensors
+    /// or owner/name:file); :0.8 at its end is the strength. It changes the expert that its name or its
+    /// tensors say, or both.
+    #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = parse_lora)]
+    pub(crate) lora: Vec<Lora>,
+
+    /// Adapter of the high-noise expert; can be repeated
+    #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = parse_lora, hide_short_help = true)]
+    pub(crate) lora_high: Vec<Lora>,
+
+    /// Adapter of the low-noise expert; can be repeated
+    #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = parse_lora, hide_short_help = true)]
+    pub(crate) lora_low: Vec<Lora>,
+
+    /// Put adapters into quantized weights and quantize those again, instead of computing them
+    /// beside: faster, and less exact
+    #[arg(long, hide_short_help = true)]
+    pub(crate) lora_merge: bool,
+}
+
+impl LoraArgs {
+    /// Every adapter, with its flag and the expert that the flag names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, Option<Expert>, &Lora)> {
+        let all = [
+            ("--lora", None, &self.lora),
+            ("--lora-high", Some(Expert::HighNoise), &self.lora_high),
+            ("--lora-low", Some(Expert::LowNoise), &self.lora_low),
+        ];
+        all.into_iter()
+            .flat_map(|(flag, expert, loras)| loras.iter().map(move |lora| (flag, expert, lora)))
     }
 }
 
@@ -130,13 +172,14 @@ impl BitsArgs {
     }
 
     /// For loading.
-    pub(crate) fn quantized(&self) -> LoadBits {
+    pub(crate) fn quantized(&self) -> Loading {
         let options = self.options(0);
         let bits = |bits: Option<Bits>| bits.and_then(Bits::quantized);
-        LoadBits {
+        Loading {
             high: bits(options.high),
             low: bits(options.low),
             text: bits(options.text),
+            ..Loading::default()
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
+use super::ConfigArgs;
+
 /// Show how a clip was made, or how far a saved run is
 ///
 /// With the command that makes the clip again, or resumes the run.
@@ -19,6 +21,19 @@ pub(crate) struct ShowArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// List the presets: their settings, passes and sources
+///
+/// Those of the program, and those that the config file has as [presets.NAME].
+#[derive(Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// Print shell completions

@@ -1,12 +1,13 @@
 //! Values of flags: the words of the library's enums, and what is more than a number or a word.
 
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size};
+use crate::clip::{CacheSettings, GuideInterval, GuideScale, Size, Switch};
 use crate::media::{Fit, Resize};
 use crate::runtime::{DeviceKind, Precision};
-use crate::sampling::Solver;
+use crate::sampling::{Sigmas, Solver};
 use crate::text::clean;
 use crate::util::limits;
 use crate::util::show::chain;
@@ -26,6 +27,8 @@ const MIN_AREA: u64 = 1024;
 const HEIGHTS: [u64; 3] = [1080, 1440, 2160];
 /// The most frames at the lowest rate.
 const MAX_SECONDS: f64 = 40_010.0;
+/// An adapter's largest strength; what is larger is a mistake.
+const MAX_STRENGTH: f64 = 100.0;
 /// The most of anything that is counted.
 const MAX_COUNT: usize = 1_000_000;
 
@@ -127,10 +130,44 @@ pub(crate) fn parse_fps(text: &str) -> Result<f64, String> {
 }
 
 /// Denoising steps.
-pub(crate) fn parse_steps(text: &str) -> Result<u32, String> {
-    number(text, "a whole number, such as 40", |steps| {
-        limits::check_steps("", steps)
-    })
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Steps {
+    /// Of both experts.
+    pub(crate) all: u32,
+    /// Those of the high-noise one, if that is said.
+    pub(crate) switch: Switch,
+}
+
+/// Denoising steps of both experts, or of the low-noise and the high-noise one.
+pub(crate) fn parse_steps(text: &str) -> Result<Steps, String> {
+    let one = |text: &str| {
+        number(
+            text,
+            "a whole number, such as 40, or two, such as 2,2",
+            |_: u32| Ok(()),
+        )
+    };
+    let steps = match text.split_once(',') {
+        None => Steps {
+            all: one(text)?,
+            switch: Switch(None),
+        },
+        Some((low, high)) => {
+            let (low, high) = (one(low)?, one(high)?);
+            Steps {
+                all: low.saturating_add(high),
+                switch: Switch(Some(high)),
+            }
+        }
+    };
+    limits::check_steps("", steps.all).map_err(|error| chain(&error))?;
+    Ok(steps)
+}
+
+/// Noise levels, as [`Sigmas`] reads them.
+pub(crate) fn parse_sigmas(text: &str) -> Result<Sigmas, String> {
+    text.parse()
+        .map_err(|error: anyhow::Error| error.to_string())
 }
 
 /// The schedule's shift.
@@ -241,6 +278,45 @@ pub(crate) fn parse_interval(text: &str) -> Result<GuideInterval, String> {
 /// A method and its settings, as [`CacheSettings`] reads them.
 pub(crate) fn parse_cache(text: &str) -> Result<CacheSettings, String> {
     text.parse().map_err(|error| chain(&error))
+}
+
+/// An adapter as a flag names it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Lora {
+    /// A path, or a file of the hub.
+    pub(crate) source: PathBuf,
+    /// What its change is multiplied by.
+    pub(crate) strength: f64,
+}
+
+/// `PATH` or `PATH:STRENGTH`. What is a path as a whole is one, colons and all.
+pub(crate) fn parse_lora(text: &str) -> Result<Lora, String> {
+    let whole = || Lora {
+        source: text.into(),
+        strength: 1.0,
+    };
+    if text.trim().is_empty() {
+        return Err("it is empty; expected an adapter's file or folder".into());
+    }
+    let Some((source, strength)) = text.rsplit_once(':').filter(|_| !Path::new(text).exists())
+    else {
+        return Ok(whole());
+    };
+    match strength.trim().parse::<f64>() {
+        _ if source.is_empty() => Err(format!("found only {text}; expected PATH{text}")),
+        Ok(strength) if strength.abs() <= MAX_STRENGTH => Ok(Lora {
+            source: source.into(),
+            strength,
+        }),
+        Ok(strength) => Err(format!(
+            "the strength is {strength}; expected -{MAX_STRENGTH} to {MAX_STRENGTH}, such as 0.8"
+        )),
+        Err(_) if strength.is_empty() => {
+            Err("nothing follows the colon; expected a strength, such as 0.8".into())
+        }
+        // owner/name:file
+        Err(_) => Ok(whole()),
+    }
 }
 
 /// A tolerance.

@@ -317,11 +317,19 @@ fn step_line(step: &StepReport, left: Option<f64>) -> String {
         step.step,
         step.steps,
         step.expert,
-        step.timestep,
+        (step.timestep * 10.0).round() / 10.0,
         reused(step.passes),
         human_time(step.seconds),
         human_bytes(step.memory.peak)
     )
+}
+
+/// A timestep as JSON has it: an integer where it is one.
+fn timestep(value: f64) -> serde_json::Value {
+    match value.fract() == 0.0 {
+        true => json!(value as i64),
+        false => json!(value),
+    }
 }
 
 /// An event a line; `docs/progress.md` has the schema.
@@ -368,7 +376,7 @@ impl Progress for Json {
                     "step": step.step,
                     "steps": step.steps,
                     "expert": step.expert.to_string(),
-                    "t": step.timestep,
+                    "t": timestep(step.timestep),
                     "sigma": step.sigma,
                     "passes": passes(step.passes),
                     "seconds": step.seconds,

@@ -12,7 +12,7 @@ use crate::pipeline::{
     Denoiser, Silent, encode_condition, encode_prompts, initial_noise, tokenize,
 };
 use crate::runtime::Device;
-use crate::weights::LoadBits;
+use crate::weights::Loading;
 
 /// Frames of the clip.
 const FRAMES: u32 = 17;
@@ -120,7 +120,7 @@ fn larger(a: f64, b: f64) -> f64 {
 /// # Errors
 /// When MLX fails, or a value is not finite.
 pub fn render(device: Device) -> Result<Vec<RgbImage>> {
-    let checkpoint = Model::Tiny.open(LoadBits::default())?;
+    let checkpoint = Model::Tiny.open(Loading::default())?;
     let plan = scene::plan(&checkpoint, FRAMES);
     let ids = tokenize(&checkpoint, scene::PROMPT, &plan)?;
     let prompts = encode_prompts(&checkpoint, device, &ids, None, &mut Silent)?;

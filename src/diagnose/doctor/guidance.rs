@@ -21,7 +21,6 @@ use crate::pipeline::{
     Condition, EncodedPrompts, Silent, TEXT_LEN, encode_prompts, initial_noise, tokenize,
 };
 use crate::runtime::{Device, to_host, wire};
-use crate::sampling::Schedule;
 use crate::weights::{Checkpoint, Expert};
 
 /// Two latent frames.
@@ -40,7 +39,7 @@ pub struct Seen {
     /// The expert.
     pub expert: Expert,
     /// The timestep that it was asked at.
-    pub timestep: i64,
+    pub timestep: f64,
     /// What it makes of the prompt and of the negative one.
     pub embeddings: [Vec<f32>; 2],
     /// Keys of some blocks.
@@ -167,12 +166,12 @@ fn place(
     expert: Expert,
     plan: &Settings,
     condition: &Condition,
-) -> Result<(i64, Array)> {
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-    let steps = schedule.timesteps.iter().zip(&schedule.sigmas);
-    let mut own = steps.filter(|(t, _)| checkpoint.expert_for(**t) == expert);
-    let (&timestep, &sigma) = own
-        .next()
+) -> Result<(f64, Array)> {
+    let schedule = plan.schedule();
+    let mut steps = 0..schedule.steps();
+    let (timestep, sigma) = steps
+        .find(|&index| checkpoint.expert_at(&schedule, index) == Some(expert))
+        .map(|index| (schedule.timesteps[index], schedule.sigmas[index]))
         .with_context(|| format!("no step of the model's own schedule is the {expert} expert's"))?;
     let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
     let clean = condition.0.try_index(TEMPORAL_STRIDE..)?;

@@ -25,7 +25,7 @@ use crate::clip::Model;
 use crate::pipeline::plan::Budget;
 use crate::runtime::{Device, DeviceKind};
 use crate::util::show::chain;
-use crate::weights::{Checkpoint, Expert, LoadBits, PartName};
+use crate::weights::{Checkpoint, Expert, Loading, PartName};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -168,7 +168,7 @@ const NOT_PULLED: &str = "the model is on the hub alone: wan-i2v pull fetches it
 /// When the machine's own facts cannot be had. What goes wrong in a check fails that check.
 pub fn examine(
     model: &Model,
-    bits: LoadBits,
+    bits: Loading,
     settings: &Settings,
     hear: &mut dyn FnMut(Heard<'_>),
 ) -> Result<Diagnosis> {

@@ -5,7 +5,9 @@ use image::RgbImage;
 use mlx_rs::Array;
 use ndarray::Array3;
 
-use crate::clip::{CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings};
+use crate::clip::{
+    CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings, Sigmas, Switch,
+};
 use crate::model::MemoryPlan;
 use crate::pipeline::{Condition, Silent, decode_clip, encode_condition};
 use crate::runtime::Device;
@@ -32,6 +34,8 @@ pub fn plan(checkpoint: &Checkpoint, frames: u32) -> Settings {
         frames,
         fps: settings.fps,
         steps: settings.steps,
+        switch: Switch::default(),
+        sigmas: Sigmas::Wan,
         solver: Solver::UniPc,
         shift: settings.shift,
         guide_scale: GuideScale { low, high },

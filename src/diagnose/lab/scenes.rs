@@ -16,7 +16,7 @@ use crate::pipeline::{
 };
 use crate::runtime::Device;
 use crate::sampling::Schedule;
-use crate::weights::{Checkpoint, LoadBits};
+use crate::weights::{Checkpoint, Loading};
 
 const SIDE: u32 = 64;
 const COLOURS: [(&str, [u8; 3]); 8] = [
@@ -179,7 +179,7 @@ pub struct Stage {
 impl Studio {
     pub fn open() -> Result<Self> {
         Ok(Self {
-            checkpoint: Model::Tiny.open(LoadBits::default())?,
+            checkpoint: Model::Tiny.open(Loading::default())?,
             device: Device::select(None, None)?,
             memory: MemoryPlan::WHOLE,
         })
@@ -236,7 +236,7 @@ impl Studio {
         let noise = initial_noise(plan.seed, self.checkpoint.vae.z_dim, grid);
         if let Some(dump) = dump {
             let schedule = Schedule::new(plan.solver, recipe.steps as usize, plan.shift);
-            dump.integers("timesteps", &schedule.timesteps)?;
+            dump.timesteps(&schedule.timesteps)?;
         }
         let settings = Settings {
             steps: recipe.steps,

@@ -5,7 +5,7 @@
 
 mod rates;
 
-pub use rates::Rates;
+pub use rates::{Measured, Rates};
 
 /// Bytes of a float32.
 pub(crate) const F32: u64 = 4;

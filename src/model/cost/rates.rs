@@ -1,4 +1,4 @@
-//! How fast this machine is: a short measurement, kept for the next time.
+//! How fast this machine is: short measurements, kept for the next time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,13 +25,41 @@ const BITS: i32 = 4;
 /// Operations that take longer than measuring does.
 const LONG: u64 = 20_000_000_000_000;
 /// Every kernel is measured for at least this long.
-const SECONDS: f64 = 0.3;
+const SECONDS: f64 = 0.2;
+/// Devices and precisions whose rates are kept, and parts of networks for each.
+const MOST_KEPT: usize = 8;
+const MOST_PARTS: usize = 128;
+
+/// What a part of a network took: once for each call, and in its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Seconds outside the layers.
+    pub outside: f64,
+    /// Seconds in as many layers as were measured.
+    pub inside: f64,
+}
+
+impl Measured {
+    /// Whether anything can take so long: what a file says may be anything.
+    fn is_plausible(&self) -> bool {
+        (0.0..1e6).contains(&self.outside) && (1e-12..1e6).contains(&self.inside)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Part {
+    key: String,
+    #[serde(flatten)]
+    measured: Measured,
+}
 
 /// Rates of one device at one precision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// What they are of: device, MLX's version, precision.
     pub machine: String,
+    /// All that decides how the device computes.
+    device: String,
     /// Floating-point operations per second in matrix products.
     pub products: f64,
     /// In attention.
@@ -40,6 +68,9 @@ pub struct Rates {
     pub copies: f64,
     /// Values of quantized weights per second that are unpacked.
     pub unpacking: f64,
+    /// Parts of networks at the sizes that runs have, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
 }
 
 impl Rates {
@@ -51,13 +82,30 @@ impl Rates {
             + bytes as f64 / self.copies
     }
 
-    /// This machine's rates for a forecast of so much work. Where none are kept, they are measured when
-    /// the work takes longer than that; a machine that cannot be measured has none.
-    pub fn for_work(device: Device, work: Operations) -> Option<Self> {
+    /// What a part took, if that is known.
+    pub fn part(&self, key: &str) -> Option<Measured> {
+        let found = self.parts.iter().find(|part| part.key == key)?;
+        Some(found.measured)
+    }
+
+    /// Notes what a part took. The oldest goes when there are too many.
+    pub fn note(&mut self, key: String, measured: Measured) {
+        self.parts.retain(|part| part.key != key);
+        if !measured.is_plausible() {
+            return;
+        }
+        self.parts.push(Part { key, measured });
+        let more = self.parts.len().saturating_sub(MOST_PARTS);
+        self.parts.drain(..more);
+    }
+
+    /// This machine's rates for a forecast of so much work, and whether it takes long enough to
+    /// measure what is not known. A machine that cannot be measured has none.
+    pub fn for_work(device: Device, work: Operations) -> Option<(Self, bool)> {
         let is_long = work.total() > LONG;
-        match Self::kept(&Self::machine(device)) {
-            Some(kept) => Some(kept),
-            None => is_long.then(|| Self::of_machine(device, true).ok())?,
+        match Self::kept(device) {
+            Some(kept) => Some((kept, is_long)),
+            None => is_long.then(|| Some((Self::of_machine(device, true).ok()?, true)))?,
         }
     }
 
@@ -70,10 +118,13 @@ impl Rates {
         )
     }
 
-    fn kept(machine: &str) -> Option<Self> {
-        let kept = read_small(&cache_file()?, MAX_OWN).ok()?;
-        let rates = serde_json::from_slice::<Self>(&kept).ok()?;
-        (rates.machine == machine && rates.are_plausible()).then_some(rates)
+    fn kept(device: Device) -> Option<Self> {
+        let (machine, device) = (Self::machine(device), format!("{device:?}"));
+        let all = read(&cache_file()?);
+        let found = all
+            .into_iter()
+            .find(|rates| rates.machine == machine && rates.device == device)?;
+        found.are_plausible().then_some(found)
     }
 
     /// This machine's rates: kept ones unless they are wanted `anew`, or measured in about a second
@@ -82,34 +133,42 @@ impl Rates {
     /// # Errors
     /// When MLX cannot compute.
     pub fn of_machine(device: Device, anew: bool) -> Result<Self> {
-        let machine = Self::machine(device);
-        if let Some(kept) = Self::kept(&machine).filter(|_| !anew) {
+        if let Some(kept) = Self::kept(device).filter(|_| !anew) {
             return Ok(kept);
         }
-        let rates = Self::measure(device, machine)?;
-        // That it is measured again next time is no reason to fail.
-        let _ = cache_file().map(|file| rates.keep(&file));
+        let rates = Self::measure(device)?;
+        rates.keep();
         Ok(rates)
     }
 
-    /// Puts them into a file, in place of what was there before, whatever it was.
-    fn keep(&self, file: &Path) -> Result<()> {
+    /// Keeps them for the next time, if that can be: else they are measured again.
+    pub fn keep(&self) {
+        let _ = cache_file().map(|file| self.keep_in(&file));
+    }
+
+    /// Puts them into a file, the newest of a few.
+    fn keep_in(&self, file: &Path) -> Result<()> {
         let folder = file.parent().context("it is in no folder")?;
         fs::create_dir_all(folder)?;
+        let mut all = read(file);
+        all.retain(|other| (&other.machine, &other.device) != (&self.machine, &self.device));
+        all.push(self.clone());
+        let more = all.len().saturating_sub(MOST_KEPT);
+        all.drain(..more);
         let mut new = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut new, self)?;
+        serde_json::to_writer(&mut new, &all)?;
         new.persist(file)?;
         Ok(())
     }
 
     /// Whether a machine can be so fast: what a file says may be anything.
     fn are_plausible(&self) -> bool {
-        [self.products, self.attention, self.copies, self.unpacking]
-            .iter()
-            .all(|rate| (1e3..1e21).contains(rate))
+        let rates = [self.products, self.attention, self.copies, self.unpacking];
+        rates.iter().all(|rate| (1e3..1e21).contains(rate))
+            && self.parts.iter().all(|part| part.measured.is_plausible())
     }
 
-    fn measure(device: Device, machine: String) -> Result<Self> {
+    fn measure(device: Device) -> Result<Self> {
         let dtype = device.dtype.matmul_dtype();
         let noise = |shape: &[i32]| -> Result<Array> {
             let array = random::normal::<f32>(shape, None, None, None)?.as_dtype(dtype)?;
@@ -142,11 +201,13 @@ impl Rates {
         })?;
         let unpacking = per_second(side * side, || Ok(quantized.dequantize()?.eval()?))?;
         Ok(Self {
-            machine,
+            machine: Self::machine(device),
+            device: format!("{device:?}"),
             products,
             attention,
             copies,
             unpacking,
+            parts: Vec::new(),
         })
     }
 }
@@ -164,6 +225,83 @@ fn per_second(work: f64, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(work / quickest)
 }
 
+/// What a file holds, which may be nothing, or of another version.
+fn read(file: &Path) -> Vec<Rates> {
+    let kept = read_small(file, MAX_OWN).ok();
+    let rates = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
+    rates.unwrap_or_default()
+}
+
 fn cache_file() -> Option<PathBuf> {
     Some(cache_folder()?.join("rates.json"))
+}
+
+#[cfg(test)]
+impl Rates {
+    /// All of them `rate`.
+    pub(crate) fn even(rate: f64) -> Self {
+        Self {
+            machine: "a machine".into(),
+            device: "a device".into(),
+            products: rate,
+            attention: rate,
+            copies: rate,
+            unpacking: rate,
+            parts: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn took(inside: f64) -> Measured {
+        Measured {
+            outside: 0.0,
+            inside,
+        }
+    }
+
+    #[test]
+    fn parts_are_few_plausible_and_the_last_one_of_a_key() {
+        let mut rates = Rates::even(1e9);
+        for number in 0..MOST_PARTS + 3 {
+            rates.note(number.to_string(), took(1.0));
+        }
+        assert_eq!(rates.parts.len(), MOST_PARTS);
+        assert!(rates.part("2").is_none() && rates.part("3").is_some());
+        rates.note("3".into(), took(2.0));
+        assert_eq!(rates.part("3"), Some(took(2.0)));
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e7] {
+            rates.note("3".into(), took(seconds));
+            assert!(rates.part("3").is_none(), "{seconds}");
+        }
+        rates.parts[0].measured.outside = -1.0;
+        assert!(!rates.are_plausible());
+    }
+
+    #[test]
+    fn a_file_keeps_a_few_devices_with_their_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cache/rates.json");
+        let of = |device: usize| Rates {
+            device: device.to_string(),
+            ..Rates::even(1e9)
+        };
+        assert!(read(&file).is_empty());
+        for device in 0..MOST_KEPT + 1 {
+            of(device).keep_in(&file).unwrap();
+        }
+        let mut again = of(3);
+        again.note("step".into(), took(0.125));
+        again.keep_in(&file).unwrap();
+        let kept = read(&file);
+        assert_eq!(kept.len(), MOST_KEPT);
+        assert_eq!((&kept[0], kept.last()), (&of(1), Some(&again)));
+        // Whatever else is there is replaced.
+        fs::write(&file, r#"{"machine": "old", "products": 1.0}"#).unwrap();
+        again.keep_in(&file).unwrap();
+        assert_eq!(read(&file), [again]);
+    }
 }

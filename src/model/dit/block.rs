@@ -5,10 +5,11 @@ use std::iter;
 use anyhow::Result;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
-use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
-use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
+use super::keys::{Gathered, laid_out};
 use super::padding::copies_as_offsets;
 use super::{DitConfig, Rope, Stream};
 use crate::model::layers::{Linear, f32};
@@ -207,11 +208,11 @@ impl Block {
         let attention = &self.self_attention;
         let copies = x.dim(0) / rope.tokens().max(1);
         let values = of_copies(&attention.to_v.forward(&h)?, copies, |values| {
-            attention.values(values)
+            laid_out(self.device, attention.values(values)?)
         })?;
         eval_all_if_large(x, &values)?;
         let keys = of_copies(&attention.to_k.forward(&h)?, copies, |keys| {
-            attention.keys(keys, Some(rope))
+            laid_out(self.device, attention.keys(keys, Some(rope))?)
         })?;
         eval_all_if_large(x, &keys)?;
         let queries = of_copies(&attention.to_q.forward(&h)?, copies, |queries| {
@@ -252,7 +253,7 @@ impl Block {
     ) -> MlxResult<Stream> {
         let attention = &self.self_attention;
         let modulated = |x: &Array| self.modulated(x, &modulation.scale_msa, &modulation.shift_msa);
-        let mut kv: Option<[Array; 2]> = None;
+        let mut kv: Option<[Gathered; 2]> = None;
         for (x, (start, end)) in x.chunks().iter().zip(x.ranges()) {
             let h = modulated(x)?;
             let values = attention.values(&attention.to_v.forward(&h)?)?;
@@ -262,22 +263,20 @@ impl Block {
             let [all_keys, all_values] = match &mut kv {
                 Some(kv) => kv,
                 None => {
-                    let shape = [1, keys.dim(1), rope.tokens(), keys.dim(3)];
-                    let zeros = || zeros_dtype(&shape, keys.dtype());
-                    kv.insert([zeros()?, zeros()?])
+                    let room = || Gathered::of_rows(self.device, rope.tokens(), &keys);
+                    kv.insert([room()?, room()?])
                 }
             };
-            // In place: nobody else has them.
-            all_keys.try_index_mut((.., .., start..end, ..), keys)?;
-            all_values.try_index_mut((.., .., start..end, ..), values)?;
-            eval([&*all_keys, &*all_values])?;
+            all_keys.put(start..end, &keys)?;
+            all_values.put(start..end, &values)?;
+            eval([all_keys.so_far(), all_values.so_far()])?;
         }
         let Some([keys, values]) = kv else {
             return Ok(x);
         };
         let kv = CrossKv {
-            keys,
-            values,
+            keys: keys.finished()?,
+            values: values.finished()?,
             weights: None,
         };
         x.replace(|x, (start, end)| {

@@ -62,6 +62,12 @@ pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
         + Operations::product(tokens, width, number(config.out_channels) * patch)
 }
 
+/// Values of the blocks' matrices.
+pub fn weights(config: &DitConfig) -> u64 {
+    let width = number(config.dim());
+    number(config.num_layers) * (8 * width * width + 2 * width * number(config.ffn_dim))
+}
+
 /// What has to be unpacked for an expert with `quantized` values: for prompts of `rows` keys each,
 /// `steps` steps on `tokens`, of which `guided` with two passes.
 ///
@@ -78,7 +84,7 @@ pub fn unpacking(
     let (width, layers) = (number(config.dim()), number(config.num_layers));
     let square = width * width;
     let feed_forward = 2 * width * number(config.ffn_dim);
-    let all = layers * (8 * square + feed_forward);
+    let all = weights(config);
     let least = number(device.dense_above);
     let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
     // Every chunk of tokens unpacks anew.

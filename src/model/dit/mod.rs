@@ -8,6 +8,7 @@
 mod block;
 pub mod cost;
 mod embed;
+pub(super) mod keys;
 mod padding;
 mod rope;
 mod stream;
@@ -280,9 +281,9 @@ impl Dit {
             .collect()
     }
 
-    /// The time embedding of an integer timestep (0 to 1000), in float32.
-    pub fn embed_time(&self, timestep: i64) -> MlxResult<TimeEmbedding> {
-        self.embed_sinusoid(&time_sinusoid(timestep as f64, self.config.freq_dim))
+    /// The time embedding of a timestep (0 to 1000), in float32.
+    pub fn embed_time(&self, timestep: impl Into<f64>) -> MlxResult<TimeEmbedding> {
+        self.embed_sinusoid(&time_sinusoid(timestep.into(), self.config.freq_dim))
     }
 
     /// The MLPs behind [`Self::embed_time`], on a sinusoid `[1, freq_dim]`.

@@ -14,6 +14,12 @@ pub fn operations(config: &Umt5Config, tokens: u64) -> Operations {
     layer.times(number(config.num_layers))
 }
 
+/// Values of the layers' matrices.
+pub fn weights(config: &Umt5Config) -> u64 {
+    let inner = number(config.num_heads) * number(config.d_kv);
+    number(config.num_layers) * number(config.d_model) * (4 * inner + 3 * number(config.d_ff))
+}
+
 /// What has to be unpacked for a text encoder with `quantized` values to encode a prompt of `tokens`.
 pub fn unpacking(device: Device, quantized: u64, tokens: u64) -> Operations {
     match tokens > number(device.dense_above) {

@@ -9,11 +9,11 @@ use mlx_rs::transforms::eval;
 
 use super::static_frames::StaticFrames;
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
-use crate::runtime::kernels::cpu::{block_rows, in_parallel};
+use crate::runtime::kernels::cpu::in_parallel;
 use crate::runtime::{Device, Kernels, count_product, in_chunks, rows};
 
 /// Below this many input channels one unfolded product beats a product per tap.
-pub(super) const MIN_TAP_CHANNELS: i32 = 8;
+const MIN_TAP_CHANNELS: i32 = 8;
 
 /// What a cached layer carries to the next chunk.
 #[derive(Clone, Debug, Default)]
@@ -91,8 +91,7 @@ pub(super) struct Conv {
     bias: Array,
     kernel: [i32; 3],
     stride: [i32; 3],
-    /// Rows that one product may have.
-    most_rows: i32,
+    device: Device,
 }
 
 #[derive(Debug)]
@@ -103,6 +102,12 @@ enum Weight {
     Joined(Array),
     /// One `[inputs, outputs]` matrix per tap, in row-major tap order.
     Taps(Vec<Array>),
+}
+
+/// Whether a convolution of so many `inputs` is a sum of matrix products, one per tap.
+pub(super) fn is_tapped(device: Device, inputs: i32, kernel: [i32; 3], stride: [i32; 3]) -> bool {
+    let by_choice = device.kernels == Kernels::Cpu && !device.tuning.whole_convolutions;
+    kernel == [1, 1, 1] || by_choice && stride == [1, 1, 1] && inputs >= MIN_TAP_CHANNELS
 }
 
 /// Whether a convolution's time taps are joined.
@@ -141,11 +146,7 @@ impl Conv {
         let (outputs, inputs) = (weight.dim(0), weight.dim(1));
         let kernel = [2, 3, 4].map(|axis| weight.dim(axis));
         let taps: i32 = kernel.iter().product();
-        let use_taps = taps == 1
-            || (device.kernels == Kernels::Cpu
-                && stride == [1, 1, 1]
-                && inputs >= MIN_TAP_CHANNELS);
-        let weight = if use_taps {
+        let weight = if is_tapped(device, inputs, kernel, stride) {
             let stacked = weight
                 .transpose_axes(&[2, 3, 4, 1, 0])?
                 .reshape(&[taps, inputs, outputs])?
@@ -167,7 +168,7 @@ impl Conv {
             bias,
             kernel,
             stride,
-            most_rows: device.most_rows(),
+            device,
         })
     }
 
@@ -281,7 +282,8 @@ impl Conv {
         let outputs = self.bias.dim(0);
         if let [weight] = taps {
             let product = |x: &Array| addmm(&self.bias, x, weight, None, None);
-            return in_chunks(&flat, 0, self.most_rows, product)?.reshape(&[t, h, w, outputs]);
+            return in_chunks(&flat, 0, self.device.most_rows(), product)?
+                .reshape(&[t, h, w, outputs]);
         }
         let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
         // Up to the last row that holds a valid output.
@@ -295,7 +297,7 @@ impl Conv {
             }
             Ok(sum)
         };
-        let mut blocks = in_parallel(needed, block_rows(c, outputs), sum_of_block)?;
+        let mut blocks = in_parallel(needed, self.device.blocks().rows(c, outputs), sum_of_block)?;
         let full = out_t * h * w;
         if full > needed {
             blocks.push(zeros_dtype(&[full - needed, outputs], x.dtype())?);

@@ -92,7 +92,7 @@ impl<'a> Denoiser<'a> {
         noise: Array,
         settings: &Settings,
     ) -> Self {
-        let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
+        let schedule = settings.schedule();
         Self {
             checkpoint,
             device,
@@ -153,7 +153,7 @@ impl<'a> Denoiser<'a> {
             sigmas, timesteps, ..
         } = self.sampler.schedule();
         dump.array("noise", &self.latents)?;
-        dump.integers("timesteps", timesteps)?;
+        dump.timesteps(timesteps)?;
         let sigmas: Vec<f32> = sigmas.iter().map(|&s| s as f32).collect();
         dump.array(
             "sigmas",
@@ -168,9 +168,9 @@ impl<'a> Denoiser<'a> {
 
     /// Who predicts the next step; `None` after the last one.
     pub(super) fn next_expert(&self) -> Option<Expert> {
-        let timesteps = &self.sampler.schedule().timesteps;
-        let next = timesteps.get(self.sampler.step_index());
-        next.map(|&timestep| self.checkpoint.expert_for(timestep))
+        let schedule = self.sampler.schedule();
+        self.checkpoint
+            .expert_at(schedule, self.sampler.step_index())
     }
 
     /// Begins a phase of turns, and saves the state.
@@ -306,15 +306,16 @@ impl<'a> Denoiser<'a> {
 
     /// The passes of every step of the schedule, without a cache.
     fn planned_steps(&self) -> Vec<PlannedStep> {
-        let timesteps = &self.sampler.schedule().timesteps;
-        let step = |(index, &timestep): (usize, &i64)| {
-            let expert = self.checkpoint.expert_for(timestep);
+        let schedule = self.sampler.schedule();
+        let steps = schedule.steps();
+        let step = |index| {
+            let expert = self.checkpoint.expert_at(schedule, index)?;
             let guided = self.prompts.negative.is_some()
                 && self.settings.guide_scale.of(expert) != 1.0
-                && self.settings.guide_interval.covers(index, timesteps.len());
+                && self.settings.guide_interval.covers(index, steps);
             let passes = 1 + usize::from(guided);
-            PlannedStep { expert, passes }
+            Some(PlannedStep { expert, passes })
         };
-        timesteps.iter().enumerate().map(step).collect()
+        (0..steps).filter_map(step).collect()
     }
 }

@@ -9,7 +9,7 @@ use crate::clip::{Options, Request, Settings, Size};
 use crate::model::MemoryPlan;
 use crate::model::vae::TEMPORAL_STRIDE;
 use crate::runtime::{Device, machine_memory};
-use crate::weights::{Bits, Checkpoint, LoadBits};
+use crate::weights::{Bits, Checkpoint, Loading};
 
 /// Bytes that the program takes besides its arrays: code, threads, buffers of the media libraries.
 /// Measured as 72 MB on Linux, the miniature's files included.
@@ -253,7 +253,7 @@ fn alternatives(clip: Clip<'_>, device: Device, budget: Budget) -> Vec<String> {
     // What is quantized already cannot be quantized again.
     let fewer_bits: Vec<_> = [Bits::Eight, Bits::Four]
         .into_iter()
-        .filter_map(|bits| Some((clip.request.model.open(LoadBits::all(bits)).ok()?, bits)))
+        .filter_map(|bits| Some((clip.request.model.open(Loading::all(bits)).ok()?, bits)))
         .collect();
     let fits = |checkpoint: &Checkpoint, request: &Request| {
         let Ok(settings) = request.resolve(checkpoint, clip.picture) else {

@@ -2,6 +2,7 @@
 //! headers and settings alone.
 
 mod budget;
+mod parts;
 mod published;
 
 pub use crate::model::cost::{Operations, Rates};
@@ -11,12 +12,16 @@ pub use budget::{
 };
 pub use published::{CLIPS, Fits, Published};
 
+use std::iter::once;
+
 use anyhow::Result;
+use parts::{Half, Work};
 use serde::Serialize;
 
 use crate::clip::Settings;
 use crate::model::MemoryPlan;
 use crate::model::dit::{self, DitConfig};
+use crate::model::vae::Tiling;
 use crate::model::{umt5, vae};
 use crate::pipeline::{Phase, TEXT_LEN};
 use crate::runtime::Device;
@@ -49,9 +54,28 @@ pub struct PhaseForecast {
     pub peak_bytes: u64,
     /// Seconds at this machine's rates, when they are known.
     pub seconds: Option<f64>,
+    /// Those of them in which weights are loaded, from files that have been read before.
+    pub loading_seconds: Option<f64>,
+    /// What its time is made of.
+    #[serde(skip)]
+    works: Vec<Work>,
 }
 
 impl PhaseForecast {
+    fn timed(mut self, rates: Option<&Rates>) -> Self {
+        let [computing, loading] = [false, true].map(|loads| self.seconds_in(rates, loads));
+        self.seconds = computing.zip(loading).map(|(a, b)| a + b);
+        self.loading_seconds = loading;
+        self
+    }
+
+    /// Seconds at a machine's rates of loading, or of all else.
+    pub(crate) fn seconds_in(&self, rates: Option<&Rates>, loads: bool) -> Option<f64> {
+        let rates = rates?;
+        let works = self.works.iter().filter(|work| work.loads() == loads);
+        Some(works.map(|work| work.seconds(rates)).sum())
+    }
+
     /// `text`, or `denoising (high-noise)`.
     pub fn name(&self) -> String {
         match self.expert {
@@ -83,13 +107,25 @@ impl Forecast {
 
     /// The same with times at a machine's rates.
     pub fn timed(mut self, rates: Option<&Rates>) -> Self {
-        for phase in &mut self.phases {
-            phase.seconds = rates.map(|rates| rates.seconds(phase.operations, phase.weight_bytes));
-        }
+        let phases = self.phases.into_iter();
+        self.phases = phases.map(|phase| phase.timed(rates)).collect();
         self.seconds = self.phases.iter().map(|phase| phase.seconds).sum();
         self
     }
+
+    /// Measures those parts of its networks that `rates` do not know yet, and keeps what they took:
+    /// some seconds for a large network.
+    pub fn measure(&self, rates: &mut Rates, checkpoint: &Checkpoint) {
+        let works = self.phases.iter().flat_map(|phase| &phase.works);
+        let measured = works.fold(false, |any, work| work.measure(rates, checkpoint) | any);
+        if measured {
+            rates.keep();
+        }
+    }
 }
+
+/// Operations of the VAE on a grid of latents.
+type Counted<'a> = &'a dyn Fn([i32; 3], Option<Tiling>) -> Operations;
 
 /// The steps of an expert: all of them, and those that are guided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,15 +149,18 @@ pub fn forecast(
     let grid = settings.latent_grid();
     let cells = grid.map(|side| side.max(0) as u64);
     let mut phases = Vec::new();
-    let mut add = |(phase, expert), operations: Operations, weight_bytes, peak_bytes| {
-        phases.push(PhaseForecast {
+    let mut add = |(phase, expert), operations, weight_bytes, peak_bytes, works| {
+        let forecast = PhaseForecast {
             phase,
             expert,
             operations,
             weight_bytes,
             peak_bytes,
-            seconds: rates.map(|rates| rates.seconds(operations, weight_bytes)),
-        });
+            seconds: None,
+            loading_seconds: None,
+            works,
+        };
+        phases.push(forecast.timed(rates));
     };
 
     let text = &checkpoint.text_encoder;
@@ -129,13 +168,25 @@ pub fn forecast(
     let counts = || prompts.iter().flatten().map(|&n| n as u64);
     let held = checkpoint.weights_held(PartName::TextEncoder, device)?;
     let longest = counts().max().unwrap_or(0);
+    let format = checkpoint.format(PartName::TextEncoder)?;
     let encode =
         |n| umt5::cost::operations(text, n) + umt5::cost::unpacking(device, held.quantized, n);
+    let load = Work::load(
+        PartName::TextEncoder,
+        None,
+        format,
+        held.bytes,
+        device.for_text(),
+    );
+    let prompt = |&n: &usize| Work::text(text, format, n, device, encode(n as u64));
     add(
         (Phase::Text, None),
         counts().map(encode).sum(),
         held.bytes,
         held.bytes + umt5::cost::peak_bytes(text, device, longest, held.quantized),
+        once(load)
+            .chain(prompts.iter().flatten().map(prompt))
+            .collect(),
     );
 
     let (encoder, decoder) = checkpoint.vae_bytes(device)?;
@@ -143,9 +194,27 @@ pub fn forecast(
         true => &[0, grid[0] - 1],
         false => &[0],
     };
+    let format = checkpoint.format(PartName::Vae)?;
+    let of_vae = |half, bytes, tiling: Option<Tiling>, of: Counted<'_>| {
+        let load = Work::load(PartName::Vae, Some(half), format, bytes, device);
+        let tile = tiling.map(|tiling| tiling.tile);
+        let compute = Work::vae(
+            &checkpoint.vae,
+            half,
+            (grid, tile),
+            device,
+            of(grid, tiling),
+            &|of_grid| of(of_grid, None),
+        );
+        vec![load, compute]
+    };
+    let encoding: Counted<'_> = &|of, tiling| {
+        let pictures = if of == grid { pictures } else { &[0] };
+        vae::cost::encode_operations(&checkpoint.vae, of, tiling, pictures)
+    };
     add(
         (Phase::Image, None),
-        vae::cost::encode_operations(&checkpoint.vae, grid, memory.encode_tiling, pictures),
+        encoding(grid, memory.encode_tiling),
         encoder,
         encoder
             + besides_weights(&vae::cost::encode_phases(
@@ -154,9 +223,10 @@ pub fn forecast(
                 memory,
                 grid,
             )),
+        of_vae(Half::Encoder, encoder, memory.encode_tiling, encoding),
     );
 
-    let schedule = Schedule::new(settings.solver, settings.steps as usize, settings.shift);
+    let schedule = settings.schedule();
     let mut passes = 0;
     for expert in [Expert::HighNoise, Expert::LowNoise] {
         let steps = steps_of(checkpoint, settings, &schedule, expert);
@@ -174,11 +244,27 @@ pub fn forecast(
             .negative
             .filter(|_| settings.guide_scale.of(expert) != 1.0);
         let held = checkpoint.weights_held(expert.into(), device)?;
-        let texts: Vec<[u64; 2]> = [Some(inputs.prompt), negative]
-            .into_iter()
-            .flatten()
-            .map(rows)
-            .collect();
+        let format = checkpoint.format(expert.into())?;
+        let counts = [Some(inputs.prompt), negative];
+        let prompts: Vec<usize> = counts.into_iter().flatten().collect();
+        let mut works = vec![Work::load(expert.into(), None, format, held.bytes, device)];
+        works.extend(
+            prompts
+                .iter()
+                .map(|&n| Work::prompt(config, format, n, device)),
+        );
+        let tokens = config.token_grid(grid);
+        for (often, prompts) in [
+            (steps.all - steps.guided, &prompts[..1]),
+            (steps.guided, &prompts[..]),
+        ] {
+            if often > 0 {
+                works.push(Work::steps(
+                    config, format, memory, tokens, prompts, device, often,
+                ));
+            }
+        }
+        let texts: Vec<[u64; 2]> = prompts.iter().map(|&n| rows(n)).collect();
         add(
             (Phase::Denoising, Some(expert)),
             denoising(
@@ -196,7 +282,7 @@ pub fn forecast(
                 &texts.iter().map(|[rows, _]| *rows).collect::<Vec<_>>(),
                 sequence,
                 [steps.all, steps.guided],
-            ),
+            ) + beside(held.beside, sequence, &texts, steps),
             held.bytes,
             held.bytes
                 + dit::cost::peak_bytes(
@@ -212,12 +298,15 @@ pub fn forecast(
                         cache: settings.cache.method,
                     },
                 ),
+            works,
         );
     }
 
+    let decoding: Counted<'_> =
+        &|of, tiling| vae::cost::decode_operations(&checkpoint.vae, of, tiling);
     add(
         (Phase::Decoding, None),
-        vae::cost::decode_operations(&checkpoint.vae, grid, memory.decode_tiling),
+        decoding(grid, memory.decode_tiling),
         decoder,
         decoder
             + besides_weights(&vae::cost::decode_phases(
@@ -226,6 +315,7 @@ pub fn forecast(
                 memory,
                 grid,
             )),
+        of_vae(Half::Decoder, decoder, memory.decode_tiling, decoding),
     );
     Ok(Forecast {
         passes,
@@ -247,8 +337,8 @@ fn steps_of(
 ) -> Steps {
     let mut steps = Steps::default();
     let guides = settings.guide_scale.of(expert) != 1.0;
-    for (index, &timestep) in schedule.timesteps.iter().enumerate() {
-        if checkpoint.expert_for(timestep) == expert {
+    for index in 0..schedule.steps() {
+        if checkpoint.expert_at(schedule, index) == Some(expert) {
             steps.all += 1;
             let covered = settings.guide_interval.covers(index, schedule.steps());
             steps.guided += u64::from(guides && covered);
@@ -279,8 +369,74 @@ fn denoising(
     every_step + cost(prompt, steps.all) + unconditional.unwrap_or_default()
 }
 
+/// What adapters add beside quantized weights: to the tokens in every pass, to the text once.
+fn beside([tokens, text]: [u64; 2], sequence: u64, texts: &[[u64; 2]], steps: Steps) -> Operations {
+    let rows: u64 = texts.iter().map(|[rows, _]| *rows).sum();
+    let of_tokens = Operations::product(sequence, tokens, 1).times(steps.all + steps.guided);
+    of_tokens + Operations::product(rows, text, 1)
+}
+
 /// The most bytes that a phase of the VAE takes, its weights aside.
 fn besides_weights(phases: &[vae::cost::Footprint]) -> u64 {
     let bytes = phases.iter().map(|phase| phase.total() - phase.weights);
     bytes.max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clip::{Options, Size};
+    use crate::runtime::DeviceKind;
+    use crate::tiny;
+    use crate::weights::Loading;
+
+    /// A guided clip, the last of whose steps are not.
+    pub(super) fn forecast_of(checkpoint: &Checkpoint) -> Forecast {
+        let (width, height) = (32, 32);
+        let mut options = Options {
+            size: Some(Size::Exact { width, height }),
+            frames: Some(9),
+            steps: Some(8),
+            ..Options::default()
+        };
+        options.guide_scale = Some(crate::clip::GuideScale {
+            low: 2.0,
+            high: 3.0,
+        });
+        let settings = options.resolve(&checkpoint.settings, (32, 32), 2).unwrap();
+        let device = Device::new(DeviceKind::Cpu, None);
+        let inputs = Inputs {
+            prompt: 10,
+            negative: Some(3),
+            last_image: false,
+        };
+        forecast(
+            checkpoint,
+            &settings,
+            inputs,
+            device,
+            &MemoryPlan::WHOLE,
+            None,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn times_are_those_of_the_phases_and_loading_is_part_of_them() {
+        let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
+        let made = forecast_of(&checkpoint);
+        assert!(made.seconds.is_none() && made.phases[0].loading_seconds.is_none());
+        let [slow, fast] = [1e9, 2e9].map(|rate| made.clone().timed(Some(&Rates::even(rate))));
+        let sum: f64 = slow.phases.iter().filter_map(|phase| phase.seconds).sum();
+        assert_eq!(slow.seconds, Some(sum));
+        for (slow, fast) in slow.phases.iter().zip(&fast.phases) {
+            let (seconds, loading) = (slow.seconds.unwrap(), slow.loading_seconds.unwrap());
+            assert!(seconds > loading && loading > 0.0);
+            assert!((fast.seconds.unwrap() * 2.0 / seconds - 1.0).abs() < 1e-9);
+            // Without parts it is as long as at the rates of large products.
+            let all = Rates::even(1e9).seconds(slow.operations, slow.weight_bytes);
+            assert!((seconds / all - 1.0).abs() < 1e-2, "{seconds} {all}");
+        }
+        assert_eq!(slow.timed(None), made);
+    }
 }

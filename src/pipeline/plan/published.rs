@@ -6,7 +6,7 @@ use super::budget::plan_settings;
 use super::{Budget, Inputs};
 use crate::clip::{Options, Size};
 use crate::runtime::{Device, DeviceKind, MACS, mac_budget};
-use crate::weights::{Bits, Checkpoint, LoadBits};
+use crate::weights::{Bits, Checkpoint, Loading};
 
 /// Clips that tables show: the size's name, width and height, frames.
 pub const CLIPS: [(&str, [u32; 2], u32); 4] = [
@@ -28,10 +28,10 @@ pub struct Published([(u32, Checkpoint); 3]);
 
 impl Default for Published {
     fn default() -> Self {
-        let of = |bits| (bits, LoadBits::all(bits));
+        let of = |bits| (bits, Loading::all(bits));
         let [eight, four] = [of(Bits::Eight), of(Bits::Four)];
         Self([
-            (16, Checkpoint::published(LoadBits::default())),
+            (16, Checkpoint::published(Loading::default())),
             (8, Checkpoint::published(eight.1)),
             (4, Checkpoint::published(four.1)),
         ])

@@ -36,6 +36,7 @@ impl Device {
     /// Winograd's algorithm and for the taps apart does not.
     pub fn joins_time_taps(&self, [inputs, outputs]: [i32; 2]) -> bool {
         self.kernels == Kernels::Mlx
+            && !self.tuning.whole_convolutions
             && !metal::takes_winograd([inputs, outputs])
             && metal::takes_winograd([inputs, 3 * outputs])
     }
@@ -59,12 +60,13 @@ impl Device {
         for _head in 0..q.dim(1) {
             count_product(2 * q.dim(2), q.dim(3), k.dim(2));
         }
+        let dtype = q.dtype();
         match self.kernels {
             // In float32 between the operands, as fused kernels compute.
             Kernels::Cpu => {
                 let [wide_q, wide_k, wide_v] = [f32(q)?, f32(k)?, f32(v)?];
-                cpu::attention(&wide_q, &wide_k, &wide_v, scale, weights, score_bytes)?
-                    .as_dtype(q.dtype())
+                let (q, k, v, blocks) = (&wide_q, &wide_k, &wide_v, self.blocks());
+                cpu::attention(q, k, v, scale, weights, score_bytes, blocks)?.as_dtype(dtype)
             }
             Kernels::Mlx => {
                 let shape = [q.dim(1), q.dim(2), k.dim(2), q.dim(3)];
@@ -78,7 +80,8 @@ impl Device {
     /// `heads` of `width`.
     pub fn scores_at_once(&self, [heads, queries, keys, width]: [i32; 4], score_bytes: u64) -> u64 {
         if self.kernels == Kernels::Cpu {
-            return cpu::scores_at_once(heads, queries, keys, width, score_bytes);
+            let shape = [heads, queries, keys, width];
+            return cpu::scores_at_once(shape, score_bytes, self.blocks());
         }
         if self.fuses(width) {
             return 0;

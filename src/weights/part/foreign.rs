@@ -66,7 +66,7 @@ pub fn foreign(store: &TensorStore) -> Option<Foreign> {
         return Some(Foreign {
             what,
             hint: match what {
-                LORA => "merge it into the model with the tool that made it; LoRAs are not read",
+                LORA => "give it with --lora, beside a model",
                 CLIP => "leave it out",
                 _ if what.starts_with("a model quantized") => OTHER_FORM,
                 _ => OTHER_MODEL,

@@ -2,17 +2,19 @@
 //! wanted.
 
 use anyhow::Result;
-use mlx_rs::Dtype;
+use mlx_rs::ops::quantize;
+use mlx_rs::transforms::eval;
+use mlx_rs::{Array, Dtype};
 
-use super::values::{PLAIN, array};
-use super::{Part, Values, may_quantize, usizes};
-use crate::model::layers::{Quantized, Weight};
+use super::values::{PLAIN, array, quantize_parallel};
+use super::{Found, Part, Values, may_quantize, usizes};
+use crate::model::layers::{Quantized, Term, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
-use crate::runtime::Device;
+use crate::runtime::{Device, to_host};
+use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::{Arrangement, Kind};
 use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
-use mlx_rs::Array;
 
 /// A part together with what decides how its tensors are held in memory.
 #[derive(Debug)]
@@ -23,6 +25,23 @@ pub struct Loader<'a> {
     pub device: Device,
     /// Bits that eligible weights are quantized to while they are loaded.
     pub bits: Option<Bits>,
+    /// What changes its tensors, in this order.
+    pub adapters: &'a [Adapter],
+    /// Whether quantized weights take the changes in, and are quantized again.
+    pub merges: bool,
+}
+
+/// How a weight is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Dense,
+    /// Quantized while it is loaded.
+    Packed(Bits),
+    /// As it is stored.
+    Affine {
+        /// Whether the adapters' changes are in it, quantized again.
+        merged: bool,
+    },
 }
 
 impl Loader<'_> {
@@ -31,18 +50,124 @@ impl Loader<'_> {
     /// # Errors
     /// When one is missing.
     pub fn held(&self, specs: &[TensorSpec]) -> Result<Held> {
-        let kind = self.part.names.kind;
         let one = |spec: &TensorSpec| {
-            let found = self.part.expect(&spec.name, &usizes(&spec.shape))?;
-            Ok(Held::of(
-                kind,
-                spec,
-                self.device,
-                self.bits,
-                Some(&found.values),
-            ))
+            let shape = usizes(&spec.shape);
+            let found = self.part.expect(&spec.name, &shape)?;
+            let changed = self.changes(&spec.name);
+            let form = match spec.role {
+                Role::Matmul if shape.len() == 2 => self.form(&spec.name, &found),
+                _ => Form::Dense,
+            };
+            let held = Held::of(spec, self.device, form, Some(&found.values), changed);
+            let beside = match self.is_beside(&spec.name, form) {
+                true => self
+                    .adapters
+                    .iter()
+                    .map(|adapter| adapter.values_beside(&spec.name, &shape))
+                    .sum(),
+                false => 0,
+            };
+            Ok(held.with_beside(&spec.name, beside, self.device))
         };
         specs.iter().map(one).sum()
+    }
+
+    fn changes(&self, name: &str) -> bool {
+        self.adapters.iter().any(|adapter| adapter.changes(name))
+    }
+
+    /// How a weight of a linear layer is held, by header.
+    fn form(&self, name: &str, found: &Found) -> Form {
+        let is_affine =
+            matches!(found.values, Values::Affine { .. }) && found.arrangement == Arrangement::AsIs;
+        let narrow = self.adapters.iter().all(|adapter| adapter.is_beside(name));
+        let changed = self.changes(name);
+        match (is_affine, self.bits) {
+            // What can be neither added beside it nor taken in without rounding makes it dense.
+            (true, _) if changed && !narrow && !self.merges => Form::Dense,
+            (true, _) => Form::Affine {
+                merged: changed && self.merges,
+            },
+            (false, Some(bits)) if may_quantize(self.part.names.kind, name, &found.shape) => {
+                Form::Packed(bits)
+            }
+            _ => Form::Dense,
+        }
+    }
+
+    /// Whether the changes of a weight that is held like this are computed beside it.
+    fn is_beside(&self, name: &str, form: Form) -> bool {
+        let narrow = self.adapters.iter().all(|adapter| adapter.is_beside(name));
+        self.changes(name)
+            && narrow
+            && !self.merges
+            && matches!(form, Form::Packed(_) | Form::Affine { merged: false })
+    }
+
+    /// The tensor with the adapters' changes, float32.
+    fn changed(&self, name: &str, found: &Found) -> Result<Array> {
+        let mut array = self.part.dense(found, Dtype::Float32, self.device)?;
+        array.eval()?;
+        for adapter in self.adapters {
+            array = adapter.apply(name, &array)?;
+        }
+        Ok(array)
+    }
+
+    /// What the adapters add to the products with a weight.
+    fn terms(&self, name: &str) -> Result<Vec<Term>> {
+        let dtype = self.device.dtype.matmul_dtype();
+        let mut all = Vec::new();
+        for adapter in self.adapters {
+            all.extend(adapter.terms(name, dtype)?);
+        }
+        Ok(all)
+    }
+
+    /// A weight that is quantized while it is loaded.
+    fn packed(&self, found: &Found, bits: Bits, merged: Option<Array>) -> Result<Quantized> {
+        let mut all = Packed::default();
+        match merged {
+            Some(array) => all = quantize_parallel(&to_host(&array)?, bits)?,
+            None => self.part.quantize(found, bits, &mut |packed| {
+                all.extend(packed);
+                Ok(())
+            })?,
+        }
+        let (outputs, inputs) = (found.shape[0], found.shape[1]);
+        let groups = [outputs, inputs / GROUP_SIZE];
+        let dtype = self.device.dtype.matmul_dtype();
+        let side = |bytes: &[u8]| {
+            let array = array(bytes, &groups, Dtype::Bfloat16)?.as_dtype(dtype)?;
+            array.eval()?;
+            anyhow::Ok(array)
+        };
+        let words = [outputs, bits.packed_bytes(inputs) / 4];
+        Ok(Quantized {
+            packed: array(&all.words, &words, Dtype::Uint32)?,
+            scales: side(&all.scales)?,
+            biases: side(&all.biases)?,
+            group_size: GROUP_SIZE as i32,
+            bits: bits.number() as i32,
+            device: self.device,
+        })
+    }
+
+    /// A weight that is stored quantized, with its changes in the same form.
+    fn requantized(&self, name: &str, found: &Found) -> Result<Quantized> {
+        let stored = self.part.affine(found, self.device.dtype, self.device)?;
+        let changed = self.changed(name, found)?;
+        let (group_size, bits) = (stored.group_size, stored.bits);
+        let (packed, scales, biases) = quantize(&changed, group_size, bits)?;
+        let dtype = self.device.dtype.matmul_dtype();
+        let (scales, biases) = (scales.as_dtype(dtype)?, biases.as_dtype(dtype)?);
+        eval([&packed, &scales, &biases])?;
+        Ok(Quantized {
+            packed,
+            scales,
+            biases,
+            ..stored
+        })
     }
 }
 
@@ -53,6 +178,8 @@ pub struct Held {
     pub bytes: u64,
     /// Values of those that are kept quantized.
     pub quantized: u64,
+    /// Values of what adapters add beside quantized weights: to products of the tokens, and of the text.
+    pub beside: [u64; 2],
 }
 
 impl std::iter::Sum for Held {
@@ -60,6 +187,7 @@ impl std::iter::Sum for Held {
         all.fold(Self::default(), |sum, one| Self {
             bytes: sum.bytes + one.bytes,
             quantized: sum.quantized + one.quantized,
+            beside: [0, 1].map(|i| sum.beside[i] + one.beside[i]),
         })
     }
 }
@@ -68,21 +196,24 @@ impl Held {
     /// What tensors of a part take that no file holds yet: as of the published ones, experts in float32
     /// and the text encoder in bfloat16.
     pub fn published(kind: Kind, specs: &[TensorSpec], device: Device, bits: Option<Bits>) -> Self {
-        let one = |spec| Self::of(kind, spec, device, bits, None);
+        let one = |spec: &TensorSpec| {
+            let shape = usizes(&spec.shape);
+            let bits = bits.filter(|_| may_quantize(kind, &spec.name, &shape));
+            let form = bits.map_or(Form::Dense, Form::Packed);
+            Self::of(spec, device, form, None, false)
+        };
         specs.iter().map(one).sum()
     }
 
     fn of(
-        kind: Kind,
         spec: &TensorSpec,
         device: Device,
-        bits: Option<Bits>,
+        form: Form,
         stored: Option<&Values>,
+        changed: bool,
     ) -> Self {
         let matmul = device.dtype.matmul_dtype_size() as u64;
-        let shape = usizes(&spec.shape);
-        let values: u64 = shape.iter().map(|&d| d as u64).product();
-        let bits = bits.filter(|_| may_quantize(kind, &spec.name, &shape));
+        let values: u64 = spec.shape.iter().map(|&d| d as u64).product();
         let is_exact = |dtype: fn(&Values) -> Dtype, without: bool| {
             stored.map_or(without, |values| dtype(values) == Dtype::Float32)
         };
@@ -90,15 +221,15 @@ impl Held {
             Role::Matmul => matmul,
             Role::Exact => 4,
             Role::Table if is_exact(table_dtype, false) => 4,
-            Role::Stored if is_exact(stored_dtype, true) => 4,
+            Role::Stored if changed || is_exact(stored_dtype, true) => 4,
             Role::Table | Role::Stored => 2,
         };
-        let packed = match (stored, bits) {
-            (Some(Values::Affine { packed, scales, .. }), _) if spec.role == Role::Matmul => {
+        let packed = match (stored, form, spec.role) {
+            (Some(Values::Affine { packed, scales, .. }), Form::Affine { .. }, Role::Matmul) => {
                 let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
                 Some(packed.byte_len() as u64 + 2 * matmul * groups)
             }
-            (_, Some(bits)) if spec.role == Role::Matmul => {
+            (_, Form::Packed(bits), Role::Matmul) => {
                 let groups = values / GROUP_SIZE as u64;
                 Some(bits.packed_bytes(values as usize) as u64 + 2 * matmul * groups)
             }
@@ -107,7 +238,16 @@ impl Held {
         Self {
             bytes: packed.unwrap_or(dense * values),
             quantized: packed.map_or(0, |_| values),
+            beside: [0; 2],
         }
+    }
+
+    /// The same with so many `values` of what adapters add beside the weight `name`.
+    fn with_beside(mut self, name: &str, values: u64, device: Device) -> Self {
+        self.bytes += values * device.dtype.matmul_dtype_size() as u64;
+        let of_text = name.contains(".attn2.to_k.") || name.contains(".attn2.to_v.");
+        self.beside[usize::from(of_text)] += values;
+        self
     }
 }
 
@@ -120,7 +260,13 @@ impl TensorSource for Loader<'_> {
             Role::Table => table_dtype(&found.values),
             Role::Stored => stored_dtype(&found.values),
         };
-        let array = self.part.dense(&found, dtype, self.device)?;
+        let array = match self.changes(name) {
+            true => self.changed(name, &found)?.as_dtype(match role {
+                Role::Stored => Dtype::Float32,
+                _ => dtype,
+            })?,
+            false => self.part.dense(&found, dtype, self.device)?,
+        };
         // Now, so that the stored copy goes before the next tensor comes.
         array.eval()?;
         self.part.release(&found);
@@ -128,44 +274,30 @@ impl TensorSource for Loader<'_> {
     }
 
     fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> Result<Weight> {
-        let found = self.part.expect(name, &usizes(&shape))?;
-        let dtype = self.device.dtype.matmul_dtype();
         if role != Role::Matmul {
             return self.tensor(name, &shape, role).map(Weight::Dense);
         }
-        if matches!(found.values, Values::Affine { .. }) && found.arrangement == Arrangement::AsIs {
-            let quantized = self.part.affine(&found, self.device.dtype, self.device)?;
-            self.part.release(&found);
-            return Ok(Weight::Quantized(quantized));
-        }
-        let bits = self
-            .bits
-            .filter(|_| may_quantize(self.part.names.kind, name, &found.shape));
-        let Some(bits) = bits else {
-            return self.tensor(name, &shape, role).map(Weight::Dense);
+        let found = self.part.expect(name, &usizes(&shape))?;
+        let form = self.form(name, &found);
+        let terms = match self.is_beside(name, form) {
+            true => self.terms(name)?,
+            false => Vec::new(),
         };
-        let mut all = Packed::default();
-        self.part.quantize(&found, bits, &mut |packed| {
-            all.extend(packed);
-            Ok(())
-        })?;
+        let quantized = match form {
+            Form::Dense => return self.tensor(name, &shape, role).map(Weight::Dense),
+            Form::Affine { merged: true } => self.requantized(name, &found)?,
+            Form::Affine { merged: false } => {
+                self.part.affine(&found, self.device.dtype, self.device)?
+            }
+            Form::Packed(bits) => {
+                let merged = (self.changes(name) && terms.is_empty())
+                    .then(|| self.changed(name, &found))
+                    .transpose()?;
+                self.packed(&found, bits, merged)?
+            }
+        };
         self.part.release(&found);
-        let (outputs, inputs) = (found.shape[0], found.shape[1]);
-        let groups = [outputs, inputs / GROUP_SIZE];
-        let side = |bytes: &[u8]| {
-            let array = array(bytes, &groups, Dtype::Bfloat16)?.as_dtype(dtype)?;
-            array.eval()?;
-            anyhow::Ok(array)
-        };
-        let words = [outputs, bits.packed_bytes(inputs) / 4];
-        Ok(Weight::Quantized(Quantized {
-            packed: array(&all.words, &words, Dtype::Uint32)?,
-            scales: side(&all.scales)?,
-            biases: side(&all.biases)?,
-            group_size: GROUP_SIZE as i32,
-            bits: bits.number() as i32,
-            device: self.device,
-        }))
+        Ok(Weight::Quantized(quantized, terms))
     }
 }
 
@@ -179,6 +311,11 @@ fn stored_dtype(values: &Values) -> Dtype {
         },
         _ => Dtype::Float32,
     }
+}
+
+/// Whether values that keep their dtype are float32 then.
+pub fn stored_as_float32(values: &Values) -> bool {
+    stored_dtype(values) == Dtype::Float32
 }
 
 /// The dtype that a table keeps: its own, or the nearest that MLX has.

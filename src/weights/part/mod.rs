@@ -8,7 +8,7 @@ mod values;
 
 pub(crate) use foreign::OTHER_MODEL;
 pub use foreign::{Foreign, foreign};
-pub use loader::{Held, Loader};
+pub use loader::{Held, Loader, stored_as_float32};
 pub use values::quantize_parallel;
 
 use std::collections::BTreeSet;

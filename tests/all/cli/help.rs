@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::cli::{Bench, program, run};
 
-pub(super) const COMMANDS: [&str; 12] = [
+pub(super) const COMMANDS: [&str; 13] = [
     "batch",
     "sweep",
     "pull",
@@ -15,6 +15,7 @@ pub(super) const COMMANDS: [&str; 12] = [
     "analyze",
     "compare",
     "doctor",
+    "tune",
     "completions",
     "man",
 ];
@@ -56,7 +57,7 @@ fn help_is_grouped_and_says_of_every_flag_what_it_is() {
             );
         }
     }
-    for group in ["Make clips", "Models", "Look", "Trouble", "Shell"] {
+    for group in ["Make clips", "Models", "Look", "Machine", "Shell"] {
         assert!(short.contains(&format!("\n  {group}  ")), "{short}");
         assert!(long.contains(&format!("\n{group}:\n")), "{long}");
     }
@@ -120,10 +121,7 @@ fn what_may_be_meant_is_said() {
             "--steps is a flag of a clip",
         ),
         (&["steps", "3"], "--image PICTURE --prompt 'steps 3'"),
-        (
-            &["--lora", "x.safetensors"],
-            "LoRA adapters are not read; merge",
-        ),
+        (&["--lora-scale", "0.8"], "the strength follows the adapter"),
         (&["--xyzzy"], "all flags: wan-i2v --help"),
         (&["completions", "cmd"], "expected one of bash, elvish"),
     ] {

@@ -30,6 +30,7 @@ mod strips;
 mod surroundings;
 mod sweep;
 mod tiny;
+mod tune;
 mod typed;
 
 use std::collections::BTreeSet;

@@ -126,8 +126,7 @@ fn the_suggested_command_is_quoted_for_a_shell() {
 fn what_other_programs_have_and_this_one_has_not_gets_advice() {
     let bench = Bench::new("a");
     for (flag, part) in [
-        ("--lora=x.safetensors", "merge them into the experts"),
-        ("--lora_path=x", "merge them into the experts"),
+        ("--lora_scale=0.8", "--lora PATH:0.8"),
         ("--scheduler=beta", "--solver chooses the solver"),
         ("--guidance_scale_2=3", "--guide-scale LOW,HIGH"),
         ("--resolution=480p", "--area 480p"),
@@ -143,16 +142,18 @@ fn what_other_programs_have_and_this_one_has_not_gets_advice() {
         );
     }
     // Wherever flags have names.
-    fs::write(bench.path("a.toml"), "lora = 'x'\n").unwrap();
-    bench
-        .typed(&["plan", "--config", "a.toml"])
-        .assert_refused(2, &["a.toml: \"lora\" is no setting", "merge them"]);
+    fs::write(bench.path("a.toml"), "lora-scale = 1\n").unwrap();
+    bench.typed(&["plan", "--config", "a.toml"]).assert_refused(
+        2,
+        &["a.toml: \"lora-scale\" is no setting", "--lora PATH:0.8"],
+    );
     let mut set = program();
     set.current_dir(bench.work.path())
         .args(["plan", "--json", "--device=cpu"]);
-    let ran = run(set.env("WAN_I2V_LORA", "x"));
+    let ran = run(set.env("WAN_I2V_LORA_SCALE", "1"));
     assert!(
-        ran.stderr.contains("WAN_I2V_LORA sets nothing\nhint: LoRA"),
+        ran.stderr
+            .contains("WAN_I2V_LORA_SCALE sets nothing\nhint: the strength"),
         "{}",
         ran.stderr
     );

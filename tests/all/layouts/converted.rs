@@ -7,7 +7,7 @@ use wan_i2v::weights::container::encoding::Encoding;
 use wan_i2v::weights::convert::{self, Bits, LocalSource, Options};
 use wan_i2v::weights::layout::Layout;
 use wan_i2v::weights::naming::Kind;
-use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources, quantize};
+use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources, quantize};
 
 use crate::layouts::{
     BF16, F16, F32, Made, assert_identical, device, folder, reference, rms_error, run, run_folder,
@@ -121,7 +121,12 @@ fn check_bits(bits: [Bits; 3], most: f64) {
     let (source, _) = folder(Form::Comfy(BF16, ""), &model);
     let converted = ours(&convert(source.path(), bits.map(Some)));
     let [high, low, text] = bits.map(Bits::quantized);
-    let load = LoadBits { high, low, text };
+    let load = Loading {
+        high,
+        low,
+        text,
+        ..Loading::default()
+    };
     let checkpoint = Checkpoint::open(&Sources::folder(source.path()), load).unwrap();
     let loaded = run(&checkpoint, device());
     assert_identical(&converted, &loaded, &format!("{bits:?}"));

@@ -23,7 +23,13 @@ fn input(name: &str, shape: &[i32], scale: f32) -> Array {
 
 /// The velocity that an expert predicts for random latents and a prompt of 40 tokens.
 fn forward(part: &Part, config: &DitConfig, device: Device, bits: Option<Bits>) -> Vec<f32> {
-    let mut loader = Loader { part, device, bits };
+    let mut loader = Loader {
+        part,
+        device,
+        bits,
+        adapters: &[],
+        merges: false,
+    };
     let dit = Dit::load(config, &mut loader, device).unwrap();
     let [frames, rows, columns] = GRID;
     let latents = input("latents", &[36, frames, rows, columns], 1.7);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use wan_i2v::weights::container::encoding::Encoding;
-use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources};
 
 use crate::layouts::{BF16, F16, F32, assert_identical, damaged, folder, open, run_folder};
 use crate::support::containers::{safetensors, torch};
@@ -324,7 +324,7 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
         (
             named(&["diffusion_model.blocks.0.self_attn.q.lora_down.weight"]),
             "a LoRA",
-            "hint: merge it",
+            "hint: give it with --lora",
         ),
         (
             named(&["vision_model.encoder.layers.0.q.weight"]),
@@ -518,7 +518,7 @@ fn what_seems_to_be_mixed_up_is_warned_of() {
     let [high, low] = ["high_noise_model", "low_noise_model"].map(|name| folder.path().join(name));
     sources.parts[PartName::HighNoise as usize] = Some(low);
     sources.parts[PartName::LowNoise as usize] = Some(high);
-    let checkpoint = Checkpoint::open(&sources, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::open(&sources, Loading::default()).unwrap();
     checkpoint.load_tokenizer().unwrap();
     let warnings = checkpoint.warnings();
     assert_eq!(warnings.len(), 3, "{warnings:?}");

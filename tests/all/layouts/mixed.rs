@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
-use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources};
 
 use crate::layouts::converted::convert;
 use crate::layouts::{BF16, F16, F32, assert_identical, device, folder, open, reference, run};
@@ -43,7 +43,7 @@ fn open_parts(paths: &[PathBuf; 4], tokenizer: Option<PathBuf>) -> Checkpoint {
         parts: paths.clone().map(Some),
         tokenizer,
     };
-    Checkpoint::open(&sources, LoadBits::default()).unwrap()
+    Checkpoint::open(&sources, Loading::default()).unwrap()
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_part_in_the_wrong_place() {
         parts: paths.clone().map(Some),
         tokenizer: None,
     };
-    let error = Checkpoint::open(&sources, LoadBits::default()).unwrap_err();
+    let error = Checkpoint::open(&sources, Loading::default()).unwrap_err();
     assert_holds(
         &format!("{error:#}"),
         &["umt5-xxl-encoder", "this is a text encoder; expected a VAE"],

@@ -24,7 +24,7 @@ use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, to_host};
 use wan_i2v::sampling::{Schedule, Solver};
 use wan_i2v::text::TokenIds;
 use wan_i2v::weights::container::encoding::Encoding;
-use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, Sources};
 
 use crate::support::layouts::{Content, Form, Model};
 
@@ -60,7 +60,7 @@ fn damaged(form: Form, model: &Model, damage: impl FnOnce(&mut [Content; 4])) ->
 }
 
 fn open(root: &Path) -> anyhow::Result<Checkpoint> {
-    Checkpoint::open(&Sources::folder(root), LoadBits::default())
+    Checkpoint::open(&Sources::folder(root), Loading::default())
 }
 
 /// What a short guided run makes, in which both experts take part.
@@ -78,6 +78,8 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         frames: 9,
         fps: 16.0,
         steps: 4,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: 5.0,
         guide_scale: GuideScale {

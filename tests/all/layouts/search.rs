@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use wan_i2v::weights::layout::{Layout, TokenizerAt};
-use wan_i2v::weights::{Checkpoint, LoadBits, PartName, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources};
 
 use crate::layouts::{BF16, F16, assert_identical, folder, open, run_folder};
 use crate::support::assert_holds;
@@ -208,7 +208,7 @@ fn named_parts_settle_it() {
     let mut sources = Sources::folder(folder.path());
     sources.parts[PartName::Vae as usize] = Some(folder.path().join(vae));
     sources.tokenizer = Some(folder.path().join("one"));
-    let checkpoint = Checkpoint::open(&sources, LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::open(&sources, Loading::default()).unwrap();
     checkpoint.load_tokenizer().unwrap();
 }
 

@@ -155,7 +155,7 @@ fn time_embedding() {
             case.golden.check(name, "time/sinusoid", &sinusoids, 1e-6);
             let embedded: Vec<_> = timesteps
                 .iter()
-                .map(|&t| dit.embed_time(i64::from(t)).unwrap())
+                .map(|&t| dit.embed_time(t).unwrap())
                 .collect();
             let embeddings: Vec<&Array> = embedded.iter().map(|e| &e.embedding).collect();
             let embeddings = concatenate(&embeddings, 0).unwrap();

@@ -17,7 +17,7 @@ use wan_i2v::sampling::{Sampler, Schedule};
 use wan_i2v::weights::naming::Kind;
 use wan_i2v::weights::part::Part;
 use wan_i2v::weights::store::Location;
-use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, Sources};
 
 use crate::reference::dit::{encoded_text, hidden, load, rope};
 use crate::reference::run::{inputs, plan};
@@ -213,7 +213,7 @@ fn a_vae_without_its_encoder() {
     safetensors::serialize_to_file(kept, None, &path).unwrap();
     let error = format!(
         "{:#}",
-        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap_err()
+        Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap_err()
     );
     assert!(error.contains("missing: encoder.conv_in.weight"), "{error}");
 }
@@ -253,7 +253,7 @@ fn run(
         }
     };
     for t in timesteps {
-        let is_high = (t >= case.settings.boundary) != (fault == LoopFault::SwappedExperts);
+        let is_high = (t >= case.settings.boundary as f64) != (fault == LoopFault::SwappedExperts);
         let (dit, scale) = if is_high {
             (high, plan.guide_scale.high)
         } else {
@@ -283,7 +283,7 @@ fn faults_of_the_denoising_loop() {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
-            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+            Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
         let inputs = inputs(&case, &checkpoint, F32);
         let experts = ["transformer", "transformer_2"].map(|e| load(&case, e, F32));
         let error = |fault| {

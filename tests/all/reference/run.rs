@@ -19,7 +19,7 @@ use wan_i2v::progress::{Event, EventKind, Progress};
 use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::sampling::{Sampler, Schedule, Solver};
 use wan_i2v::text::TokenIds;
-use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, Sources};
 
 use crate::support::golden::{BOTH, Case, F32, Golden, MLX, golden_dir, relative_error};
 use crate::support::scratch::{Tensor, read_tensors, write_tensors};
@@ -32,6 +32,8 @@ pub fn plan(case: &Case) -> Settings {
         frames: settings.frames,
         fps: 16.0,
         steps: settings.steps as u32,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::UniPc,
         shift: settings.shift,
         guide_scale: GuideScale {
@@ -103,7 +105,7 @@ fn guided_run_of_12_steps() {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
-            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+            Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
         let plan = plan(&case);
         let noise = initial_noise(plan.seed, 16, plan.latent_grid());
         case.golden.check(name, "run/noise", &noise, 1e-6);
@@ -150,8 +152,7 @@ fn guided_run_of_12_steps() {
 fn every_step_of_a_run_and_its_dump() {
     let case = Case::load("b");
     let folder = case.checkpoint();
-    let checkpoint =
-        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
     let dump_folder = tempfile::tempdir().unwrap();
     let dump = Dump::create(dump_folder.path()).unwrap();
     latents(&case, &checkpoint, F32, Some(&dump));
@@ -192,7 +193,7 @@ fn guidance_formula_and_solver_on_the_references_predictions() {
     let mut worst = 0.0_f64;
     for (i, &t) in timesteps.iter().enumerate() {
         let i = i as i32;
-        let scale = if t >= case.settings.boundary {
+        let scale = if t >= case.settings.boundary as f64 {
             plan.guide_scale.high
         } else {
             plan.guide_scale.low
@@ -220,8 +221,7 @@ fn mask() {
 fn equal_runs_give_equal_bytes() {
     let case = Case::load("d");
     let folder = case.checkpoint();
-    let checkpoint =
-        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
     let run = || to_host(&latents(&case, &checkpoint, F32, None)).unwrap();
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     assert_eq!(bits(run()), bits(run()));
@@ -235,7 +235,7 @@ fn products_in_16_bits_stay_close_to_f32() {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
-            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+            Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
         let inputs = inputs(&case, &checkpoint, F32);
         let latents = |device| {
             let mut run = denoiser(&case, &checkpoint, device, inputs.clone());
@@ -268,7 +268,7 @@ fn both_ends_condition_as_in_diffusers() {
         let case = Case::load(name);
         let folder = case.checkpoint();
         let checkpoint =
-            Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+            Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
         let golden = Golden::read(&golden_dir(name).join("both_ends.safetensors"));
         let plan = plan(&case);
         let picture = Picture::open(&golden_dir(name).join("start.png")).unwrap();
@@ -318,8 +318,7 @@ fn a_clip_that_leaves_f16_s_range_goes_on_in_bf16() {
         *tensor = Tensor::f32(&tensor.shape.clone(), &scaled);
     }
     write_tensors(&path, &tensors);
-    let checkpoint =
-        Checkpoint::open(&Sources::folder(folder.path()), LoadBits::default()).unwrap();
+    let checkpoint = Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
     let inputs = inputs(&case, &checkpoint, F32);
     let denoiser = |dtype| {
         let device = Device { dtype, ..MLX };

@@ -26,6 +26,8 @@ fn every_tensor_of_every_part() {
                 part: &opened,
                 device,
                 bits: None,
+                adapters: &[],
+                merges: false,
             };
             let (mut exact, mut mixed) = (loader(F32), loader(bf16));
             for spec in specs(&golden_dir(name), part).unwrap() {

@@ -13,7 +13,7 @@ mod values;
 
 use std::path::Path;
 
-use wan_i2v::weights::{Checkpoint, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Loading, Sources};
 
 use crate::support::mlx;
 
@@ -24,7 +24,7 @@ const TEXT: &str = "text_encoder/model.safetensors";
 
 fn open(root: &Path) -> anyhow::Result<Checkpoint> {
     let _mlx = mlx();
-    Checkpoint::open(&Sources::folder(root), LoadBits::default())
+    Checkpoint::open(&Sources::folder(root), Loading::default())
 }
 
 /// The message of opening the checkpoint at `root`.

@@ -85,6 +85,8 @@ fn a_tokenizer_must_be_there_and_belong_to_the_text_encoder() {
         frames: 1,
         fps: 16.0,
         steps: 1,
+        switch: Default::default(),
+        sigmas: Default::default(),
         solver: Solver::Euler,
         shift: 5.0,
         guide_scale: GuideScale {

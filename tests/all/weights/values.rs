@@ -8,7 +8,7 @@ use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::runtime::{Device, DeviceKind, Precision, to_host};
 use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
-use wan_i2v::weights::{Checkpoint, Expert, LoadBits, Sources};
+use wan_i2v::weights::{Checkpoint, Expert, Loading, Sources};
 
 use crate::support::assert_holds;
 use crate::support::checkpoint::kind;
@@ -24,7 +24,7 @@ fn device() -> Device {
 fn load_error(root: &Path) -> String {
     let _mlx = mlx();
     let load = || {
-        let checkpoint = Checkpoint::open(&Sources::folder(root), LoadBits::default())?;
+        let checkpoint = Checkpoint::open(&Sources::folder(root), Loading::default())?;
         checkpoint.load_text_encoder(device())?;
         checkpoint.load_expert(Expert::HighNoise, device())?;
         checkpoint.load_expert(Expert::LowNoise, device())?;
@@ -43,6 +43,8 @@ fn handed_out(root: &Path, part: &str, expected: &Tensors) -> Vec<Vec<f32>> {
         part: &part,
         device: device(),
         bits: None,
+        adapters: &[],
+        merges: false,
     };
     let mut values = |(name, tensor): (&String, &Tensor)| {
         let shape: Vec<i32> = tensor.shape.iter().map(|&d| d as i32).collect();

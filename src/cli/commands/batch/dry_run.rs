@@ -19,7 +19,6 @@ pub(super) fn show(checked: &Checked, outcome: &Outcome) -> Result<ExitCode> {
     let capacity = checked.capacity()?;
     let failed = outcome.report().count(Status::Failed);
     let costs = checked.costs(capacity);
-    let rates = checked.rates.as_ref();
     let found: HashMap<usize, &Ready> = checked.ready.iter().map(|(n, clip)| (*n, clip)).collect();
     let head = ["clip", "made from", "", "state", "memory", "time"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -49,7 +48,7 @@ pub(super) fn show(checked: &Checked, outcome: &Outcome) -> Result<ExitCode> {
         checked
             .budget()
             .map_or("?".into(), |budget| human_bytes(budget.bytes)),
-        seconds(rates.and_then(|rates| costs.seconds(rates))),
+        seconds(costs.seconds()),
     ))?;
     Ok(exit_code(failed == 0))
 }

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
 use crate::cli::commands::resolve::picture::is_address;
-use crate::cli::config::{Layer, Layers, canonical, flag, is_path};
-use crate::cli::flags::{self, Cli, GenerateArgs, job_command, reason};
+use crate::cli::config::{Implied, Layer, Layers, canonical, flag, is_path, repeats};
+use crate::cli::flags::{self, Cli, GenerateArgs, job_command, parse_lora, reason};
 use crate::util::show::Show;
 
 /// The default name of a clip.
@@ -24,7 +24,7 @@ const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 17] = [
+const OF_ALL: [&str; 18] = [
     "yes",
     "allow-sleep",
     "no-retry",
@@ -42,6 +42,7 @@ const OF_ALL: [&str; 17] = [
     "no-checkpoint",
     "device",
     "memory-budget",
+    "no-tune",
 ];
 
 /// The jobs of a file, and the settings of all of them from elsewhere.
@@ -122,8 +123,18 @@ impl Jobs<'_> {
             check_name(name).with_context(|| place.clone())?;
         }
         let job = self.layer(command, settings, &place)?;
-        let layers = [&job, &self.layers.command_line, defaults];
-        let layers = layers.into_iter().chain(&self.layers.ambient);
+        // The first of them that asks for a preset has it.
+        let mut decided = false;
+        let mut layers = Vec::new();
+        for layer in [&job, &self.layers.command_line, defaults] {
+            let implied = match decided {
+                true => Implied::default(),
+                false => (self.layers.presets.of(command, layer)).with_context(|| place.clone())?,
+            };
+            decided |= implied.decided;
+            layers.extend([layer.clone(), implied.layer]);
+        }
+        let layers = layers.iter().chain(&self.layers.ambient);
         Ok(Described {
             index,
             name,
@@ -140,8 +151,25 @@ impl Jobs<'_> {
                 !OF_ALL.contains(&name.as_str()),
                 "{place}: {key} is for the whole batch\nhint: give --{name} on the command line"
             );
-            let Some(text) = value.as_str() else { continue };
             let here = |path: &str| self.file.parent().unwrap_or(Path::new("")).join(path);
+            if flag(command, &name).is_some_and(repeats) {
+                let items = match value {
+                    Value::Array(items) => items.as_mut_slice(),
+                    one => std::slice::from_mut(one),
+                };
+                for item in items {
+                    let text = item.as_str().unwrap_or_default();
+                    // What is not there may be the hub's.
+                    let path = parse_lora(text)
+                        .ok()
+                        .map(|lora| here(&lora.source.to_string_lossy()));
+                    if !text.starts_with("~/") && path.is_some_and(|path| path.exists()) {
+                        *item = here(text).to_string_lossy().into();
+                    }
+                }
+                continue;
+            }
+            let Some(text) = value.as_str() else { continue };
             ensure!(
                 !(text == "-" && name.ends_with("image")),
                 "{place}: {key} is \"-\"; jobs have no standard input: name a file"

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::ui::{human_bytes, stderr};
 use crate::hub::{Config, Hub, RepoId, free_disk};
 use crate::pipeline::plan::{Budget, CLIPS, Fits, Published};
-use crate::runtime::Device;
+use crate::runtime::{Device, Tuning, faster_mlx};
 use crate::util::show::chain;
 
 /// Bytes on disk of the published model in 4 bits, as `pull` and `convert` write it.
@@ -25,9 +25,15 @@ pub(super) struct Around {
     free_in_cache: Option<u64>,
     /// Bytes that the model takes in 4 bits.
     model_bytes: u64,
+    /// What was chosen for this device, if it was tuned.
+    tuning: Option<Tuning>,
+    /// Whether that is left out.
+    untuned: bool,
     hub: HubState,
     /// The most bits with which clips of the published model fit.
     fits: Vec<Fit>,
+    /// What would make the GPU faster.
+    faster: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,7 +57,12 @@ struct Fit {
 
 impl Around {
     /// Looks around; the hub is asked for an answer only if `ask`.
-    pub(super) fn look(device: Device, budget: Budget, ask: bool) -> Result<Self> {
+    pub(super) fn look(
+        device: Device,
+        budget: Budget,
+        tuning: Option<Tuning>,
+        ask: bool,
+    ) -> Result<Self> {
         let config = Config::from_env();
         let cache = config.as_ref().ok().map(|config| config.cache.clone());
         let mut hub = HubState {
@@ -72,6 +83,8 @@ impl Around {
             free_here: free_disk(Path::new(".")).ok(),
             free_in_cache: cache.and_then(|cache| free_disk(&cache).ok()),
             model_bytes: MODEL_BYTES,
+            tuning,
+            untuned: tuning.is_some_and(|tuning| tuning != device.tuning),
             hub,
             fits: fits
                 .map(|(&(size, _, frames), most_bits)| Fit {
@@ -80,12 +93,15 @@ impl Around {
                     most_bits,
                 })
                 .collect(),
+            faster: faster_mlx(),
         })
     }
 
     /// A line each: what it is about, and what was found.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("disk", self.disk()), ("hub", self.hub())];
+        let tuning = self.tuning().map(|text| ("tuning", text));
+        let mut lines: Vec<_> = tuning.into_iter().collect();
+        lines.extend([("disk", self.disk()), ("hub", self.hub())]);
         for size in ["480p", "720p"] {
             let of_size = self.fits.iter().filter(|fit| fit.size == size);
             let clips: Vec<String> = of_size
@@ -99,7 +115,16 @@ impl Around {
                 },
             ));
         }
+        lines.extend(self.faster.map(|advice| ("faster", advice.to_owned())));
         lines
+    }
+
+    fn tuning(&self) -> Option<String> {
+        Some(match self.tuning? {
+            Tuning::NONE => "nothing is faster than the usual way".into(),
+            tuning if self.untuned => format!("left out: {tuning}"),
+            tuning => tuning.to_string(),
+        })
     }
 
     fn disk(&self) -> String {
@@ -143,6 +168,8 @@ mod tests {
             free_here: Some(free),
             free_in_cache: Some(free),
             model_bytes: MODEL_BYTES,
+            tuning: None,
+            untuned: false,
             hub,
             fits: CLIPS
                 .iter()
@@ -153,6 +180,7 @@ mod tests {
                     most_bits,
                 })
                 .collect(),
+            faster: None,
         }
     }
 
@@ -185,12 +213,28 @@ mod tests {
             ]
         );
         assert!(found.iter().all(|line| line.len() < 70));
+        let mut slow = around(1, bits, hub(true, false, None));
+        slow.faster = Some("update macOS");
+        assert_eq!(text(&slow).last().unwrap(), "faster: update macOS");
+        let blocks = Tuning {
+            block_divisor: Some(4),
+            ..Tuning::NONE
+        };
         let mut poor = around(1_000_000_000, [None; 4], hub(false, true, None));
         poor.free_in_cache = Some(2_000_000_000);
         let found = text(&poor);
         assert!(found[0].contains("1.0 GB free here, 2.0 GB in the hub's cache, too little"));
         assert!(found[1].starts_with("hub: offline"));
         assert!(found[3].contains("no clip of Wan2.2 I2V-A14B fits"));
+        let mut tuned = around(1, bits, hub(false, true, None));
+        for (tuning, untuned, line) in [
+            (Tuning::NONE, false, "nothing is faster than the usual way"),
+            (blocks, false, "blocks of 1/4"),
+            (blocks, true, "left out: blocks of 1/4"),
+        ] {
+            (tuned.tuning, tuned.untuned) = (Some(tuning), untuned);
+            assert_eq!(text(&tuned)[0], format!("tuning: {line}"));
+        }
         let asked = around(1, bits, hub(false, false, Some(true)));
         assert!(asked.hub().starts_with("answers; no token"));
     }

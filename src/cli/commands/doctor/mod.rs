@@ -40,7 +40,7 @@ impl DoctorArgs {
             has_weights: !models.has_heads(),
         };
         runtime::limit_memory(settings.budget.bytes)?;
-        let around = Around::look(device, budget, self.hub)?;
+        let around = Around::look(device, budget, self.machine.kept()?, self.hub)?;
         let mut printed = Ok(());
         let mut summary = Summary::default();
         let diagnosis = examine(&model, bits, &settings, &mut |heard| {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::clip::Model;
 use crate::pipeline::plan::{PlannedMemory, Rates};
 use crate::pipeline::{Interrupted, Job};
-use crate::runtime;
+use crate::runtime::{self, Tuning};
 use crate::tiny;
 use crate::util::show::{Show, chain, gist};
 use anyhow::{Context, Result, bail};
@@ -18,7 +18,7 @@ use super::again::Early;
 use super::many::{Folders, tell_of_miniature};
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
-use super::{GoOn, awake};
+use super::{GoOn, awake, tune};
 use crate::cli::flags::{AfterArgs, GenerateArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::Outlook;
@@ -70,27 +70,36 @@ impl GenerateArgs {
         for warning in job.warnings() {
             stderr::warning(&warning);
         }
-        let device = machine.device()?;
+        let mut device = machine.device()?;
         let budget = machine.budget(device);
-        let PlannedMemory {
-            memory, forecast, ..
-        } = job.plan_memory_or_refuse(device, budget, None)?;
-        stderr::warn_of_shortage(device, forecast.peak_bytes);
+        let mut planned = job.plan_memory_or_refuse(device, budget, None)?;
+        stderr::warn_of_shortage(device, planned.forecast.peak_bytes);
         runtime::limit_memory(budget.bytes)?;
-        let mut identity = job.identity(device, &memory)?;
         let again = runtime::again();
-        if again.is_some_and(|again| again.budget.is_some()) {
-            identity.mix_parts();
-        }
-        let Some(mut start) = resume.start(&mut job, device, &identity, &open)? else {
+        let identify = |job: &Job, tuning: Tuning| {
+            let device = machine.device_as(tuning)?;
+            let memory = job.plan_memory_or_refuse(device, budget, None)?.memory;
+            let mut identity = job.identity(device, &memory)?;
+            if again.is_some_and(|again| again.budget.is_some()) {
+                identity.mix_parts();
+            }
+            Ok(identity)
+        };
+        let Some(mut start) = resume.start(&mut job, device, &identify, &open)? else {
             report::there(job.output());
             print_path(job.output())?;
             let text = format!("{} is there", job.output().shown());
             return Ok(after.finished(job.output(), &text));
         };
+        // A run goes on as it began.
+        let tuning = (start.from.as_ref()).map_or(device.tuning, |from| from.identity.tuning());
+        if tuning != device.tuning {
+            device = machine.device_as(tuning)?;
+            planned = job.plan_memory_or_refuse(device, budget, None)?;
+        }
         if again.is_some_and(|again| again.ran_out)
             && let Some(saved) = &start.from
-            && saved.identity.has_parts_of(&identity)
+            && saved.identity.has_parts_of(&identify(&job, tuning)?)
         {
             bail!(
                 "the GPU has no memory left, and the clip cannot be computed in smaller parts\n\
@@ -105,10 +114,20 @@ impl GenerateArgs {
             false => job.metadata(device)?.model.name,
         };
         report::start(&job, device, &model);
-        let rates = Rates::for_work(device, forecast.operations());
-        let forecast = forecast.timed(rates.as_ref());
-        let few = match &rates {
-            Some(rates) if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 => {
+        let PlannedMemory {
+            mut memory,
+            forecast,
+            ..
+        } = planned;
+        let mut rates = Rates::for_work(device, forecast.operations());
+        if let Some((rates, true)) = &mut rates {
+            forecast.measure(rates, job.checkpoint());
+        }
+        let mut forecast = forecast.timed(rates.as_ref().map(|(rates, _)| rates));
+        let few = match &mut rates {
+            Some((rates, _))
+                if forecast.seconds.is_some_and(report::is_long) && forecast.passes > 4 =>
+            {
                 job.seconds_in_four_steps(device, &memory, rates)?
             }
             _ => None,
@@ -125,6 +144,21 @@ impl GenerateArgs {
             tell_of_miniature();
         }
         awake::keep(allow_sleep);
+        if start.from.is_none()
+            && !is_tiny
+            && let Some(tuning) = tune::before_a_run(&machine, forecast.seconds)?
+        {
+            device = machine.device_as(tuning)?;
+            let planned = job.plan_memory_or_refuse(device, budget, None)?;
+            // Of the tuned device, which has rates of its own.
+            let mut rates = Rates::for_work(device, planned.forecast.operations());
+            if let Some((rates, true)) = &mut rates {
+                planned.forecast.measure(rates, job.checkpoint());
+            }
+            let rates = rates.as_ref().map(|(rates, _)| rates);
+            (memory, forecast) = (planned.memory, planned.forecast.timed(rates));
+            start.writer.change(identify(&job, tuning)?);
+        }
         let listener = Listener::start()?;
         let outlook = Outlook::of(&forecast);
         let share = Share::of_clip(outlook.phases());

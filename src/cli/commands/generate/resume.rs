@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use crate::clip::Identity;
 use crate::persist::{EXTENSION, Lock, SavedRun, StateWriter, can_resume, file, state_path};
 use crate::pipeline::Job;
-use crate::runtime::{self, Device};
+use crate::runtime::{self, Device, Tuning};
 use anyhow::{Context, Result};
 
 use crate::cli::commands::resolve::Open;
@@ -32,8 +32,9 @@ pub(crate) struct Start {
 
 impl ResumeArgs {
     /// Takes the right to write the output, and finds the saved run to resume from. Where the user has left
-    /// the seed or the name open, those of the saved run are taken, or a name that is free. `None`: the
-    /// same command has made the clip before.
+    /// the seed or the name open, those of the saved run are taken, or a name that is free. `identify` says
+    /// what the run is with a tuning: that of the saved run counts. `None`: the same command has made the
+    /// clip before.
     ///
     /// # Errors
     /// When another run writes the output, the output is another's, or the saved run is damaged or
@@ -42,10 +43,10 @@ impl ResumeArgs {
         self,
         job: &mut Job,
         device: Device,
-        identity: &Identity,
+        identify: &dyn Fn(&Job, Tuning) -> Result<Identity>,
         open: &Open,
     ) -> Result<Option<Start>> {
-        let (mut identity, mut found) = (identity.clone(), None);
+        let (mut identity, mut found) = (identify(job, device.tuning)?, None);
         let every = self.every();
         // The process before this one knew which run it was.
         let before = runtime::again().and_then(|again| Some((again, again.state.clone()?)));
@@ -62,14 +63,15 @@ impl ResumeArgs {
             && self.checkpoint.is_none()
             && open.stem.is_some()
             && open.seed
-            && let Some((saved, output)) = newest(open, &identity)
+            && let Some((saved, output)) =
+                newest(open, &|saved| resumed(job, identify, saved, open))
         {
             job.move_to(output);
             found = Some(saved);
         }
         let is_named = open.stem.is_none() || found.is_some();
         if let Some(saved) = &found {
-            take_seed(&mut identity, saved, open);
+            identity = resumed(job, identify, saved, open)?;
             if let Some(seed) = saved.identity.seed().filter(|_| open.seed) {
                 job.reseed(seed);
             }
@@ -103,10 +105,10 @@ impl ResumeArgs {
         file::check_replace(&path)?;
         if from != ResumeFrom::Never && path.exists() {
             let there = SavedRun::read(&path)?;
-            let mut seeded = identity.clone();
-            if found.is_none() {
-                take_seed(&mut seeded, &there, open);
-            }
+            let seeded = match found {
+                None => resumed(job, identify, &there, open)?,
+                Some(_) => identity.clone(),
+            };
             let same = can_resume(&there, &seeded, found.is_none())?;
             if same && found.is_none() {
                 (identity, found) = (seeded, Some(there));
@@ -147,17 +149,28 @@ fn lock(path: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-fn take_seed(identity: &mut Identity, saved: &SavedRun, open: &Open) {
+/// What the run is when it goes on as `saved` began: with its tuning, and its seed if that is open.
+fn resumed(
+    job: &Job,
+    identify: &dyn Fn(&Job, Tuning) -> Result<Identity>,
+    saved: &SavedRun,
+    open: &Open,
+) -> Result<Identity> {
+    let mut identity = identify(job, saved.identity.tuning())?;
     if let Some(seed) = saved.identity.seed()
         && open.seed
     {
         identity.set_seed(seed);
     }
+    Ok(identity)
 }
 
 /// The newest saved run in the current folder that differs in nothing but the seed, and that nobody
 /// is working on, and the clip that it is of.
-fn newest(open: &Open, identity: &Identity) -> Option<(SavedRun, PathBuf)> {
+fn newest(
+    open: &Open,
+    resumed: &dyn Fn(&SavedRun) -> Result<Identity>,
+) -> Option<(SavedRun, PathBuf)> {
     let stem = open.stem.as_ref()?.to_string_lossy().into_owned();
     let of_state = |name: &str| {
         let output = name.strip_suffix(&format!(".{EXTENSION}"))?;
@@ -179,11 +192,10 @@ fn newest(open: &Open, identity: &Identity) -> Option<(SavedRun, PathBuf)> {
     found.into_iter().rev().find_map(|(_, state, output)| {
         let _free = Lock::take(&output).ok()?;
         let saved = SavedRun::read(&state).ok()?;
-        let mut seeded = identity.clone();
-        take_seed(&mut seeded, &saved, open);
+        let now = resumed(&saved).ok()?;
         saved
             .identity
-            .differences(&seeded)
+            .differences(&now)
             .is_empty()
             .then_some((saved, output))
     })

@@ -157,10 +157,10 @@ fn request(
     let last_image = last_image.map(|source| pictures.local("--last-image", source));
     let last_image = last_image.transpose()?;
     let (prompt, negative_prompt) = prompt::read_both(prompt, sampling.negative_prompt)?;
-    let (model, bits) = elsewhere.models.resolve(model)?;
+    let (model, loading) = elsewhere.models.resolve(model)?;
     Ok(Request {
         model,
-        bits,
+        loading,
         image,
         last_image,
         prompt,
@@ -169,8 +169,10 @@ fn request(
             seconds: sampling.seconds,
             frames: sampling.frames,
             fps: sampling.fps,
-            steps: sampling.steps,
-            solver: Some(sampling.solver),
+            steps: sampling.steps.map(|steps| steps.all),
+            switch: sampling.steps.map(|steps| steps.switch),
+            sigmas: sampling.sigmas,
+            solver: sampling.solver,
             shift: sampling.shift,
             guide_scale: sampling.guide_scale,
             guide_interval: sampling.guide_interval,

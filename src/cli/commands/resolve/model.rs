@@ -6,10 +6,11 @@ use crate::clip::Model;
 use crate::hub::pull::{self, Heads, Progress};
 use crate::hub::{Hub, Listing, RepoId, Selection, is_address};
 use crate::util::suggest::did_you_mean_path;
-use crate::weights::{LoadBits, Sources};
+use crate::weights::adapter::{Source, Wanted};
+use crate::weights::{Loading, Sources};
 use anyhow::{Context, Result, bail};
 
-use crate::cli::flags::ModelArgs;
+use crate::cli::flags::{LoraArgs, ModelArgs};
 use crate::cli::ui::{Fetching, Transfer, confirm, human_bytes, info};
 use crate::util::quote::quoted;
 use crate::util::show::Show;
@@ -75,8 +76,9 @@ impl Models {
     ///
     /// # Errors
     /// When it cannot be had, or is to be fetched and nobody agrees.
-    pub(crate) fn resolve(&mut self, args: ModelArgs) -> Result<(Model, LoadBits)> {
-        let (mut model, bits) = args.named()?;
+    pub(crate) fn resolve(&mut self, mut args: ModelArgs) -> Result<(Model, Loading)> {
+        let lora = std::mem::take(&mut args.lora);
+        let (mut model, mut loading) = args.named()?;
         if let Model::Disk(Sources {
             model: Some(source),
             ..
@@ -84,7 +86,42 @@ impl Models {
         {
             *source = self.local(source)?;
         }
-        Ok((model, bits))
+        self.load_with(&mut loading, &lora)?;
+        Ok((model, loading))
+    }
+
+    /// Adds adapters to what a model is loaded with.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub(crate) fn load_with(&mut self, loading: &mut Loading, lora: &LoraArgs) -> Result<()> {
+        for (flag, expert, named) in lora.named() {
+            loading.adapters.push(Wanted {
+                source: Source::Disk(self.adapter(flag, &named.source)?),
+                strength: named.strength,
+                expert,
+            });
+        }
+        loading.merges = lora.lora_merge;
+        Ok(())
+    }
+
+    /// An adapter's path on this machine.
+    fn adapter(&mut self, flag: &str, source: &Path) -> Result<PathBuf> {
+        if source.exists() {
+            return Ok(source.to_owned());
+        }
+        let Some((repo, file)) = hub_file(source) else {
+            bail!("{}{}", nowhere(source, flag), did_you_mean_path(source));
+        };
+        let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
+        if let Some(path) = hub.cached_file(&repo, &file) {
+            return Ok(path);
+        }
+        let files = [file.clone()];
+        let and_the_hub = || format!("{}, and the hub", nowhere(source, flag));
+        let folder = self.fetched(&hub, &repo, flag, source, &files, &and_the_hub)?;
+        Ok(folder.join(file))
     }
 
     /// Whether all that is here of a model is its heads.
@@ -101,8 +138,21 @@ impl Models {
             Place::Hub(hub, repo) => (hub, repo),
         };
         let and_the_hub = || format!("{}, and the hub", nowhere(source, "--model"));
+        self.fetched(&hub, &repo, "--model", source, &[], &and_the_hub)
+    }
+
+    /// Fetches what a flag names of a repository: these files, or what a model needs.
+    fn fetched(
+        &mut self,
+        hub: &Hub,
+        repo: &RepoId,
+        flag: &str,
+        source: &Path,
+        files: &[String],
+        and_the_hub: &dyn Fn() -> String,
+    ) -> Result<PathBuf> {
         if self.heads_only {
-            let heads = Heads::fetch(&hub, &repo, &[]).with_context(and_the_hub)?;
+            let heads = Heads::fetch(hub, repo, files).with_context(and_the_hub)?;
             info!(
                 "{repo}: not on this machine; read the heads of {} files of {} ({})",
                 heads.selection.files.len(),
@@ -110,8 +160,8 @@ impl Models {
                 human_bytes(heads.fetched)
             );
             let folder = heads.folder().to_owned();
-            if self.with_tokenizer {
-                let (listing, selection) = pull::select(&hub, &repo, &[])?;
+            if self.with_tokenizer && files.is_empty() {
+                let (listing, selection) = pull::select(hub, repo, files)?;
                 let is_tokenizer = |path: &str| {
                     ["tokenizer.json", "spiece.model"]
                         .iter()
@@ -122,25 +172,57 @@ impl Models {
                     .iter()
                     .filter(|file| is_tokenizer(&file.path))
                 {
-                    hub.fetch_to(&repo, &listing.commit, file, &folder, &mut |_| ())?;
+                    hub.fetch_to(repo, &listing.commit, file, &folder, &mut |_| ())?;
                 }
             }
             self.heads.push((source.to_owned(), heads));
             return Ok(folder);
         }
-        let (listing, selection) = pull::select(&hub, &repo, &[]).with_context(and_the_hub)?;
-        let there = hub.fetched_bytes(&repo, &listing.commit, &selection);
+        let (listing, selection) = pull::select(hub, repo, files).with_context(and_the_hub)?;
+        let there = hub.fetched_bytes(repo, &listing.commit, &selection);
         let missing = human_bytes(selection.bytes().saturating_sub(there));
         if !self.yes {
             confirm(
                 &format!(
-                    "--model {repo}: not on this machine; {missing} are to be fetched from the hub"
+                    "{flag} {}: not on this machine; {missing} are to be fetched from the hub",
+                    source.shown()
                 ),
-                &format!("wan-i2v pull {repo} fetches it, or --yes has a run fetch it"),
+                &format!(
+                    "{} fetches it, or --yes has a run fetch it",
+                    command_line(repo, files)
+                ),
             )?;
         }
-        fetch(&hub, &repo, &listing, &selection).with_context(and_the_hub)
+        fetch(hub, repo, &listing, &selection).with_context(and_the_hub)
     }
+}
+
+/// What fetches files of a repository.
+fn command_line(repo: &RepoId, files: &[String]) -> String {
+    let files: String = files
+        .iter()
+        .map(|file| format!(" {}", quoted(file)))
+        .collect();
+    format!("wan-i2v pull {repo}{files}")
+}
+
+/// A file of the hub: `owner/name/file`, or `owner/name:file`.
+fn hub_file(source: &Path) -> Option<(RepoId, String)> {
+    let text = source.to_str()?;
+    if text.starts_with(['.', '/', '~']) || text.ends_with('/') {
+        return None;
+    }
+    let (repo, file) = match text.split_once(':') {
+        Some(parts) => parts,
+        None => {
+            let slash = text.match_indices('/').nth(1)?.0;
+            (&text[..slash], &text[slash + 1..])
+        }
+    };
+    let is_plain = |part: &str| !part.is_empty() && part != ".." && part != ".";
+    let is_inside = file.split('/').all(is_plain);
+    (is_inside && repo.matches('/').count() == 1).then_some(())?;
+    Some((repo.parse().ok()?, file.to_owned()))
 }
 
 /// The path of a model on this machine: itself, or the folder in the hub's cache.

@@ -49,10 +49,7 @@ pub(super) fn show(checked: &Checked, outcomes: &Outcomes, as_json: bool) -> Res
             });
         }
         let costs = checked.costs(checked.capacity()?);
-        let seconds = checked
-            .rates
-            .as_ref()
-            .and_then(|rates| costs.seconds(rates));
+        let seconds = costs.seconds();
         print(&format!(
             "{}\n{} runs, about {} to go\n",
             table(rows, ends.into_iter()),

@@ -158,7 +158,7 @@ fn quantized(
     let case = Case::new(name, tolerance, columns as usize, &expected);
     round.kernel(&case.only_noted_if(!used), &|| {
         let [x, _, bias] = product.arrays(precision)?;
-        Linear::from_weight(Weight::Quantized(quantized.clone()), Some(bias))
+        Linear::from_weight(Weight::Quantized(quantized.clone(), Vec::new()), Some(bias))
             .and_then(|linear| Ok(linear.forward(&x)?))
             .map_err(|error| mlx_rs::error::Exception::custom(chain(&error)))
     });

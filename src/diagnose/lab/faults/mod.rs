@@ -20,8 +20,8 @@ use crate::model::dit::{CrossKv, Dit, Rope, TimeEmbedding, time_sinusoid};
 use crate::model::umt5::pad_rows;
 use crate::pipeline::{TEXT_LEN, guide, initial_noise};
 use crate::runtime::to_host;
+use crate::sampling::Sampler;
 use crate::sampling::noise::randn;
-use crate::sampling::{Sampler, Schedule};
 use crate::weights::Expert;
 use crate::weights::naming::Kind;
 use crate::weights::part::{may_quantize, usizes};
@@ -34,7 +34,7 @@ const TEXT_OFF: f32 = 0.42;
 #[derive(Clone, Copy, Debug)]
 pub struct Gap {
     /// What the expert was told of the noise.
-    pub timestep: i64,
+    pub timestep: f64,
     /// The mean of the absolute differences, in the latents' normalised units.
     pub mean: f64,
     /// The root of the mean square difference over that of the conditional prediction.
@@ -92,7 +92,7 @@ impl Experts {
         })
     }
 
-    fn at(&self, studio: &Studio, timestep: i64, case: &Case) -> &Dit {
+    fn at(&self, studio: &Studio, timestep: f64, case: &Case) -> &Dit {
         let is_high = studio.checkpoint.expert_for(timestep) == Expert::HighNoise;
         let is_high = (is_high != case.has(Fault::SwappedExperts) || case.has(Fault::HighAlone))
             && !case.has(Fault::LowAlone);
@@ -112,8 +112,8 @@ pub fn render(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Res
     let grid = plan.latent_grid();
     let condition = condition::condition(studio, stage, scene, case)?;
     let experts = Experts::load(studio, case)?;
-    let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
-    let levels: Vec<(i64, f64)> = schedule
+    let schedule = plan.schedule();
+    let levels: Vec<(f64, f64)> = schedule
         .timesteps
         .iter()
         .copied()
@@ -181,11 +181,11 @@ pub fn render(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Res
     })
 }
 
-fn embed_time(dit: &Dit, timestep: i64, sigma: f64, case: &Case) -> Result<TimeEmbedding> {
+fn embed_time(dit: &Dit, timestep: f64, sigma: f64, case: &Case) -> Result<TimeEmbedding> {
     let time = match case {
         case if case.has(Fault::FloatTimesteps) => sigma * 1000.0,
         case if case.has(Fault::ShareTimesteps) => sigma,
-        _ => timestep as f64,
+        _ => timestep,
     };
     Ok(dit.embed_sinusoid(&time_sinusoid(time, dit.config().freq_dim))?)
 }
@@ -236,7 +236,7 @@ fn noise_scale(case: &Case) -> f32 {
     }
 }
 
-fn gap(timestep: i64, cond: &Array, uncond: &Array) -> Result<Gap> {
+fn gap(timestep: f64, cond: &Array, uncond: &Array) -> Result<Gap> {
     let (mean, relative) = distance(&to_host(uncond)?, &to_host(cond)?);
     Ok(Gap {
         timestep,

@@ -44,6 +44,8 @@ pub fn load<T>(
         part: &part,
         device,
         bits: None,
+        adapters: &[],
+        merges: false,
     };
     load(&mut Changed { loader, change })
 }

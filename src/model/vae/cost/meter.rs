@@ -4,7 +4,7 @@ use super::Footprint;
 use crate::model::MemoryPlan;
 use crate::model::cost::{F32, Operations, number};
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::model::vae::conv::{MIN_TAP_CHANNELS, is_joined};
+use crate::model::vae::conv::{is_joined, is_tapped};
 use crate::runtime::kernels::metal::{self, winograd_values};
 use crate::runtime::{Device, DeviceKind, Kernels};
 
@@ -234,10 +234,7 @@ impl Meter {
         let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
         let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
         self.project(seen, x.channels * kernel[1] * kernel[2], outputs);
-        let tapped = taps == 1
-            || (self.device.kernels == Kernels::Cpu
-                && stride == [1, 1, 1]
-                && x.channels >= MIN_TAP_CHANNELS);
+        let tapped = is_tapped(self.device, x.channels, kernel, stride);
         // Frames that see zeros are computed apart, and joined to the others.
         let joined = if missing > 0 && size.t > 1 {
             out.volume()

@@ -6,14 +6,10 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 use rayon::prelude::*;
 
-use super::cores::{block_rows, in_turn};
+use super::cores::{Blocks, in_turn};
 use super::math::exp_of_negative;
 use super::norm::sum;
 use super::{LANES, Rows, new_array, parcel_rows, values_mut, vector};
-
-/// Bytes of scores that exist at once, if not fewer are asked for: between the two products they
-/// should not leave the caches.
-const ROUND_BYTES: u64 = 8 << 20;
 
 /// Fewer scores than this are one piece of work.
 const SMALL: i32 = 1 << 16;
@@ -30,6 +26,7 @@ pub fn attention(
     scale: f32,
     weights: Option<&Array>,
     score_bytes: u64,
+    blocks: Blocks,
 ) -> Result<Array> {
     let [heads, queries, keys, width] = [q.dim(1), q.dim(2), k.dim(2), v.dim(3)];
     let weights = match weights {
@@ -37,9 +34,9 @@ pub fn attention(
         None => &[],
     };
     let transposed = k.swap_axes(2, 3)?;
-    let pieces = pieces(heads, queries, keys, q.dim(3).max(width));
+    let pieces = pieces([heads, queries, keys, q.dim(3).max(width)], blocks);
     let mut outputs = Vec::with_capacity(pieces.len());
-    for round in rounds(&pieces, keys, score_bytes.min(ROUND_BYTES)) {
+    for round in rounds(&pieces, keys, score_bytes.min(blocks.round_bytes)) {
         let scores = in_turn(round, |piece| {
             let rows = q.try_index((.., piece.heads(), piece.rows(), ..))?;
             rows.matmul(transposed.try_index((.., piece.heads()))?)
@@ -86,11 +83,12 @@ pub fn attention(
     merged.transpose_axes(&[0, 2, 1, 3])
 }
 
-/// Bytes of scores that [`attention`] of these shapes has at once, with `width` the larger of `d` and
-/// `e`.
-pub fn scores_at_once(heads: i32, queries: i32, keys: i32, width: i32, score_bytes: u64) -> u64 {
-    let pieces = pieces(heads, queries, keys, width);
-    rounds(&pieces, keys, score_bytes.min(ROUND_BYTES))
+/// Bytes of scores that [`attention`] of `heads`, `queries`, `keys` and the larger of `d` and `e` has at
+/// once.
+pub fn scores_at_once(shape: [i32; 4], score_bytes: u64, blocks: Blocks) -> u64 {
+    let pieces = pieces(shape, blocks);
+    let [_, _, keys, _] = shape;
+    rounds(&pieces, keys, score_bytes.min(blocks.round_bytes))
         .map(|round| round.iter().map(|piece| 4 * piece.scores(keys)).sum())
         .max()
         .unwrap_or(0)
@@ -132,8 +130,8 @@ impl Piece {
 }
 
 /// All of the work in pieces that a core computes at once.
-fn pieces(heads: i32, queries: i32, keys: i32, inner: i32) -> Vec<Piece> {
-    let rows = block_rows(inner, keys);
+fn pieces([heads, queries, keys, inner]: [i32; 4], blocks: Blocks) -> Vec<Piece> {
+    let rows = blocks.rows(inner, keys);
     let (heads_each, rows_each) = if queries > rows {
         (1, rows)
     } else {
@@ -226,7 +224,8 @@ mod tests {
                 let mask = weights.map(ScaledDotProductAttentionMask::from);
                 let expected = scaled_dot_product_attention(&q, &k, &v, scale, mask, None).unwrap();
                 for bytes in [u64::MAX, 1 << 16] {
-                    let ours = attention(&q, &k, &v, scale, weights, bytes).unwrap();
+                    let ours =
+                        attention(&q, &k, &v, scale, weights, bytes, Blocks::default()).unwrap();
                     assert_eq!(ours.shape(), [1, heads, n, e]);
                     let off = ours.subtract(&expected).unwrap().abs().unwrap();
                     let off = off.max(None).unwrap().item_exact::<f32>();
@@ -254,7 +253,7 @@ mod tests {
     #[test]
     fn no_piece_is_larger_than_a_core_is_to_have() {
         for [heads, queries, keys] in [[12, 720, 720], [40, 9, 9], [40, 32_760, 512]] {
-            let pieces = pieces(heads, queries, keys, 128);
+            let pieces = pieces([heads, queries, keys, 128], Blocks::default());
             let all: u64 = pieces.iter().map(|piece| piece.scores(keys)).sum();
             assert_eq!(
                 all,

@@ -51,7 +51,7 @@ mod norm;
 mod unpack;
 
 pub use attention::{attention, scores_at_once};
-pub use cores::{block_rows, in_parallel};
+pub use cores::{Blocks, in_parallel};
 pub use math::gelu_tanh;
 pub use norm::{layer_norm, norm_silu, to_heads};
 pub use unpack::{dequantize, unpacks};

@@ -1,0 +1,288 @@
+//! Presets: settings that belong together, by name. Those of the program are data; users add theirs to
+//! the config file as `[presets.NAME]`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Command;
+use serde_json::{Map, Value};
+
+use super::file::json;
+use super::layer::Layer;
+use crate::cli::flags::parse_lora;
+use crate::util::suggest::did_you_mean;
+
+/// The program's own.
+const OWN: &str = include_str!("presets.toml");
+/// The flag that names one, and what it says for none.
+const FLAG: &str = "preset";
+const NONE: &str = "none";
+/// Keys that are no flags.
+const ABOUT: [&str; 3] = ["about", "source", "found"];
+
+/// A preset.
+#[derive(Clone, Debug)]
+pub(crate) struct Preset {
+    /// What it is for.
+    pub(crate) about: String,
+    /// Whose it is.
+    pub(crate) source: String,
+    /// Texts in names of adapters and models that ask for it.
+    found: Vec<String>,
+    /// Its settings, by flags.
+    pub(crate) settings: Map<String, Value>,
+}
+
+/// All presets, by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Presets(pub(crate) BTreeMap<String, Preset>);
+
+impl Presets {
+    /// The program's and, in front of them, those of a config file.
+    ///
+    /// # Errors
+    /// Names the preset and the key that is no setting.
+    pub(crate) fn new(users: Map<String, Value>, place: &str) -> Result<Self> {
+        let own: toml::Table = OWN.parse().context("the program's presets")?;
+        let own = own.into_iter().map(|(name, value)| (name, json(value)));
+        let mut presets = BTreeMap::new();
+        for (name, value) in own.chain(users) {
+            let Value::Object(table) = value else {
+                bail!("{place}: presets.{name} is {value}; expected a table of settings");
+            };
+            if name == NONE {
+                bail!("{place}: presets.{NONE} cannot be: it is the name of none");
+            }
+            presets.insert(name, Preset::of(table));
+        }
+        Ok(Self(presets))
+    }
+
+    /// The settings that a layer asks for by a preset's name, or by the name of an adapter or model.
+    ///
+    /// # Errors
+    /// When there is no such preset, or it sets what `command` has not.
+    pub(crate) fn of(&self, command: &Command, layer: &Layer) -> Result<Implied> {
+        let named = layer
+            .value(FLAG)
+            .map(|name| name.to_string_lossy().into_owned());
+        let (name, by) = match named {
+            Some(name) if name == NONE => return Ok(Implied::nothing()),
+            Some(name) => (name, None),
+            None => match self.found(layer) {
+                Some((name, by)) => (name, Some(by)),
+                None => return Ok(Implied::default()),
+            },
+        };
+        let Some(preset) = self.0.get(&name) else {
+            bail!(
+                "--preset {name}: there is no such preset{}\nhint: wan-i2v presets lists them",
+                did_you_mean(&name, self.0.keys().map(String::as_str))
+            );
+        };
+        let place = format!("preset {name}");
+        let settings = preset.settings.clone();
+        Ok(Implied {
+            decided: true,
+            layer: Layer::of_table(command, settings, &place)?,
+            found: by.map(|by| (name, by)),
+        })
+    }
+
+    /// The preset that names in a layer ask for, and the name.
+    fn found(&self, layer: &Layer) -> Option<(String, String)> {
+        let both = |one: &str, other: &str| {
+            let all: Vec<_> = layer.values(one).chain(layer.values(other)).collect();
+            (layer.has(one) && layer.has(other)).then_some(all)
+        };
+        let loras = layer.values("lora").collect::<Vec<_>>();
+        let experts = both("lora-high", "lora-low").unwrap_or_default();
+        let adapters = loras.into_iter().chain(experts).filter_map(|value| {
+            let lora = parse_lora(value.to_str()?).ok()?;
+            // Without strength it is as good as not there.
+            (lora.strength != 0.0).then_some(lora.source)
+        });
+        let models = layer.values("model").collect::<Vec<_>>();
+        let models = models
+            .into_iter()
+            .chain(both("high", "low").unwrap_or_default());
+        let models = models.map(|value| Path::new(value).to_owned());
+        adapters.chain(models).find_map(|path| {
+            let mut names = path.components().rev();
+            let last: Vec<String> = (&mut names)
+                .take(2)
+                .map(|name| name.as_os_str().to_string_lossy().to_lowercase())
+                .collect();
+            let asks = |preset: &Preset| {
+                let mut marks = preset.found.iter();
+                marks.any(|mark| last.iter().any(|name| name.contains(mark.as_str())))
+            };
+            let (name, _) = self.0.iter().find(|(_, preset)| asks(preset))?;
+            Some((name.clone(), last.into_iter().next()?))
+        })
+    }
+}
+
+impl Preset {
+    fn of(mut table: Map<String, Value>) -> Self {
+        let [about, source, found] = ABOUT.map(|key| table.remove(key));
+        let text = |value: Option<Value>| {
+            value
+                .as_ref()
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let found = found
+            .as_ref()
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        Self {
+            about: text(about),
+            source: text(source),
+            found: found
+                .filter_map(Value::as_str)
+                .map(str::to_lowercase)
+                .collect(),
+            settings: table,
+        }
+    }
+}
+
+/// What a layer asks for by a preset.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Implied {
+    /// Whether the layer decides which preset there is, be it none: weaker ones do not any more.
+    pub(crate) decided: bool,
+    /// Its settings.
+    pub(crate) layer: Layer,
+    /// The preset that was found, and by which name.
+    pub(crate) found: Option<(String, String)>,
+}
+
+impl Implied {
+    fn nothing() -> Self {
+        Self {
+            decided: true,
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::flags;
+    use serde_json::json;
+
+    fn implied(presets: &Presets, table: Value) -> Result<Vec<String>> {
+        let Value::Object(table) = table else {
+            panic!("no table");
+        };
+        let command = flags::command();
+        let layer = Layer::of_table(&command, table, "test")?;
+        let found = presets.of(&command, &layer)?.layer;
+        Ok(found
+            .arguments()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect())
+    }
+
+    #[test]
+    fn presets_are_found_by_their_names_and_those_of_adapters() {
+        let presets = Presets::new(Map::new(), "test").unwrap();
+        let four = [
+            "--guide-scale=1",
+            "--shift=5",
+            "--sigmas=flow",
+            "--solver=euler",
+            "--steps=4",
+        ];
+        for asking in [
+            json!({ "preset": "lightning" }),
+            json!({ "lora": "a/Wan2.2-Lightning/x" }),
+            json!({ "lora": "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors:0.8" }),
+            json!({ "lora-high": "h_4steps.safetensors", "lora-low": "l_4steps.safetensors" }),
+            json!({ "model": "models/a14b-lightning" }),
+            json!({ "high": "distill/h.safetensors", "low": "distill/l.safetensors" }),
+        ] {
+            let mut found = implied(&presets, asking.clone()).unwrap();
+            found.sort();
+            assert_eq!(found, four, "{asking}");
+        }
+        for silent in [
+            json!({}),
+            json!({ "preset": "none", "lora": "lightning.safetensors" }),
+            json!({ "lora": "lightning.safetensors:0" }),
+            json!({ "lora-low": "lightning.safetensors" }),
+            json!({ "lora": "lightning/of/zeus/style.safetensors" }),
+        ] {
+            assert_eq!(
+                implied(&presets, silent.clone()).unwrap().len(),
+                0,
+                "{silent}"
+            );
+        }
+        let error = implied(&presets, json!({ "preset": "lightening" })).unwrap_err();
+        assert!(
+            error.to_string().contains("did you mean lightning?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn users_add_presets_and_replace_them() {
+        let users = json!({
+            "mine": { "about": "what I like", "steps": 12, "found": ["Nice"] },
+            "lightning": { "steps": 6 },
+        });
+        let Value::Object(users) = users else {
+            panic!()
+        };
+        let presets = Presets::new(users, "config.toml").unwrap();
+        assert_eq!(
+            implied(&presets, json!({ "preset": "mine" })).unwrap(),
+            ["--steps=12"]
+        );
+        assert_eq!(
+            implied(&presets, json!({ "lora": "nice.safetensors" })).unwrap(),
+            ["--steps=12"]
+        );
+        assert_eq!(
+            implied(&presets, json!({ "preset": "lightning" })).unwrap(),
+            ["--steps=6"]
+        );
+        let Value::Object(wrong) = json!({ "a": { "stepz": 1 } }) else {
+            panic!()
+        };
+        let wrong = Presets::new(wrong, "config.toml").unwrap();
+        let error = implied(&wrong, json!({ "preset": "a" }))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("preset a: \"stepz\" is no setting"),
+            "{error}"
+        );
+        assert!(Presets::new([("none".to_owned(), json!({}))].into_iter().collect(), "x").is_err());
+        assert!(Presets::new([("a".to_owned(), json!(1))].into_iter().collect(), "x").is_err());
+    }
+
+    /// Every preset of the program can be read by the flags.
+    #[test]
+    fn the_program_s_presets_are_settings() {
+        let presets = Presets::new(Map::new(), "test").unwrap();
+        for (name, preset) in &presets.0 {
+            let words = implied(&presets, json!({ "preset": name })).unwrap();
+            let base = ["wan-i2v", "--image=a", "--prompt=b"].map(str::to_owned);
+            let all = base.into_iter().chain(words);
+            flags::command().try_get_matches_from(all).unwrap();
+            assert!(
+                !preset.about.is_empty() && !preset.source.is_empty(),
+                "{name}"
+            );
+            assert!(preset.about.len() < 80, "{name}");
+        }
+    }
+}
