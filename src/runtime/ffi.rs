@@ -88,7 +88,7 @@ pub(super) fn limit_blas_threads() {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn limit_blas_threads() {}
 
-/// `scripts/linux/mlx_shim.c`, which is linked into mlx-c there.
+/// `scripts/mlx/mlx_shim.c`, which is linked into mlx-c there.
 #[cfg(target_os = "linux")]
 mod shim {
     unsafe extern "C" {

@@ -26,7 +26,7 @@ pub(crate) fn with_advice(error: &anyhow::Error) -> String {
 /// An error that says that memory or a thread was refused, without the place in MLX's source where it
 /// was noticed.
 fn refusal(text: &str) -> Option<String> {
-    // scripts/linux/mlx_allocator.cpp, and the system for a thread.
+    // scripts/mlx/mlx_allocator.cpp, and the system for a thread.
     let said = ["the system refuses ", "Resource temporarily unavailable"];
     let (before, after) = text.split_at(said.iter().find_map(|said| text.find(said))?);
     let (what, _) = after.split_once(" at ").unwrap_or((after, ""));

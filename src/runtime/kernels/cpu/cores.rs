@@ -28,7 +28,7 @@ impl Blocks {
     ///
     /// The sums, with what they are made of, stay in a core's cache, of 1 MiB at least
     /// where there are vector units to keep busy; and a product is small enough that no BLAS would give
-    /// it to several threads (`scripts/linux/mlx_shim.c` has its limit at 2^26 multiplications).
+    /// it to several threads (`scripts/mlx/mlx_shim.c` has its limit at 2^26 multiplications).
     pub fn rows(self, inner: i32, columns: i32) -> i32 {
         let [inner, columns] = [inner, columns].map(|side| i64::from(side.max(1)));
         let rows = (BLOCK_PRODUCTS / (inner * columns)).min(BLOCK_VALUES / columns);
