@@ -25,7 +25,7 @@ const HEADER: u64 = 64 << 10;
 /// M5, the first with matrix units in its GPU cores (`applegpu_g17`), and the system from which MLX's
 /// build has kernels for them.
 const MATRIX_UNITS: u32 = 17;
-const MATRIX_SYSTEM: u32 = 26;
+const MATRIX_SYSTEM: (u32, u32) = (26, 2);
 
 /// The file that MLX was loaded from; none when it is part of the program.
 pub fn mlx_library() -> Option<PathBuf> {
@@ -75,28 +75,36 @@ pub(super) fn kernels_hint(error: &str, library: Option<&Path>) -> Option<String
 /// alone.
 pub fn faster_mlx() -> Option<&'static str> {
     let system = sysinfo::System::os_version()?;
-    let system = system.split('.').next()?.parse().ok()?;
+    let mut numbers = system.split('.').map(str::parse);
+    let system = (
+        numbers.next()?.ok()?,
+        numbers.next().map_or(Some(0), Result::ok)?,
+    );
     let mut header = Vec::new();
     let library = File::open(mlx_library()?).ok()?;
     library.take(HEADER).read_to_end(&mut header).ok()?;
     faster_than(&gpu_architecture()?, system, made_for_macos(&header)?)
 }
 
-fn faster_than(architecture: &str, system: u32, library: u32) -> Option<&'static str> {
+fn faster_than(
+    architecture: &str,
+    system: (u32, u32),
+    library: (u32, u32),
+) -> Option<&'static str> {
     let has_units = super::device::generation(architecture)? >= MATRIX_UNITS;
     match (has_units, library < MATRIX_SYSTEM, system < MATRIX_SYSTEM) {
         (true, true, true) => Some(
-            "this chip's matrix units are used from macOS 26 on; update macOS, then install wan-i2v again",
+            "this chip's matrix units are used from macOS 26.2 on; update macOS, then install wan-i2v again",
         ),
         (true, true, false) => Some(
-            "this MLX was made before macOS 26 and leaves the chip's matrix units unused; install wan-i2v again",
+            "this MLX was made for an older macOS and leaves the chip's matrix units unused; install wan-i2v again",
         ),
         _ => None,
     }
 }
 
-/// The major version of the oldest macOS that a Mach-O file runs on.
-fn made_for_macos(file: &[u8]) -> Option<u32> {
+/// The oldest macOS that a Mach-O file runs on.
+fn made_for_macos(file: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| {
         let bytes = file.get(at..at.checked_add(4)?)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -105,7 +113,8 @@ fn made_for_macos(file: &[u8]) -> Option<u32> {
     for _ in 0..word(16)? {
         if word(at)? == BUILD_VERSION {
             // Command, size, platform, least version as xxxx.yy.zz.
-            return Some(word(at + 12)? >> 16);
+            let version = word(at + 12)?;
+            return Some((version >> 16, version >> 8 & 0xff));
         }
         at = at.checked_add(word(at + 4)?.max(8) as usize)?;
     }
@@ -154,15 +163,30 @@ mod tests {
     #[test]
     fn only_an_m5_gains_from_another_mlx() {
         for (architecture, system, library, gains) in [
-            ("applegpu_g17g", 15, 14, Some("update macOS")),
-            ("applegpu_g17s", 26, 15, Some("this MLX was made before")),
-            ("applegpu_g17s", 26, 26, None),
-            ("applegpu_g16s", 15, 14, None),
-            ("applegpu_g18p", 27, 14, Some("this MLX was made before")),
-            ("sm_90", 26, 14, None),
+            ("applegpu_g17g", (15, 5), (14, 0), Some("update macOS")),
+            ("applegpu_g17s", (26, 1), (14, 0), Some("update macOS")),
+            (
+                "applegpu_g17s",
+                (26, 2),
+                (15, 0),
+                Some("this MLX was made for"),
+            ),
+            ("applegpu_g17s", (26, 4), (26, 2), None),
+            ("applegpu_g16s", (15, 0), (14, 0), None),
+            (
+                "applegpu_g18p",
+                (27, 0),
+                (14, 0),
+                Some("this MLX was made for"),
+            ),
+            ("sm_90", (26, 2), (14, 0), None),
         ] {
             let advice = faster_than(architecture, system, library);
-            assert_eq!(advice.is_some(), gains.is_some(), "{architecture} {system}");
+            assert_eq!(
+                advice.is_some(),
+                gains.is_some(),
+                "{architecture} {system:?}"
+            );
             assert!(advice.is_none_or(|text| text.contains(gains.unwrap())));
         }
     }
@@ -178,8 +202,8 @@ mod tests {
             let commands = [0x1b, 16, 0, 0, BUILD_VERSION, 24, 1, minimum, minimum, 0];
             words(&[&head[..], &commands[..]].concat())
         };
-        assert_eq!(made_for_macos(&file(26 << 16)), Some(26));
-        assert_eq!(made_for_macos(&file((14 << 16) + (2 << 8))), Some(14));
+        assert_eq!(made_for_macos(&file((26 << 16) + (2 << 8))), Some((26, 2)));
+        assert_eq!(made_for_macos(&file(14 << 16)), Some((14, 0)));
         let whole = file(14 << 16);
         for end in 0..whole.len() - 8 {
             assert_eq!(made_for_macos(&whole[..end]), None, "{end} bytes");
