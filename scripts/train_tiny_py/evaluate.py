@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import WanImageToVideoPipeline
 from PIL import Image, ImageDraw
 
+import distill
 import sample
 import train_vae
 import world
@@ -153,13 +153,17 @@ def strips(clips: list[np.ndarray], prompts: list[str], path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
-def evaluate(folder: Path, first: int, count: int, guidances: list[float], steps: int) -> None:
+def evaluate(
+    folder: Path, first: int, count: int, guidances: list[float], steps: int, lightning: bool = False
+) -> None:
     """Measure the exported checkpoint on `count` scenes from number `first` on at every guidance.
 
-    Writes evaluation.json and film strips.
+    Writes evaluation.json and film strips; with `lightning` of the few-step adapters alone.
     """
-    pipeline = WanImageToVideoPipeline.from_pretrained(folder / "wan-tiny", torch_dtype=torch.float32)
-    model = sample.from_pipeline(pipeline)
+    model = distill.load_model(folder)
+    if lightning:
+        distill.merge(model, folder / "lightning")
+        guidances, steps = [1.0], len(distill.SIGMAS) - 1
     scenes = [world.scene("eval", i) for i in range(first, first + count)]
     truths = [world.draw(s) for s in scenes]
     report = {"first scene": first, "scenes": count, "steps": steps}
@@ -178,10 +182,11 @@ def evaluate(folder: Path, first: int, count: int, guidances: list[float], steps
         if guidance == guidances[0]:
             table["another direction, another way"] = divergence(model, scenes, clips, guidance, steps)
             table["both ends given: last frame PSNR, mean / worst"] = last_frame_met(model, scenes, guidance, steps)
-        report[f"guidance {guidance}"] = table
-        strips(clips[:12], [s.prompt for s in scenes[:12]], folder / f"strips-g{guidance}.png")
-        (folder / f"results-g{guidance}.json").write_text(json.dumps(results))
-        (folder / "evaluation.json").write_text(json.dumps(report, indent=1))
+        name = "lightning" if lightning else f"g{guidance}"
+        report["few-step adapters" if lightning else f"guidance {guidance}"] = table
+        strips(clips[:12], [s.prompt for s in scenes[:12]], folder / f"strips-{name}.png")
+        (folder / f"results-{name}.json").write_text(json.dumps(results))
+        (folder / f"evaluation{'-lightning' * lightning}.json").write_text(json.dumps(report, indent=1))
         print(json.dumps(report, indent=1), flush=True)
 
 
