@@ -54,7 +54,7 @@ def run(part: str, args: argparse.Namespace) -> None:
     elif part == "evaluate":
         import evaluate
 
-        evaluate.evaluate(args.folder, args.first, args.count, args.guidance, args.steps, args.lightning)
+        evaluate.evaluate(args.folder, args.first, args.count, args.guidance, args.steps, args.few_steps)
     else:
         import train_dit
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240, help="evaluate: scenes (%(default)s)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.5, 1.0], help="evaluate: scales (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="evaluate: denoising steps (%(default)s)")
-    parser.add_argument("--lightning", action="store_true", help="evaluate: the few-step adapters")
+    parser.add_argument("--few-steps", choices=["adapted", "bare"], help="evaluate: four passes, with the adapters or without")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

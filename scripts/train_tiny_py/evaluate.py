@@ -154,16 +154,18 @@ def strips(clips: list[np.ndarray], prompts: list[str], path: Path) -> None:
 
 
 def evaluate(
-    folder: Path, first: int, count: int, guidances: list[float], steps: int, lightning: bool = False
+    folder: Path, first: int, count: int, guidances: list[float], steps: int, few_steps: str | None = None
 ) -> None:
     """Measure the exported checkpoint on `count` scenes from number `first` on at every guidance.
 
-    Writes evaluation.json and film strips; with `lightning` of the few-step adapters alone.
+    Writes evaluation.json and film strips. `few_steps` measures four passes instead: "adapted", or
+    "bare" without the adapters.
     """
     model = distill.load_model(folder)
-    if lightning:
+    if few_steps:
+        model.few_steps, guidances, steps = True, [1.0], len(distill.SIGMAS) - 1
+    if few_steps == "adapted":
         distill.merge(model, folder / "lightning")
-        guidances, steps = [1.0], len(distill.SIGMAS) - 1
     scenes = [world.scene("eval", i) for i in range(first, first + count)]
     truths = [world.draw(s) for s in scenes]
     report = {"first scene": first, "scenes": count, "steps": steps}
@@ -182,11 +184,11 @@ def evaluate(
         if guidance == guidances[0]:
             table["another direction, another way"] = divergence(model, scenes, clips, guidance, steps)
             table["both ends given: last frame PSNR, mean / worst"] = last_frame_met(model, scenes, guidance, steps)
-        name = "lightning" if lightning else f"g{guidance}"
-        report["few-step adapters" if lightning else f"guidance {guidance}"] = table
+        name = f"few-{few_steps}" if few_steps else f"g{guidance}"
+        report[name] = table
         strips(clips[:12], [s.prompt for s in scenes[:12]], folder / f"strips-{name}.png")
         (folder / f"results-{name}.json").write_text(json.dumps(results))
-        (folder / f"evaluation{'-lightning' * lightning}.json").write_text(json.dumps(report, indent=1))
+        (folder / f"evaluation{'-' + name if few_steps else ''}.json").write_text(json.dumps(report, indent=1))
         print(json.dumps(report, indent=1), flush=True)
 
 

@@ -29,7 +29,7 @@ class Model:
     tokenizer: object
     mean: torch.Tensor
     std: torch.Tensor
-    few_steps: bool = False  # the adapters are merged: four steps without guidance
+    few_steps: bool = False  # take four steps without guidance
 
 
 def scheduler() -> UniPCMultistepScheduler:
@@ -102,8 +102,8 @@ def generate(
 ) -> torch.Tensor:
     """Clips [B, 3, 17, 64, 64] in [-1, 1] from first pictures [B, 3, 64, 64] and prompts.
 
-    Every clip's noise depends on the seed and its place in the batch only. A model with merged
-    few-step adapters takes its own steps, whatever `guidance` and `steps` are.
+    Every clip's noise depends on the seed and its place in the batch only. A model for
+    few steps takes its own, whatever `guidance` and `steps` are.
     """
     given = (net.encode(model.vae, conditioning(first, last)) - model.mean) / model.std
     given = torch.cat([mask(last is not None).expand(len(first), -1, -1, -1, -1), given], 1)
