@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import WanImageToVideoPipeline
 from PIL import Image, ImageDraw
 
+import distill
 import sample
 import train_vae
 import world
@@ -153,35 +153,43 @@ def strips(clips: list[np.ndarray], prompts: list[str], path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
-def evaluate(folder: Path, first: int, count: int, guidances: list[float], steps: int) -> None:
+def evaluate(
+    folder: Path, first: int, count: int, guidances: list[float], steps: int, few_steps: str | None = None
+) -> None:
     """Measure the exported checkpoint on `count` scenes from number `first` on at every guidance.
 
-    Writes evaluation.json and film strips.
+    Writes evaluation.json and film strips. `few_steps` measures four passes instead: "adapted", or
+    "bare" without the adapters.
     """
-    pipeline = WanImageToVideoPipeline.from_pretrained(folder / "wan-tiny", torch_dtype=torch.float32)
-    model = sample.from_pipeline(pipeline)
+    model = distill.load_model(folder)
+    if few_steps:
+        model.few_steps, guidances, steps = True, [1.0], len(distill.SIGMAS) - 1
+    if few_steps == "adapted":
+        distill.merge(model, folder / "lightning")
     scenes = [world.scene("eval", i) for i in range(first, first + count)]
     truths = [world.draw(s) for s in scenes]
     report = {"first scene": first, "scenes": count, "steps": steps}
-    trips = [
-        train_vae.round_trip(model.vae, train_vae.to_signed(np.stack(truths[i : i + 4])))
-        for i in range(0, count - count % 4, 4)
-    ]
-    whole, first = (torch.cat([trip[i] for trip in trips]) for i in (0, 1))
-    report["VAE round trip PSNR, clips mean / worst, first frames mean / worst"] = (
-        f"{whole.mean():.1f} / {whole.min():.1f} / {first.mean():.1f} / {first.min():.1f} dB"
-    )
+    if not few_steps:  # the adapters leave the autoencoder alone
+        trips = [
+            train_vae.round_trip(model.vae, train_vae.to_signed(np.stack(truths[i : i + 4])))
+            for i in range(0, count - count % 4, 4)
+        ]
+        whole, first = (torch.cat([trip[i] for trip in trips]) for i in (0, 1))
+        report["VAE round trip PSNR, clips mean / worst, first frames mean / worst"] = (
+            f"{whole.mean():.1f} / {whole.min():.1f} / {first.mean():.1f} / {first.min():.1f} dB"
+        )
     for guidance in guidances:
         clips = run(model, scenes, guidance, steps)
         results = [judge(c, s, t) for c, s, t in zip(clips, scenes, truths)]
         table = summary(results)
-        if guidance == guidances[0]:
+        if guidance == guidances[0] and few_steps != "bare":
             table["another direction, another way"] = divergence(model, scenes, clips, guidance, steps)
             table["both ends given: last frame PSNR, mean / worst"] = last_frame_met(model, scenes, guidance, steps)
-        report[f"guidance {guidance}"] = table
-        strips(clips[:12], [s.prompt for s in scenes[:12]], folder / f"strips-g{guidance}.png")
-        (folder / f"results-g{guidance}.json").write_text(json.dumps(results))
-        (folder / "evaluation.json").write_text(json.dumps(report, indent=1))
+        name = f"few-{few_steps}" if few_steps else f"g{guidance}"
+        report[name] = table
+        strips(clips[:12], [s.prompt for s in scenes[:12]], folder / f"strips-{name}.png")
+        (folder / f"results-{name}.json").write_text(json.dumps(results))
+        (folder / f"evaluation{'-' + name if few_steps else ''}.json").write_text(json.dumps(report, indent=1))
         print(json.dumps(report, indent=1), flush=True)
 
 

@@ -34,3 +34,15 @@ pub static FILES: &[EmbeddedFile] = files![
     "text_encoder/model.safetensors",
     "tokenizer/tokenizer.json",
 ];
+
+/// Adapters of its experts for four steps without guidance, by the preset `lightning`.
+pub static LIGHTNING: &[EmbeddedFile] = &[
+    EmbeddedFile {
+        path: "high_noise_model.safetensors",
+        bytes: include_bytes!("model/lightning/high_noise_model.safetensors"),
+    },
+    EmbeddedFile {
+        path: "low_noise_model.safetensors",
+        bytes: include_bytes!("model/lightning/low_noise_model.safetensors"),
+    },
+];

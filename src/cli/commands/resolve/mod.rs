@@ -9,8 +9,10 @@ use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
-use crate::clip::{Options, Request};
+use crate::clip::{Model, Options, Request};
 use crate::runtime::again;
+use crate::tiny;
+use crate::weights::adapter::{Source, Wanted};
 use anyhow::{Context, Result, ensure};
 
 use self::model::Models;
@@ -19,6 +21,9 @@ use self::picture::Pictures;
 use crate::cli::flags::{
     ClipArgs, MachineArgs, ModelArgs, OutputArgs, PlanArgs, PreviewArgs, PromptSource, SamplingArgs,
 };
+
+/// The preset for which the miniature has adapters.
+const LIGHTNING: &str = "lightning";
 
 /// Settings that the user has left open.
 #[derive(Clone, Debug)]
@@ -157,7 +162,16 @@ fn request(
     let last_image = last_image.map(|source| pictures.local("--last-image", source));
     let last_image = last_image.transpose()?;
     let (prompt, negative_prompt) = prompt::read_both(prompt, sampling.negative_prompt)?;
-    let (model, loading) = elsewhere.models.resolve(model)?;
+    let (model, mut loading) = elsewhere.models.resolve(model)?;
+    // The miniature brings the adapters for its preset along.
+    let asks = sampling.preset.as_deref() == Some(LIGHTNING);
+    if asks && model == Model::Tiny && loading.adapters.is_empty() {
+        loading.adapters.push(Wanted {
+            source: Source::Embedded(tiny::LIGHTNING),
+            strength: 1.0,
+            expert: None,
+        });
+    }
     Ok(Request {
         model,
         loading,
