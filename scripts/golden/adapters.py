@@ -173,7 +173,8 @@ def with_adapters(net: Models, form: str, files: list[File], scratch: Path) -> M
         else:
             pipeline.load_lora_weights(path, adapter_name=name)
             if any(key.startswith("transformer_2.") for key in file.tensors):
-                net.low.load_lora_adapter(path, prefix="transformer_2", adapter_name=name)
+                # Without use_safetensors it does not read the header.
+                net.low.load_lora_adapter(path, prefix="transformer_2", adapter_name=name, use_safetensors=True)
             else:
                 pipeline.load_lora_weights(path, adapter_name=name, load_into_transformer_2=True)
     if len(files) > 1:

@@ -182,7 +182,8 @@ fn whole_runs_with_adapters() {
 }
 
 /// What is computed beside quantized weights is what the changes are in the values that those stand
-/// for. From the unquantized reference it is as far as quantization alone takes a run, or nearer.
+/// for: it is as far from the unquantized reference as the weights' own rounding takes the run, and
+/// nearer than with the changes rounded too.
 #[test]
 fn runs_beside_quantized_weights() {
     let fixture = Fixture::new();
@@ -191,7 +192,7 @@ fn runs_beside_quantized_weights() {
     let host = |checkpoint: &Checkpoint| to_host(&fixture.latents(checkpoint, &plan)).unwrap();
     let reference = fixture.golden.floats("original/distilled");
     let plain = host(&fixture.open(Loading::default()));
-    for (bits, most) in [(Bits::Four, 0.2), (Bits::Eight, 0.02)] {
+    for (bits, most) in [(Bits::Four, 0.08), (Bits::Eight, 0.004)] {
         let meant = fixture.case.checkpoint();
         for part in ["transformer", "transformer_2"] {
             unpack(&meant.path().join(part), bits);
@@ -209,8 +210,8 @@ fn runs_beside_quantized_weights() {
             "measured adapter beside {bits:?}: {error:.1e} from the same values; from the \
              unquantized {beside:.2e}, merged {merged:.2e}, without adapter {without:.2e}"
         );
-        assert!(error < 2e-4, "{bits:?}: {error:.2e}");
-        assert!(beside < most, "{bits:?}: {beside:.2e}");
+        assert!(error < 1e-5, "{bits:?}: {error:.2e}");
+        assert!(beside < most && beside < merged, "{bits:?}: {beside:.2e}");
     }
 }
 
