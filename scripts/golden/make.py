@@ -1,9 +1,10 @@
 """README: writes tests/golden: every case's configs, manifest, picture and reference tensors. See README.md.
 
-usage: make.py OUTPUT [CASE ...]      CASE: a, b, c, d or common; all without one
+usage: make.py OUTPUT [CASE ...]      CASE: a, b, c, d, adapters or common; all without one
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from PIL import Image
 from safetensors.numpy import save_file
 
+import adapters
 import models
 import portable
 import schedule
@@ -26,6 +28,7 @@ TEXT_LEN = 512
 BOUNDARY = 900
 TIMES = (999, 937, 500, 1, 0)
 DIT_TIME = 937
+DISTILLED = (1.0, 0.9375, 0.83333, 0.625)  # sigmas of four-step models, shift 5
 LATENT_SCALE = 1.7  # uniform in +-1.7 has about the variance of a normalised latent
 IDS = {"short": 7, "medium": 23, "long": 150}
 # The whole run's prompts. A long negative prompt is what Wan has by default, and at these sizes it makes
@@ -243,6 +246,55 @@ def make_case(case: Case, folder: Path) -> None:
         _write_tensors(folder / "both_ends.safetensors", {"condition/y": condition_of_both(case, net)[0]})
 
 
+def distilled(case: Case, net: models.Models, y, context, noise) -> torch.Tensor:
+    """Final latents of a run as step-distilled adapters have it: Euler, no guidance, experts by step,
+    timesteps that are no integers."""
+    x = noise
+    for i, (sigma, following) in enumerate(zip(DISTILLED, [*DISTILLED[1:], 0.0])):
+        expert = net.high if i < 2 else net.low
+        t = torch.tensor([1000 * sigma], dtype=torch.float64)
+        velocity = expert(torch.cat([x, y], dim=1), t, context).sample
+        x = x + (following - sigma) * velocity
+    return x
+
+
+def make_adapters(folder: Path) -> None:
+    """Forwards and runs with adapters in every form."""
+    case = next(case for case in CASES if case.name == adapters.CASE)
+    with tempfile.TemporaryDirectory() as scratch:
+        net, _ = models.build(case, Path(scratch))
+    for dit in (net.high, net.low):
+        dit.condition_embedder.timesteps_proj = Sinusoid(case.dit["freq_dim"])
+    out: dict = {}
+    contexts, y = text(case, net, {}), condition(case, net, {})
+    hidden = _tensor(case, "dit.hidden", (36, *case.latent_shape[1:]), LATENT_SCALE)
+    noise = torch.randn(1, *case.latent_shape, generator=torch.Generator().manual_seed(case.seed))
+
+    def outputs(net: models.Models) -> list[torch.Tensor]:
+        return [dit(hidden, torch.tensor([DIT_TIME]), contexts["medium"]).sample[0] for dit in (net.high, net.low)]
+
+    plain = outputs(net)
+    forms = adapters.Forms(net.high).all_forms()
+    for form, files in forms.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            changed = adapters.with_adapters(net, form, files, Path(scratch))
+        for label, before, after in zip(("high", "low"), plain, outputs(changed)):
+            out[f"{form}/{label}/output"] = after
+            print(f"{form}: {label}: moves the output by {(after - before).norm() / before.norm():.1%}")
+        if form == "two":
+            out["two/latents"] = denoise(case, changed, y, contexts, noise)[0][0]
+        if form == "original":
+            out["original/distilled"] = distilled(case, changed, y, contexts[PROMPT], noise)[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "forms.json").write_text(_lines(adapters.described(forms)))
+    _write_tensors(folder / "golden.safetensors", out)
+
+
+def _lines(value) -> str:
+    """JSON with a shape on its name's line."""
+    return re.sub(r"\n\s+(?=-?\d|\])", " ", json.dumps(value, indent=1)) + "\n"
+
+
 def make_common(folder: Path) -> None:
     """Schedules, solver trajectories, and rows of the 14B's RoPE table."""
     out = schedule.tensors()
@@ -291,6 +343,8 @@ def main() -> None:
             folder = output / case.name
             folder.mkdir(parents=True, exist_ok=True)
             make_case(case, folder)
+    if not wanted or "adapters" in wanted:
+        make_adapters(output / "adapters")
     if not wanted or "common" in wanted:
         make_common(output / "common")
 

@@ -3,8 +3,8 @@
 Weights are not committed. The Rust tests and these scripts make the same ones from the same keys.
 
 A tensor's key is ``<case>/<component>/<tensor name>``: component is ``transformer``, ``transformer_2``,
-``vae``, ``text_encoder`` or ``input``; the name is the one in the safetensors file that diffusers or
-transformers saves. Then
+``vae``, ``text_encoder``, ``input`` or ``adapter.<form>.<file>``; the name is the one in the safetensors file that
+diffusers, transformers or a trainer of adapters saves. Then
 
     h   = FNV-1a (64 bit) of the key's UTF-8 bytes
     x_i = splitmix64's finaliser of h + (i + 1) * 0x9E3779B97F4A7C15 (mod 2^64)
@@ -45,7 +45,9 @@ def uniform(key: str, count: int) -> np.ndarray:
 
 def rule(name: str, shape) -> tuple[float, float]:
     """(offset, scale) of the weight ``name``."""
-    if "gamma" in name:
+    if name.endswith(".alpha"):
+        return 6.0, 2.0
+    if "gamma" in name or "magnitude" in name:
         return 1.0, 0.2
     if "scale_shift_table" in name:
         return 0.0, 0.3

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::keys::{self, Slot};
+use crate::sampling::Expert;
 use crate::util::show::Show;
 use crate::weights::store::TensorStore;
 
@@ -101,7 +102,7 @@ pub(super) fn of_module(
     slots: &BTreeMap<Slot, String>,
     shapes: &BTreeMap<&str, &[i32]>,
 ) -> Result<Vec<(String, Change)>> {
-    let mut reader = Reader {
+    let reader = Reader {
         store,
         module,
         slots,
@@ -121,27 +122,29 @@ pub(super) fn of_module(
         })?;
         Ok(shape.iter().map(|&d| d as usize).collect())
     };
+    let full = |name: &String, of: &str, scale| -> Result<Change> {
+        reader.check_full(name, &dimensions(of)?)?;
+        Ok(Change {
+            what: What::Full(name.clone()),
+            scale,
+            magnitude: None,
+            rank: None,
+        })
+    };
+    let bias = format!("{module}.bias");
     for (slot, of) in [
-        (Slot::Weight, weight.clone()),
-        (Slot::Modulation, weight.clone()),
-        (Slot::Bias, format!("{module}.bias")),
+        (Slot::Weight, &weight),
+        (Slot::Modulation, &weight),
+        (Slot::Bias, &bias),
     ] {
         if let Some(name) = slots.get(&slot) {
-            let shape = dimensions(&of)?;
-            reader.check_full(name, &shape)?;
-            let what = What::Full(name.clone());
-            changes.push((
-                of,
-                Change {
-                    what,
-                    scale: 1.0,
-                    magnitude: None,
-                    rank: None,
-                },
-            ));
+            changes.push((of.clone(), full(name, of, 1.0)?));
         }
     }
     if let Some(change) = reader.factored(&weight, &dimensions)? {
+        if let Some(name) = slots.get(&Slot::UpBias) {
+            changes.push((bias.clone(), full(name, &bias, change.scale)?));
+        }
         changes.push((weight, change));
     }
     Ok(changes)
@@ -157,7 +160,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The change that is a product, of whatever kind; none when there is none.
     fn factored(
-        &mut self,
+        &self,
         weight: &str,
         dimensions: &dyn Fn(&str) -> Result<Vec<usize>>,
     ) -> Result<Option<Change>> {
@@ -184,7 +187,7 @@ impl Reader<'_> {
             self.module
         );
         if kinds == 0 {
-            for slot in [Slot::Alpha, Slot::Magnitude] {
+            for slot in [Slot::Alpha, Slot::Magnitude, Slot::UpBias] {
                 if let Some(name) = self.slots.get(&slot) {
                     bail!("{}: found it alone; expected what it scales", name.shown());
                 }
@@ -392,20 +395,23 @@ impl Reader<'_> {
     fn configured(&self) -> Option<(f64, bool)> {
         let text = self.store.metadata().get(PEFT)?;
         let json: Value = serde_json::from_str(text).ok()?;
-        let value = |key: &str| {
-            // diffusers puts the component in front.
-            let names = ["transformer.", "transformer_2.", ""];
-            names
-                .iter()
-                .find_map(|prefix| json.get(format!("{prefix}{key}")))
+        let (path, expert) = keys::bare(keys::split(self.slots.values().next()?)?.0);
+        // diffusers puts the component in front.
+        let component = match expert {
+            Some(Expert::LowNoise) => "transformer_2.",
+            _ => "transformer.",
         };
-        let pattern = value("alpha_pattern").and_then(Value::as_object);
-        let own = pattern.and_then(|pattern| {
-            let mut fits = pattern
-                .iter()
-                .filter(|(name, _)| self.slots.values().any(|key| key.contains(name.as_str())));
-            fits.next()?.1.as_f64()
-        });
+        let value = |key: &str| {
+            let own = json.get(format!("{component}{key}"));
+            own.or_else(|| json.get(key))
+        };
+        // A name's end, or with ^ the whole of it.
+        let fits = |pattern: &str| match pattern.strip_prefix('^') {
+            Some(whole) => path == whole,
+            None => format!(".{path}").ends_with(&format!(".{pattern}")),
+        };
+        let patterns = value("alpha_pattern").and_then(Value::as_object);
+        let own = patterns.and_then(|all| all.iter().find(|(name, _)| fits(name))?.1.as_f64());
         let alpha = own.or_else(|| value("lora_alpha")?.as_f64())?;
         let root = value("use_rslora").and_then(Value::as_bool);
         Some((alpha, root.unwrap_or(false)))

@@ -19,6 +19,8 @@ pub(super) enum Slot {
     Down,
     /// `[outputs, rank]`.
     Up,
+    /// The bias of the same: PEFT's `lora_bias`, as diffusers has it.
+    UpBias,
     /// The number that the product is scaled by, over the rank.
     Alpha,
     /// DoRA's norm of each row or column.
@@ -53,6 +55,7 @@ const SUFFIXES: &[(&str, Slot)] = &[
     (".lora_mid.weight", Slot::Unsupported),
     (".lora_A.weight", Slot::Down),
     (".lora_B.weight", Slot::Up),
+    (".lora_B.bias", Slot::UpBias),
     (".lora_A", Slot::Down),
     (".lora_B", Slot::Up),
     (".lora_magnitude_vector.weight", Slot::Magnitude),
@@ -117,10 +120,13 @@ pub(super) fn split(key: &str) -> Option<(&str, Slot)> {
             .iter()
             .find_map(|mark| Some((key.find(mark)?, *mark)))?;
         let name = &key[at + mark.len()..];
-        let name = name.strip_suffix(".weight").unwrap_or(name);
-        let slot = match mark {
-            ".lora_A." => Slot::Down,
-            ".lora_B." => Slot::Up,
+        let bias = name.strip_suffix(".bias");
+        let name = bias.or(name.strip_suffix(".weight")).unwrap_or(name);
+        let slot = match (mark, bias) {
+            (".lora_B.", Some(_)) => Slot::UpBias,
+            (_, Some(_)) => return None,
+            (".lora_A.", _) => Slot::Down,
+            (".lora_B.", _) => Slot::Up,
             _ => Slot::Magnitude,
         };
         (!name.contains('.')).then_some((&key[..at], slot))
@@ -333,6 +339,8 @@ mod tests {
             ("blocks.0.ffn.2.lora_A", "blocks.0.ffn.net.2", Down, None),
             ("base_model.model.blocks.2.self_attn.q.lora_A.default.weight", q, Down, None),
             ("base_model.model.blocks.2.self_attn.q.lora_B.my-adapter", q, Up, None),
+            ("base_model.model.blocks.2.self_attn.q.lora_B.default.bias", q, UpBias, None),
+            ("transformer_2.blocks.2.attn1.to_q.lora_B.bias", q, UpBias, Some(Expert::LowNoise)),
             ("base_model.model.blocks.2.self_attn.q.lora_magnitude_vector.default", q, Magnitude, None),
             ("transformer.blocks.2.attn1.to_q_lora.up.weight", q, Up, high),
             ("transformer.blocks.2.attn1.to_q.lora.down.weight", q, Down, high),

@@ -2,6 +2,7 @@
 //!
 //! The golden data and what it holds: `scripts/golden/README.md`.
 
+mod adapters;
 mod dit;
 mod faults;
 mod memory;

@@ -17,7 +17,9 @@ pub fn input(case: &str, name: &str, shape: &[usize], scale: f32) -> Vec<f32> {
 
 /// Offset and scale by the tensor's name, so that activations keep to sensible sizes.
 fn rule(name: &str, shape: &[usize]) -> (f32, f32) {
-    if name.contains("gamma") {
+    if name.ends_with(".alpha") {
+        (6.0, 2.0)
+    } else if name.contains("gamma") || name.contains("magnitude") {
         (1.0, 0.2)
     } else if name.contains("scale_shift_table") {
         (0.0, 0.3)
