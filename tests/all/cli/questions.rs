@@ -40,7 +40,8 @@ fn a_run_of_more_than_an_hour_is_asked_about() {
     plan.args(["plan", "--device", "cpu"]);
     run(plan.env("XDG_CACHE_HOME", bench.path("cache")));
     let mut slow: Value = serde_json::from_slice(&fs::read(&rates).unwrap()).unwrap();
-    slow["products"] = json!(2000.0);
+    slow[0]["products"] = json!(2000.0);
+    slow[0]["parts"] = json!([]);
     fs::write(&rates, slow.to_string()).unwrap();
     let Some((code, shown)) = in_terminal(&bench, "", "n\n") else {
         eprintln!("skipped: this system has no script(1)");

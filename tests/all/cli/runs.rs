@@ -282,7 +282,11 @@ fn the_version_tells_what_computes() {
     let (mlx, device) = lines[1].split_once(", backend ").unwrap();
     let number = mlx.strip_prefix("MLX ").unwrap();
     assert_eq!(number.split('.').count(), 3, "{long}");
-    assert!(["cpu", "metal"].contains(&device), "{long}");
+    let (backend, library) = device.split_once(", ").unwrap();
+    assert!(["cpu", "metal"].contains(&backend), "{long}");
+    let path = library.strip_prefix("from ");
+    assert!(path.is_none_or(|path| Path::new(path).is_file()), "{long}");
+    assert!(path.is_some() || library == "built in", "{long}");
     assert!(
         lines[2].strip_prefix("device ").unwrap().len() > 3,
         "{long}"
