@@ -39,7 +39,9 @@ fn specs(part: &Part) -> Vec<crate::model::TensorSpec> {
         .unwrap()
 }
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f64>)>;
+/// Shape and values.
+type Tensor = (Vec<usize>, Vec<f64>);
+type Tensors = BTreeMap<String, Tensor>;
 
 /// Values of about `size`, the same in each run.
 fn noise(seed: u64, shape: &[usize], size: f64) -> (Vec<usize>, Vec<f64>) {
@@ -134,7 +136,7 @@ type Change = Box<dyn Fn(&[f64], &Tensors, f64) -> Vec<f64>>;
 /// Tensors of an adapter of `Q` in each form, by their names behind the module's, and the change that
 /// they make of a weight.
 fn forms() -> Vec<(Form, Tensors, Change)> {
-    let set = |tensors: Vec<(&str, (Vec<usize>, Vec<f64>))>| -> Tensors {
+    let set = |tensors: Vec<(&str, Tensor)>| -> Tensors {
         tensors
             .into_iter()
             .map(|(name, tensor)| (name.to_owned(), tensor))
