@@ -69,6 +69,11 @@ fn allowed() -> u64 {
         .fold(u64::MAX, |least, (soft, _)| least.min(soft))
 }
 
+/// Whether the process may take less than the system has (`ulimit -v`, `ulimit -d`).
+pub fn has_limits() -> bool {
+    allowed() < u64::MAX
+}
+
 /// Bytes that nobody uses now, where the system says so.
 pub fn free_memory() -> Option<u64> {
     let system = memory_of_the_system();

@@ -32,7 +32,7 @@ pub use gpu_error::{GpuError, evaluate};
 pub use kernels::Kernels;
 pub use library::{faster_mlx, mlx_library};
 pub use memory::{
-    MACS, default_memory_budget, free_memory, largest_buffer, limit_memory, mac_budget,
+    MACS, default_memory_budget, free_memory, has_limits, largest_buffer, limit_memory, mac_budget,
     machine_memory, recommended_working_set, wire,
 };
 pub use state::State;

@@ -17,7 +17,7 @@ use crate::model::umt5::{self, Umt5, Umt5Config};
 use crate::model::vae::{Chunk, SPATIAL_STRIDE, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{MemoryPlan, Role, TensorSource};
 use crate::pipeline::TEXT_LEN;
-use crate::runtime::Device;
+use crate::runtime::{self, Device};
 use crate::util::hex::to_hex;
 use crate::weights::naming::Kind;
 use crate::weights::part::may_quantize;
@@ -314,7 +314,8 @@ impl Work {
     /// Has its part measured, unless it is known already; says whether it was.
     pub(super) fn measure(&self, rates: &mut Rates, checkpoint: &Checkpoint) -> bool {
         let key = self.key();
-        if rates.part(&key).is_some() {
+        // Under a limit on memory OpenBLAS, for which no budget is made here, ends the process.
+        if rates.part(&key).is_some() || runtime::has_limits() {
             return false;
         }
         // What cannot be measured counts at the rates of large products.
