@@ -274,7 +274,9 @@ impl ModelIdentity {
                 .into_iter()
                 .filter_map(|(flag, bits)| Some((flag.to_owned(), bits?.number())))
                 .collect(),
+            // One without strength is as good as none, to the file's last byte.
             adapters: (request.loading.adapters.iter())
+                .filter(|wanted| wanted.strength != 0.0)
                 .map(AdapterIdentity::new)
                 .collect(),
             lora_merge: request.loading.merges,

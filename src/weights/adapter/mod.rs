@@ -1,7 +1,7 @@
 //! Adapters: what somebody trained a model to do besides, as a small change of its weights.
 //!
 //! LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), LoHa and LoKr (arXiv:2309.14859) and whole changes
-//! of single tensors, as [`keys`] reads them. An unquantized weight gets the change while it is loaded,
+//! of single tensors, as `keys` reads them. An unquantized weight gets the change while it is loaded,
 //! in float32. A quantized one stays as it is; what the change adds is computed beside it.
 
 mod changes;
