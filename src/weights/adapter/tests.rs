@@ -13,7 +13,6 @@ use crate::model::layers::{Linear, Weight};
 use crate::model::{Role, TensorSource};
 use crate::runtime::{Device, DeviceKind, Precision, to_host};
 use crate::sampling::Expert;
-use crate::tiny;
 use crate::weights::config::PartConfig;
 use crate::weights::convert::{self, LocalSource, Options};
 use crate::weights::files::Files;
@@ -25,9 +24,15 @@ const DEVICE: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
 const Q: &str = "blocks.0.attn1.to_q.weight";
 const WIDTH: usize = 128;
 
+/// The miniature, by its files: `tiny` stands above this module.
+fn miniature() -> Layout {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tiny/model");
+    Layout::of_folder(&Files::from(folder.as_path())).unwrap()
+}
+
 /// The miniature's high-noise expert.
 fn part() -> Part {
-    let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES)).unwrap();
+    let layout = miniature();
     let location = layout.part(PartName::HighNoise).unwrap();
     Part::open(location, PartName::HighNoise.kind()).unwrap()
 }
@@ -720,7 +725,7 @@ fn keys_of_an_image_branch_are_one_warning() {
 #[test]
 fn a_conversion_puts_changes_in_before_it_quantizes() {
     let folder = TempDir::new().unwrap();
-    let layout = Layout::of_folder(&Files::embedded_root(tiny::FILES)).unwrap();
+    let layout = miniature();
     let (_, tensors, _) = forms().remove(0);
     let mut named: Tensors = tensors
         .iter()
