@@ -10,7 +10,7 @@ mod layer;
 mod presets;
 
 pub(crate) use layer::{Layer, at_home, canonical, flag, is_path, repeats};
-pub(crate) use presets::{Implied, Preset, Presets};
+pub(crate) use presets::{Preset, Presets};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -50,8 +50,6 @@ pub(crate) fn variables() -> Variables {
 pub(crate) struct Layers {
     /// The command line.
     pub(crate) command_line: Layer,
-    /// What the command line asks for by a preset.
-    pub(crate) implied: Implied,
     /// Variables and the sections of the config file, the strongest first.
     pub(crate) ambient: Vec<Layer>,
     /// The presets that there are.
@@ -119,24 +117,11 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         .map(OsStr::to_owned)
         .collect();
     let command_line = Layer::of_command_line(&command, matches);
-    let mut implied = presets.of(&command, &command_line)?;
-    // A preset goes with the place that asks for it: what is stronger than that overrides it.
-    let mut with_presets = Vec::new();
-    let mut decided = implied.decided;
-    let mut found = implied.found.take();
-    for layer in ambient {
-        let of_layer = match decided {
-            true => Implied::default(),
-            false => presets.of(&command, &layer)?,
-        };
-        decided |= of_layer.decided;
-        found = found.or(of_layer.found);
-        with_presets.push(layer);
-        with_presets.push(of_layer.layer);
-    }
-    let ambient = with_presets;
+    let all = std::iter::once(&command_line).chain(&ambient);
+    let (all, found) = presets.beside(&command, all)?;
     let (mut merged, mut added) = (command_line.clone(), Layer::default());
-    for layer in std::iter::once(&implied.layer).chain(&ambient) {
+    // The first one is the command line itself.
+    for layer in all.iter().skip(1) {
         let open = merged.leaves_open(&command, layer);
         check(&mut root, &start, &open)?;
         merged.settings.extend(open.settings.iter().cloned());
@@ -152,7 +137,6 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
             .collect(),
         layers: Layers {
             command_line,
-            implied,
             ambient,
             presets,
         },

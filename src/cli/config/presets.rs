@@ -9,7 +9,7 @@ use clap::Command;
 use serde_json::{Map, Value};
 
 use super::file::json;
-use super::layer::Layer;
+use super::layer::{Layer, flag};
 use crate::cli::flags::parse_lora;
 use crate::util::suggest::did_you_mean;
 
@@ -59,11 +59,37 @@ impl Presets {
         Ok(Self(presets))
     }
 
+    /// The layers, the strongest first, each followed by what it asks for by a preset: what is stronger
+    /// overrides it. The first layer that asks has it. Also the preset that nobody named, if one was
+    /// found, and by which name.
+    ///
+    /// # Errors
+    /// When there is no such preset, or it sets what `command` has not.
+    pub(crate) fn beside<'a>(
+        &self,
+        command: &Command,
+        layers: impl IntoIterator<Item = &'a Layer>,
+    ) -> Result<(Vec<Layer>, Option<(String, String)>)> {
+        // A conversion with an adapter has no steps.
+        let mut decided = flag(command, FLAG).is_none();
+        let (mut all, mut found) = (Vec::new(), None);
+        for layer in layers {
+            let implied = match decided {
+                true => Implied::default(),
+                false => self.of(command, layer)?,
+            };
+            decided |= implied.decided;
+            found = found.or(implied.found);
+            all.extend([layer.clone(), implied.layer]);
+        }
+        Ok((all, found))
+    }
+
     /// The settings that a layer asks for by a preset's name, or by the name of an adapter or model.
     ///
     /// # Errors
     /// When there is no such preset, or it sets what `command` has not.
-    pub(crate) fn of(&self, command: &Command, layer: &Layer) -> Result<Implied> {
+    fn of(&self, command: &Command, layer: &Layer) -> Result<Implied> {
         let named = layer
             .value(FLAG)
             .map(|name| name.to_string_lossy().into_owned());
@@ -153,13 +179,13 @@ impl Preset {
 
 /// What a layer asks for by a preset.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Implied {
+struct Implied {
     /// Whether the layer decides which preset there is, be it none: weaker ones do not any more.
-    pub(crate) decided: bool,
+    decided: bool,
     /// Its settings.
-    pub(crate) layer: Layer,
+    layer: Layer,
     /// The preset that was found, and by which name.
-    pub(crate) found: Option<(String, String)>,
+    found: Option<(String, String)>,
 }
 
 impl Implied {
@@ -267,6 +293,20 @@ mod tests {
         );
         assert!(Presets::new([("none".to_owned(), json!({}))].into_iter().collect(), "x").is_err());
         assert!(Presets::new([("a".to_owned(), json!(1))].into_iter().collect(), "x").is_err());
+    }
+
+    /// An adapter's name asks a conversion for nothing, which has no steps.
+    #[test]
+    fn only_commands_with_a_preset_have_one() {
+        let root = flags::command();
+        let presets = Presets::new(Map::new(), "test").unwrap();
+        let table = || [("lora".to_owned(), json!("lightx2v_4steps.safetensors"))];
+        for (command, settings) in [(&root, 5), (root.find_subcommand("convert").unwrap(), 0)] {
+            let layer = Layer::of_table(command, table(), "test").unwrap();
+            let (layers, found) = presets.beside(command, [&layer]).unwrap();
+            let implied = layers[1].arguments().count();
+            assert_eq!((implied, found.is_some()), (settings, settings > 0));
+        }
     }
 
     /// Every preset of the program can be read by the flags.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cli::commands::many::Wanted;
 use crate::cli::commands::resolve::picture::is_address;
-use crate::cli::config::{Implied, Layer, Layers, canonical, flag, is_path, repeats};
+use crate::cli::config::{Layer, Layers, canonical, flag, is_path, repeats};
 use crate::cli::flags::{self, Cli, GenerateArgs, job_command, parse_lora, reason};
 use crate::util::show::Show;
 
@@ -123,22 +123,14 @@ impl Jobs<'_> {
             check_name(name).with_context(|| place.clone())?;
         }
         let job = self.layer(command, settings, &place)?;
-        // The first of them that asks for a preset has it.
-        let mut decided = false;
-        let mut layers = Vec::new();
-        for layer in [&job, &self.layers.command_line, defaults] {
-            let implied = match decided {
-                true => Implied::default(),
-                false => (self.layers.presets.of(command, layer)).with_context(|| place.clone())?,
-            };
-            decided |= implied.decided;
-            layers.extend([layer.clone(), implied.layer]);
-        }
-        let layers = layers.iter().chain(&self.layers.ambient);
+        let all = [&job, &self.layers.command_line, defaults];
+        let all = all.into_iter().chain(&self.layers.ambient);
+        let beside = self.layers.presets.beside(command, all);
+        let (layers, _) = beside.with_context(|| place.clone())?;
         Ok(Described {
             index,
             name,
-            settings: Layer::merged(command, layers),
+            settings: Layer::merged(command, &layers),
             place,
         })
     }

@@ -117,12 +117,9 @@ fn read(run: &Run, command: &Command, layers: &Layers, folder: &Path) -> Result<
     let own = own.filter(|setting| !top.has(&setting.flag)).cloned();
     let own: Vec<_> = own.collect();
     top.settings.extend(own);
-    let mut settings = Layer::merged(
-        command,
-        [&top, &layers.implied.layer]
-            .into_iter()
-            .chain(&layers.ambient),
-    );
+    let all = std::iter::once(&top).chain(&layers.ambient);
+    let (all, _) = layers.presets.beside(command, all)?;
+    let mut settings = Layer::merged(command, &all);
     if !settings.has("seed") {
         // Clips of other noise cannot be compared.
         settings.set("seed", "0");
