@@ -34,6 +34,9 @@ pub(crate) struct Preset {
     pub(crate) settings: Map<String, Value>,
 }
 
+/// A preset that nobody named, and the name of the adapter or model that asks for it.
+type Found = (String, String);
+
 /// All presets, by name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Presets(pub(crate) BTreeMap<String, Preset>);
@@ -61,7 +64,7 @@ impl Presets {
 
     /// The layers, the strongest first, each followed by what it asks for by a preset: what is stronger
     /// overrides it. The first layer that asks has it. Also the preset that nobody named, if one was
-    /// found, and by which name.
+    /// found.
     ///
     /// # Errors
     /// When there is no such preset, or it sets what `command` has not.
@@ -69,7 +72,7 @@ impl Presets {
         &self,
         command: &Command,
         layers: impl IntoIterator<Item = &'a Layer>,
-    ) -> Result<(Vec<Layer>, Option<(String, String)>)> {
+    ) -> Result<(Vec<Layer>, Option<Found>)> {
         // A conversion with an adapter has no steps.
         let mut decided = flag(command, FLAG).is_none();
         let (mut all, mut found) = (Vec::new(), None);
@@ -117,7 +120,7 @@ impl Presets {
     }
 
     /// The preset that names in a layer ask for, and the name.
-    fn found(&self, layer: &Layer) -> Option<(String, String)> {
+    fn found(&self, layer: &Layer) -> Option<Found> {
         let both = |one: &str, other: &str| {
             let all: Vec<_> = layer.values(one).chain(layer.values(other)).collect();
             (layer.has(one) && layer.has(other)).then_some(all)
@@ -184,8 +187,8 @@ struct Implied {
     decided: bool,
     /// Its settings.
     layer: Layer,
-    /// The preset that was found, and by which name.
-    found: Option<(String, String)>,
+    /// The preset that was found.
+    found: Option<Found>,
 }
 
 impl Implied {
