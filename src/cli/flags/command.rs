@@ -216,6 +216,16 @@ mod tests {
         }
     }
 
+    /// A conversion always puts adapters into the weights.
+    #[test]
+    fn what_changes_nothing_is_not_offered() {
+        for command in commands() {
+            let has = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
+            let converts = command.get_name() == "convert";
+            assert_eq!(has("lora_merge"), has("lora") && !converts, "{command}");
+        }
+    }
+
     /// One screen of a terminal, with room for the prompt.
     #[test]
     fn short_help_is_one_screen() {

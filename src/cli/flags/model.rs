@@ -46,6 +46,11 @@ pub(crate) struct ModelArgs {
 
     #[command(flatten)]
     pub(crate) lora: LoraArgs,
+
+    /// Put adapters into quantized weights and quantize those again, instead of computing them
+    /// beside: faster, and less exact
+    #[arg(long, hide_short_help = true)]
+    pub(crate) lora_merge: bool,
 }
 
 impl ModelArgs {
@@ -100,11 +105,6 @@ pub(crate) struct LoraArgs {
     /// Adapter of the low-noise expert; can be repeated
     #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = parse_lora, hide_short_help = true)]
     pub(crate) lora_low: Vec<Lora>,
-
-    /// Put adapters into quantized weights and quantize those again, instead of computing them
-    /// beside: faster, and less exact
-    #[arg(long, hide_short_help = true)]
-    pub(crate) lora_merge: bool,
 }
 
 impl LoraArgs {

@@ -77,7 +77,7 @@ impl Models {
     /// # Errors
     /// When it cannot be had, or is to be fetched and nobody agrees.
     pub(crate) fn resolve(&mut self, mut args: ModelArgs) -> Result<(Model, Loading)> {
-        let lora = std::mem::take(&mut args.lora);
+        let (lora, merges) = (std::mem::take(&mut args.lora), args.lora_merge);
         let (mut model, mut loading) = args.named()?;
         if let Model::Disk(Sources {
             model: Some(source),
@@ -87,6 +87,7 @@ impl Models {
             *source = self.local(source)?;
         }
         self.load_with(&mut loading, &lora)?;
+        loading.merges = merges;
         Ok((model, loading))
     }
 
@@ -102,7 +103,6 @@ impl Models {
                 expert,
             });
         }
-        loading.merges = lora.lora_merge;
         Ok(())
     }
 
