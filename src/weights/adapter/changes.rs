@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use regex::Regex;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,6 +14,8 @@ use crate::weights::store::TensorStore;
 
 /// The header's key in which diffusers keeps PEFT's configuration.
 const PEFT: &str = "lora_adapter_metadata";
+/// Its key for alphas of single modules. Ranks, which have a table too, are those of the tensors.
+const ALPHA_PATTERN: &str = "alpha_pattern";
 
 /// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,9 +104,11 @@ pub(super) fn of_module(
     module: &str,
     slots: &BTreeMap<Slot, String>,
     shapes: &BTreeMap<&str, &[i32]>,
+    peft: &Peft,
 ) -> Result<Vec<(String, Change)>> {
     let reader = Reader {
         store,
+        peft,
         module,
         slots,
     };
@@ -153,6 +158,7 @@ pub(super) fn of_module(
 /// Reads one module's tensors.
 struct Reader<'a> {
     store: &'a TensorStore,
+    peft: &'a Peft,
     module: &'a str,
     slots: &'a BTreeMap<Slot, String>,
 }
@@ -392,28 +398,85 @@ impl Reader<'_> {
         Ok(Some((alpha, root)))
     }
 
+    /// What PEFT's configuration says of the module, by its name in the file.
     fn configured(&self) -> Option<(f64, bool)> {
-        let text = self.store.metadata().get(PEFT)?;
-        let json: Value = serde_json::from_str(text).ok()?;
         let (path, expert) = keys::bare(keys::split(self.slots.values().next()?)?.0);
+        self.peft.alpha(path, expert)
+    }
+}
+
+/// PEFT's configuration, which diffusers keeps in the header.
+#[derive(Debug, Default)]
+pub(super) struct Peft {
+    json: Value,
+    /// By the key in the configuration: patterns of modules' names with their alphas, in the order in
+    /// which they count. diffusers sorts them, as this does.
+    patterns: Vec<(String, Vec<(Regex, f64)>)>,
+}
+
+impl Peft {
+    /// Of a file's header.
+    ///
+    /// # Errors
+    /// Names a pattern that is no regular expression, or says no number.
+    pub(super) fn of(store: &TensorStore) -> Result<Self> {
+        let text = store.metadata().get(PEFT);
+        let Some(json) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+            return Ok(Self::default());
+        };
+        let tables = json.as_object().into_iter().flatten();
+        let tables = tables.filter(|(key, _)| key.ends_with(ALPHA_PATTERN));
+        let patterns = tables.map(|(key, table)| {
+            let all = table.as_object().into_iter().flatten();
+            let all =
+                all.map(|(pattern, alpha)| Ok((module_pattern(pattern)?, number(pattern, alpha)?)));
+            Ok((key.clone(), all.collect::<Result<_>>()?))
+        });
+        Ok(Self {
+            patterns: patterns.collect::<Result<_>>()?,
+            json,
+        })
+    }
+
+    /// The alpha of a module, and whether it is over the rank's root.
+    fn alpha(&self, path: &str, expert: Option<Expert>) -> Option<(f64, bool)> {
         // diffusers puts the component in front.
         let component = match expert {
             Some(Expert::LowNoise) => "transformer_2.",
             _ => "transformer.",
         };
-        let value = |key: &str| {
-            let own = json.get(format!("{component}{key}"));
-            own.or_else(|| json.get(key))
+        let keys = |key: &str| [format!("{component}{key}"), key.to_owned()];
+        let value = |key: &str| keys(key).iter().find_map(|key| self.json.get(key));
+        let table = |key: &String| self.patterns.iter().find(|(own, _)| own == key);
+        let table = keys(ALPHA_PATTERN).iter().find_map(table);
+        let own = table.and_then(|(_, all)| all.iter().find(|(name, _)| name.is_match(path)));
+        let alpha = match own {
+            Some((_, alpha)) => *alpha,
+            None => value("lora_alpha")?.as_f64()?,
         };
-        // A name's end, or with ^ the whole of it.
-        let fits = |pattern: &str| match pattern.strip_prefix('^') {
-            Some(whole) => path == whole,
-            None => format!(".{path}").ends_with(&format!(".{pattern}")),
-        };
-        let patterns = value("alpha_pattern").and_then(Value::as_object);
-        let own = patterns.and_then(|all| all.iter().find(|(name, _)| fits(name))?.1.as_f64());
-        let alpha = own.or_else(|| value("lora_alpha")?.as_f64())?;
         let root = value("use_rslora").and_then(Value::as_bool);
         Some((alpha, root.unwrap_or(false)))
     }
+}
+
+/// Modules that a key of `alpha_pattern` means: those whose name, or its end behind a dot, it matches
+/// as a regular expression (huggingface/peft, `utils/other.py`, `get_pattern_key`).
+fn module_pattern(key: &str) -> Result<Regex> {
+    let pattern = Regex::new(&format!(r"^(.*\.)?({key})$"));
+    // What the crate says of it has several lines.
+    pattern.ok().with_context(|| {
+        format!(
+            "{PEFT}: {ALPHA_PATTERN}: {} cannot be read; expected a regular expression of modules' names",
+            key.shown()
+        )
+    })
+}
+
+fn number(pattern: &str, alpha: &Value) -> Result<f64> {
+    alpha.as_f64().with_context(|| {
+        format!(
+            "{PEFT}: {ALPHA_PATTERN}: {} is {alpha}; expected a number",
+            pattern.shown()
+        )
+    })
 }

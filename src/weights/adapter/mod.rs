@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::changes::Change;
+use self::changes::{Change, Peft};
 use self::keys::{Key, Modules};
 use super::files::{EmbeddedFile, Files};
 use super::layout::{PartName, expert_of};
@@ -283,9 +283,10 @@ impl Adapter {
             .iter()
             .map(|spec| (spec.name.as_str(), spec.shape.as_slice()))
             .collect();
+        let peft = Peft::of(store).with_context(|| location.to_string())?;
         let mut changes: BTreeMap<String, Vec<Change>> = BTreeMap::new();
         for (module, slots) in slots {
-            for (tensor, change) in changes::of_module(store, &module, &slots, &shapes)
+            for (tensor, change) in changes::of_module(store, &module, &slots, &shapes, &peft)
                 .with_context(|| location.to_string())?
             {
                 changes.entry(tensor).or_default().push(change);

@@ -1,15 +1,15 @@
 //! Changed weights against sums in float64, on the miniature's own layers.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mlx_rs::Array;
 use rand_mt::Mt64;
 use safetensors::tensor::{Dtype as Stored, TensorView};
 use tempfile::TempDir;
 
-use super::{Adapters, Form, Source, Wanted};
-use crate::model::layers::{Linear, Weight};
+use super::{Adapter, Adapters, Form, Source, Wanted};
+use crate::model::layers::{Linear, Quantized, Term, Weight};
 use crate::model::{Role, TensorSource};
 use crate::runtime::{Device, DeviceKind, Precision, to_host};
 use crate::sampling::Expert;
@@ -22,6 +22,8 @@ use crate::weights::{Bits, PartName};
 
 const DEVICE: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
 const Q: &str = "blocks.0.attn1.to_q.weight";
+/// What kohya's programs put in front of the names of `Q`'s changes.
+const FLAT: &str = "lora_unet_blocks_0_self_attn_q.";
 const WIDTH: usize = 128;
 
 /// The miniature, by its files: `tiny` stands above this module.
@@ -49,7 +51,7 @@ type Tensor = (Vec<usize>, Vec<f64>);
 type Tensors = BTreeMap<String, Tensor>;
 
 /// Values of about `size`, the same in each run.
-fn noise(seed: u64, shape: &[usize], size: f64) -> (Vec<usize>, Vec<f64>) {
+fn noise(seed: u64, shape: &[usize], size: f64) -> Tensor {
     let mut random = Mt64::new(seed);
     let values = (0..shape.iter().product::<usize>())
         .map(|_| (random.next_u64() as f64 / u64::MAX as f64 - 0.5) * 2.0 * size);
@@ -60,24 +62,70 @@ fn noise(seed: u64, shape: &[usize], size: f64) -> (Vec<usize>, Vec<f64>) {
     )
 }
 
-fn write(folder: &Path, name: &str, tensors: &Tensors) -> std::path::PathBuf {
-    let path = folder.join(name);
-    let bytes: BTreeMap<&String, Vec<u8>> = tensors
-        .iter()
-        .map(|(name, (_, values))| {
-            let bytes = values.iter().flat_map(|v| (*v as f32).to_le_bytes());
-            (name, bytes.collect())
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, (shape, _))| {
-        let view = TensorView::new(Stored::F32, shape.clone(), &bytes[name]).unwrap();
-        (name.as_str(), view)
-    });
-    safetensors::serialize_to_file(views, None, &path).unwrap();
-    path
+/// Tensors by their names behind `module`.
+fn behind<'a>(module: &str, tensors: impl IntoIterator<Item = (&'a str, Tensor)>) -> Tensors {
+    let named = tensors.into_iter();
+    named
+        .map(|(name, tensor)| (format!("{module}{name}"), tensor))
+        .collect()
 }
 
-fn wanted(path: impl Into<std::path::PathBuf>, strength: f64) -> Wanted {
+/// The same of tensors that have names.
+fn moved(module: &str, tensors: &Tensors) -> Tensors {
+    let named = tensors.iter();
+    behind(
+        module,
+        named.map(|(name, tensor)| (name.as_str(), tensor.clone())),
+    )
+}
+
+/// A low-rank change of a matrix of the miniature's width, with its factors' names.
+fn low_rank(module: &str, [up, down]: [&str; 2]) -> Tensors {
+    let factors = [
+        (up, noise(1, &[WIDTH, 4], 0.3)),
+        (down, noise(2, &[4, WIDTH], 0.3)),
+    ];
+    behind(module, factors)
+}
+
+/// Adapters' files.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn write(&self, name: &str, tensors: &Tensors) -> PathBuf {
+        self.write_with(name, tensors, None)
+    }
+
+    /// With a header that says more.
+    fn write_with(&self, name: &str, tensors: &Tensors, more: Option<(&str, &str)>) -> PathBuf {
+        let path = self.0.path().join(name);
+        let bytes: BTreeMap<&String, Vec<u8>> = tensors
+            .iter()
+            .map(|(name, (_, values))| {
+                let bytes = values.iter().flat_map(|v| (*v as f32).to_le_bytes());
+                (name, bytes.collect())
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, (shape, _))| {
+            let view = TensorView::new(Stored::F32, shape.clone(), &bytes[name]).unwrap();
+            (name.as_str(), view)
+        });
+        let metadata = more.map(|(key, text)| [(key.to_owned(), text.to_owned())].into());
+        safetensors::serialize_to_file(views, metadata, &path).unwrap();
+        path
+    }
+
+    /// One adapter of both experts.
+    fn open(&self, tensors: &Tensors, strength: f64) -> anyhow::Result<Adapters> {
+        open(&[wanted(self.write("one.safetensors", tensors), strength)])
+    }
+}
+
+fn wanted(path: impl Into<PathBuf>, strength: f64) -> Wanted {
     Wanted {
         source: Source::Disk(path.into()),
         strength,
@@ -85,7 +133,7 @@ fn wanted(path: impl Into<std::path::PathBuf>, strength: f64) -> Wanted {
     }
 }
 
-fn product(a: &(Vec<usize>, Vec<f64>), b: &(Vec<usize>, Vec<f64>)) -> Vec<f64> {
+fn product(a: &Tensor, b: &Tensor) -> Vec<f64> {
     let (rows, inner, columns) = (a.0[0], a.0[1], b.0[1]);
     let mut out = vec![0.0; rows * columns];
     for i in 0..rows {
@@ -102,18 +150,37 @@ fn host(array: &Array) -> Vec<f64> {
     to_host(array).unwrap().into_iter().map(f64::from).collect()
 }
 
-/// The weight of `Q` without adapters, and with them.
-fn loaded(adapters: &Adapters, name: &str, shape: &[i32]) -> [Vec<f64>; 2] {
+/// Loads the miniature's expert with adapters.
+fn loader<'a>(
+    part: &'a Part,
+    bits: impl Into<Option<Bits>>,
+    adapters: &'a [Adapter],
+    merges: bool,
+) -> Loader<'a> {
+    Loader {
+        part,
+        device: DEVICE,
+        bits: bits.into(),
+        adapters,
+        merges,
+    }
+}
+
+/// `Q`, quantized, and what is computed beside it.
+fn quantized(mut loader: Loader<'_>) -> (Quantized, Vec<Term>) {
+    match loader.weight(Q, [WIDTH as i32; 2], Role::Matmul).unwrap() {
+        Weight::Quantized(quantized, terms) => (quantized, terms),
+        Weight::Dense(_) => panic!("dense"),
+    }
+}
+
+/// A tensor without adapters, and with them.
+fn loaded(adapters: &Adapters, name: &str, shape: &[usize]) -> [Vec<f64>; 2] {
     let part = part();
+    let shape: Vec<i32> = shape.iter().map(|&d| d as i32).collect();
     [&[][..], adapters.of(Expert::HighNoise)].map(|adapters| {
-        let mut loader = Loader {
-            part: &part,
-            device: DEVICE,
-            bits: None,
-            adapters,
-            merges: false,
-        };
-        host(&loader.tensor(name, shape, Role::Exact).unwrap())
+        let mut loader = loader(&part, None, adapters, false);
+        host(&loader.tensor(name, &shape, Role::Exact).unwrap())
     })
 }
 
@@ -141,12 +208,7 @@ type Change = Box<dyn Fn(&[f64], &Tensors, f64) -> Vec<f64>>;
 /// Tensors of an adapter of `Q` in each form, by their names behind the module's, and the change that
 /// they make of a weight.
 fn forms() -> Vec<(Form, Tensors, Change)> {
-    let set = |tensors: Vec<(&str, Tensor)>| -> Tensors {
-        tensors
-            .into_iter()
-            .map(|(name, tensor)| (name.to_owned(), tensor))
-            .collect()
-    };
+    let set = |tensors: Vec<(&str, Tensor)>| behind("", tensors);
     let one = |value: f64| (vec![], vec![value]);
     let added = |weight: &[f64], delta: Vec<f64>, factor: f64| -> Vec<f64> {
         weight
@@ -239,25 +301,16 @@ fn forms() -> Vec<(Form, Tensors, Change)> {
 
 #[test]
 fn every_form_is_what_it_is_in_float64() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     for (form, tensors, changed) in forms() {
         for strength in [1.0, 0.7, -1.5] {
-            let named: Tensors = tensors
-                .iter()
-                .map(|(name, tensor)| {
-                    (
-                        format!("diffusion_model.blocks.0.self_attn.q.{name}"),
-                        tensor.clone(),
-                    )
-                })
-                .collect();
-            let path = write(folder.path(), "one.safetensors", &named);
-            let adapters = open(&[wanted(&path, strength)]).unwrap();
+            let named = moved("diffusion_model.blocks.0.self_attn.q.", &tensors);
+            let adapters = bench.open(&named, strength).unwrap();
             let [adapter] = adapters.of(Expert::HighNoise) else {
                 panic!("{form}");
             };
             assert_eq!(adapter.forms().keys().copied().collect::<Vec<_>>(), [form]);
-            let [before, after] = loaded(&adapters, Q, &[WIDTH as i32; 2]);
+            let [before, after] = loaded(&adapters, Q, &[WIDTH; 2]);
             assert_near(&after, &changed(&before, &tensors, strength), 2e-6);
             assert!(
                 before.iter().zip(&after).any(|(a, b)| (a - b).abs() > 1e-3),
@@ -269,23 +322,15 @@ fn every_form_is_what_it_is_in_float64() {
 
 #[test]
 fn several_are_applied_in_their_order_and_none_at_no_strength() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     let mut all = Vec::new();
     for (index, (_, tensors, changed)) in forms().into_iter().enumerate() {
-        let named = tensors
-            .iter()
-            .map(|(name, tensor)| {
-                (
-                    format!("lora_unet_blocks_0_self_attn_q.{name}"),
-                    tensor.clone(),
-                )
-            })
-            .collect();
-        let path = write(folder.path(), &format!("{index}.safetensors"), &named);
+        let named = moved(FLAT, &tensors);
+        let path = bench.write(&format!("{index}.safetensors"), &named);
         all.push((path, tensors, changed));
     }
     let asked: Vec<Wanted> = all.iter().map(|(path, ..)| wanted(path, 0.5)).collect();
-    let [before, after] = loaded(&open(&asked).unwrap(), Q, &[WIDTH as i32; 2]);
+    let [before, after] = loaded(&open(&asked).unwrap(), Q, &[WIDTH; 2]);
     let expected = all
         .iter()
         .fold(before.clone(), |weight, (_, tensors, changed)| {
@@ -293,14 +338,14 @@ fn several_are_applied_in_their_order_and_none_at_no_strength() {
         });
     assert_near(&after, &expected, 4e-6);
     let nothing: Vec<Wanted> = all.iter().map(|(path, ..)| wanted(path, 0.0)).collect();
-    let [before, after] = loaded(&open(&nothing).unwrap(), Q, &[WIDTH as i32; 2]);
+    let [before, after] = loaded(&open(&nothing).unwrap(), Q, &[WIDTH; 2]);
     assert_eq!(before, after);
 }
 
 /// Biases, norms, modulation and the patch embedding.
 #[test]
 fn whole_changes_reach_every_tensor() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     let cases = [
         (
             "blocks.1.self_attn.k.diff_b",
@@ -331,60 +376,31 @@ fn whole_changes_reach_every_tensor() {
             vec![WIDTH, 36, 1, 2, 2],
         ),
     ];
-    let tensors: Tensors = cases
-        .iter()
-        .enumerate()
-        .map(|(seed, (key, _, shape))| {
-            (
-                format!("diffusion_model.{key}"),
-                noise(seed as u64, shape, 1.0),
-            )
-        })
-        .collect();
-    let path = write(folder.path(), "one.safetensors", &tensors);
-    let adapters = open(&[wanted(&path, 0.5)]).unwrap();
+    let numbered = cases.iter().zip(0..);
+    let noises = numbered.map(|((key, _, shape), seed)| (*key, noise(seed, shape, 1.0)));
+    let tensors = behind("diffusion_model.", noises);
+    let adapters = bench.open(&tensors, 0.5).unwrap();
     for (key, name, shape) in &cases {
-        let shape: Vec<i32> = shape.iter().map(|&d| d as i32).collect();
-        let [before, after] = loaded(&adapters, name, &shape);
+        let [before, after] = loaded(&adapters, name, shape);
         let delta = &tensors[&format!("diffusion_model.{key}")].1;
         let expected: Vec<f64> = before.iter().zip(delta).map(|(w, d)| w + 0.5 * d).collect();
         assert_near(&after, &expected, 1e-6);
     }
     // A convolution's low-rank form.
-    let tensors: Tensors = [
-        (
-            "diffusion_model.patch_embedding.lora_up.weight".to_owned(),
-            noise(1, &[WIDTH, 2, 1, 1, 1], 0.5),
-        ),
-        (
-            "diffusion_model.patch_embedding.lora_down.weight".to_owned(),
-            noise(2, &[2, 36, 1, 2, 2], 0.5),
-        ),
-    ]
-    .into();
-    let path = write(folder.path(), "conv.safetensors", &tensors);
-    let [before, after] = loaded(
-        &open(&[wanted(&path, 1.0)]).unwrap(),
-        "patch_embedding.weight",
-        &[WIDTH as i32, 36, 1, 2, 2],
-    );
-    let up = (
-        vec![WIDTH, 2],
-        tensors["diffusion_model.patch_embedding.lora_up.weight"]
-            .1
-            .clone(),
-    );
-    let down = (
-        vec![2, 144],
-        tensors["diffusion_model.patch_embedding.lora_down.weight"]
-            .1
-            .clone(),
-    );
-    let expected: Vec<f64> = before
-        .iter()
-        .zip(product(&up, &down))
-        .map(|(w, d)| w + d)
-        .collect();
+    let [up, down] = [
+        noise(1, &[WIDTH, 2, 1, 1, 1], 0.5),
+        noise(2, &[2, 36, 1, 2, 2], 0.5),
+    ];
+    let factors = [
+        ("lora_up.weight", up.clone()),
+        ("lora_down.weight", down.clone()),
+    ];
+    let tensors = behind("diffusion_model.patch_embedding.", factors);
+    let adapters = bench.open(&tensors, 1.0).unwrap();
+    let [before, after] = loaded(&adapters, "patch_embedding.weight", &[WIDTH, 36, 1, 2, 2]);
+    let (up, down) = ((vec![WIDTH, 2], up.1), (vec![2, 144], down.1));
+    let delta = product(&up, &down);
+    let expected: Vec<f64> = before.iter().zip(delta).map(|(w, d)| w + d).collect();
     assert_near(&after, &expected, 2e-6);
 }
 
@@ -392,42 +408,18 @@ fn whole_changes_reach_every_tensor() {
 /// values and the change in it.
 #[test]
 fn beside_a_quantized_weight_a_change_is_what_it_is_in_it() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     let part = part();
     let (_, x) = noise(99, &[5, WIDTH], 1.0);
     let x: Vec<f32> = x.into_iter().map(|v| v as f32).collect();
     let x = Array::from_slice(&x, &[5, WIDTH as i32]);
     for (form, tensors, changed) in forms() {
-        let named = tensors
-            .iter()
-            .map(|(name, tensor)| {
-                (
-                    format!("lora_unet_blocks_0_self_attn_q.{name}"),
-                    tensor.clone(),
-                )
-            })
-            .collect();
-        let path = write(folder.path(), "one.safetensors", &named);
-        let adapters = open(&[wanted(&path, 0.8)]).unwrap();
+        let adapters = bench.open(&moved(FLAT, &tensors), 0.8).unwrap();
+        let own = adapters.of(Expert::HighNoise);
         for bits in [Bits::Four, Bits::Eight] {
-            let load = |adapters, merges| {
-                let mut loader = Loader {
-                    part: &part,
-                    device: DEVICE,
-                    bits: Some(bits),
-                    adapters,
-                    merges,
-                };
-                loader.weight(Q, [WIDTH as i32; 2], Role::Matmul).unwrap()
-            };
-            let Weight::Quantized(plain, none) = load(&[], false) else {
-                panic!("dense");
-            };
+            let (plain, none) = quantized(loader(&part, bits, &[], false));
             assert!(none.is_empty());
-            let weight = load(adapters.of(Expert::HighNoise), false);
-            let Weight::Quantized(held, terms) = &weight else {
-                panic!("dense");
-            };
+            let (held, terms) = quantized(loader(&part, bits, own, false));
             let beside = matches!(form, Form::Lora | Form::Loha | Form::Lokr);
             assert_eq!(terms.len(), usize::from(beside), "{form}");
             if beside {
@@ -438,17 +430,15 @@ fn beside_a_quantized_weight_a_change_is_what_it_is_in_it() {
                 let expected: Vec<f32> = expected.into_iter().map(|v| v as f32).collect();
                 let expected = Array::from_slice(&expected, &[WIDTH as i32; 2]);
                 let expected = x.matmul(expected.transpose().unwrap()).unwrap();
-                let linear = Linear::from_weight(weight.clone(), None).unwrap();
+                let weight = Weight::Quantized(held, terms);
+                let linear = Linear::from_weight(weight, None).unwrap();
                 let y = linear.forward(&x).unwrap();
                 assert_near(&host(&y), &host(&expected), 1e-5);
             }
             // Taken in, it is quantized once, with the change.
-            let Weight::Quantized(merged, terms) = load(adapters.of(Expert::HighNoise), true)
-            else {
-                panic!("dense");
-            };
+            let (merged, terms) = quantized(loader(&part, bits, own, true));
             assert!(terms.is_empty());
-            let [before, _] = loaded(&adapters, Q, &[WIDTH as i32; 2]);
+            let [before, _] = loaded(&adapters, Q, &[WIDTH; 2]);
             let expected = changed(&before, &tensors, 0.8);
             let most = if bits == Bits::Four { 0.1 } else { 0.01 };
             assert_near(&host(&merged.dequantize().unwrap()), &expected, most);
@@ -458,37 +448,17 @@ fn beside_a_quantized_weight_a_change_is_what_it_is_in_it() {
 
 #[test]
 fn forecasts_know_what_is_held_beside() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     let part = part();
     let specs: Vec<_> = specs(&part)
         .into_iter()
         .filter(|spec| spec.name == Q)
         .collect();
     for (form, tensors, _) in forms() {
-        let named = tensors
-            .iter()
-            .map(|(name, tensor)| {
-                (
-                    format!("lora_unet_blocks_0_self_attn_q.{name}"),
-                    tensor.clone(),
-                )
-            })
-            .collect();
-        let path = write(folder.path(), "one.safetensors", &named);
-        let adapters = open(&[wanted(&path, 1.0)]).unwrap();
-        let mut loader = Loader {
-            part: &part,
-            device: DEVICE,
-            bits: Some(Bits::Four),
-            adapters: adapters.of(Expert::HighNoise),
-            merges: false,
-        };
+        let adapters = bench.open(&moved(FLAT, &tensors), 1.0).unwrap();
+        let loader = loader(&part, Bits::Four, adapters.of(Expert::HighNoise), false);
         let held = loader.held(&specs).unwrap();
-        let Weight::Quantized(quantized, terms) =
-            loader.weight(Q, [WIDTH as i32; 2], Role::Matmul).unwrap()
-        else {
-            panic!("dense");
-        };
+        let (quantized, terms) = quantized(loader);
         let values: usize = terms.iter().map(|term| term.values()).sum();
         assert_eq!(held.beside, [values as u64, 0], "{form}");
         let arrays = [&quantized.packed, &quantized.scales, &quantized.biases];
@@ -497,24 +467,16 @@ fn forecasts_know_what_is_held_beside() {
     }
 }
 
-fn refusal(tensors: Tensors) -> String {
-    let folder = TempDir::new().unwrap();
-    let path = write(folder.path(), "one.safetensors", &tensors);
-    let error = open(&[wanted(&path, 1.0)]).unwrap_err();
+fn refusal(tensors: &Tensors) -> String {
+    let error = Bench::new().open(tensors, 1.0).unwrap_err();
     crate::util::show::chain(&error)
 }
 
 #[test]
 fn hostile_and_foreign_adapters_are_refused_by_name() {
     let q = |name: &str| format!("diffusion_model.blocks.0.self_attn.q.{name}");
-    let good = || -> Tensors {
-        [
-            (q("lora_up.weight"), noise(1, &[WIDTH, 4], 0.3)),
-            (q("lora_down.weight"), noise(2, &[4, WIDTH], 0.3)),
-        ]
-        .into()
-    };
-    let with = |name: String, tensor: (Vec<usize>, Vec<f64>)| {
+    let good = || low_rank(&q(""), ["lora_up.weight", "lora_down.weight"]);
+    let with = |name: String, tensor: Tensor| {
         let mut tensors = good();
         tensors.insert(name, tensor);
         tensors
@@ -599,30 +561,21 @@ fn hostile_and_foreign_adapters_are_refused_by_name() {
         ),
     ];
     for (tensors, parts) in cases {
-        let error = refusal(tensors);
+        let error = refusal(&tensors);
         for part in parts {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert!(error.contains("one.safetensors"), "{error}");
     }
     // What the header does not show, loading does.
-    let folder = TempDir::new().unwrap();
     let mut tensors = good();
     tensors.get_mut(&q("lora_up.weight")).unwrap().1[7] = f64::NAN;
-    let path = write(folder.path(), "nan.safetensors", &tensors);
-    let adapters = open(&[wanted(&path, 1.0)]).unwrap();
+    let bench = Bench::new();
+    let adapters = bench.open(&tensors, 1.0).unwrap();
     let part = part();
-    let mut loader = Loader {
-        part: &part,
-        device: DEVICE,
-        bits: None,
-        adapters: adapters.of(Expert::HighNoise),
-        merges: false,
-    };
-    let error = loader
-        .tensor(Q, &[WIDTH as i32; 2], Role::Matmul)
-        .unwrap_err();
-    let error = format!("{error:#}");
+    let mut loader = loader(&part, None, adapters.of(Expert::HighNoise), false);
+    let error = loader.tensor(Q, &[WIDTH as i32; 2], Role::Matmul);
+    let error = format!("{:#}", error.unwrap_err());
     assert!(
         error.contains("lora_up.weight holds a value that is not finite"),
         "{error}"
@@ -631,35 +584,25 @@ fn hostile_and_foreign_adapters_are_refused_by_name() {
 
 #[test]
 fn names_say_which_expert_is_meant() {
-    let folder = TempDir::new().unwrap();
-    let q = |prefix: &str| -> Tensors {
-        [
-            (
-                format!("{prefix}blocks.0.attn1.to_q.lora_B.weight"),
-                noise(1, &[WIDTH, 4], 0.3),
-            ),
-            (
-                format!("{prefix}blocks.0.attn1.to_q.lora_A.weight"),
-                noise(2, &[4, WIDTH], 0.3),
-            ),
-        ]
-        .into()
+    let bench = Bench::new();
+    let q = |prefix: &str| {
+        let module = format!("{prefix}blocks.0.attn1.to_q.");
+        low_rank(&module, ["lora_B.weight", "lora_A.weight"])
     };
     let counts = |wanted: &[Wanted]| {
         let adapters = open(wanted).unwrap();
         let counts = [Expert::HighNoise, Expert::LowNoise].map(|e| adapters.of(e).len());
         (counts, adapters.warnings)
     };
-    let write = |name: &str, tensors: &Tensors| write(folder.path(), name, tensors);
-    let plain = write("style.safetensors", &q("transformer."));
+    let plain = bench.write("style.safetensors", &q("transformer."));
     assert_eq!(counts(&[wanted(&plain, 1.0)]).0, [1, 1]);
-    let high = write("style_high_noise.safetensors", &q(""));
+    let high = bench.write("style_high_noise.safetensors", &q(""));
     assert_eq!(counts(&[wanted(&high, 1.0)]).0, [1, 0]);
     let mut both = q("transformer.");
     both.extend(q("transformer_2."));
-    let both = write("both.safetensors", &both);
+    let both = bench.write("both.safetensors", &both);
     assert_eq!(counts(&[wanted(&both, 1.0)]).0, [1, 1]);
-    let low_only = write("of-one.safetensors", &q("transformer_2."));
+    let low_only = bench.write("of-one.safetensors", &q("transformer_2."));
     assert_eq!(
         open(&[wanted(&low_only, 1.0)])
             .unwrap()
@@ -675,7 +618,7 @@ fn names_say_which_expert_is_meant() {
     assert_eq!(found, [0, 1]);
     assert!(warnings[0].contains("given to the low-noise expert; its name says high-noise"));
 
-    let pair = folder.path().join("pair");
+    let pair = bench.0.path().join("pair");
     std::fs::create_dir(&pair).unwrap();
     std::fs::copy(&high, pair.join("high_noise_model.safetensors")).unwrap();
     assert_eq!(counts(&[wanted(&pair, 1.0)]).0, [1, 0]);
@@ -691,26 +634,15 @@ fn names_say_which_expert_is_meant() {
 
 #[test]
 fn keys_of_an_image_branch_are_one_warning() {
-    let folder = TempDir::new().unwrap();
-    let mut tensors: Tensors = [
-        (
-            "blocks.0.self_attn.q.lora_up.weight".to_owned(),
-            noise(1, &[WIDTH, 4], 0.3),
-        ),
-        (
-            "blocks.0.self_attn.q.lora_down.weight".to_owned(),
-            noise(2, &[4, WIDTH], 0.3),
-        ),
-    ]
-    .into();
+    let names = ["lora_up.weight", "lora_down.weight"];
+    let mut tensors = low_rank("blocks.0.self_attn.q.", names);
     for block in 0..6 {
         for end in ["lora_up", "lora_down"] {
             let name = format!("blocks.{block}.cross_attn.k_img.{end}.weight");
             tensors.insert(name, noise(1, &[4, 4], 0.3));
         }
     }
-    let path = write(folder.path(), "wan21.safetensors", &tensors);
-    let adapters = open(&[wanted(&path, 1.0)]).unwrap();
+    let adapters = Bench::new().open(&tensors, 1.0).unwrap();
     assert_eq!(adapters.of(Expert::HighNoise).len(), 1);
     let [warning] = adapters.warnings.as_slice() else {
         panic!("{:?}", adapters.warnings);
@@ -724,24 +656,13 @@ fn keys_of_an_image_branch_are_one_warning() {
 /// Converted with an adapter, an expert is what it is when the adapter is taken in while it is loaded.
 #[test]
 fn a_conversion_puts_changes_in_before_it_quantizes() {
-    let folder = TempDir::new().unwrap();
+    let bench = Bench::new();
     let layout = miniature();
     let (_, tensors, _) = forms().remove(0);
-    let mut named: Tensors = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            (
-                format!("lora_unet_blocks_0_self_attn_q.{name}"),
-                tensor.clone(),
-            )
-        })
-        .collect();
-    let conv = (
-        "patch_embedding.diff".to_owned(),
-        noise(5, &[WIDTH, 36, 1, 2, 2], 0.3),
-    );
-    named.extend([conv]);
-    let path = write(folder.path(), "style.safetensors", &named);
+    let mut named = moved(FLAT, &tensors);
+    let conv = noise(5, &[WIDTH, 36, 1, 2, 2], 0.3);
+    named.insert("patch_embedding.diff".to_owned(), conv);
+    let path = bench.write("style.safetensors", &named);
     let wanted = [wanted(&path, 0.6)];
     let feed = LocalSource::new(&layout).unwrap();
     let mut feed = feed.with_adapters(&wanted).unwrap();
@@ -751,7 +672,7 @@ fn a_conversion_puts_changes_in_before_it_quantizes() {
         text: None,
         file_bytes: u64::MAX,
     };
-    let target = folder.path().join("converted");
+    let target = bench.0.path().join("converted");
     convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap();
     let converted = Layout::of_folder(&Files::from(target.as_path())).unwrap();
     let opened = |layout: &Layout| {
@@ -761,35 +682,72 @@ fn a_conversion_puts_changes_in_before_it_quantizes() {
         )
         .unwrap()
     };
-    let (converted, own) = (opened(&converted), opened(&layout));
+    let (converted, own_part) = (opened(&converted), opened(&layout));
     let adapters = open(&wanted).unwrap();
-    let plain = Loader {
-        part: &converted,
-        device: DEVICE,
-        bits: None,
-        adapters: &[],
-        merges: false,
-    };
-    let merging = Loader {
-        part: &own,
-        device: DEVICE,
-        bits: Some(Bits::Four),
-        adapters: adapters.of(Expert::HighNoise),
-        merges: true,
-    };
+    let plain = loader(&converted, None, &[], false);
+    let own = adapters.of(Expert::HighNoise);
+    let merging = loader(&own_part, Bits::Four, own, true);
     let [converted, merged] = [plain, merging].map(|mut loader| {
-        let Weight::Quantized(q, terms) =
-            loader.weight(Q, [WIDTH as i32; 2], Role::Matmul).unwrap()
-        else {
-            panic!("dense");
-        };
-        assert!(terms.is_empty());
         let conv = [WIDTH as i32, 36, 1, 2, 2];
         let conv = loader
             .tensor("patch_embedding.weight", &conv, Role::Exact)
             .unwrap();
+        let (q, terms) = quantized(loader);
+        assert!(terms.is_empty());
         (host(&q.dequantize().unwrap()), host(&conv))
     });
     assert_eq!(converted.0, merged.0);
     assert_near(&converted.1, &merged.1, 0.01);
+}
+
+/// Alphas of single modules, by patterns as PEFT reads them: a module's name or its end behind a dot.
+#[test]
+fn alphas_are_told_by_regular_expressions() {
+    let bench = Bench::new();
+    let names = ["lora_B.weight", "lora_A.weight"];
+    let tensors = low_rank("transformer.blocks.0.attn1.to_q.", names);
+    let scaled = |config: &str| {
+        let more = Some(("lora_adapter_metadata", config));
+        let path = bench.write_with("one.safetensors", &tensors, more);
+        let adapters = open(&[wanted(path, 1.0)])?;
+        let [before, after] = loaded(&adapters, Q, &[WIDTH; 2]);
+        // How often the product was added.
+        let delta: Vec<f64> = product(&noise(1, &[WIDTH, 4], 0.3), &noise(2, &[4, WIDTH], 0.3));
+        let (mut own, mut all) = (0.0, 0.0);
+        for ((before, after), delta) in before.iter().zip(&after).zip(&delta) {
+            own += (after - before) * delta;
+            all += delta * delta;
+        }
+        anyhow::Ok((4.0 * own / all * 1e3).round() / 1e3)
+    };
+    for (patterns, alpha) in [
+        (r#"{"to_q": 3}"#, 3.0),
+        (r#"{"attn1.to_q": 3}"#, 3.0),
+        (r#"{"^blocks.0.attn1.to_q": 3}"#, 3.0),
+        (r#"{"blocks\\.\\d+\\.attn1\\.to_q": 3}"#, 3.0),
+        (r#"{".*to_(q|k)": 3}"#, 3.0),
+        (r#"{"attn\\d.to_[qkv]": 3, "to_q": 5}"#, 3.0),
+        (r#"{"o_q": 3, "attn1": 3, "^to_q": 3, "to_q.*x": 3}"#, 8.0),
+        (r#"{"blocks\\.(1|2)\\..*": 3}"#, 8.0),
+        ("{}", 8.0),
+    ] {
+        for prefix in ["", "transformer."] {
+            let config = format!(
+                r#"{{"{prefix}alpha_pattern": {patterns}, "{prefix}lora_alpha": 8,
+                "{prefix}rank_pattern": {{"to_q": 99}}, "{prefix}r": 99}}"#
+            );
+            assert_eq!(scaled(&config).unwrap(), alpha, "{config}");
+        }
+    }
+    for (patterns, parts) in [
+        (r#"{"to_(q": 3}"#, ["to_(q", "regular expression"]),
+        (r#"{"to_q": "x"}"#, ["to_q", "expected a number"]),
+    ] {
+        let error = scaled(&format!(r#"{{"alpha_pattern": {patterns}}}"#)).unwrap_err();
+        let error = crate::util::show::chain(&error);
+        for part in parts {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(error.contains("one.safetensors"), "{error}");
+    }
 }
