@@ -243,6 +243,36 @@ impl Location {
     }
 }
 
+/// What a file's title stands under in its header: ModelSpec's (Stability-AI/ModelSpec), kohya's and GGUF's
+/// names. Descriptions are none: they may speak of other models.
+const TITLES: [&str; 6] = [
+    "modelspec.title",
+    "ss_output_name",
+    "general.name",
+    "general.basename",
+    "title",
+    "name",
+];
+
+/// What a file with tensors, or those of a folder, call themselves in their headers; what cannot be
+/// read calls itself nothing.
+pub fn titles(path: &Path) -> Vec<String> {
+    let found = match path.is_dir() {
+        false => Location::at(path).into_iter().collect(),
+        true => {
+            let root = Files::from(path);
+            let folders = root.folders().unwrap_or_default();
+            let below = folders.iter().map(|folder| root.sub(folder));
+            let all = std::iter::once(root.clone()).chain(below);
+            all.flat_map(|files| Location::all_in(&files).unwrap_or_default())
+                .collect::<Vec<_>>()
+        }
+    };
+    let stores = found.iter().filter_map(|at| TensorStore::open(at).ok());
+    let titles = stores.flat_map(|store| TITLES.map(|key| store.metadata().get(key).cloned()));
+    titles.flatten().collect()
+}
+
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
 pub struct Entry {

@@ -15,7 +15,7 @@ impl PresetsArgs {
     /// Prints them.
     pub(crate) fn run(self, presets: &Presets) -> Result<()> {
         if self.json {
-            let all = presets.0.iter().map(|(name, preset)| {
+            let all = presets.all.iter().map(|(name, preset)| {
                 json!({
                     "name": name,
                     "about": preset.about,
@@ -27,7 +27,7 @@ impl PresetsArgs {
             return print_json(&all.collect::<Vec<_>>());
         }
         let mut text = String::new();
-        for (name, preset) in &presets.0 {
+        for (name, preset) in &presets.all {
             let passes = passes(preset).map(|passes| format!("{passes} passes"));
             let source = Some(&preset.source).filter(|source| !source.is_empty());
             let lines = [
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn presets_say_what_they_cost() {
         let presets = Presets::new(serde_json::Map::new(), "test").unwrap();
-        let of = |name: &str| &presets.0[name];
+        let of = |name: &str| &presets.all[name];
         assert_eq!(passes(of("lightning")), Some(4));
         assert_eq!(passes(of("lightning-8")), Some(8));
         // Two steps without guidance, four with it.

@@ -2,7 +2,8 @@
 //! the config file as `[presets.NAME]`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use clap::Command;
@@ -12,6 +13,7 @@ use super::file::json;
 use super::layer::{Layer, flag};
 use crate::cli::flags::parse_lora;
 use crate::util::suggest::did_you_mean;
+use crate::weights::store::titles;
 
 /// The program's own.
 const OWN: &str = include_str!("presets.toml");
@@ -28,7 +30,7 @@ pub(crate) struct Preset {
     pub(crate) about: String,
     /// Whose it is.
     pub(crate) source: String,
-    /// Texts in names of adapters and models that ask for it.
+    /// Texts in names and titles of adapters and models that ask for it.
     found: Vec<String>,
     /// Its settings, by flags.
     pub(crate) settings: Map<String, Value>,
@@ -37,9 +39,14 @@ pub(crate) struct Preset {
 /// A preset that nobody named, and the name of the adapter or model that asks for it.
 type Found = (String, String);
 
-/// All presets, by name.
+/// All presets.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Presets(pub(crate) BTreeMap<String, Preset>);
+pub(crate) struct Presets {
+    /// By name.
+    pub(crate) all: BTreeMap<String, Preset>,
+    /// Titles in headers that have been read: a batch asks for each of its clips.
+    titles: Arc<Mutex<BTreeMap<PathBuf, Vec<String>>>>,
+}
 
 impl Presets {
     /// The program's and, in front of them, those of a config file.
@@ -49,7 +56,7 @@ impl Presets {
     pub(crate) fn new(users: Map<String, Value>, place: &str) -> Result<Self> {
         let own: toml::Table = OWN.parse().context("the program's presets")?;
         let own = own.into_iter().map(|(name, value)| (name, json(value)));
-        let mut presets = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for (name, value) in own.chain(users) {
             let Value::Object(table) = value else {
                 bail!("{place}: presets.{name} is {value}; expected a table of settings");
@@ -57,9 +64,12 @@ impl Presets {
             if name == NONE {
                 bail!("{place}: presets.{NONE} cannot be: it is the name of none");
             }
-            presets.insert(name, Preset::of(table));
+            all.insert(name, Preset::of(table));
         }
-        Ok(Self(presets))
+        Ok(Self {
+            all,
+            ..Self::default()
+        })
     }
 
     /// The layers, the strongest first, each followed by what it asks for by a preset: what is stronger
@@ -88,7 +98,7 @@ impl Presets {
         Ok((all, found))
     }
 
-    /// The settings that a layer asks for by a preset's name, or by the name of an adapter or model.
+    /// The settings that a layer asks for by a preset's name, or by what an adapter or model is called.
     ///
     /// # Errors
     /// When there is no such preset, or it sets what `command` has not.
@@ -104,10 +114,10 @@ impl Presets {
                 None => return Ok(Implied::default()),
             },
         };
-        let Some(preset) = self.0.get(&name) else {
+        let Some(preset) = self.all.get(&name) else {
             bail!(
                 "--preset {name}: there is no such preset{}\nhint: wan-i2v presets lists them",
-                did_you_mean(&name, self.0.keys().map(String::as_str))
+                did_you_mean(&name, self.all.keys().map(String::as_str))
             );
         };
         let place = format!("preset {name}");
@@ -119,7 +129,8 @@ impl Presets {
         })
     }
 
-    /// The preset that names in a layer ask for, and the name.
+    /// The preset that adapters or models of a layer ask for by their names, or the titles in their
+    /// headers, and that name.
     fn found(&self, layer: &Layer) -> Option<Found> {
         let both = |one: &str, other: &str| {
             let all: Vec<_> = layer.values(one).chain(layer.values(other)).collect();
@@ -139,17 +150,37 @@ impl Presets {
         let models = models.map(|value| Path::new(value).to_owned());
         adapters.chain(models).find_map(|path| {
             let mut names = path.components().rev();
-            let last: Vec<String> = (&mut names)
+            let names: Vec<String> = (&mut names)
                 .take(2)
-                .map(|name| name.as_os_str().to_string_lossy().to_lowercase())
+                .map(|name| name.as_os_str().to_string_lossy().into_owned())
                 .collect();
-            let asks = |preset: &Preset| {
-                let mut marks = preset.found.iter();
-                marks.any(|mark| last.iter().any(|name| name.contains(mark.as_str())))
-            };
-            let (name, _) = self.0.iter().find(|(_, preset)| asks(preset))?;
-            Some((name.clone(), last.into_iter().next()?))
+            // Of a folder's name the file's is told.
+            let by_name = self.asked_by(&names).zip(names.first());
+            by_name
+                .map(|(preset, name)| (preset, name.clone()))
+                .or_else(|| self.found_inside(&path))
         })
+    }
+
+    /// The preset that what a file, or those of a folder, call themselves ask for, and the title.
+    fn found_inside(&self, path: &Path) -> Option<Found> {
+        let known = self.titles.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        let read = || titles(path);
+        let titles = known.entry(path.to_owned()).or_insert_with(read);
+        titles.iter().find_map(|title| {
+            let preset = self.asked_by(std::slice::from_ref(title))?;
+            Some((preset, title.clone()))
+        })
+    }
+
+    /// The preset that one of some names asks for.
+    fn asked_by(&self, names: &[String]) -> Option<String> {
+        let names: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();
+        let has = |mark: &String| names.iter().any(|name| name.contains(mark.as_str()));
+        let asks = |preset: &Preset| preset.found.iter().any(has);
+        let (name, _) = self.all.iter().find(|(_, preset)| asks(preset))?;
+        Some(name.clone())
     }
 }
 
@@ -261,6 +292,62 @@ mod tests {
         );
     }
 
+    /// A folder of an adapter whose header says `metadata`.
+    fn with_header(name: &str, metadata: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+        let metadata = Some(metadata.collect());
+        let tensors: [(&str, safetensors::tensor::TensorView); 0] = [];
+        let path = folder.path().join(name);
+        safetensors::serialize_to_file(tensors, metadata, &path).unwrap();
+        folder
+    }
+
+    #[test]
+    fn presets_are_found_by_titles_in_headers() {
+        let presets = Presets::new(Map::new(), "test").unwrap();
+        let found = |asking: &Value| implied(&presets, asking.clone()).unwrap().len();
+        for metadata in [
+            ("ss_output_name", "wan22_LightX2V_rank64"),
+            ("modelspec.title", "Wan 2.2 Lightning, high noise"),
+            ("name", "a 4-step adapter: 4-steps"),
+        ] {
+            let folder = with_header("x.safetensors", &[metadata]);
+            let root = folder.path().to_str().unwrap();
+            let file = folder.path().join("x.safetensors");
+            let file = file.to_str().unwrap();
+            for asking in [
+                json!({ "lora": file }),
+                json!({ "lora": format!("{file}:0.8") }),
+                json!({ "lora": root }),
+                json!({ "model": root }),
+                json!({ "high": file, "low": file }),
+            ] {
+                assert_eq!(found(&asking), 5, "{asking} {metadata:?}");
+            }
+            for silent in [
+                json!({ "lora": format!("{file}:0") }),
+                json!({ "lora-high": file }),
+                json!({ "lora": file, "preset": "none" }),
+            ] {
+                assert_eq!(found(&silent), 0, "{silent} {metadata:?}");
+            }
+        }
+        // What is told of other adapters is no name.
+        let metadata = [
+            ("modelspec.description", "for use with Lightning"),
+            ("ss_training_comment", "not distilled"),
+            ("ss_output_name", "a style"),
+        ];
+        let folder = with_header("x.safetensors", &metadata);
+        let file = folder.path().join("x.safetensors");
+        assert_eq!(found(&json!({ "lora": file.to_str().unwrap() })), 0);
+        // What cannot be read is refused later, by its reader.
+        std::fs::write(&file, "broken").unwrap();
+        assert_eq!(found(&json!({ "lora": file.to_str().unwrap() })), 0);
+        assert_eq!(found(&json!({ "lora": "nowhere.safetensors" })), 0);
+    }
+
     #[test]
     fn users_add_presets_and_replace_them() {
         let users = json!({
@@ -316,7 +403,7 @@ mod tests {
     #[test]
     fn the_program_s_presets_are_settings() {
         let presets = Presets::new(Map::new(), "test").unwrap();
-        for (name, preset) in &presets.0 {
+        for (name, preset) in &presets.all {
             let words = implied(&presets, json!({ "preset": name })).unwrap();
             let base = ["wan-i2v", "--image=a", "--prompt=b"].map(str::to_owned);
             let all = base.into_iter().chain(words);
