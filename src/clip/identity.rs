@@ -26,7 +26,7 @@ pub enum Stage {
 }
 
 /// Something that a clip depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Item {
     /// What a user calls it: a flag, or a few words.
     pub name: String,
@@ -38,7 +38,19 @@ pub struct Item {
     /// is computed, which changes last bits alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_budget: bool,
+    /// The value as messages show it, with names on which nothing depends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<String>,
 }
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |item: &Self| (item.stages.clone(), item.by_budget);
+        (&self.name, &self.value) == (&other.name, &other.value) && all(self) == all(other)
+    }
+}
+
+impl Eq for Item {}
 
 impl Item {
     /// An item.
@@ -48,6 +60,20 @@ impl Item {
             value: value.to_string(),
             stages: stages.to_vec(),
             by_budget: false,
+            shown: None,
+        }
+    }
+
+    /// Its value as messages show it.
+    fn shown(&self) -> String {
+        let value = &self.value;
+        match &self.shown {
+            Some(shown) => shown.clone(),
+            None if is_hash(value) => value.chars().take(12).collect(),
+            None if value.chars().count() > SHOWN => {
+                value.chars().take(SHOWN).chain(['…']).collect()
+            }
+            None => value.clone(),
         }
     }
 
@@ -78,8 +104,8 @@ const SHOWN: usize = 80;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     name: String,
-    saved: Option<String>,
-    now: Option<String>,
+    saved: Option<Item>,
+    now: Option<Item>,
 }
 
 impl fmt::Display for Difference {
@@ -97,14 +123,8 @@ impl Difference {
 
     /// The saved run's value and this one's, as messages show them.
     pub fn values(&self) -> [String; 2] {
-        [&self.saved, &self.now].map(|value| match value {
-            None => "nothing".to_owned(),
-            Some(hash) if is_hash(hash) => hash.chars().take(12).collect(),
-            Some(text) if text.chars().count() > SHOWN => {
-                text.chars().take(SHOWN).chain(['…']).collect()
-            }
-            Some(text) => text.clone(),
-        })
+        [&self.saved, &self.now]
+            .map(|item| (item.as_ref()).map_or_else(|| "nothing".to_owned(), Item::shown))
     }
 }
 
@@ -203,7 +223,6 @@ impl Identity {
     /// The differences of `now` from this saved run, in what its latents and pixels depend on.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
         let gone = self.0.iter().filter(|item| now.get(&item.name).is_none());
-        let value = |run: &Self, name: &str| run.get(name).map(|item| item.value.clone());
         let pixels = now.0.iter().chain(gone);
         let mixed = self.is_mixed() || now.is_mixed();
         let pixels =
@@ -211,10 +230,13 @@ impl Identity {
         pixels
             .map(|Item { name, .. }| Difference {
                 name: name.clone(),
-                saved: value(self, name),
-                now: value(now, name),
+                saved: self.get(name).cloned(),
+                now: now.get(name).cloned(),
             })
-            .filter(|difference| difference.saved != difference.now)
+            .filter(|Difference { saved, now, .. }| {
+                let [saved, now] = [saved, now].map(|item| item.as_ref().map(|item| &item.value));
+                saved != now
+            })
             .collect()
     }
 }

@@ -9,6 +9,7 @@ use crate::model::MemoryPlan;
 use crate::runtime::{Device, Tuning};
 use crate::text::clean;
 use crate::util::hex::to_hex;
+use crate::util::show::Show;
 use crate::weights::adapter::Adapter;
 use crate::weights::{Expert, PartName};
 
@@ -79,9 +80,7 @@ impl Job {
             items.push(Item::new(format!("bits of the {name}"), stages, bits));
         }
         for expert in [Expert::HighNoise, Expert::LowNoise] {
-            let of =
-                |adapter: &Adapter| format!("{} x {}", adapter.fingerprint(), adapter.strength());
-            let adapters: Vec<String> = checkpoint.adapters().of(expert).iter().map(of).collect();
+            let adapters = checkpoint.adapters().of(expert);
             if !adapters.is_empty() {
                 let merged = if checkpoint.loading().merges {
                     ", merged"
@@ -89,8 +88,20 @@ impl Job {
                     ""
                 };
                 let name = format!("--lora of the {expert} expert");
-                let value = adapters.join(", ") + merged;
-                items.push(Item::new(name, &[Denoise], value));
+                let all = |of: &dyn Fn(&Adapter) -> String| {
+                    let all: Vec<String> = adapters.iter().map(of).collect();
+                    all.join(", ") + merged
+                };
+                let value = all(&|one| format!("{} x {}", one.fingerprint(), one.strength()));
+                // A hash is no name, and a file of the same name may be another.
+                let shown = all(&|one| {
+                    let hash: String = one.fingerprint().chars().take(12).collect();
+                    format!("{} ({hash}) x {}", one.file_name().shown(), one.strength())
+                });
+                items.push(Item {
+                    shown: Some(shown),
+                    ..Item::new(name, &[Denoise], value)
+                });
             }
         }
         let boundary = checkpoint.boundary_timestep;

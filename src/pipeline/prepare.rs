@@ -14,7 +14,7 @@ use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_
 use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
-use crate::clip::{GuideScale, Request, Settings};
+use crate::clip::{Request, Settings};
 use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip::{self, Title};
@@ -333,18 +333,7 @@ impl Job {
         let plan::Clip {
             checkpoint, inputs, ..
         } = self.clip();
-        let settings = Settings {
-            steps: 4,
-            guide_scale: GuideScale {
-                low: 1.0,
-                high: 1.0,
-            },
-            ..self.settings.clone()
-        };
-        let inputs = Inputs {
-            negative: None,
-            ..inputs
-        };
+        let (settings, inputs) = plan::in_four_steps(&self.settings, inputs);
         let few = plan::forecast(checkpoint, &settings, inputs, device, memory, None)?;
         few.measure(rates, checkpoint);
         Ok(few.timed(Some(rates)).seconds)

@@ -8,8 +8,8 @@ use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::{SPATIAL_STRIDE, Tiling};
 use crate::pipeline::plan::{
-    Budget, CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, plan_memory,
-    refusal, refusal_on_mac,
+    Budget, CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
+    plan_memory, refusal, refusal_on_mac,
 };
 use crate::pipeline::tokenize;
 use crate::runtime::{Device, DeviceKind, mac_budget};
@@ -119,6 +119,7 @@ impl PlanArgs {
             None => Some(Rates::of_machine(device, fresh)?),
         };
         let settled = settle(clip, place, rates.as_mut())?;
+        let few = in_few_steps(clip, place, rates.as_mut(), settled.forecast.passes)?;
         let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
         let macs = Published::default().macs()?;
@@ -143,11 +144,21 @@ impl PlanArgs {
                 "refusal": refusal,
                 "computed": ways,
                 "forecast": settled.forecast,
+                "in_four_steps": few.as_ref().map(|few| {
+                    json!({ "passes": few.passes, "seconds": few.seconds })
+                }),
                 "published_on_macs": macs.collect::<Vec<_>>(),
             });
             print_json(&report)?;
         } else {
             let mut text = answer(&settled, &settings, place);
+            if let Some(few) = &few {
+                text += &format!(
+                    "With --preset lightning and adapters for it: {}.\n",
+                    passes(few)
+                );
+            }
+            text.push('\n');
             text += &phases(&settled.forecast);
             let _ = writeln!(text, "\nComputed with {}.", ways.describe());
             if let Some(rates) = &rates {
@@ -193,14 +204,42 @@ fn answer(settled: &PlannedMemory, settings: &Settings, place: Place) -> String 
         true => format!("It fits: {peak} at its peak of {limit}"),
         false => format!("It does not fit: {peak} at its peak, more than {limit}"),
     };
+    format!(
+        "{fits}.\n{} x {} pixels, {} frames, {} steps, {}.\n",
+        settings.width,
+        settings.height,
+        settings.frames,
+        settings.steps,
+        passes(made),
+    )
+}
+
+/// How many passes, and their time where it is known.
+fn passes(made: &Forecast) -> String {
     let time = match made.seconds {
         Some(seconds) => format!(", about {}", human_time(seconds)),
         None => String::new(),
     };
-    format!(
-        "{fits}.\n{} x {} pixels, {} frames, {} steps, {} passes{time}.\n\n",
-        settings.width, settings.height, settings.frames, settings.steps, made.passes,
-    )
+    format!("{} passes{time}", made.passes)
+}
+
+/// What the clip costs with a model or adapters for four steps, unless it takes no more than these.
+fn in_few_steps(
+    clip: Clip<'_>,
+    place: Place,
+    rates: Option<&mut Rates>,
+    passes: usize,
+) -> Result<Option<Forecast>> {
+    if passes <= 4 {
+        return Ok(None);
+    }
+    let (settings, inputs) = in_four_steps(clip.settings, clip.inputs);
+    let clip = Clip {
+        settings: &settings,
+        inputs,
+        ..clip
+    };
+    Ok(Some(settle(clip, place, rates)?.forecast))
 }
 
 /// How a clip is computed.

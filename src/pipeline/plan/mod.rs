@@ -18,7 +18,7 @@ use anyhow::Result;
 use parts::{Half, Work};
 use serde::Serialize;
 
-use crate::clip::Settings;
+use crate::clip::{GuideScale, Settings};
 use crate::model::MemoryPlan;
 use crate::model::dit::{self, DitConfig};
 use crate::model::vae::Tiling;
@@ -122,6 +122,23 @@ impl Forecast {
             rates.keep();
         }
     }
+}
+
+/// The same clip in four steps without guidance, as distilled models and adapters make it.
+pub fn in_four_steps(settings: &Settings, inputs: Inputs) -> (Settings, Inputs) {
+    let settings = Settings {
+        steps: 4,
+        guide_scale: GuideScale {
+            low: 1.0,
+            high: 1.0,
+        },
+        ..settings.clone()
+    };
+    let inputs = Inputs {
+        negative: None,
+        ..inputs
+    };
+    (settings, inputs)
 }
 
 /// Operations of the VAE on a grid of latents.

@@ -89,6 +89,9 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clip::Settings;
+    use crate::model::MemoryPlan;
+    use crate::pipeline::plan::{forecast, in_four_steps};
 
     /// More memory lets no less fit, and neither do smaller clips.
     #[test]
@@ -107,6 +110,43 @@ mod tests {
             assert!(fits.iter().zip(next).all(|(fit, next)| *fit <= next));
         }
         assert_eq!(macs[5].1, [Some(16); 4], "128 GB");
+    }
+
+    /// README says what four steps without guidance save of a clip at 480p.
+    #[test]
+    fn readme_says_what_four_steps_cost() {
+        let Published([(_, published), ..]) = Published::default();
+        let options = Options {
+            size: Some(Size::Exact {
+                width: 832,
+                height: 480,
+            }),
+            ..Options::default()
+        };
+        let patch = published.high.patch_size[1];
+        let settings = options.resolve(&published.settings, (832, 480), patch);
+        let settings = settings.unwrap();
+        let inputs = Inputs {
+            prompt: TOKENS[0],
+            negative: Some(TOKENS[1]),
+            last_image: false,
+        };
+        let device = Device::new(DeviceKind::Gpu, None);
+        let cost = |settings: &Settings, inputs| {
+            let memory = MemoryPlan::of_tokens(published.high.tokens(settings.latent_grid()));
+            let made = forecast(&published, settings, inputs, device, &memory, None).unwrap();
+            (made.passes, made.operations().total() as f64 / 1e15)
+        };
+        let (few, their_inputs) = in_four_steps(&settings, inputs);
+        let (all, few) = (cost(&settings, inputs), cost(&few, their_inputs));
+        assert_eq!((all.0, few.0), (80, 4));
+        let readme = include_str!("../../../README.md");
+        for said in [
+            format!("{:.0} PFLOP (counted)", all.1),
+            format!("{:.1} PFLOP", few.1),
+        ] {
+            assert!(readme.contains(&said), "README.md does not say {said}");
+        }
     }
 
     /// README's table is this one; `UPDATE_DOCS=1 cargo test --lib readme_says` writes it.

@@ -316,6 +316,12 @@ impl Adapter {
         self.store.location().to_string()
     }
 
+    /// Its file's name, or its folder's.
+    pub fn file_name(&self) -> String {
+        let name = self.name();
+        name.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
     /// What its change is multiplied by.
     pub fn strength(&self) -> f64 {
         self.strength

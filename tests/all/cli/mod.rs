@@ -1,5 +1,6 @@
 //! The program itself, run as a user runs it, on checkpoints with random weights.
 
+mod adapters;
 mod after;
 mod analyze;
 mod attended;

@@ -30,6 +30,10 @@ fn the_answer_comes_first_and_fits_80_columns() {
         lines.next(),
         Some("64 x 64 pixels, 17 frames, 12 steps, 24 passes.")
     );
+    assert_eq!(
+        lines.next(),
+        Some("With --preset lightning and adapters for it: 4 passes.")
+    );
     assert!(
         !stdout.contains("time"),
         "its rates are not known: {stdout}"
@@ -51,6 +55,21 @@ fn the_answer_comes_first_and_fits_80_columns() {
         stdout.lines().nth(1).unwrap().contains(" passes, about "),
         "{stdout}"
     );
+}
+
+/// What takes four passes already is not told of them.
+#[test]
+fn a_preset_s_cost_is_told_beside_the_usual_one() {
+    let (_, stdout, stderr) = plan(&["--device", "cpu", "--json"]);
+    let usual: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stderr}"));
+    let few = &usual["in_four_steps"];
+    assert_eq!(few["passes"], 4, "{few}");
+    let seconds = |json: &Value| json["seconds"].as_f64().unwrap();
+    assert!(seconds(few) < seconds(&usual["forecast"]), "{few}");
+    let (_, stdout, stderr) = plan(&["--device", "cpu", "--json", "--preset", "lightning"]);
+    let asked: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stderr}"));
+    assert_eq!(asked["forecast"]["passes"], 4, "{asked}");
+    assert_eq!(asked["in_four_steps"], Value::Null);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The built-in miniature, used when no model is named.
 
 use image::{Rgb, RgbImage};
+use serde_json::Value;
+use wan_i2v::tiny;
 
 use crate::cli::program;
-use crate::support::TINY;
+use crate::support::{TINY, names};
 
 #[test]
 fn a_picture_and_a_prompt_are_enough() {
@@ -94,4 +96,77 @@ fn bits_that_a_model_does_not_have_are_refused() {
     assert!(stderr.contains("quantized to 8 bits already"), "{stderr}");
     let made = run(&[&clip[..], &["--bits", "8", "--output", "c.gif"]].concat());
     assert_eq!(made.status.code(), Some(0), "{made:?}");
+}
+
+/// Four passes without the negative prompt, by the adapters that the miniature brings along.
+#[test]
+fn the_preset_for_four_steps_needs_nothing_else() {
+    let bytes: usize = tiny::LIGHTNING.iter().map(|file| file.bytes.len()).sum();
+    assert!(
+        bytes < 2_000_000,
+        "{bytes} bytes of adapters are in the program"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let picture = RgbImage::from_fn(64, 64, |x, y| {
+        match x.abs_diff(32).max(y.abs_diff(32)) < 9 {
+            true => Rgb([219, 33, 33]),
+            false => Rgb([196, 186, 170]),
+        }
+    });
+    picture.save(folder.path().join("start.png")).unwrap();
+    let run = |output: &str, more: &[&str]| -> Vec<Value> {
+        let flags = [
+            "--progress",
+            "json",
+            "--seed",
+            "7",
+            "--dump",
+            output,
+            "--overwrite",
+        ];
+        let ran = program()
+            .current_dir(folder.path())
+            .args([
+                "--image",
+                "start.png",
+                "--prompt",
+                "the red square moves left",
+            ])
+            .args(["--output", &format!("{output}.mp4"), "--device", "cpu"])
+            .args(flags)
+            .args(more)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(ran.stderr).unwrap();
+        assert!(ran.status.success(), "{stderr}");
+        let events = stderr
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        events.collect()
+    };
+    let events = run("four", &["--preset", "lightning"]);
+    let result = events.last().unwrap();
+    assert!(folder.path().join("four.mp4").is_file());
+    assert_eq!(result["passes"]["computed"], 4, "{result}");
+    assert_eq!(result["settings"]["steps"], 4, "{result}");
+    let steps: Vec<&Value> = events.iter().filter(|e| e["event"] == "step").collect();
+    let experts: Vec<&Value> = steps.iter().map(|step| &step["expert"]).collect();
+    assert_eq!(
+        experts,
+        ["high-noise", "high-noise", "low-noise", "low-noise"]
+    );
+    let dumped = |output: &str| names(&folder.path().join(output));
+    let of_negative = |name: &String| name.contains("uncond") || name.contains("negative");
+    assert!(
+        !dumped("four").iter().any(of_negative),
+        "{:?}",
+        dumped("four")
+    );
+    // Its usual way has all of that.
+    run("usual", &["--steps", "2"]);
+    assert!(
+        dumped("usual").iter().any(of_negative),
+        "{:?}",
+        dumped("usual")
+    );
 }

@@ -1,5 +1,6 @@
 //! Fetching from a hub that runs here, over 127.0.0.1 and nothing else.
 
+mod adapters;
 mod command;
 mod converting;
 mod faults;

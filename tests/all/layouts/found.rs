@@ -136,52 +136,55 @@ fn zeros_that_are_meant_are_taken() {
     open(folder.path()).unwrap().check_filled().unwrap();
 }
 
-/// As ModelTC/LightX2V writes experts: e4m3 with a scale for each row.
+/// As ModelTC/LightX2V writes experts: e4m3 with a scale for each row, which is a column or not. The values
+/// that this stands for are returned.
+pub fn scale_rows(content: &mut Content, column: bool) -> Content {
+    let mut plain = content.clone();
+    let linear = |name: &String, tensor: &Stored| {
+        let of_block = ["attn.", ".ffn."].iter().any(|part| name.contains(part));
+        of_block && name.ends_with(".weight") && tensor.shape.len() == 2
+    };
+    let names = content.iter().filter(|(name, tensor)| linear(name, tensor));
+    let names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
+    assert_eq!(names.len(), 20);
+    for name in names {
+        let weight = content.remove(&name).unwrap();
+        let values = decode(weight.encoding, &weight.bytes);
+        let (mut bytes, mut scales, mut meant) = (Vec::new(), Vec::new(), Vec::new());
+        for row in values.chunks(weight.shape[1]) {
+            let scale = row.iter().fold(1e-5_f32, |most, v| most.max(v.abs())) / 448.0;
+            let small: Vec<f32> = row.iter().map(|value| value / scale).collect();
+            let encoded = encode(Encoding::F8E4M3, &small);
+            let decoded = decode(Encoding::F8E4M3, &encoded);
+            meant.extend(decoded.into_iter().map(|value| value * scale));
+            bytes.extend(encoded);
+            scales.push(scale);
+        }
+        let shape = match column {
+            true => vec![weight.shape[0], 1],
+            false => vec![weight.shape[0]],
+        };
+        let scale = name.replace(".weight", ".weight_scale");
+        content.insert(scale, stored(F32, &shape, &scales));
+        plain.insert(name.clone(), stored(F32, &weight.shape, &meant));
+        let encoding = Encoding::F8E4M3;
+        let small = Stored {
+            encoding,
+            bytes,
+            ..weight
+        };
+        content.insert(name, small);
+    }
+    plain
+}
+
 #[test]
 fn float8_with_a_scale_for_each_row() {
     let _mlx = mlx();
     let (mut rows, _) = Model::random().in_form(COMFY);
     let mut plain = rows.clone();
     for (expert, column) in [(0, true), (1, false)] {
-        let linear = |name: &String, tensor: &Stored| {
-            let of_block = ["attn.", ".ffn."].iter().any(|part| name.contains(part));
-            of_block && name.ends_with(".weight") && tensor.shape.len() == 2
-        };
-        let names = rows[expert]
-            .iter()
-            .filter(|(name, tensor)| linear(name, tensor));
-        let names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
-        assert_eq!(names.len(), 20);
-        for name in names {
-            let weight = rows[expert].remove(&name).unwrap();
-            let values = decode(weight.encoding, &weight.bytes);
-            let (mut bytes, mut scales, mut meant) = (Vec::new(), Vec::new(), Vec::new());
-            for row in values.chunks(weight.shape[1]) {
-                let scale = row.iter().fold(1e-5_f32, |most, v| most.max(v.abs())) / 448.0;
-                let small: Vec<f32> = row.iter().map(|value| value / scale).collect();
-                let encoded = encode(Encoding::F8E4M3, &small);
-                let decoded = decode(Encoding::F8E4M3, &encoded);
-                meant.extend(decoded.into_iter().map(|value| value * scale));
-                bytes.extend(encoded);
-                scales.push(scale);
-            }
-            let shape = match column {
-                true => vec![weight.shape[0], 1],
-                false => vec![weight.shape[0]],
-            };
-            let scale = name.replace(".weight", ".weight_scale");
-            rows[expert].insert(scale, stored(F32, &shape, &scales));
-            plain[expert].insert(name.clone(), stored(F32, &weight.shape, &meant));
-            let encoding = Encoding::F8E4M3;
-            rows[expert].insert(
-                name,
-                Stored {
-                    encoding,
-                    bytes,
-                    ..weight
-                },
-            );
-        }
+        plain[expert] = scale_rows(&mut rows[expert], column);
     }
     let model = Model::random();
     let write = |contents: &[Content; 4]| {

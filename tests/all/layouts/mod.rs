@@ -1,6 +1,7 @@
 //! One random model in every layout that people have: it loads, and gives the same latents.
 
 mod converted;
+mod distilled;
 mod forward;
 mod found;
 mod inspect;
