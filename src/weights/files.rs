@@ -72,6 +72,14 @@ impl Bytes {
         #[cfg(not(unix))]
         let _ = (start, end);
     }
+
+    /// Where the bytes lie that are to be read from a disk first, as far as the machine says.
+    pub fn absent(&self) -> Vec<Range<usize>> {
+        match self {
+            Bytes::Mapped(map) => map.absent(),
+            Bytes::Static(_) => Vec::new(),
+        }
+    }
 }
 
 impl Deref for Bytes {

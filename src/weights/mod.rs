@@ -160,6 +160,7 @@ pub struct Checkpoint {
     held: Remembered<(PartName, Device), Held>,
     vae_held: Remembered<Device, (u64, u64)>,
     formats: Remembered<PartName, Format>,
+    absent: Remembered<PartName, u64>,
 }
 
 /// Values by what they were computed for, which are few.
@@ -236,6 +237,7 @@ impl Checkpoint {
             held: Remembered::default(),
             vae_held: Remembered::default(),
             formats: Remembered::default(),
+            absent: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
         for (part, name) in parts.iter().zip(PartName::ALL) {

@@ -96,6 +96,7 @@ impl Checkpoint {
             held: Remembered::default(),
             vae_held: Remembered::default(),
             formats: Remembered::default(),
+            absent: Remembered::default(),
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
@@ -453,7 +455,7 @@ impl TensorStore {
 
     /// Lets the machine forget `range` of a tensor's bytes, which count as this program's memory
     /// once they have been read.
-    pub fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
+    pub fn release(&self, entry: &Entry, range: Range<usize>) {
         let start = (entry.start + range.start).min(entry.end);
         let end = (entry.start + range.end).min(entry.end);
         self.maps[entry.map].release(start..end);
@@ -484,6 +486,35 @@ impl TensorStore {
             }
         }
         hasher.finalize().to_hex().to_string()
+    }
+
+    /// Bytes of all files that are to be read from a disk first, as far as the machine says.
+    pub fn absent_bytes(&self) -> u64 {
+        let absent = self.maps.iter().flat_map(Bytes::absent);
+        absent.map(|range| range.len() as u64).sum()
+    }
+
+    /// Reads some of these bytes, a few at a time on each core as loading does; says how many, and the
+    /// seconds. Nothing where there are too few.
+    pub fn time_reading(&self) -> Option<(u64, f64)> {
+        const ENOUGH: usize = 64 << 20;
+        const LEAST: usize = 8 << 20;
+        const CHUNK: usize = 4 << 20;
+        const PAGE: usize = 4 << 10;
+        let in_map = |map: &Bytes| map.absent().into_iter().max_by_key(Range::len);
+        let longest = self.maps.iter().filter_map(|map| Some((map, in_map(map)?)));
+        let (map, range) = longest.max_by_key(|(_, range)| range.len())?;
+        let bytes = &map[range.start..range.end.min(range.start + ENOUGH)];
+        if bytes.len() < LEAST {
+            return None;
+        }
+        let start = Instant::now();
+        let sum = bytes.par_chunks(CHUNK).map(|chunk| {
+            let pages = chunk.iter().step_by(PAGE);
+            pages.map(|byte| u64::from(*byte)).sum::<u64>()
+        });
+        std::hint::black_box(sum.sum::<u64>());
+        Some((bytes.len() as u64, start.elapsed().as_secs_f64()))
     }
 
     /// The content of the file, when it is one.

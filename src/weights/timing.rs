@@ -4,11 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use mlx_rs::memory::clear_cache;
 
 use super::Checkpoint;
 use super::layout::PartName;
 use super::part::{Part, Values, may_quantize, stored_as_float32};
 use super::quantize::GROUP_SIZE;
+use crate::model::layers::Weight;
 use crate::model::{Role, TensorSource, TensorSpec};
 use crate::runtime::Device;
 
@@ -90,8 +92,32 @@ impl Checkpoint {
         })
     }
 
-    /// Bytes held and seconds of loading a sample of a part's tensors, from files that have been
-    /// read before; nothing where there are no files. It takes twice `most`, or one tensor's time.
+    /// Bytes of a part's files that are to be read from a disk before they are loaded, as the machine
+    /// said when it was first asked.
+    ///
+    /// # Errors
+    /// When the files cannot be opened any more.
+    pub fn absent(&self, name: PartName) -> Result<u64> {
+        self.absent.get(name, || match self.layout.part(name) {
+            Some(_) => Ok(self.part(name)?.store().absent_bytes()),
+            None => Ok(0),
+        })
+    }
+
+    /// Bytes of these and the seconds in which a sample of them was read; nothing where there are few.
+    ///
+    /// # Errors
+    /// As [`Self::absent`].
+    pub fn time_reading(&self, name: PartName) -> Result<Option<(u64, f64)>> {
+        match self.layout.part(name) {
+            Some(_) => Ok(self.part(name)?.store().time_reading()),
+            None => Ok(None),
+        }
+    }
+
+    /// Bytes held and seconds of loading a sample of a part's tensors into memory that is new each
+    /// time, as a run's is, from files that have been read before; nothing where there are no files. It
+    /// takes twice `most`, or one tensor's time.
     ///
     /// # Errors
     /// As loading the part.
@@ -112,16 +138,13 @@ impl Checkpoint {
         let step = (specs.len() / 40).max(1) | 1;
         let spread = (0..step).flat_map(|first| specs.iter().skip(first).step_by(step));
         let (start, mut sample) = (Instant::now(), Vec::new());
-        let mut load = |spec: &TensorSpec| -> Result<()> {
-            match *spec.shape {
-                [outputs, inputs] => {
-                    loader.weight(&spec.name, [outputs, inputs], spec.role)?;
-                }
-                _ => {
-                    loader.tensor(&spec.name, &spec.shape, spec.role)?;
-                }
-            }
-            Ok(())
+        let mut load = |spec: &TensorSpec| match *spec.shape {
+            [outputs, inputs] => loader.weight(&spec.name, [outputs, inputs], spec.role),
+            _ => Ok(Weight::Dense(loader.tensor(
+                &spec.name,
+                &spec.shape,
+                spec.role,
+            )?)),
         };
         for spec in spread {
             load(spec)?;
@@ -133,8 +156,11 @@ impl Checkpoint {
         let mut seconds = f64::INFINITY;
         while start.elapsed() < 2 * most || seconds.is_infinite() {
             let again = Instant::now();
-            sample.iter().try_for_each(&mut load)?;
+            // What has been dropped could be given again.
+            let all = sample.iter().map(&mut load).collect::<Result<Vec<_>>>()?;
             seconds = seconds.min(again.elapsed().as_secs_f64());
+            drop(all);
+            clear_cache()?;
         }
         let bytes = self.loader(&part, name, device).held(&sample)?.bytes;
         Ok(Some((bytes, seconds)))

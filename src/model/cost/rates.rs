@@ -281,6 +281,24 @@ mod tests {
         assert!(!rates.are_plausible());
     }
 
+    /// What a file says that no machine can do is not believed.
+    #[test]
+    fn rates_that_no_machine_has_are_implausible() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rates.json");
+        Rates::even(1e9).keep_in(&file).unwrap();
+        let kept = fs::read_to_string(&file).unwrap();
+        assert!(read(&file)[0].are_plausible());
+        for rate in ["0", "-1", "1e-320", "1e300"] {
+            for name in ["products", "attention", "copies", "unpacking"] {
+                let mut lies: serde_json::Value = serde_json::from_str(&kept).unwrap();
+                lies[0][name] = serde_json::from_str(rate).unwrap();
+                fs::write(&file, lies.to_string()).unwrap();
+                assert!(!read(&file)[0].are_plausible(), "{name} {rate}");
+            }
+        }
+    }
+
     #[test]
     fn a_file_keeps_a_few_devices_with_their_parts() {
         let folder = tempfile::tempdir().unwrap();

@@ -54,7 +54,7 @@ pub struct PhaseForecast {
     pub peak_bytes: u64,
     /// Seconds at this machine's rates, when they are known.
     pub seconds: Option<f64>,
-    /// Those of them in which weights are loaded, from files that have been read before.
+    /// Those of them in which weights are loaded.
     pub loading_seconds: Option<f64>,
     /// What its time is made of.
     #[serde(skip)]
@@ -196,12 +196,18 @@ pub fn forecast(
         device.for_text(),
     );
     let prompt = |&n: &usize| Work::text(text, format, n, device, encode(n as u64));
+    // What the machine has in memory already need not be read.
+    let read = |name, device| -> Result<Option<Work>> {
+        let absent = checkpoint.absent(name)?;
+        Ok((absent > 0).then(|| Work::read(name, absent, device)))
+    };
     add(
         (Phase::Text, None),
         counts().map(encode).sum(),
         held.bytes,
         held.bytes + umt5::cost::peak_bytes(text, device, longest, held.quantized),
         once(load)
+            .chain(read(PartName::TextEncoder, device.for_text())?)
             .chain(prompts.iter().flatten().map(prompt))
             .collect(),
     );
@@ -265,6 +271,7 @@ pub fn forecast(
         let counts = [Some(inputs.prompt), negative];
         let prompts: Vec<usize> = counts.into_iter().flatten().collect();
         let mut works = vec![Work::load(expert.into(), None, format, held.bytes, device)];
+        works.extend(read(expert.into(), device)?);
         works.extend(
             prompts
                 .iter()

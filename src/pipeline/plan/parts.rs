@@ -33,7 +33,7 @@ const FEWER: [i32; 3] = [16, 8, 8];
 const LEAST_SIDE: i32 = 12;
 /// What a half of the VAE is to compute, if the least frames are not more: those of 8 x 8 latents reach half the
 /// rate of larger ones.
-const VAE_OPERATIONS: u64 = 300_000_000_000;
+const VAE_OPERATIONS: u64 = 600_000_000_000;
 /// What a part is to compute, if one layer is not more.
 const OPERATIONS: u64 = 150_000_000_000;
 /// Operations that take as long as unpacking a value does.
@@ -59,6 +59,8 @@ pub(super) enum Half {
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
+    /// Reading a gigabyte of a part's files that are not in memory.
+    Read(PartName),
     /// Loading a gigabyte of a part's weights, which take so many bytes.
     Load(PartName, Option<Half>, Format, u64),
     /// The text encoder on so many tokens.
@@ -94,6 +96,18 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Reading so many bytes of files that are not in memory.
+    pub(super) fn read(name: PartName, bytes: u64, device: Device) -> Self {
+        Self {
+            part: Part::Read(name),
+            device,
+            calls: 0.0,
+            inside: Scale::Times(bytes as f64 / GIGABYTE),
+            operations: Operations::default(),
+            bytes: 0,
+        }
+    }
+
     /// Loading so many bytes of weights.
     pub(super) fn load(
         name: PartName,
@@ -293,12 +307,13 @@ impl Work {
 
     /// Whether it is loading.
     pub(super) fn loads(&self) -> bool {
-        matches!(self.part, Part::Load(..))
+        matches!(self.part, Part::Load(..) | Part::Read(..))
     }
 
     /// What the part's time is kept by: all that it depends on.
     fn key(&self) -> String {
         let kind = match self.part {
+            Part::Read(..) => "read",
             Part::Load(..) => "load",
             Part::Text(..) => "text",
             Part::Prompt(..) => "prompt",
@@ -331,6 +346,12 @@ impl Work {
     fn time(&self, checkpoint: &Checkpoint) -> Result<Option<Measured>> {
         let device = self.device;
         Ok(Some(match &self.part {
+            Part::Read(name) => {
+                let Some((bytes, seconds)) = checkpoint.time_reading(*name)? else {
+                    return Ok(None);
+                };
+                inside(seconds * GIGABYTE / bytes as f64)
+            }
             Part::Load(name, None, ..) => {
                 let Some((bytes, seconds)) = checkpoint.time_loading(*name, device, TIME / 4)?
                 else {
@@ -740,7 +761,7 @@ mod tests {
         let Part::Vae(.., grid) = work([21, 60, 104], None).part else {
             panic!();
         };
-        assert!(grid[0] == 2 && grid[1..].iter().all(|side| (12..24).contains(side)));
+        assert!(grid[0] == 2 && grid[1..].iter().all(|side| (12..=26).contains(side)));
         assert!(of(grid).total() <= VAE_OPERATIONS || grid == [2, 12, 12]);
         let Part::Vae(.., grid) = work([1, 4, 104], Some([4, 12])).part else {
             panic!();

@@ -1,6 +1,7 @@
 //! The values of an adapter's changes.
 
 use anyhow::{Context, Result, ensure};
+use mlx_rs::ops::addmm;
 use mlx_rs::{Array, Dtype};
 
 use super::Adapter;
@@ -65,6 +66,14 @@ impl Adapter {
 
     fn apply_one(&self, change: &Change, weight: &Array) -> Result<Array> {
         let strength = self.strength as f32;
+        if let (What::Low { up, down }, None) = (&change.what, &change.magnitude) {
+            // In one call, which makes one array of the weight's size: new memory takes longer than
+            // the product.
+            let scale = Array::from_f32((change.scale * self.strength) as f32);
+            let (up, down) = (self.matrix(up)?.multiply(scale)?, self.matrix(down)?);
+            let flat = weight.reshape(&[up.dim(0), -1])?;
+            return Ok(addmm(&flat, &up, &down, None, None)?.reshape(weight.shape())?);
+        }
         let delta = self.delta(change)?.reshape(weight.shape())?;
         let scaled = |scale: f64| delta.multiply(Array::from_f32(scale as f32));
         let Some(name) = &change.magnitude else {

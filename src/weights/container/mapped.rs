@@ -56,6 +56,29 @@ impl Mapped {
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
     }
+
+    /// Where the pages lie that the machine has not in its memory, as far as it says.
+    pub fn absent(&self) -> Vec<Range<usize>> {
+        // SAFETY: it takes no pointer.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) });
+        let page = page.unwrap_or(0).max(4096);
+        let mut pages = vec![0_u8; self.map.len().div_ceil(page)];
+        let start = self.map.as_ptr().cast_mut().cast();
+        // SAFETY: the file is mapped from there on, and there is a byte for each of its pages.
+        let told = unsafe { libc::mincore(start, self.map.len(), pages.as_mut_ptr().cast()) };
+        if told != 0 {
+            return Vec::new();
+        }
+        let mut absent: Vec<Range<usize>> = Vec::new();
+        for (at, _) in pages.iter().enumerate().filter(|(_, page)| **page & 1 == 0) {
+            let (start, end) = (at * page, ((at + 1) * page).min(self.map.len()));
+            match absent.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => absent.push(start..end),
+            }
+        }
+        absent
+    }
 }
 
 impl Drop for Mapped {
@@ -110,6 +133,23 @@ mod tests {
         assert_ne!(mapped_at(start), Some("a/é"));
         assert_eq!(mapped_at(0), None);
         assert_eq!(b[4999], 7);
+    }
+
+    #[test]
+    fn pages_that_are_in_memory_are_told_from_others() {
+        let length = 64 * (16 << 10) + 5;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; length]).unwrap();
+        // SAFETY: nobody else has the file.
+        let mapped = Mapped::new(unsafe { Mmap::map(&file) }.unwrap(), "x");
+        assert!(mapped.iter().all(|byte| *byte == 7));
+        assert!(mapped.absent().is_empty());
+        // A hole has none.
+        let hole = tempfile::tempfile().unwrap();
+        hole.set_len(length as u64).unwrap();
+        // SAFETY: nobody else has the file.
+        let mapped = Mapped::new(unsafe { Mmap::map(&hole) }.unwrap(), "x");
+        assert_eq!(mapped.absent(), [0..length]);
     }
 
     #[test]

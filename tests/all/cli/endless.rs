@@ -183,7 +183,7 @@ fn nothing_that_is_kept_is_read_without_an_end() {
     }
 }
 
-/// Rates that no machine has are measured again.
+/// Rates that no machine has are measured again; which these are, `Rates` tests.
 #[test]
 fn implausible_rates_are_not_believed() {
     let bench = Bench::new("a");
@@ -200,20 +200,14 @@ fn implausible_rates_are_not_believed() {
     };
     assert!(plan().is_some_and(|seconds| (0.0..1e6).contains(&seconds)));
     let measured: Value = serde_json::from_slice(&fs::read(&rates).unwrap()).unwrap();
-    for rate in ["0", "-1", "1e-320", "1e300"] {
-        for name in ["products", "attention", "copies", "unpacking"] {
-            let mut lies = measured.clone();
-            lies[0][name] = serde_json::from_str(rate).unwrap();
-            fs::write(&rates, lies.to_string()).unwrap();
-            let seconds = plan();
-            assert!(
-                seconds.is_some_and(|s| (0.0..1e6).contains(&s)),
-                "{name} {rate}: {seconds:?}"
-            );
-            if name == "products" {
-                let kept: Value = serde_json::from_slice(&fs::read(&rates).unwrap()).unwrap();
-                assert!(kept[0][name].as_f64().unwrap() > 1e3, "{kept}");
-            }
-        }
-    }
+    let mut lies = measured.clone();
+    lies[0]["products"] = serde_json::from_str("1e-320").unwrap();
+    fs::write(&rates, lies.to_string()).unwrap();
+    let seconds = plan();
+    assert!(
+        seconds.is_some_and(|s| (0.0..1e6).contains(&s)),
+        "{seconds:?}"
+    );
+    let kept: Value = serde_json::from_slice(&fs::read(&rates).unwrap()).unwrap();
+    assert!(kept[0]["products"].as_f64().unwrap() > 1e3, "{kept}");
 }
