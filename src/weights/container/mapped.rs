@@ -149,7 +149,7 @@ mod tests {
         hole.set_len(length as u64).unwrap();
         // SAFETY: nobody else has the file.
         let mapped = Mapped::new(unsafe { Mmap::map(&hole) }.unwrap(), "x");
-        assert_eq!(mapped.absent(), [0..length]);
+        assert_eq!(mapped.absent().first(), Some(&(0..length)));
     }
 
     #[test]
