@@ -121,7 +121,11 @@ fn main() -> Result<()> {
             cache: CacheSettings::default(),
         };
         let (sound, _) = studio.denoise(&stage, &recipe, None)?;
-        let noise = initial_noise(number, sound.dim(0), stage.plan.latent_grid());
+        let noise = initial_noise(
+            number,
+            sound.dim(0),
+            stage.plan.latent_grid(&studio.checkpoint.vae),
+        );
         let share = |of: &Array, share: f32| of.multiply(Array::from_f32(share));
         let mixed =
             |level| Ok::<_, anyhow::Error>(share(&sound, 1.0 - level)?.add(share(&noise, level)?)?);

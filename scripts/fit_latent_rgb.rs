@@ -19,7 +19,7 @@ use wan_i2v::diagnose::lab::scenes::{Recipe, Studio, scene};
 use wan_i2v::media::metrics::psnr_of_mean_square;
 use wan_i2v::media::preview::{self, LatentRgb};
 use wan_i2v::media::strip::Title;
-use wan_i2v::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
+use wan_i2v::model::vae::TEMPORAL_STRIDE;
 use wan_i2v::pipeline::{Observer, initial_noise};
 use wan_i2v::runtime::to_host;
 use wan_i2v::sampling::{Schedule, Solver};
@@ -86,13 +86,13 @@ fn clip(studio: &Studio, number: u64, observer: &mut dyn Observer) -> Result<(Ar
     };
     let stage = studio.stage(&scene(number))?;
     let (latents, _) = studio.denoise_observed(&stage, &recipe, None, Some(observer))?;
-    let small = shrink(&studio.decode(&latents)?);
+    let side = studio.checkpoint.vae.spatial_stride() as u32;
+    let small = shrink(&studio.decode(&latents)?, side);
     Ok((latents, small))
 }
 
-/// The mean of the pixels that each latent pixel stands for.
-fn shrink(frames: &[RgbImage]) -> Small {
-    let side = SPATIAL_STRIDE as u32;
+/// The mean of the pixels, `side` each way, that each latent pixel stands for.
+fn shrink(frames: &[RgbImage], side: u32) -> Small {
     let mut small = Vec::new();
     let (first, others) = frames.split_at(1);
     let groups = [first]

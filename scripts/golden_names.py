@@ -11,9 +11,10 @@ The names come from running the projects themselves on tiny random models, not f
   must take back,
 * llama.cpp's from the `gguf` package's tensor name map.
 
-    golden_names.py --wan DIR --diffusers DIR --mlx-video DIR [--output FILE]
+    golden_names.py --wan DIR --diffusers DIR --mlx-video DIR [--output FILE] [--part PART]
 
-The three folders are checkouts. Needs torch, diffusers, transformers, accelerate, einops, ftfy,
+The three folders are checkouts. PART is written anew and the others stay; `vae22`, the VAE of Wan2.2
+TI2V-5B, has no names of mlx-video's and needs no such folder. Needs torch, diffusers, transformers, accelerate, einops, ftfy,
 gguf and mlx (`mlx[cpu]` on Linux).
 """
 
@@ -33,6 +34,7 @@ from torch.nn import functional
 # Every width differs from every other, so that a wrong shape cannot pass for a right one.
 EXPERT = dict(dim=24, ffn_dim=40, freq_dim=16, text_dim=20, in_dim=10, out_dim=3, num_heads=2, num_layers=2)
 VAE = dict(dim=4, z_dim=6, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
+VAE22 = dict(dim=4, dec_dim=6, z_dim=7, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
 TEXT = dict(vocab=50, dim=24, dim_attn=32, dim_ffn=40, num_heads=4, num_layers=2, num_buckets=8)
 
 
@@ -160,6 +162,42 @@ def vae(wan, converter):
     return original, pairs
 
 
+def vae22(wan, converter):
+    from diffusers import AutoencoderKLWan
+
+    original = randomize(wan.WanVAE_(attn_scales=[], **VAE22), 7)
+    config = dict(
+        converter.vae22_diffusers_config,
+        base_dim=VAE22["dim"],
+        decoder_base_dim=VAE22["dec_dim"],
+        z_dim=VAE22["z_dim"],
+        latents_mean=[0.0] * VAE22["z_dim"],
+        latents_std=[1.0] * VAE22["z_dim"],
+    )
+    # The class does not know it any more.
+    config.pop("clip_output", None)
+
+    def convert(state):
+        with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+            torch.save(dict(state), file.name)
+            with mock.patch.object(converter, "hf_hub_download", lambda *_: file.name), mock.patch.object(
+                converter, "vae22_diffusers_config", config
+            ):
+                return converter.convert_vae_22().state_dict()
+
+    pairs = names_after(original.state_dict(), convert)
+    canonical = AutoencoderKLWan(**config).eval()
+    canonical.load_state_dict(convert(original.state_dict()), strict=True)
+    generator = torch.Generator().manual_seed(8)
+    pixels = torch.rand(1, 3, 9, 32, 48, generator=generator) * 2 - 1
+    scale = [torch.zeros(VAE22["z_dim"]), torch.ones(VAE22["z_dim"])]
+    with torch.no_grad():
+        a, b = original.encode(pixels, scale), canonical.encode(pixels).latent_dist.mode()
+        same("Wan2.2 VAE encoder", a, b, 1e-4)
+        same("Wan2.2 VAE decoder", original.decode(a, scale).clamp(-1, 1), canonical.decode(a).sample, 1e-4)
+    return original, pairs
+
+
 def text(wan):
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -267,8 +305,8 @@ def rows(original, pairs, mlx, extra=lambda _: None):
     modules = {}
     for canonical, (old, shape) in pairs.items():
         assert list(state[old].shape) == shape, f"{canonical}: {shape}, but {old}: {state[old].shape}"
-        new, new_shape = mlx[old]
-        names = [canonical, old, new] + ([extra(canonical)] if extra(canonical) else [])
+        new, new_shape = mlx[old] if mlx else (old, shape)
+        names = [canonical, old] + ([new] if mlx else []) + ([extra(canonical)] if extra(canonical) else [])
         leaf = canonical.rpartition(".")[2]
         if leaf in ("weight", "bias", "gamma"):
             assert all(n.endswith("." + leaf) for n in names), names
@@ -288,30 +326,36 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wan", type=Path, required=True)
     parser.add_argument("--diffusers", type=Path, required=True)
-    parser.add_argument("--mlx-video", type=Path, required=True)
+    parser.add_argument("--mlx-video", type=Path)
+    parser.add_argument("--part", choices=["expert", "vae", "vae22", "text"])
     default = Path(__file__).resolve().parent.parent / "tests/data/names.json"
     parser.add_argument("--output", type=Path, default=default)
     args = parser.parse_args()
 
     package("wan", args.wan / "wan")
     package("wan.modules", args.wan / "wan/modules")
-    package("mlx_video", args.mlx_video / "mlx_video")
-    package("mlx_video.models", args.mlx_video / "mlx_video/models")
-    package("mlx_video.models.ltx_2", args.mlx_video / "mlx_video/models/ltx_2")
-    package("mlx_video.models.wan_2", args.mlx_video / "mlx_video/models/wan_2")
+    if args.part != "vae22":
+        package("mlx_video", args.mlx_video / "mlx_video")
+        package("mlx_video.models", args.mlx_video / "mlx_video/models")
+        package("mlx_video.models.ltx_2", args.mlx_video / "mlx_video/models/ltx_2")
+        package("mlx_video.models.wan_2", args.mlx_video / "mlx_video/models/wan_2")
     # A default argument there asks for the current GPU when the module is imported.
     with mock.patch.object(torch.cuda, "current_device", lambda: 0):
-        from wan.modules import model as wan_model, t5 as wan_t5, vae2_1 as wan_vae
+        from wan.modules import model as wan_model, t5 as wan_t5, vae2_1 as wan_vae, vae2_2 as wan_vae22
 
     converter = file_module("converter", args.diffusers / "scripts/convert_wan_to_diffusers.py")
-    mlx = mlx_models()
-    golden = {}
-    for part, (original, pairs) in {
-        "expert": expert(wan_model, converter),
-        "vae": vae(wan_vae, converter),
-        "text": text(wan_t5),
+    mlx = {} if args.part == "vae22" else mlx_models()
+    golden = json.loads(args.output.read_text()) if args.part else {}
+    for part, build in {
+        "expert": lambda: expert(wan_model, converter),
+        "vae": lambda: vae(wan_vae, converter),
+        "vae22": lambda: vae22(wan_vae22, converter),
+        "text": lambda: text(wan_t5),
     }.items():
-        names = mlx_names(original, *mlx[part])
+        if args.part and part != args.part:
+            continue
+        original, pairs = build()
+        names = mlx_names(original, *mlx[part]) if part in mlx else None
         golden[part] = rows(original, pairs, names, llama_name if part == "text" else lambda _: None)
         print(f"{part}: {len(pairs)} tensors, {len(golden[part])} modules", file=sys.stderr)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,18 @@ class Case:
         return (16, self.latent_frames, self.height // 8, self.width // 8)
 
 
+@dataclass(frozen=True)
+class VaeCase:
+    """A VAE alone, of another kind than A14B's."""
+
+    name: str
+    frames: int
+    height: int
+    width: int
+    vae: dict
+    float_frames: tuple[int, ...]
+
+
 STEPS = 12
 VOCABULARY = 1024
 
@@ -77,4 +89,19 @@ CASES = [
          float_frames=(0, 1, 4, 5, 16)),
     Case(name="d", frames=1, height=48, width=80, seed=0, shift=5.0, guide=(3.5, 3.5),
          float_frames=(0,), max_shard_size="200KB", **_A),
+]  # fmt: skip
+
+# Published: base_dim 160, decoder_base_dim 256, else as the first; the second has every other way that channels may go.
+VAE_CASES = [
+    VaeCase(name="vae22", frames=9, height=48, width=80, float_frames=(0, 1, 8),
+            vae=dict(base_dim=8, decoder_base_dim=12, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
+                     temperal_downsample=[False, True, True], in_channels=12, out_channels=12, patch_size=2,
+                     is_residual=True, scale_factor_spatial=16)),
+    VaeCase(name="vae22_odd", frames=5, height=32, width=48, float_frames=(0, 1, 2, 3, 4),
+            vae=dict(base_dim=6, decoder_base_dim=10, z_dim=10, dim_mult=[1, 4, 4, 2], num_res_blocks=1,
+                     temperal_downsample=[True, False, True], in_channels=12, out_channels=12, patch_size=2,
+                     is_residual=True, scale_factor_spatial=16)),
+    VaeCase(name="vae_upscale", frames=5, height=24, width=40, float_frames=(0, 1, 4),
+            vae=dict(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
+                     temperal_downsample=[False, True, True], out_channels=12)),
 ]  # fmt: skip

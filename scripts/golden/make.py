@@ -1,6 +1,7 @@
 """README: writes tests/golden: every case's configs, manifest, picture and reference tensors. See README.md.
 
-usage: make.py OUTPUT [CASE ...]      CASE: a, b, c, d, adapters or common; all without one
+usage: make.py OUTPUT [CASE ...]      CASE: a, b, c, d, vae22, vae22_odd, vae_upscale, adapters or common;
+                                      all without one
 """
 
 import json
@@ -22,7 +23,7 @@ import adapters
 import models
 import portable
 import schedule
-from cases import CASES, STEPS, Case
+from cases import CASES, STEPS, VAE_CASES, Case, VaeCase
 
 TEXT_LEN = 512
 BOUNDARY = 900
@@ -246,6 +247,29 @@ def make_case(case: Case, folder: Path) -> None:
         _write_tensors(folder / "both_ends.safetensors", {"condition/y": condition_of_both(case, net)[0]})
 
 
+def make_vae(case: VaeCase, folder: Path) -> None:
+    """A VAE alone: means of its video and of the first frame, and decoded latents."""
+    with tempfile.TemporaryDirectory() as scratch:
+        vae, manifest = models.build_vae(case, Path(scratch))
+        (folder / "vae").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(scratch) / "vae/config.json", folder / "vae/config.json")
+    video = _tensor(case, "vae.video", (3, case.frames, case.height, case.width))
+    mean, normalised = _encode(vae, video)
+    out = {"vae/mean": mean[0], "vae/mean_normalised": normalised[0], "vae/mean_of_one": _encode(vae, video[:, :, :1])[0][0]}
+    decoded = _decode(vae, _tensor(case, "vae.latents", mean[0].shape, LATENT_SCALE))
+    if vae.config.patch_size is None and vae.config.out_channels > 3:
+        frames = torch.nn.functional.pixel_shuffle(decoded[0].transpose(0, 1), 2)
+        decoded = frames.transpose(0, 1)[None]
+    out["vae/decoded"] = decoded[0][:, list(case.float_frames)]
+    out["vae/decoded_u8"] = _bytes(decoded)
+    print(f"{case.name}: mean std {mean.std():.2f}, decoded std {decoded.std():.2f}, "
+          f"{(decoded.abs() > 1).float().mean():.1%} beyond the clamp")  # fmt: skip
+    settings = dict(frames=case.frames, height=case.height, width=case.width, float_frames=case.float_frames)
+    _write_json(folder / "case.json", settings)
+    _write_json(folder / "manifest.json", manifest)
+    _write_tensors(folder / "golden.safetensors", out)
+
+
 def distilled(case: Case, net: models.Models, y, context, noise) -> torch.Tensor:
     """Final latents of a run as step-distilled adapters have it: Euler, no guidance, experts by step,
     timesteps that are no integers."""
@@ -343,6 +367,9 @@ def main() -> None:
             folder = output / case.name
             folder.mkdir(parents=True, exist_ok=True)
             make_case(case, folder)
+    for case in VAE_CASES:
+        if not wanted or case.name in wanted:
+            make_vae(case, output / case.name)
     if not wanted or "adapters" in wanted:
         make_adapters(output / "adapters")
     if not wanted or "common" in wanted:

@@ -79,9 +79,8 @@ impl Request {
     /// # Errors
     /// As [`Options::resolve`], and when a clip of one frame shall end with another picture.
     pub fn resolve(&self, checkpoint: &Checkpoint, picture: (usize, usize)) -> Result<Settings> {
-        // As many rows as columns, which opening the checkpoint checks.
-        let patch = checkpoint.high.patch_size[1];
-        let settings = (self.options).resolve(&checkpoint.settings, picture, patch)?;
+        let token = checkpoint.token_side();
+        let settings = (self.options).resolve(&checkpoint.settings, picture, token)?;
         ensure!(
             self.last_image.is_none() || settings.frames > 1,
             "--last-image needs more --frames than 1"

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::identity::{Item, SEED, Stage};
 use crate::media::clip::ClipSpec;
 use crate::media::{Fit, Resize};
-use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
+use crate::model::vae::{TEMPORAL_STRIDE, VaeConfig};
 use crate::sampling::{CacheSettings, GuideInterval, GuideScale, Schedule, Sigmas, Solver};
 use crate::util::limits::{self, MAX_SIDE};
 use crate::weights::Recommended;
@@ -140,8 +140,8 @@ impl Options {
     }
 
     /// The settings of a clip that starts with a picture of `picture` (width, height) pixels:
-    /// options, then the model's recommendations. The model has `patch` latent rows and columns per
-    /// token.
+    /// options, then the model's recommendations. One of the model's tokens is `token` pixels wide
+    /// and high.
     ///
     /// # Errors
     /// When a size does not fit the model's grid, or the model has no such cache.
@@ -149,14 +149,14 @@ impl Options {
         &self,
         model: &Recommended,
         picture: (usize, usize),
-        patch: i32,
+        token: u32,
     ) -> Result<Settings> {
         let recommended = match model.size {
             Some((width, height)) => Size::Exact { width, height },
             None => Size::Area(model.area),
         };
         let size = self.size.unwrap_or(recommended);
-        let (width, height) = size.resolve(picture, patch)?;
+        let (width, height) = size.resolve(picture, token)?;
         let guide_scale = self.guide_scale.unwrap_or(GuideScale {
             low: model.guide_scale.0,
             high: model.guide_scale.1,
@@ -206,9 +206,8 @@ impl Options {
 }
 
 impl Size {
-    /// Width and height for a picture of `picture` (width, height) pixels.
-    fn resolve(self, picture: (usize, usize), patch: i32) -> Result<(u32, u32)> {
-        let multiple = (SPATIAL_STRIDE * patch) as u32;
+    /// Width and height, multiples of `multiple`, for a picture of `picture` (width, height) pixels.
+    fn resolve(self, picture: (usize, usize), multiple: u32) -> Result<(u32, u32)> {
         match self {
             Size::Exact { width, height } => {
                 limits::check_size("--size", width, height, multiple)?;
@@ -225,7 +224,7 @@ impl Size {
                 Ok((limits::nearest_side(height, sides, multiple), height))
             }
             Size::Area(area) => {
-                let (width, height) = fit_area(area, picture, patch);
+                let (width, height) = fit_area(area, picture, multiple);
                 ensure!(
                     width >= multiple && height >= multiple && width.max(height) <= MAX_SIDE,
                     "the picture is {} x {} pixels, which makes a clip of {width} x {height} at \
@@ -256,13 +255,9 @@ fn frames_of(seconds: f64, fps: f64) -> Result<u32> {
 }
 
 impl Settings {
-    /// Latent frames, rows and columns.
-    pub fn latent_grid(&self) -> [i32; 3] {
-        [
-            (self.frames as i32 - 1) / TEMPORAL_STRIDE + 1,
-            self.height as i32 / SPATIAL_STRIDE,
-            self.width as i32 / SPATIAL_STRIDE,
-        ]
+    /// Frames, rows and columns of the latents of `vae`.
+    pub fn latent_grid(&self, vae: &VaeConfig) -> [i32; 3] {
+        vae.latent_grid([self.frames, self.height, self.width].map(|side| side as i32))
     }
 
     /// The noise levels of the run.
@@ -275,11 +270,12 @@ impl Settings {
         }
     }
 
-    /// The clip's file as its writer needs to know it.
-    pub(crate) fn clip_spec(&self) -> ClipSpec {
+    /// The clip's file as its writer needs to know it: `vae` may decode to larger frames.
+    pub(crate) fn clip_spec(&self, vae: &VaeConfig) -> ClipSpec {
+        let scale = vae.output_scale().unsigned_abs();
         ClipSpec {
-            width: self.width,
-            height: self.height,
+            width: self.width * scale,
+            height: self.height * scale,
             fps: self.fps,
         }
     }
@@ -343,12 +339,11 @@ impl Settings {
 /// Width and height of about `area` pixels with the picture's aspect ratio, rounded down to whole
 /// tokens as `WanI2V.generate` of Wan-Video/Wan2.2 (`wan/image2video.py`) does, but for a side that is
 /// a whole number of tokens: there the reference may lose one to rounding (832 x 464 for 832 x 480).
-fn fit_area(area: u64, (width, height): (usize, usize), patch: i32) -> (u32, u32) {
+fn fit_area(area: u64, (width, height): (usize, usize), token: u32) -> (u32, u32) {
     let aspect = height as f64 / width as f64;
     let pixels = |length: f64| {
-        let latents = (length * (1.0 + 1e-12) / f64::from(SPATIAL_STRIDE)).floor();
-        let tokens = (latents / f64::from(patch)).floor();
-        (tokens * f64::from(patch * SPATIAL_STRIDE)) as u32
+        let tokens = (length * (1.0 + 1e-12) / f64::from(token)).floor();
+        tokens as u32 * token
     };
     let area = area as f64;
     (
@@ -365,13 +360,13 @@ mod tests {
     #[test]
     fn areas_keep_the_aspect_ratio_as_the_reference_does() {
         // Where the reference loses a row of tokens: its root is 479.99999999999994.
-        assert_eq!(fit_area(480 * 832, (832, 480), 2), (832, 480));
-        assert_eq!(fit_area(480 * 832, (480, 832), 2), (480, 832));
-        assert_eq!(fit_area(480 * 832, (1664, 960), 2), (832, 480));
-        assert_eq!(fit_area(1280 * 720, (1280, 720), 2), (1280, 720));
-        assert_eq!(fit_area(1280 * 720, (720, 1280), 2), (720, 1280));
-        assert_eq!(fit_area(480 * 832, (1000, 1000), 2), (624, 624));
-        assert_eq!(fit_area(480 * 832, (1920, 800), 2), (976, 400));
+        assert_eq!(fit_area(480 * 832, (832, 480), 16), (832, 480));
+        assert_eq!(fit_area(480 * 832, (480, 832), 16), (480, 832));
+        assert_eq!(fit_area(480 * 832, (1664, 960), 16), (832, 480));
+        assert_eq!(fit_area(1280 * 720, (1280, 720), 16), (1280, 720));
+        assert_eq!(fit_area(1280 * 720, (720, 1280), 16), (720, 1280));
+        assert_eq!(fit_area(480 * 832, (1000, 1000), 16), (624, 624));
+        assert_eq!(fit_area(480 * 832, (1920, 800), 16), (976, 400));
     }
 
     #[test]
@@ -400,12 +395,12 @@ mod tests {
 
     #[test]
     fn one_side_brings_the_other() {
-        let of = |size: Size, picture| size.resolve(picture, 2).unwrap();
+        let of = |size: Size, picture| size.resolve(picture, 16).unwrap();
         assert_eq!(of(Size::Width(832), (1920, 1080)), (832, 464));
         assert_eq!(of(Size::Height(480), (1920, 1080)), (848, 480));
         assert_eq!(of(Size::Width(480), (480, 832)), (480, 832));
         // Never nothing.
         assert_eq!(of(Size::Width(64), (4000, 10)), (64, 16));
-        assert!(Size::Width(100).resolve((4, 4), 2).is_err());
+        assert!(Size::Width(100).resolve((4, 4), 16).is_err());
     }
 }

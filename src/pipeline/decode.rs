@@ -9,7 +9,7 @@ use ndarray::ArrayView4;
 
 use crate::media::frames::to_rgb8;
 use crate::model::MemoryPlan;
-use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE, VaeDecoder, steps};
+use crate::model::vae::{VaeDecoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
 use crate::runtime::{Device, all_finite, evaluate, to_host};
@@ -106,14 +106,11 @@ fn decode(
 ) -> Result<()> {
     let latent_frames = latents.dim(1);
     let latents = checkpoint.vae.denormalize(latents)?;
-    let frames = (latent_frames - 1) * TEMPORAL_STRIDE + 1;
-    let (height, width) = (
-        (latents.dim(2) * SPATIAL_STRIDE) as usize,
-        (latents.dim(3) * SPATIAL_STRIDE) as usize,
-    );
+    let grid = [1, 2, 3].map(|axis| latents.dim(axis));
+    let [frames, height, width] = checkpoint.vae.decoded_grid(grid).map(|side| side as usize);
     let mut dumped = match dump {
         Some(dump) => {
-            let shape = [frames as u64, height as u64, width as u64, 3];
+            let shape = [frames, height, width, 3].map(|side| side as u64);
             Some(dump.writer::<f32>("frames", &shape)?)
         }
         None => None,

@@ -9,6 +9,7 @@ use crate::clip::{Request, Settings};
 use crate::media::clip::ClipWriter;
 use crate::media::strip::{FilmStrip, Title};
 use crate::media::tags::Tags;
+use crate::model::vae::VaeConfig;
 use crate::util::show::Show;
 
 /// A clip being written; it appears under its name when it is finished.
@@ -26,10 +27,11 @@ impl<'a> ClipFile<'a> {
     pub(super) fn create(
         request: &'a Request,
         settings: &Settings,
+        vae: &VaeConfig,
         tags: Option<Tags>,
     ) -> Result<Self> {
         let output = request.output.as_path();
-        let writer = ClipWriter::create(output, &settings.clip_spec(), tags.as_ref())
+        let writer = ClipWriter::create(output, &settings.clip_spec(vae), tags.as_ref())
             .with_context(|| format!("--output {}", output.shown()))?;
         let strip = request.strip.as_deref();
         let strip = strip.map(|path| {

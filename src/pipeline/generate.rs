@@ -77,7 +77,11 @@ impl Job {
                 progress,
             )?;
             // 3. Noise.
-            let noise = initial_noise(settings.seed, checkpoint.vae.z_dim, settings.latent_grid());
+            let noise = initial_noise(
+                settings.seed,
+                checkpoint.vae.z_dim,
+                settings.latent_grid(&checkpoint.vae),
+            );
             let denoiser = Denoiser::new(
                 &checkpoint,
                 device,
@@ -98,7 +102,7 @@ impl Job {
         drop(denoiser);
 
         // 5. Decoding, and 6. the file: latents to frames, each written as soon as it is decoded.
-        let mut file = ClipFile::create(&self.request, &settings, tags)?;
+        let mut file = ClipFile::create(&self.request, &settings, &checkpoint.vae, tags)?;
         let mut push = |frame: &_| file.push(frame);
         decode_clip(
             &checkpoint,

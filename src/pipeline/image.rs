@@ -8,7 +8,7 @@ use ndarray::ArrayView3;
 
 use crate::clip::Settings;
 use crate::model::MemoryPlan;
-use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeEncoder, steps};
+use crate::model::vae::{Chunk, TEMPORAL_STRIDE, VaeConfig, VaeEncoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, Progress, RunningPhase, load};
 use crate::runtime::{Device, all_finite, rows};
@@ -51,7 +51,7 @@ pub fn encode_condition<'a>(
     dump: Option<&Dump>,
     progress: &mut dyn Progress,
 ) -> Result<Condition> {
-    let units = image_units(memory, settings);
+    let units = image_units(memory, settings, &checkpoint.vae);
     let mut phase = RunningPhase::start(Phase::Image, units, 0, progress);
     let encoder = ImageEncoder::load(checkpoint, device, progress)?;
     let condition = encoder.encode(memory, ends.into(), settings, &mut phase, progress)?;
@@ -65,8 +65,8 @@ pub fn encode_condition<'a>(
 }
 
 /// Units of encoding a clip's conditioning video.
-pub(super) fn image_units(memory: &MemoryPlan, settings: &Settings) -> usize {
-    steps(memory.encode_tiling, settings.latent_grid())
+pub(super) fn image_units(memory: &MemoryPlan, settings: &Settings, vae: &VaeConfig) -> usize {
+    steps(memory.encode_tiling, settings.latent_grid(vae))
 }
 
 /// The VAE's encoder, loaded.
@@ -134,7 +134,7 @@ fn encode(
     settings: &Settings,
     advance: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Condition> {
-    let grid = settings.latent_grid();
+    let grid = settings.latent_grid(&checkpoint.vae);
     let frames = grid[0];
     let Ends { first, last } = ends;
     let (height, width) = (settings.height as i32, settings.width as i32);

@@ -105,7 +105,10 @@ impl Job {
         let checkpoint = model.checkpoint();
         let settings = request.resolve(&checkpoint, picture.size())?;
         let output = || format!("--output {}", request.output.shown());
-        settings.clip_spec().check(kind).with_context(output)?;
+        settings
+            .clip_spec(&checkpoint.vae)
+            .check(kind)
+            .with_context(output)?;
         check_positions(&settings, &checkpoint)?;
 
         // 5. Prompts.
@@ -186,7 +189,7 @@ impl Job {
         let number = |value: i32| value.max(0) as u64;
         let cells: u64 = self
             .settings
-            .latent_grid()
+            .latent_grid(&self.checkpoint.vae)
             .into_iter()
             .map(number)
             .product();
@@ -260,6 +263,12 @@ impl Job {
                     fitted,
                 }
             })
+    }
+
+    /// Columns and rows of the clip's frames, which the VAE may make larger than they were asked for.
+    pub fn frame_size(&self) -> (u32, u32) {
+        let spec = self.settings.clip_spec(&self.checkpoint.vae);
+        (spec.width, spec.height)
     }
 
     /// What is done to pictures of another shape than the clip's.
@@ -421,7 +430,7 @@ impl Job {
 
 /// Refuses grids beyond the rotary tables, which the reference cannot index either.
 fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
-    let grid = settings.latent_grid();
+    let grid = settings.latent_grid(&checkpoint.vae);
     for config in [&checkpoint.high, &checkpoint.low] {
         for tokens in config.token_grid(grid) {
             ensure!(

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::config::{CONFIG, PartConfig};
+use super::config::{self, CONFIG, PartConfig};
 use super::files::Files;
 use super::naming::Kind;
 use super::part::{self, Foreign, OTHER_MODEL, Part};
@@ -138,6 +138,22 @@ impl Layout {
     /// Puts a part there, instead of what was found.
     pub fn set(&mut self, name: PartName, location: Location) {
         self.parts[name as usize] = Some(location);
+    }
+
+    /// Refuses a VAE whose latents are not those of the experts that have been found.
+    fn check_latents(&self, name: PartName, vae: &Location) -> Result<()> {
+        let (PartName::Vae, Some(expert)) = (name, self.part(PartName::HighNoise)) else {
+            return Ok(());
+        };
+        let config = config::vae(&Part::open(vae, Kind::Vae)?)?;
+        let expert = config::expert(&Part::open(expert, Kind::Expert)?, PartName::HighNoise)?;
+        ensure!(
+            config.z_dim == expert.out_channels,
+            "{vae}: this VAE has {} latent channels; the experts have {}",
+            config.z_dim,
+            expert.out_channels
+        );
+        Ok(())
     }
 
     /// Finds the parts of a model in a folder.
@@ -334,8 +350,11 @@ impl Layout {
             }
             if candidates.len() > 1 {
                 // Of those that cannot work none is meant, unless none can.
-                let judged = |(_, location): &(_, Location)| judge(location, name).err();
-                let wrong: Vec<_> = candidates.iter().map(judged).collect();
+                let judged = |(_, location): &(_, Location)| {
+                    let judged = judge(location, name);
+                    judged.and_then(|()| layout.check_latents(name, location))
+                };
+                let wrong: Vec<_> = candidates.iter().map(|c| judged(c).err()).collect();
                 if wrong.iter().any(Option::is_none) {
                     let mut each = wrong.iter();
                     candidates.retain(|_| each.next().is_some_and(Option::is_none));

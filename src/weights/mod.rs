@@ -255,6 +255,11 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Pixels of a token's rows and columns, as many of both.
+    pub fn token_side(&self) -> u32 {
+        (self.vae.spatial_stride() * self.high.patch_size[1]).unsigned_abs()
+    }
+
     fn check_parts_fit(&self) -> Result<()> {
         for (name, config) in [
             (PartName::HighNoise, &self.high),

@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use super::adapter::Adapters;
 use super::config::PartConfig;
 use super::layout::Layout;
-use super::naming::{EPS, LATENTS_MEAN, LATENTS_STD, PATCH_SIZE, QK_NORM, ROPE_LENGTH};
+use super::naming::{
+    EPS, LATENTS_MEAN, LATENTS_STD, PATCH_SIZE, QK_NORM, ROPE_LENGTH, WAN22_MEAN, WAN22_STD,
+};
 use super::{BOUNDARY, Checkpoint, Loading, Recommended, Remembered};
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
@@ -49,6 +51,22 @@ pub fn vae() -> VaeConfig {
         patch_size: None,
         in_channels: 3,
         out_channels: 3,
+    }
+}
+
+/// Dimensions of the VAE of Wan2.2 TI2V-5B (`wan/modules/vae2_2.py` there).
+pub fn wan22_vae() -> VaeConfig {
+    VaeConfig {
+        base_dim: 160,
+        decoder_base_dim: Some(256),
+        z_dim: 48,
+        latents_mean: WAN22_MEAN.to_vec(),
+        latents_std: WAN22_STD.to_vec(),
+        is_residual: true,
+        patch_size: Some(2),
+        in_channels: 12,
+        out_channels: 12,
+        ..vae()
     }
 }
 

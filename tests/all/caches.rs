@@ -108,7 +108,7 @@ fn rounding(dit: &DitConfig, steps: usize) -> f32 {
 /// The loop as it was before there were caches, written out on the parts of the library.
 fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
     let (studio, stage) = (&set.studio, &set.stage);
-    let grid = stage.plan.latent_grid();
+    let grid = stage.plan.latent_grid(&studio.checkpoint.vae);
     let mut latents = initial_noise(stage.plan.seed, studio.checkpoint.vae.z_dim, grid);
     let schedule = Schedule::new(Solver::UniPc, steps, stage.plan.shift);
     let timesteps = schedule.timesteps.clone();

@@ -100,7 +100,11 @@ fn run(
         };
         encode_condition(checkpoint, device, memory, ends, plan, None, &mut Silent).unwrap()
     });
-    let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+    let noise = initial_noise(
+        plan.seed,
+        checkpoint.vae.z_dim,
+        plan.latent_grid(&checkpoint.vae),
+    );
     let latents = phase(&mut phases, || {
         Denoiser::new(checkpoint, device, *memory, encoded, condition, noise, plan)
             .run(None, &mut Silent)
@@ -193,7 +197,12 @@ fn operations_are_exact() {
     let mlx = mlx.filter(|(_, index, _)| (2..5).contains(index));
     let ours = clips.map(|(index, clip)| (device(), index, clip));
     for (device, index, (checkpoint, plan, parts, budget)) in ours.chain(mlx) {
-        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), *budget);
+        let memory = parts.in_tiles(
+            &checkpoint.vae,
+            device,
+            plan.latent_grid(&checkpoint.vae),
+            *budget,
+        );
         let (inputs, measured) = run(checkpoint, device, &memory, plan, index == 7);
         let forecast = forecast(checkpoint, plan, inputs, device, &memory, None).unwrap();
         for ((expected, _), (measured, name)) in forecast_of(&forecast)
@@ -239,7 +248,12 @@ fn memory_is_within_15_percent() {
         cases.iter().map(|case| (device(), case)).chain(mlx)
     {
         let plan = plan(size, frames, guided, (0.0, 1.0));
-        let memory = parts.in_tiles(&checkpoint.vae, device, plan.latent_grid(), budget);
+        let memory = parts.in_tiles(
+            &checkpoint.vae,
+            device,
+            plan.latent_grid(&checkpoint.vae),
+            budget,
+        );
         let (inputs, measured) = run(&checkpoint, device, &memory, &plan, false);
         let forecast = forecast(&checkpoint, &plan, inputs, device, &memory, None).unwrap();
         for ((_, expected), (measured, name)) in forecast_of(&forecast)
@@ -294,7 +308,11 @@ fn every_way_of_computing_gives_the_same_latents() {
     )
     .unwrap();
     let latents = |memory: MemoryPlan| {
-        let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+        let noise = initial_noise(
+            plan.seed,
+            checkpoint.vae.z_dim,
+            plan.latent_grid(&checkpoint.vae),
+        );
         let settings = Settings {
             steps: 12,
             ..plan.clone()
@@ -471,7 +489,7 @@ fn chunks_of_tokens_make_a_long_clip_fit() {
         let request = request(side, frames);
         let checkpoint = request.model.open(request.loading.clone()).unwrap();
         let settings = request.resolve(&checkpoint, (64, 64)).unwrap();
-        let grid = settings.latent_grid();
+        let grid = settings.latent_grid(&checkpoint.vae);
         let clip = Clip {
             request: &request,
             checkpoint: &checkpoint,
@@ -526,7 +544,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         explicit: true,
     };
     let settled = |megabytes| plan_memory(clip, device(), budget(megabytes), None).unwrap();
-    let grid = plan.latent_grid();
+    let grid = plan.latent_grid(&checkpoint.vae);
     let tiles = |settled: &PlannedMemory| {
         let tiling = settled.memory.decode_tiling;
         tiling.map_or(1, |tiling| tiling.tiles(grid[1], grid[2]).len())

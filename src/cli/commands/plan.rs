@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::clip::{Request, Settings, Size};
 use crate::media::picture::Picture;
-use crate::model::vae::{SPATIAL_STRIDE, Tiling};
+use crate::model::vae::Tiling;
 use crate::pipeline::plan::{
     Budget, CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
     plan_memory, refusal, refusal_on_mac,
@@ -160,7 +160,7 @@ impl PlanArgs {
             }
             text.push('\n');
             text += &phases(&settled.forecast);
-            let _ = writeln!(text, "\nComputed with {}.", ways.describe());
+            let _ = writeln!(text, "\nComputed with {}.", ways.describe(&checkpoint));
             if let Some(rates) = &rates {
                 let _ = writeln!(text, "Times at the rates of {}.", rates.machine);
             }
@@ -257,7 +257,7 @@ struct Ways {
 impl Ways {
     fn of(settled: &PlannedMemory, checkpoint: &Checkpoint, settings: &Settings) -> Self {
         let memory = &settled.memory;
-        let grid = settings.latent_grid();
+        let grid = settings.latent_grid(&checkpoint.vae);
         let tokens = checkpoint.high.tokens(grid);
         let tiles = |tiling: Option<Tiling>| {
             tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
@@ -270,10 +270,11 @@ impl Ways {
         }
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, checkpoint: &Checkpoint) -> String {
+        let side = checkpoint.vae.spatial_stride();
         let tiles = |tiles: Option<(usize, [i32; 2])>| match tiles {
             Some((count, [rows, columns])) => {
-                let (width, height) = (columns * SPATIAL_STRIDE, rows * SPATIAL_STRIDE);
+                let (width, height) = (columns * side, rows * side);
                 format!("in {count} tiles of {width} x {height} pixels")
             }
             None => "in whole frames".into(),

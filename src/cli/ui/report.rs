@@ -458,8 +458,12 @@ pub(crate) fn start(job: &Job, device: Device, model: &str) {
             fitted.unwrap_or_default()
         );
     }
+    let size = match job.frame_size() {
+        (width, height) if (width, height) == (clip.width, clip.height) => String::new(),
+        (width, height) => format!(", decoded to {width} x {height}"),
+    };
     info!(
-        "clip      {} x {} pixels, {}, {}, seed {}",
+        "clip      {} x {} pixels{size}, {}, {}, seed {}",
         clip.width,
         clip.height,
         length(clip),

@@ -135,7 +135,11 @@ pub fn render(device: Device) -> Result<Vec<RgbImage>> {
         None,
         &mut Silent,
     )?;
-    let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
+    let noise = initial_noise(
+        plan.seed,
+        checkpoint.vae.z_dim,
+        plan.latent_grid(&checkpoint.vae),
+    );
     let mut denoiser = Denoiser::new(
         &checkpoint,
         device,

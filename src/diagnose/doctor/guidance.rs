@@ -16,7 +16,6 @@ use crate::clip::{GuideScale, Settings};
 use crate::model::MemoryPlan;
 use crate::model::dit::{CrossKv, Dit, Rope};
 use crate::model::umt5::pad_rows;
-use crate::model::vae::TEMPORAL_STRIDE;
 use crate::pipeline::{
     Condition, EncodedPrompts, Silent, TEXT_LEN, encode_prompts, initial_noise, tokenize,
 };
@@ -142,7 +141,7 @@ fn see_loaded(
     let (timestep, latents) = place(checkpoint, expert, plan, condition)?;
     let input = concatenate(&[&latents, &condition.0], 0)?;
     let time = dit.embed_time(timestep)?;
-    let tokens = dit.config().token_grid(plan.latent_grid());
+    let tokens = dit.config().token_grid(plan.latent_grid(&checkpoint.vae));
     let rope = Rope::new(tokens, dit.config().attention_head_dim);
     let predict = |prompt: &Array| -> Result<Vec<f32>> {
         let kv = dit.cross_kv(prompt, TEXT_LEN as i32)?;
@@ -173,8 +172,12 @@ fn place(
         .find(|&index| checkpoint.expert_at(&schedule, index) == Some(expert))
         .map(|index| (schedule.timesteps[index], schedule.sigmas[index]))
         .with_context(|| format!("no step of the model's own schedule is the {expert} expert's"))?;
-    let noise = initial_noise(plan.seed, checkpoint.vae.z_dim, plan.latent_grid());
-    let clean = condition.0.try_index(TEMPORAL_STRIDE..)?;
+    let noise = initial_noise(
+        plan.seed,
+        checkpoint.vae.z_dim,
+        plan.latent_grid(&checkpoint.vae),
+    );
+    let clean = condition.0.try_index(checkpoint.vae.temporal_stride()..)?;
     let noise = noise.multiply(Array::from_f32(sigma as f32))?;
     let clean = clean.multiply(Array::from_f32(1.0 - sigma as f32))?;
     Ok((timestep, noise.add(clean)?))

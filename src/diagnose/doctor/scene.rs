@@ -72,7 +72,7 @@ pub fn memory_plan(
     plan: &Settings,
     budget: u64,
 ) -> MemoryPlan {
-    let grid = plan.latent_grid();
+    let grid = plan.latent_grid(&checkpoint.vae);
     MemoryPlan::of_tokens(checkpoint.high.tokens(grid)).in_tiles(
         &checkpoint.vae,
         device,

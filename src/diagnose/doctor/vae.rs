@@ -8,7 +8,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use super::{Bound, CheckResult, scene};
 use crate::media::frames::to_rgb8;
 use crate::media::metrics::psnr;
-use crate::model::vae::{TEMPORAL_STRIDE, cost};
+use crate::model::vae::cost;
 use crate::runtime::{Device, to_host};
 use crate::util::show::chain;
 use crate::weights::Checkpoint;
@@ -65,7 +65,7 @@ impl Peak {
 pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<RoundTrip> {
     let plan = scene::plan(checkpoint, FRAMES);
     let parts = scene::memory_plan(checkpoint, device, &plan, budget);
-    let grid = plan.latent_grid();
+    let grid = plan.latent_grid(&checkpoint.vae);
     let forecast = |weights: u64, phases: &[cost::Footprint]| {
         let besides = phases.iter().map(|phase| phase.mlx() - phase.weights);
         weights + besides.max().unwrap_or(0)
@@ -76,7 +76,7 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
     let (condition, encoding) = Peak::of(forecast(encoder, &phases), || {
         scene::condition(checkpoint, device, &parts, &plan)
     })?;
-    let latents = condition.0.try_index(TEMPORAL_STRIDE..)?;
+    let latents = condition.0.try_index(config.temporal_stride()..)?;
     let mut statistics = Vec::new();
     for frame in 0..latents.dim(1) {
         let values = to_host(&latents.try_index((.., frame))?)?;
@@ -86,8 +86,10 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
     let (frames, decoding) = Peak::of(forecast(decoder, &phases), || {
         scene::decoded(checkpoint, device, &parts, &latents)
     })?;
+    // What comes out may be larger than what went in.
+    let size = plan.clip_spec(config);
     Ok(RoundTrip {
-        picture: to_rgb8(scene::picture(plan.width, plan.height).view())?,
+        picture: to_rgb8(scene::picture(size.width, size.height).view())?,
         frames,
         latents: statistics,
         memory: [encoding, decoding],

@@ -232,7 +232,7 @@ impl Studio {
         observer: Option<&'a mut dyn Observer>,
     ) -> Result<(Array, Passes)> {
         let plan = &stage.plan;
-        let grid = plan.latent_grid();
+        let grid = plan.latent_grid(&self.checkpoint.vae);
         let noise = initial_noise(plan.seed, self.checkpoint.vae.z_dim, grid);
         if let Some(dump) = dump {
             let schedule = Schedule::new(plan.solver, recipe.steps as usize, plan.shift);

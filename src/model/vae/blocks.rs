@@ -197,8 +197,7 @@ impl Downsample {
     }
 }
 
-/// Doubles rows and columns and halves channels; doubles frames when it has a temporal
-/// convolution.
+/// Doubles rows and columns; doubles frames when it has a temporal convolution.
 #[derive(Debug)]
 pub(super) struct Upsample {
     space: Conv,
@@ -206,10 +205,14 @@ pub(super) struct Upsample {
 }
 
 impl Upsample {
-    pub(super) fn load(loader: &mut Loader, channels: i32, temporal: bool) -> Result<Self> {
+    pub(super) fn load(
+        loader: &mut Loader,
+        [channels, outputs]: [i32; 2],
+        temporal: bool,
+    ) -> Result<Self> {
         let space = Conv::load(
             &mut loader.scope("resample.1"),
-            [channels, channels / 2],
+            [channels, outputs],
             [1, 3, 3],
             [1, 1, 1],
             true,

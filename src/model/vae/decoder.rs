@@ -3,10 +3,12 @@
 use anyhow::Result;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
+use mlx_rs::ops::concatenate;
 
 use super::VaeConfig;
 use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
+use super::wan22::{Factor, RepeatUp, unpatchify};
 use crate::model::{MemoryPlan, TensorSource};
 use crate::runtime::Device;
 
@@ -20,12 +22,16 @@ pub struct VaeDecoder {
     norm_out: Norm,
     conv_out: CausalConv,
     slots: usize,
+    side: i32,
+    patch: i32,
+    upscale: i32,
 }
 
 #[derive(Debug)]
 struct Level {
     blocks: Vec<ResidualBlock>,
     up: Option<Upsample>,
+    shortcut: Option<RepeatUp>,
 }
 
 impl VaeDecoder {
@@ -71,14 +77,29 @@ impl VaeDecoder {
             }
             let up = match temporal.get(level) {
                 Some(&temporal) => {
-                    let loader = &mut loader.scope("upsamplers.0");
-                    let up = Upsample::load(loader, channels, temporal)?;
-                    channels /= 2;
+                    let name = match config.is_residual {
+                        true => "upsampler",
+                        false => "upsamplers.0",
+                    };
+                    let outputs = config.upsampled(channels);
+                    let up =
+                        Upsample::load(&mut loader.scope(name), [channels, outputs], temporal)?;
+                    channels = outputs;
                     Some(up)
                 }
                 None => None,
             };
-            levels.push(Level { blocks, up });
+            let shortcut = up
+                .as_ref()
+                .filter(|_| config.is_residual)
+                .map(|_| RepeatUp {
+                    factor: Factor::of(temporal.get(level).copied()),
+                });
+            levels.push(Level {
+                blocks,
+                up,
+                shortcut,
+            });
         }
         let norm_out = Norm::load(&mut loader.scope("norm_out"), channels, false)?;
         let conv_out = CausalConv::load(
@@ -93,6 +114,9 @@ impl VaeDecoder {
             norm_out,
             conv_out,
             slots,
+            side: config.spatial_stride() * config.output_scale(),
+            patch: config.patch(),
+            upscale: config.output_scale(),
         })
     }
 
@@ -108,31 +132,59 @@ impl VaeDecoder {
         FeatureCache::new(self.slots, memory)
     }
 
+    /// Pixels that a latent row and column is decoded to.
+    pub(super) fn side(&self) -> i32 {
+        self.side
+    }
+
     /// The part that works at the latents' own size: `[z_dim, 1, height, width]` to features
-    /// `[1, height, width, channels]`. It holds all of the attention.
+    /// `[1, height, width, channels]`, with what level 0 adds to them at its end behind them, if it has
+    /// a shortcut. It holds all of the attention.
     pub(super) fn features(&self, latents: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let x = latents.transpose_axes(&[1, 2, 3, 0])?;
         let x = self.post_quant_conv.forward(&x)?;
         let x = self.conv_in.forward(x, cache)?;
         let x = self.mid.forward(x, cache)?;
-        self.levels[0].blocks(x, cache)
+        let level = &self.levels[0];
+        let Some(_) = level.shortcut else {
+            return level.blocks(x, cache);
+        };
+        let features = concatenate(&[&level.blocks(x.clone(), cache)?, &x], -1)?;
+        features.eval()?;
+        Ok(features)
     }
 
-    /// The rest: features to `[1 or 4, 8 height, 8 width, 3]`. Convolutions alone, so a pixel
-    /// depends on nothing farther than some six latent rows and columns away.
+    /// The rest: features to pixels as [`DecoderStream::push`] gives them. Convolutions alone, so a
+    /// pixel depends on nothing farther than some six latent rows and columns away.
     pub(super) fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let mut x = features;
         for (index, level) in self.levels.iter().enumerate() {
+            let mut added = None;
             if index > 0 {
+                added = level.shortcut.as_ref().map(|_| x.clone());
                 x = level.blocks(x, cache)?;
+            } else if level.shortcut.is_some() {
+                let halves = x.split_equal(2, -1)?;
+                added = halves.last().cloned();
+                x = halves[0].clone();
             }
             if let Some(up) = &level.up {
                 x = up.forward(x, cache)?;
             }
+            if let (Some(shortcut), Some(added)) = (&level.shortcut, added) {
+                x = shortcut.add(&added, &x)?;
+            }
         }
         let activated = self.norm_out.activate(&x)?;
         drop(x);
-        self.conv_out.forward(activated, cache)
+        let x = self.conv_out.forward(activated, cache)?;
+        let pixels = match (self.patch, self.upscale) {
+            (1, 1) => return Ok(x),
+            (1, scale) => shuffle(&x, scale)?,
+            (patch, _) => unpatchify(&x, patch)?,
+        };
+        pixels.eval()?;
+        Ok(pixels)
     }
 }
 
@@ -145,6 +197,15 @@ impl Level {
     }
 }
 
+/// Channels `[t, h, w, c * scale * scale]` as pixels `[t, h * scale, w * scale, c]`, as PyTorch's
+/// `pixel_shuffle` arranges them: of each channel a row after the other.
+fn shuffle(x: &Array, scale: i32) -> MlxResult<Array> {
+    let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3) / (scale * scale));
+    x.reshape(&[t, h, w, c, scale, scale])?
+        .transpose_axes(&[0, 1, 4, 2, 5, 3])?
+        .reshape(&[t, h * scale, w * scale, c])
+}
+
 /// One pass of the decoder over a clip.
 #[derive(Debug)]
 pub struct DecoderStream<'a> {
@@ -154,8 +215,9 @@ pub struct DecoderStream<'a> {
 
 impl DecoderStream<'_> {
     /// Decodes the next latent frame, `[z_dim, 1, height, width]`, not normalised, to
-    /// `[1, 8 height, 8 width, 3]` for the clip's first and `[4, ...]` for every later one;
-    /// values near [-1, 1], not clamped; evaluated.
+    /// `[1, side * height, side * width, 3]` for the clip's first and `[4, ...]` for every later one,
+    /// `side` being [`VaeConfig::spatial_stride`] times [`VaeConfig::output_scale`]; values near
+    /// [-1, 1], not clamped; evaluated.
     pub fn push(&mut self, latents: &Array) -> MlxResult<Array> {
         let features = self.decoder.features(latents, &mut self.cache)?;
         self.decoder.pixels(features, &mut self.cache)

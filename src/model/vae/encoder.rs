@@ -9,6 +9,7 @@ use mlx_rs::ops::zeros_dtype;
 use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
 use super::static_frames::static_chunks;
+use super::wan22::{AverageDown, Factor, patchify};
 use super::{TEMPORAL_STRIDE, VaeConfig};
 use crate::model::{MemoryPlan, TensorSource};
 use crate::runtime::Device;
@@ -17,6 +18,8 @@ use crate::runtime::Device;
 #[derive(Debug)]
 pub struct VaeEncoder {
     z_dim: i32,
+    side: i32,
+    patch: i32,
     feature_channels: i32,
     conv_in: CausalConv,
     levels: Vec<Level>,
@@ -44,6 +47,7 @@ pub enum Chunk {
 struct Level {
     blocks: Vec<ResidualBlock>,
     down: Option<Downsample>,
+    shortcut: Option<AverageDown>,
 }
 
 impl VaeEncoder {
@@ -64,23 +68,31 @@ impl VaeEncoder {
             CausalConv::load(&mut loader.scope("conv_in"), [config.in_channels, channels])?;
         let mut levels = Vec::new();
         let mut feature_channels = channels;
-        // diffusers numbers residual blocks and downsamplers in one list.
+        // diffusers numbers residual blocks and downsamplers in one list, unless levels have shortcuts.
         let mut index = 0;
-        let mut next_name = || {
+        let mut name = |level: usize, part: &str| {
             index += 1;
-            format!("down_blocks.{}", index - 1)
+            match config.is_residual {
+                true => format!("down_blocks.{level}.{part}"),
+                false => format!("down_blocks.{}", index - 1),
+            }
         };
         for (level, multiplier) in config.dim_mult.iter().enumerate() {
             let outputs = config.base_dim * multiplier;
+            let resampled = config.temperal_downsample.get(level).copied();
+            let shortcut = config.is_residual.then(|| AverageDown {
+                factor: Factor::of(resampled),
+                outputs,
+            });
             let mut blocks = Vec::new();
-            for _ in 0..config.num_res_blocks {
-                let loader = &mut loader.scope(&next_name());
+            for block in 0..config.num_res_blocks {
+                let loader = &mut loader.scope(&name(level, &format!("resnets.{block}")));
                 blocks.push(ResidualBlock::load(loader, [channels, outputs])?);
                 channels = outputs;
             }
-            let down = match config.temperal_downsample.get(level) {
-                Some(&temporal) => {
-                    let loader = &mut loader.scope(&next_name());
+            let down = match resampled {
+                Some(temporal) => {
+                    let loader = &mut loader.scope(&name(level, "downsampler"));
                     Some(Downsample::load(loader, channels, temporal)?)
                 }
                 None => None,
@@ -88,7 +100,11 @@ impl VaeEncoder {
             if down.is_some() {
                 feature_channels = channels;
             }
-            levels.push(Level { blocks, down });
+            levels.push(Level {
+                blocks,
+                down,
+                shortcut,
+            });
         }
         let moments = 2 * config.z_dim;
         let mid = MidBlock::load(&mut loader.scope("mid_block"), channels)?;
@@ -101,6 +117,8 @@ impl VaeEncoder {
         };
         Ok(Self {
             z_dim: config.z_dim,
+            side: config.spatial_stride(),
+            patch: config.patch(),
             feature_channels,
             conv_in,
             levels,
@@ -125,31 +143,41 @@ impl VaeEncoder {
         FeatureCache::new(self.slots, memory)
     }
 
+    /// Pixels per latent row and column.
+    pub(super) fn side(&self) -> i32 {
+        self.side
+    }
+
     /// Channels of what [`Self::features`] returns.
     pub(super) fn feature_channels(&self) -> i32 {
         self.feature_channels
     }
 
-    /// The part down to the latents' size: a chunk to features `[1, height/8, width/8, channels]`.
+    /// The part down to the latents' size: a chunk to features `[1, rows, columns, channels]`.
     /// Convolutions alone, so a feature depends on nothing farther than some five latent rows and
     /// columns away.
     pub(super) fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
         let (start, mut x) = match (cache.static_frames.reused(), chunk) {
             (Some((stage, x)), Chunk::Blank) => (stage + 1, x),
             (_, Chunk::Blank) => (0, self.conv_in.forward(self.blank(cache)?, cache)?),
-            (_, Chunk::Pixels(pixels)) => (0, self.conv_in.forward(pixels.clone(), cache)?),
+            (_, Chunk::Pixels(pixels)) => {
+                let pixels = match self.patch {
+                    1 => pixels.clone(),
+                    side => patchify(pixels, side)?,
+                };
+                (0, self.conv_in.forward(pixels, cache)?)
+            }
         };
         for (stage, level) in self.levels.iter().enumerate().skip(start) {
-            if let Some(down) = &level.down {
-                x = level.blocks(x, cache)?;
-                x = down.forward(x, cache)?;
+            if level.down.is_some() {
+                x = level.forward(x, cache)?;
                 cache.static_frames.keep(stage, self.settling[stage], &x);
             }
         }
         Ok(x)
     }
 
-    /// The pixels of [`Chunk::Blank`].
+    /// The pixels of [`Chunk::Blank`], patches of them if that is what the network sees.
     fn blank(&self, cache: &FeatureCache) -> MlxResult<Array> {
         match self.conv_in.last_frames(cache) {
             Some(last) => {
@@ -161,7 +189,7 @@ impl VaeEncoder {
     }
 
     /// The rest, at the latents' size: features to the mean of one latent frame,
-    /// `[z_dim, 1, height/8, width/8]`. It holds all of the attention.
+    /// `[z_dim, 1, rows, columns]`. It holds all of the attention.
     pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let stage = self.settling.len() - 1;
         if let Some((kept, mean)) = cache.static_frames.reused()
@@ -171,7 +199,7 @@ impl VaeEncoder {
         }
         let mut x = features;
         for level in self.levels.iter().filter(|level| level.down.is_none()) {
-            x = level.blocks(x, cache)?;
+            x = level.forward(x, cache)?;
         }
         let x = self.mid.forward(x, cache)?;
         let x = self.conv_out.forward(self.norm_out.activate(&x)?, cache)?;
@@ -187,9 +215,18 @@ impl VaeEncoder {
 }
 
 impl Level {
-    fn blocks(&self, mut x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn forward(&self, mut x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let shortcut = self.shortcut.as_ref();
+        let added = shortcut.map(|shortcut| shortcut.forward(&x)).transpose()?;
         for block in &self.blocks {
             x = block.forward(&x, cache)?;
+        }
+        if let Some(down) = &self.down {
+            x = down.forward(x, cache)?;
+        }
+        if let Some(added) = added {
+            x = x.add(added)?;
+            x.eval()?;
         }
         Ok(x)
     }
@@ -203,7 +240,7 @@ pub struct EncoderStream<'a> {
 }
 
 impl EncoderStream<'_> {
-    /// Encodes the next chunk to the mean of one latent frame: `[z_dim, 1, height/8, width/8]`, not
+    /// Encodes the next chunk to the mean of one latent frame: `[z_dim, 1, rows, columns]`, not
     /// normalised; evaluated.
     ///
     /// # Errors

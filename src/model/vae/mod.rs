@@ -1,7 +1,8 @@
-//! The causal video VAE of Wan2.1: pixels to latents (4 x 8 x 8 times smaller) and back.
+//! The causal video VAEs of Wan2.1 and of Wan2.2 TI2V-5B: pixels to latents (4 x 8 x 8 and 4 x 16 x 16
+//! times smaller) and back.
 //!
-//! Mirrors `WanVAE_` of Wan-Video/Wan2.2 (`wan/modules/vae2_1.py`) with diffusers' tensor names
-//! (`AutoencoderKLWan`). Both directions stream: the first pixel frame alone, then four pixel
+//! Mirrors `WanVAE_` of Wan-Video/Wan2.2 (`wan/modules/vae2_1.py` and `vae2_2.py`) with diffusers' tensor
+//! names (`AutoencoderKLWan`). Both directions stream: the first pixel frame alone, then four pixel
 //! frames per latent frame, with the last frames of every causal convolution carried over in a
 //! [`FeatureCache`], so memory does not grow with the clip's length.
 //!
@@ -14,6 +15,7 @@ mod decoder;
 mod encoder;
 mod static_frames;
 mod tiling;
+mod wan22;
 
 pub use conv::{FeatureCache, Slot, convolve};
 pub use cost::OVERLAP;
@@ -28,13 +30,14 @@ use mlx_rs::error::Result as MlxResult;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_LAYERS, MAX_WIDTH, check_dimensions, product};
+use wan22::Factor;
 
-/// Pixel frames per latent frame after the first.
+/// Pixel frames per latent frame after the first, of every VAE that [`VaeConfig::validate`] accepts.
 pub const TEMPORAL_STRIDE: i32 = 4;
-/// Pixels per latent row and column.
-pub const SPATIAL_STRIDE: i32 = 8;
 /// Levels of resolution; all but the last halve rows and columns.
 const LEVELS: usize = 4;
+/// Pixels each way of the largest patch.
+const MAX_PATCH: i32 = 2;
 
 /// Dimensions of the VAE, with diffusers' names (`vae/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -59,16 +62,16 @@ pub struct VaeConfig {
     pub latents_mean: Vec<f32>,
     /// Standard deviation of each latent channel.
     pub latents_std: Vec<f32>,
-    /// Wan2.2's 16x VAE has residual shortcuts; the 2.1 VAE has not.
+    /// Whether shortcuts lead around whole levels: so in Wan2.2's VAE, and not in Wan2.1's.
     #[serde(default)]
     pub is_residual: bool,
-    /// Wan2.2's 16x VAE patchifies pixels; the 2.1 VAE does not.
+    /// Pixels each way that the network sees as one, with as many times the channels: 2 in Wan2.2's VAE.
     #[serde(default)]
     pub patch_size: Option<i32>,
-    /// Pixel channels in.
+    /// Channels in: three a pixel.
     #[serde(default = "rgb")]
     pub in_channels: i32,
-    /// Pixel channels out.
+    /// Channels out: as many, or four times as many for a picture twice as high and wide.
     #[serde(default = "rgb")]
     pub out_channels: i32,
 }
@@ -84,26 +87,31 @@ impl VaeConfig {
     /// Names the field, what it holds and what is supported.
     pub fn validate(&self) -> Result<()> {
         ensure!(
-            !self.is_residual && self.patch_size.is_none(),
-            "is_residual or patch_size is set: this is the VAE of Wan2.2 TI2V-5B; \
-             image-to-video A14B uses the Wan2.1 VAE"
+            (1..=MAX_PATCH).contains(&self.patch()),
+            "patch_size is {}; expected 1 to {MAX_PATCH}",
+            self.patch()
         );
         ensure!(
             self.attn_scales.is_empty(),
             "attn_scales is {:?}; only an empty list is supported",
             self.attn_scales
         );
+        let pixel = 3 * self.patch() * self.patch();
+        let upscaled = self.patch() == 1 && self.out_channels == 3 * 2 * 2;
+        let rgb = match self.patch() {
+            1 => "RGB".to_owned(),
+            side => format!("RGB of {side} x {side} pixels"),
+        };
         ensure!(
-            self.in_channels == 3 && self.out_channels == 3,
-            "in_channels and out_channels are {} and {}; expected 3 (RGB)",
+            self.in_channels == pixel && (self.out_channels == pixel || upscaled),
+            "in_channels and out_channels are {} and {}; expected {pixel} ({rgb})",
             self.in_channels,
             self.out_channels
         );
         let levels = self.dim_mult.len();
         ensure!(
             levels == LEVELS,
-            "dim_mult has {levels} levels; expected {LEVELS} for a spatial stride of \
-             {SPATIAL_STRIDE}"
+            "dim_mult has {levels} levels; expected {LEVELS}"
         );
         ensure!(
             self.temperal_downsample.len() + 1 == levels
@@ -137,13 +145,18 @@ impl VaeConfig {
                 MAX_WIDTH,
             )?;
         }
-        for level in 1..levels {
-            let width = self.decoder_dim() * self.dim_mult[level];
-            ensure!(
-                width % 2 == 0,
-                "decoder level {level} has {width} channels; upsampling halves them, so \
-                 expected an even number"
-            );
+        match self.is_residual {
+            true => self.check_shortcuts()?,
+            false => {
+                for level in 1..levels {
+                    let width = self.decoder_dim() * self.dim_mult[level];
+                    ensure!(
+                        width % 2 == 0,
+                        "decoder level {level} has {width} channels; upsampling halves them, so \
+                         expected an even number"
+                    );
+                }
+            }
         }
         for (field, values) in [
             ("latents_mean", &self.latents_mean),
@@ -161,6 +174,90 @@ impl VaeConfig {
             "latents_std holds a value that is not positive"
         );
         Ok(())
+    }
+
+    /// Pixel frames per latent frame after the first.
+    pub fn temporal_stride(&self) -> i32 {
+        TEMPORAL_STRIDE
+    }
+
+    /// Pixels per latent row and column.
+    pub fn spatial_stride(&self) -> i32 {
+        (1 << (LEVELS - 1)) * self.patch()
+    }
+
+    /// How many times as high and wide as the pixels that were encoded those are that come out: 2 of
+    /// spacepxl's Wan2.1-VAE-upscale2x, else 1.
+    pub fn output_scale(&self) -> i32 {
+        match self.patch() == 1 && self.out_channels == 3 * 2 * 2 {
+            true => 2,
+            false => 1,
+        }
+    }
+
+    /// Latent frames, rows and columns of a clip of `[frames, height, width]` pixels.
+    pub fn latent_grid(&self, [frames, height, width]: [i32; 3]) -> [i32; 3] {
+        let side = self.spatial_stride();
+        let frames = (frames - 1) / self.temporal_stride() + 1;
+        [frames, height / side, width / side]
+    }
+
+    /// Frames, rows and columns of pixels that `[frames, rows, columns]` of latents stand for.
+    pub fn pixel_grid(&self, [frames, rows, columns]: [i32; 3]) -> [i32; 3] {
+        let side = self.spatial_stride();
+        let frames = (frames - 1).max(0) * self.temporal_stride() + 1;
+        [frames, rows * side, columns * side]
+    }
+
+    /// Frames, rows and columns of what `[frames, rows, columns]` of latents are decoded to.
+    pub fn decoded_grid(&self, grid: [i32; 3]) -> [i32; 3] {
+        let [frames, height, width] = self.pixel_grid(grid);
+        [
+            frames,
+            height * self.output_scale(),
+            width * self.output_scale(),
+        ]
+    }
+
+    /// Shortcuts average and repeat whole channels.
+    fn check_shortcuts(&self) -> Result<()> {
+        for level in 0..LEVELS {
+            let down = Factor::of(self.temperal_downsample.get(level).copied());
+            let channels = |base: i32, level: usize| base * self.dim_mult[level];
+            let outputs = channels(self.base_dim, level);
+            let inputs = match level {
+                0 => self.base_dim,
+                _ => channels(self.base_dim, level - 1),
+            };
+            ensure!(
+                inputs * down.volume() % outputs == 0,
+                "encoder level {level} leads {inputs} channels to {outputs}, which no shortcut does"
+            );
+            // Decoder levels are numbered from the smallest size on.
+            let of = |level: usize| channels(self.decoder_dim(), LEVELS - 1 - level);
+            let [inputs, outputs] = [level.saturating_sub(1), level].map(of);
+            let temporal = self.temperal_downsample.iter().rev().nth(level);
+            ensure!(
+                temporal.is_none_or(|&temporal| {
+                    outputs * Factor::of(Some(temporal)).volume() % inputs == 0
+                }),
+                "decoder level {level} leads {inputs} channels to {outputs}, which no shortcut does"
+            );
+        }
+        Ok(())
+    }
+
+    /// Pixels each way that the network sees as one.
+    fn patch(&self) -> i32 {
+        self.patch_size.unwrap_or(1)
+    }
+
+    /// Channels that a level of the decoder of so many goes on with.
+    fn upsampled(&self, channels: i32) -> i32 {
+        match self.is_residual {
+            true => channels,
+            false => channels / 2,
+        }
     }
 
     fn decoder_dim(&self) -> i32 {

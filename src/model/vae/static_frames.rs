@@ -16,7 +16,8 @@ use super::{TEMPORAL_STRIDE, VaeConfig};
 /// A layer's input frames are numbered on, the last frame of chunk 0 being frame 0. `settled` is the
 /// first of those that every later one equals which has the same place in its chunk. A causal
 /// convolution of 3 frames sees two frames back; also it computes the first frames of chunk 1
-/// apart, having too little history for one product.
+/// apart, having too little history for one product. A shortcut around a level sees no farther back than
+/// the level.
 pub fn static_chunks(config: &VaeConfig) -> Vec<i32> {
     let mut frames = TEMPORAL_STRIDE;
     let mut settled = 1;

@@ -16,7 +16,7 @@ use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use super::{Chunk, SPATIAL_STRIDE, VaeDecoder, VaeEncoder};
+use super::{Chunk, VaeDecoder, VaeEncoder};
 use crate::model::MemoryPlan;
 use crate::runtime::to_host;
 
@@ -256,13 +256,14 @@ impl VaeDecoder {
         // Kept buffers of these sizes serve no tile.
         clear_cache()?;
 
+        let side = self.side();
         let (row_spans, column_spans) = tiling.spans(rows, columns);
-        let row_weights = weights(&row_spans, SPATIAL_STRIDE);
-        let column_weights = weights(&column_spans, SPATIAL_STRIDE);
-        let height = (rows * SPATIAL_STRIDE) as usize;
+        let row_weights = weights(&row_spans, side);
+        let column_weights = weights(&column_spans, side);
+        let height = (rows * side) as usize;
         let mut canvas = Canvas::<f16> {
             chunks: vec![Vec::new(); frames as usize],
-            width: (columns * SPATIAL_STRIDE) as usize,
+            width: (columns * side) as usize,
             channels: 3,
         };
         for (index, tile) in tiles.iter().enumerate() {
@@ -271,8 +272,8 @@ impl VaeDecoder {
                 &column_weights[index % column_spans.len()][..],
             ];
             let origin = (
-                (tile.rows.start * SPATIAL_STRIDE) as usize,
-                (tile.columns.start * SPATIAL_STRIDE) as usize,
+                (tile.rows.start * side) as usize,
+                (tile.columns.start * side) as usize,
             );
             let mut cache = self.new_cache(memory);
             for (i, features) in features.iter().enumerate() {
@@ -291,7 +292,7 @@ impl VaeDecoder {
 }
 
 impl VaeEncoder {
-    /// Encodes a clip of `frames` latent frames to `[z_dim, frames, height/8, width/8]`, not
+    /// Encodes a clip of `frames` latent frames to `[z_dim, frames, rows, columns]`, not
     /// normalised. `chunk` gives the chunk of a latent frame; with `tiling` it is asked for each
     /// once per tile.
     ///
@@ -307,7 +308,8 @@ impl VaeEncoder {
         let Chunk::Pixels(first) = chunk(0)? else {
             bail!("a clip's first chunk cannot be blank");
         };
-        let [rows, columns] = [1, 2].map(|axis| first.dim(axis) / SPATIAL_STRIDE);
+        let side = self.side();
+        let [rows, columns] = [1, 2].map(|axis| first.dim(axis) / side);
         drop(first);
         let Some((tiling, tiles)) = useful(memory.encode_tiling, rows, columns)? else {
             let mut stream = self.stream(memory);
@@ -327,8 +329,7 @@ impl VaeEncoder {
             width: columns as usize,
             channels: self.feature_channels() as usize,
         };
-        let pixels_of =
-            |range: &Range<i32>| range.start * SPATIAL_STRIDE..range.end * SPATIAL_STRIDE;
+        let pixels_of = |range: &Range<i32>| range.start * side..range.end * side;
         for (index, tile) in tiles.iter().enumerate() {
             let weights = [
                 &row_weights[index / column_spans.len()][..],

@@ -7,7 +7,6 @@ use super::step::Prepared;
 use super::{Denoiser, Passes};
 use crate::clip::{CacheMethod, Settings};
 use crate::model::MemoryPlan;
-use crate::model::vae::TEMPORAL_STRIDE;
 use crate::pipeline::image::Condition;
 use crate::pipeline::text::EncodedPrompts;
 use crate::runtime::Device;
@@ -86,9 +85,13 @@ impl<'a> Denoiser<'a> {
         let z_dim = checkpoint.vae.z_dim;
         for (name, array, channels) in [
             ("latents", &latents, z_dim),
-            ("condition", &condition.0, TEMPORAL_STRIDE + z_dim),
+            (
+                "condition",
+                &condition.0,
+                checkpoint.vae.temporal_stride() + z_dim,
+            ),
         ] {
-            let [frames, rows, columns] = settings.latent_grid();
+            let [frames, rows, columns] = settings.latent_grid(&checkpoint.vae);
             let expected = [channels, frames, rows, columns];
             ensure!(
                 array.shape() == expected && array.dtype() == Dtype::Float32,

@@ -132,7 +132,7 @@ pub(super) fn plan_settings(
     rates: Option<&Rates>,
 ) -> Result<PlannedMemory> {
     let bytes = budget.for_arrays();
-    let grid = settings.latent_grid();
+    let grid = settings.latent_grid(&checkpoint.vae);
     let mut parts = MemoryPlan::of_tokens(checkpoint.high.tokens(grid));
     let mut chunks = ways(device, checkpoint.high.attention_head_dim).into_iter();
     loop {

@@ -163,7 +163,7 @@ pub fn forecast(
     memory: &MemoryPlan,
     rates: Option<&Rates>,
 ) -> Result<Forecast> {
-    let grid = settings.latent_grid();
+    let grid = settings.latent_grid(&checkpoint.vae);
     let cells = grid.map(|side| side.max(0) as u64);
     let mut phases = Vec::new();
     let mut add = |(phase, expert), operations, weight_bytes, peak_bytes, works| {
@@ -427,7 +427,7 @@ mod tests {
             low: 2.0,
             high: 3.0,
         });
-        let settings = options.resolve(&checkpoint.settings, (32, 32), 2).unwrap();
+        let settings = options.resolve(&checkpoint.settings, (32, 32), 16).unwrap();
         let device = Device::new(DeviceKind::Cpu, None);
         let inputs = Inputs {
             prompt: 10,

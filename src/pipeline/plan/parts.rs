@@ -14,7 +14,7 @@ use crate::model::cost::{Measured, Operations, Rates};
 use crate::model::dit::{self, CrossKv, Dit, DitConfig, Rope};
 use crate::model::layers::{Quantized, Weight};
 use crate::model::umt5::{self, Umt5, Umt5Config};
-use crate::model::vae::{Chunk, SPATIAL_STRIDE, VaeConfig, VaeDecoder, VaeEncoder};
+use crate::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{MemoryPlan, Role, TensorSource};
 use crate::pipeline::TEXT_LEN;
 use crate::runtime::{self, Device};
@@ -418,8 +418,8 @@ impl Work {
                     }
                     Half::Encoder => {
                         let encoder = VaeEncoder::load(config, &mut filling, device)?;
-                        let [height, width] = [rows, columns].map(|side| side * SPATIAL_STRIDE);
-                        let picture = [1, height, width, config.in_channels];
+                        let [_, height, width] = config.pixel_grid(*grid);
+                        let picture = [1, height, width, 3];
                         let picture = Chunk::Pixels(filled(&picture, 0.5, Dtype::Float32)?);
                         inside(quickest(&mut || {
                             let mut stream = encoder.stream(&MemoryPlan::WHOLE);

@@ -52,9 +52,9 @@ impl Published {
                     frames: Some(frames),
                     ..Options::default()
                 };
-                let patch = checkpoint.high.patch_size[1];
+                let token = checkpoint.token_side();
                 let picture = (width as usize, height as usize);
-                let settings = options.resolve(&checkpoint.settings, picture, patch)?;
+                let settings = options.resolve(&checkpoint.settings, picture, token)?;
                 let inputs = Inputs {
                     prompt: TOKENS[0],
                     negative: Some(TOKENS[1]),

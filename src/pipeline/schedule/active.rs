@@ -97,7 +97,12 @@ impl ActiveClip<'_> {
             memory,
             ..
         } = &self.clip;
-        let mut file = ClipFile::create(&job.request, &job.settings, self.tags.take())?;
+        let mut file = ClipFile::create(
+            &job.request,
+            &job.settings,
+            &job.checkpoint.vae,
+            self.tags.take(),
+        )?;
         let mut push = |frame: &_| file.push(frame);
         let dump = self.dump.as_ref();
         let report = decoder.decode(*device, memory, latents, dump, progress, &mut push)?;

@@ -98,7 +98,7 @@ impl Scheduler<'_> {
         for clip in self.clips.iter().filter(|clip| !clip.ready) {
             let key = &clip.keys.condition;
             if !todo.contains_key(key) && !self.store.has(key) {
-                let units = image_units(&clip.memory, &clip.job.settings);
+                let units = image_units(&clip.memory, &clip.job.settings, &checkpoint.vae);
                 todo.insert(key.clone(), units);
             }
         }

@@ -205,7 +205,11 @@ impl Scheduler<'_> {
             let negative = (encoded.len() > 1).then(|| encoded.remove(1));
             let prompt = encoded.remove(0);
             let condition = Condition(self.store.get(&clip.keys.condition)?);
-            let noise = initial_noise(settings.seed, checkpoint.vae.z_dim, settings.latent_grid());
+            let noise = initial_noise(
+                settings.seed,
+                checkpoint.vae.z_dim,
+                settings.latent_grid(&checkpoint.vae),
+            );
             let prompts = EncodedPrompts { prompt, negative };
             let denoiser = Denoiser::new(
                 checkpoint, device, memory, prompts, condition, noise, settings,

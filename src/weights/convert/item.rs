@@ -89,7 +89,11 @@ impl Item {
         adapters: &[Adapter],
     ) -> Result<Self> {
         let kind = part.names().kind;
-        let out = Detected::plain(kind, Naming::MlxVideo).stored(&spec.name, &found.shape)?;
+        let out = Detected {
+            residual: part.names().residual,
+            ..Detected::plain(kind, Naming::MlxVideo)
+        };
+        let out = out.stored(&spec.name, &found.shape)?;
         let eligible = may_quantize(kind, &spec.name, &found.shape);
         let target = match found.values {
             Values::Affine {

@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::source::ConvertSource;
 use super::state::{FileState, Unfinished, write_whole};
 use super::{Bits, Converted, Options, PROGRAM};
-use crate::model::vae::{SPATIAL_STRIDE, TEMPORAL_STRIDE};
 use crate::weights::config::{CONFIG, OWN_KEY, PartConfig};
 use crate::weights::files::Files;
 use crate::weights::quantize::GROUP_SIZE;
@@ -134,10 +133,6 @@ fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Res
     put("model_version", json!("2.2"));
     put("dual_model", json!(true));
     put("boundary", json!(rest.boundary));
-    put(
-        "vae_stride",
-        json!([TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE]),
-    );
     for name in feed.parts() {
         let part = work.config(name)?;
         own.insert(name.key().to_owned(), serde_json::to_value(part)?);
@@ -158,7 +153,11 @@ fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Res
                 put("text_len", json!(512));
                 put("num_train_timesteps", json!(1000));
             }
-            PartConfig::Vae(vae) => put("vae_z_dim", json!(vae.z_dim)),
+            PartConfig::Vae(vae) => {
+                let side = vae.spatial_stride();
+                put("vae_stride", json!([vae.temporal_stride(), side, side]));
+                put("vae_z_dim", json!(vae.z_dim));
+            }
             PartConfig::TextEncoder(text) => {
                 put("t5_vocab_size", json!(text.vocab_size));
                 put("t5_dim", json!(text.d_model));

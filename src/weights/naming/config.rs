@@ -42,11 +42,11 @@ pub fn infer_expert(look: Look) -> Result<DitConfig> {
     infer::infer_expert(look, &OriginalConfig::default())
 }
 
-/// A VAE from its tensors' shapes, with the statistics published for 16 latent channels.
+/// A VAE from its tensors' shapes, with the statistics published for 16 and 48 latent channels.
 ///
 /// # Errors
-/// Names the tensor that is missing or has an impossible shape; refuses a VAE of another kind
-/// and one with other than 16 latent channels, whose statistics no tensor holds.
+/// Names the tensor that is missing or has an impossible shape; refuses a VAE with other latent
+/// channels, whose statistics no tensor holds.
 pub fn infer_vae(look: Look) -> Result<VaeConfig> {
     infer::infer_vae(look)
 }

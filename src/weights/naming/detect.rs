@@ -33,6 +33,11 @@ const MARKS: &[(Kind, Naming, &[&str])] = &[
         "decoder.middle.{}.residual.0.gamma", "encoder.middle.{}.residual.0.gamma",
         "decoder.middle.{}.norm.gamma", "decoder.head.0.gamma", "encoder.head.0.gamma",
     ]),
+    // Of Wan2.2's.
+    (Kind::Vae, Naming::MlxVideo, &[
+        "decoder.middle.{}.residual.layer_0.gamma", "encoder.middle.{}.residual.layer_0.gamma",
+        "decoder.head.layer_0.gamma", "encoder.head.layer_0.gamma",
+    ]),
     (Kind::TextEncoder, Naming::Diffusers, &[
         "encoder.block.{}.layer.0.SelfAttention.q.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight",
         "encoder.block.{}.layer.1.DenseReluDense.wo.weight", "encoder.final_layer_norm.weight",
@@ -49,12 +54,22 @@ const MARKS: &[(Kind, Naming, &[&str])] = &[
     ]),
 ];
 
-/// What the shapes and indices of a VAE with the original's names say, under one prefix.
+/// Where a level's upsampler is, with `{}` for its index in the level's list, and whether shortcuts lead
+/// around levels then.
+const UPSAMPLERS: &[(&str, bool)] = &[
+    ("decoder.upsamples.{}.resample.1.weight", false),
+    ("decoder.upsamples.0.upsamples.{}.resample.1.weight", true),
+    ("decoder.upsamples.0.upsamples.{}.resample_weight", true),
+    ("decoder.up_blocks.0.upsampler.resample.1.weight", true),
+];
+
+/// What the shapes and indices of a VAE's tensors say, under one prefix.
 #[derive(Default)]
 struct VaeSeen {
     channels_last: usize,
     channels_first: usize,
     first_upsampler: Option<usize>,
+    residual: bool,
 }
 
 /// The one part that a file holds, from its tensors' names and shapes; nothing when there is
@@ -89,18 +104,22 @@ pub fn parts<'a>(names: impl Iterator<Item = (&'a str, &'a [usize])>) -> Vec<Det
             Some((kind, naming, prefix))
         })
         .map(|(kind, naming, prefix)| {
-            let original_vae = kind == Kind::Vae && naming == Naming::Original;
-            let vae = vaes.get(prefix).filter(|_| original_vae);
+            let vae = vaes.get(prefix).filter(|_| kind == Kind::Vae);
             Detected {
                 kind,
                 naming: match vae {
-                    Some(vae) if vae.channels_last > vae.channels_first => Naming::MlxVideo,
+                    Some(vae)
+                        if naming == Naming::Original && vae.channels_last > vae.channels_first =>
+                    {
+                        Naming::MlxVideo
+                    }
                     _ => naming,
                 },
                 prefix: prefix.to_owned(),
                 decoder_blocks: vae
                     .and_then(|vae| vae.first_upsampler)
                     .unwrap_or(DECODER_BLOCKS),
+                residual: vae.is_some_and(|vae| vae.residual),
             }
         })
         .collect();
@@ -133,10 +152,12 @@ fn look_at_vae<'a>(vaes: &mut BTreeMap<&'a str, VaeSeen>, name: &'a str, shape: 
             vae.channels_first += usize::from(inner.ends_with(&[3, 3]) && *last == 3);
         }
     }
-    if let Some((prefix, Some(index))) = ends(name, "decoder.upsamples.{}.resample.1.weight") {
-        let vae = vaes.entry(prefix).or_default();
-        let earlier = vae.first_upsampler.unwrap_or(usize::MAX);
-        vae.first_upsampler = Some(earlier.min(index));
+    for &(template, residual) in UPSAMPLERS {
+        if let Some((prefix, index)) = ends(name, template) {
+            let vae = vaes.entry(prefix).or_default();
+            vae.residual |= residual;
+            vae.first_upsampler = [vae.first_upsampler, index].into_iter().flatten().min();
+        }
     }
 }
 

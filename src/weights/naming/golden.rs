@@ -32,6 +32,15 @@ pub fn tensors(kind: Kind) -> Vec<Tensor> {
         Kind::Vae => "vae",
         Kind::TextEncoder => "text",
     };
+    of_part(part)
+}
+
+/// Every tensor of the VAE of Wan2.2 TI2V-5B, in diffusers' and the original naming.
+pub fn wan22_vae() -> Vec<Tensor> {
+    of_part("vae22")
+}
+
+fn of_part(part: &str) -> Vec<Tensor> {
     let text = include_str!("../../../tests/data/names.json");
     let parts: BTreeMap<String, Vec<String>> = serde_json::from_str(text).unwrap();
     parts[part].iter().flat_map(|line| module(line)).collect()

@@ -44,6 +44,27 @@ pub const LATENTS_STD: [f32; 16] = [
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 ];
 
+/// As [`LATENTS_MEAN`], of the VAE of Wan2.2 TI2V-5B (`wan/modules/vae2_2.py` there).
+#[rustfmt::skip]
+pub const WAN22_MEAN: [f32; 48] = [
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
+    -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,
+    -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230,
+    -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+    0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+];
+/// As [`LATENTS_STD`], of that VAE.
+#[rustfmt::skip]
+pub const WAN22_STD: [f32; 48] = [
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013,
+    0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978,
+    0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093,
+    0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+    0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+];
+
 /// The dimensions of an expert. `given` is what a configuration says, if there is one: it
 /// supplies what shapes cannot say and is checked against the rest.
 ///
@@ -139,44 +160,49 @@ fn patches(lookup: &Lookup, dim: i32, given: Option<[i32; 3]>) -> Result<(i32, [
     Ok(found)
 }
 
-/// The dimensions of the VAE. Latent statistics are those published for 16 channels.
+/// The dimensions of the VAE. Latent statistics are those published for 16 and 48 channels.
 ///
 /// # Errors
-/// Names the tensor that is missing or has an impossible shape; refuses a VAE of another kind
-/// and one with other than 16 latent channels, whose statistics no tensor holds.
+/// Names the tensor that is missing or has an impossible shape; refuses a VAE with other latent
+/// channels, whose statistics no tensor holds.
 pub(super) fn infer_vae(lookup: &Lookup) -> Result<VaeConfig> {
     let z_dim = axis(lookup, "post_quant_conv.bias", 0)?;
-    ensure!(
-        usize::try_from(z_dim) == Ok(LATENTS_MEAN.len()),
-        "{}",
-        if z_dim == 48 {
-            "the VAE has 48 latent channels: it is that of Wan2.2 TI2V-5B; image-to-video A14B \
-             uses the Wan2.1 VAE"
-                .to_owned()
-        } else {
-            format!(
-                "the VAE has {z_dim} latent channels; statistics are known for 16, so put a \
-                 config.json with latents_mean and latents_std beside the file"
-            )
-        }
-    );
+    let (latents_mean, latents_std) = match z_dim {
+        16 => (LATENTS_MEAN.to_vec(), LATENTS_STD.to_vec()),
+        48 => (WAN22_MEAN.to_vec(), WAN22_STD.to_vec()),
+        _ => bail!(
+            "the VAE has {z_dim} latent channels; statistics are known for 16 and 48, so put a \
+             config.json with latents_mean and latents_std beside the file"
+        ),
+    };
     let base_dim = axis(lookup, "encoder.conv_in.bias", 0)?;
     let in_channels = axis(lookup, "encoder.conv_in.weight", 1)?;
     let out_channels = axis(lookup, "decoder.conv_out.bias", 0)?;
-    // The encoder's list of residual blocks and downsamplers is all levels in a row.
+    let has = |name: String| lookup(&name).is_some();
+    let is_residual = has("encoder.down_blocks.0.resnets.0.conv2.bias".into());
     let (mut widths, mut temporal) = (Vec::new(), Vec::new());
     let (mut in_level, mut per_level) = (0, None);
-    for index in 0..MOST_BLOCKS {
-        let name = |part: &str| format!("encoder.down_blocks.{index}.{part}");
-        if lookup(&name("conv2.bias")).is_some() {
-            in_level += 1;
-            let width = axis(lookup, &name("conv2.bias"), 0)?;
-            if in_level == 1 {
-                widths.push(width);
+    let mut index = 0;
+    // A level's residual blocks and its downsampler, all levels in a row or each by itself.
+    while index < MOST_BLOCKS {
+        let at = match is_residual {
+            true => widths.len().saturating_sub(usize::from(in_level > 0)),
+            false => index,
+        };
+        let name = |part: &str| format!("encoder.down_blocks.{at}.{part}");
+        let (block, down) = match is_residual {
+            true => (format!("resnets.{in_level}."), "downsampler."),
+            false => (String::new(), ""),
+        };
+        index += 1;
+        if has(name(&format!("{block}conv2.bias"))) {
+            if in_level == 0 {
+                widths.push(axis(lookup, &name(&format!("{block}conv2.bias")), 0)?);
             }
-        } else if lookup(&name("resample.1.bias")).is_some() {
+            in_level += 1;
+        } else if has(name(&format!("{down}resample.1.bias"))) {
             per_level.get_or_insert(in_level);
-            temporal.push(lookup(&name("time_conv.bias")).is_some());
+            temporal.push(has(name(&format!("{down}time_conv.bias"))));
             in_level = 0;
         } else {
             break;
@@ -185,7 +211,7 @@ pub(super) fn infer_vae(lookup: &Lookup) -> Result<VaeConfig> {
     ensure!(
         !widths.is_empty() && in_level > 0,
         "there is no encoder.down_blocks.0.conv2.bias or the list of encoder.down_blocks ends \
-         early: the file is incomplete or not a Wan2.1 VAE"
+         early: the file is incomplete or not a VAE of Wan"
     );
     let dim_mult = widths
         .iter()
@@ -213,10 +239,11 @@ pub(super) fn infer_vae(lookup: &Lookup) -> Result<VaeConfig> {
         num_res_blocks: per_level.unwrap_or(in_level),
         attn_scales: Vec::new(),
         temperal_downsample: temporal,
-        latents_mean: LATENTS_MEAN.to_vec(),
-        latents_std: LATENTS_STD.to_vec(),
-        is_residual: false,
-        patch_size: None,
+        latents_mean,
+        latents_std,
+        is_residual,
+        // RGB of two pixels each way.
+        patch_size: (in_channels == 12).then_some(2),
         in_channels,
         out_channels,
     })

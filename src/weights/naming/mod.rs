@@ -15,7 +15,7 @@ mod vae;
 pub use companion::{Companion, Role, affine_names, companion, scale_names};
 pub use detect::{detect, parts};
 pub(super) use infer::{EPS, PATCH_SIZE, QK_NORM, ROPE_LENGTH};
-pub use infer::{LATENTS_MEAN, LATENTS_STD};
+pub use infer::{LATENTS_MEAN, LATENTS_STD, WAN22_MEAN, WAN22_STD};
 pub use original_config::{GuideScale, OriginalConfig, Quantization};
 
 use anyhow::{Context, Result};
@@ -157,6 +157,8 @@ pub struct Detected {
     /// Residual blocks per level of the VAE's decoder: the original numbers them in one list.
     /// [`DECODER_BLOCKS`] for other networks.
     pub decoder_blocks: usize,
+    /// Whether shortcuts lead around the VAE's levels, as in Wan2.2's, whose lists are nested.
+    pub residual: bool,
 }
 
 impl Detected {
@@ -167,6 +169,7 @@ impl Detected {
             naming,
             prefix: String::new(),
             decoder_blocks: DECODER_BLOCKS,
+            residual: false,
         }
     }
 
@@ -181,7 +184,10 @@ impl Detected {
             Arrangement::Reshaped => match shape {
                 [first, rest @ ..] => {
                     let merged = rest.iter().fold(1usize, |p, &d| p.saturating_mul(d));
-                    vec![*first, merged]
+                    match merged {
+                        1 => vec![*first],
+                        _ => vec![*first, merged],
+                    }
                 }
                 [] => Vec::new(),
             },
@@ -209,7 +215,13 @@ impl Detected {
     pub fn name(&self, name: &str) -> Result<String> {
         let found = match self.kind {
             Kind::Expert => expert::name(self.naming, name),
-            Kind::Vae => vae::name(self.naming, name, self.decoder_blocks),
+            Kind::Vae => {
+                let levels = vae::Levels {
+                    decoder_blocks: self.decoder_blocks,
+                    residual: self.residual,
+                };
+                vae::name(self.naming, name, levels)
+            }
             Kind::TextEncoder => text::name(self.naming, name),
         };
         let found = found.with_context(|| {
@@ -243,10 +255,12 @@ impl Detected {
             _ => return Arrangement::AsIs,
         }
         // Blaizzy/mlx-video, mlx_video/models/wan_2/convert.py: the patch embedding becomes a
-        // linear layer, and the VAE's convolutions have their input channels last.
+        // linear layer, and the VAE's convolutions have their input channels last. Gains have one axis in
+        // Wan2.2's.
         match (self.kind, rank) {
             (Kind::Expert, _) if name == expert::PATCH_EMBEDDING => Arrangement::Reshaped,
             (Kind::Vae, 5) if name.ends_with(".weight") => Arrangement::Permuted(&[0, 4, 1, 2, 3]),
+            (Kind::Vae, _) if self.residual && name.ends_with(".gamma") => Arrangement::Reshaped,
             (Kind::Vae, 4) if name.ends_with(".weight") => Arrangement::Permuted(&[0, 3, 1, 2]),
             _ => Arrangement::AsIs,
         }

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::golden::{Tensor, tensors};
+use super::golden::{Tensor, tensors, wan22_vae};
 use super::*;
 
 const KINDS: [Kind; 3] = [Kind::Expert, Kind::Vae, Kind::TextEncoder];
@@ -284,6 +284,83 @@ fn the_decoders_list_tells_how_long_a_level_is() {
     file.extend(renamed(&original.each_ref().map(String::as_str)));
     file.extend(renamed(&["decoder.upsamples.5.resample.1.weight"]));
     assert_eq!(detected(&file).unwrap().decoder_blocks, 2);
+}
+
+/// Names in diffusers' and the original naming are the projects' own; mlx-video's follow the rules of
+/// its `sanitize_wan22_vae_weights`.
+#[test]
+fn the_vae_of_wan2_2_has_its_names_in_every_layout() {
+    let named = |naming| Detected {
+        residual: true,
+        ..Detected::plain(Kind::Vae, naming)
+    };
+    let tensors = wan22_vae();
+    assert_eq!(tensors.len(), 196);
+    for naming in [Naming::Diffusers, Naming::Original] {
+        for tensor in &tensors {
+            let found = named(naming).stored(&tensor.canonical, &tensor.shape);
+            let found = found.unwrap();
+            assert_eq!(found.name, tensor.names[&naming]);
+            assert_eq!(found.shape, tensor.shape);
+        }
+        assert_eq!(detected(&file(&tensors, naming, "")), Some(named(naming)));
+    }
+    let of_mlx = |name: &str, shape: &[usize]| {
+        let found = named(Naming::MlxVideo).stored(name, shape).unwrap();
+        assert!(found.fits(&found.shape));
+        (found.name, found.shape)
+    };
+    for (name, shape, expected, expected_shape) in [
+        (
+            "encoder.down_blocks.1.resnets.0.norm1.gamma",
+            &[4, 1, 1, 1][..],
+            "encoder.downsamples.1.downsamples.0.residual.layer_0.gamma",
+            &[4][..],
+        ),
+        (
+            "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",
+            &[8, 4, 1, 1, 1],
+            "encoder.downsamples.1.downsamples.0.shortcut.weight",
+            &[8, 1, 1, 1, 4],
+        ),
+        (
+            "decoder.up_blocks.0.upsampler.resample.1.weight",
+            &[24, 20, 3, 3],
+            "decoder.upsamples.0.upsamples.3.resample_weight",
+            &[24, 3, 3, 20],
+        ),
+        (
+            "decoder.up_blocks.0.upsampler.time_conv.bias",
+            &[48],
+            "decoder.upsamples.0.upsamples.3.time_conv.bias",
+            &[48],
+        ),
+        (
+            "decoder.mid_block.attentions.0.to_qkv.bias",
+            &[72],
+            "decoder.middle.1.to_qkv_bias",
+            &[72],
+        ),
+        (
+            "encoder.conv_out.weight",
+            &[14, 16, 3, 3, 3],
+            "encoder.head.layer_2.weight",
+            &[14, 3, 3, 3, 16],
+        ),
+    ] {
+        assert_eq!(
+            of_mlx(name, shape),
+            (expected.into(), expected_shape.into())
+        );
+    }
+    let file: Vec<_> = (tensors.iter())
+        .map(|tensor| of_mlx(&tensor.canonical, &tensor.shape))
+        .collect();
+    assert_eq!(detected(&file), Some(named(Naming::MlxVideo)));
+    // Not of the other kind.
+    let plain = Detected::plain(Kind::Vae, Naming::Original);
+    let name = "encoder.down_blocks.0.resnets.0.conv1.weight";
+    assert!(plain.name(name).is_err());
 }
 
 #[test]

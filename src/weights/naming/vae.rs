@@ -1,7 +1,8 @@
 //! The VAE's names.
 //!
-//! The original's, which mlx-video keeps: Wan-Video/Wan2.2, `wan/modules/vae2_1.py`; the pairs:
-//! huggingface/diffusers, `scripts/convert_wan_to_diffusers.py`.
+//! The original's: Wan-Video/Wan2.2, `wan/modules/vae2_1.py` and `vae2_2.py`; the pairs:
+//! huggingface/diffusers, `scripts/convert_wan_to_diffusers.py`. mlx-video keeps the former's, and writes
+//! the latter's anew (`sanitize_wan22_vae_weights` of Blaizzy/mlx-video).
 
 use super::{Naming, is_index};
 
@@ -32,18 +33,38 @@ const RESAMPLE: &[&str] = &["resample.1", "time_conv"];
 /// Modules of the attention block; the names are the same.
 const ATTENTION: &[&str] = &["norm", "to_qkv", "proj"];
 
-/// What `naming` calls the canonical tensor `name`, in a VAE with `decoder_blocks` residual
-/// blocks per level of the decoder.
-pub(super) fn name(naming: Naming, name: &str, decoder_blocks: usize) -> Option<String> {
-    let original = original(name, decoder_blocks)?;
+/// How many residual blocks a level of the decoder has, and whether shortcuts lead around levels: the
+/// encoder's have one block less then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Levels {
+    pub(super) decoder_blocks: usize,
+    pub(super) residual: bool,
+}
+
+/// What `naming` calls the canonical tensor `name`.
+pub(super) fn name(naming: Naming, name: &str, levels: Levels) -> Option<String> {
+    let original = original(name, levels)?;
     match naming {
         Naming::Diffusers => Some(name.to_owned()),
+        Naming::MlxVideo if levels.residual => Some(of_mlx_video(original)),
         Naming::Original | Naming::MlxVideo => Some(original),
         Naming::LlamaCpp | Naming::MlxGen => None,
     }
 }
 
-fn original(name: &str, decoder_blocks: usize) -> Option<String> {
+/// An original name of the VAE with shortcuts as mlx-video has it: layers in a list have names there.
+fn of_mlx_video(mut name: String) -> String {
+    for list in [".residual.", ".head."] {
+        name = name.replace(list, &format!("{list}layer_"));
+    }
+    for module in [".resample.1", ".to_qkv", ".proj"] {
+        let plain = module.trim_end_matches(".1");
+        name = name.replace(&format!("{module}."), &format!("{plain}_"));
+    }
+    name
+}
+
+fn original(name: &str, levels: Levels) -> Option<String> {
     let (module, leaf) = name.rsplit_once('.')?;
     // The part in front of the last name decides what the leaf can be.
     let is_norm = module.rsplit('.').next()?.starts_with("norm");
@@ -55,11 +76,11 @@ fn original(name: &str, decoder_blocks: usize) -> Option<String> {
     if !leaf_exists {
         return None;
     }
-    let module = original_module(module, decoder_blocks)?;
+    let module = original_module(module, levels)?;
     Some(format!("{module}.{leaf}"))
 }
 
-fn original_module(module: &str, decoder_blocks: usize) -> Option<String> {
+fn original_module(module: &str, levels: Levels) -> Option<String> {
     if let Some((_, original)) = OUTSIDE.iter().find(|(canonical, _)| *canonical == module) {
         return Some((*original).to_owned());
     }
@@ -71,34 +92,43 @@ fn original_module(module: &str, decoder_blocks: usize) -> Option<String> {
         return middle(rest).map(|found| format!("{half}.middle.{found}"));
     }
     if half == "encoder" {
-        // diffusers keeps the original's one list of blocks and downsamplers.
         let (index, rest) = indexed(rest, "down_blocks.")?;
-        let rest = if RESAMPLE.contains(&rest) {
-            rest
-        } else {
-            residual(rest)?
+        if levels.residual {
+            let blocks = levels.decoder_blocks.checked_sub(1)?;
+            let (block, rest) = in_level(rest, "downsampler.", blocks)?;
+            return Some(format!(
+                "encoder.downsamples.{index}.downsamples.{block}.{rest}"
+            ));
+        }
+        // diffusers keeps the original's one list of blocks and downsamplers.
+        let rest = match RESAMPLE.iter().find(|known| **known == rest) {
+            Some(rest) => rest,
+            None => residual(rest)?,
         };
         return Some(format!("encoder.downsamples.{index}.{rest}"));
     }
-    // It does not in the decoder, where a level is its residual blocks and an upsampler.
     let (level, rest) = indexed(rest, "up_blocks.")?;
-    let first = level.checked_mul(decoder_blocks.checked_add(1)?)?;
-    let (index, rest) = if let Some(rest) = rest.strip_prefix("upsamplers.0.") {
-        (
-            decoder_blocks,
-            *RESAMPLE.iter().find(|known| **known == rest)?,
-        )
-    } else {
-        let (block, rest) = indexed(rest, "resnets.")?;
-        if block >= decoder_blocks {
-            return None;
-        }
-        (block, residual(rest)?)
-    };
-    Some(format!(
-        "decoder.upsamples.{}.{rest}",
-        first.checked_add(index)?
-    ))
+    if levels.residual {
+        let (block, rest) = in_level(rest, "upsampler.", levels.decoder_blocks)?;
+        return Some(format!(
+            "decoder.upsamples.{level}.upsamples.{block}.{rest}"
+        ));
+    }
+    // It does not in the decoder, where a level is its residual blocks and an upsampler.
+    let (block, rest) = in_level(rest, "upsamplers.0.", levels.decoder_blocks)?;
+    let first = level.checked_mul(levels.decoder_blocks.checked_add(1)?)?;
+    let index = first.checked_add(block)?;
+    Some(format!("decoder.upsamples.{index}.{rest}"))
+}
+
+/// Where a level of so many residual blocks has a module, its resampler behind the blocks, and the
+/// module's name there.
+fn in_level(rest: &str, resampler: &str, blocks: usize) -> Option<(usize, &'static str)> {
+    if let Some(rest) = rest.strip_prefix(resampler) {
+        return Some((blocks, RESAMPLE.iter().find(|known| **known == rest)?));
+    }
+    let (block, rest) = indexed(rest, "resnets.")?;
+    (block < blocks).then_some((block, residual(rest)?))
 }
 
 /// Residual block, attention, residual block.

@@ -64,7 +64,11 @@ fn sound_clips_raise_no_alarm_and_broken_ones_do() -> Result<()> {
         let first: Vec<f32> = (0..count).map(|i| f32::from(u8::from(i == 0))).collect();
         let first = Array::from_slice(&first, &[1, count, 1, 1]);
         let nothing = array.multiply(&first)?;
-        let noise = initial_noise(number, array.dim(0), stage.plan.latent_grid());
+        let noise = initial_noise(
+            number,
+            array.dim(0),
+            stage.plan.latent_grid(&studio.checkpoint.vae),
+        );
         let rest = Array::from_f32(1.0).subtract(&first)?;
         let noisy = nothing.add(noise.multiply(rest)?)?;
         for (name, latents, expected) in [

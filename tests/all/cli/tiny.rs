@@ -2,9 +2,16 @@
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
+use wan_i2v::model::vae::VaeConfig;
 use wan_i2v::tiny;
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::naming::{Detected, Kind, Naming};
+use wan_i2v::weights::published;
 
 use crate::cli::program;
+use crate::support::containers::safetensors;
+use crate::support::layouts::{random_part, stored};
 use crate::support::{TINY, names};
 
 #[test]
@@ -96,6 +103,63 @@ fn bits_that_a_model_does_not_have_are_refused() {
     assert!(stderr.contains("quantized to 8 bits already"), "{stderr}");
     let made = run(&[&clip[..], &["--bits", "8", "--output", "c.gif"]].concat());
     assert_eq!(made.status.code(), Some(0), "{made:?}");
+}
+
+/// As spacepxl's Wan2.1-VAE-upscale2x, of random weights.
+#[test]
+fn a_vae_may_decode_to_twice_the_size() {
+    let folder = tempfile::tempdir().unwrap();
+    RgbImage::new(64, 64)
+        .save(folder.path().join("p.png"))
+        .unwrap();
+    let config = VaeConfig {
+        base_dim: 8,
+        out_channels: 12,
+        ..published::vae()
+    };
+    let names = Detected::plain(Kind::Vae, Naming::Original);
+    let content = random_part("vae", &PartConfig::Vae(config))
+        .into_iter()
+        .map(|tensor| {
+            let found = stored(Encoding::F32, &tensor.shape, &tensor.values);
+            (names.name(&tensor.name).unwrap(), found)
+        })
+        .collect();
+    safetensors(&folder.path().join("vae.safetensors"), &content);
+    for (output, first) in [
+        ("clip.gif", "clip.gif"),
+        ("frames/", "frames/frame_00000.png"),
+    ] {
+        let ran = program()
+            .current_dir(folder.path())
+            .args([
+                "--model",
+                TINY,
+                "--vae",
+                "vae.safetensors",
+                "--image",
+                "p.png",
+            ])
+            .args([
+                "--prompt",
+                "a red circle",
+                "--size",
+                "48x32",
+                "--frames",
+                "5",
+            ])
+            .args(["--steps", "1", "--output", output])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success(), "{stderr}");
+        assert!(
+            stderr.contains("48 x 32 pixels, decoded to 96 x 64, "),
+            "{stderr}"
+        );
+        let size = image::image_dimensions(folder.path().join(first)).unwrap();
+        assert_eq!(size, (96, 64));
+    }
 }
 
 /// Four passes without the negative prompt, by the adapters that the miniature brings along.

@@ -4,8 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use wan_i2v::model::TensorSpec;
+use wan_i2v::model::vae::VaeConfig;
+use wan_i2v::weights::config::PartConfig;
 use wan_i2v::weights::container::encoding::Encoding;
-use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources};
+use wan_i2v::weights::naming::{Detected, Kind, Naming};
+use wan_i2v::weights::{Checkpoint, Loading, PartName, Sources, published};
 
 use crate::layouts::{BF16, F16, F32, assert_identical, damaged, folder, open, run_folder};
 use crate::support::containers::{safetensors, torch};
@@ -403,6 +407,25 @@ fn what_stands_in_a_models_place_is_named() {
     );
 }
 
+/// A whole VAE of Wan2.2 TI2V-5B's kind under its original names.
+fn wan22_vae() -> Content {
+    let names = Detected {
+        residual: true,
+        ..Detected::plain(Kind::Vae, Naming::Original)
+    };
+    let config = VaeConfig {
+        base_dim: 4,
+        decoder_base_dim: Some(6),
+        ..published::wan22_vae()
+    };
+    let specs = PartConfig::Vae(config).specs().unwrap();
+    let tensor = |spec: TensorSpec| {
+        let shape: Vec<usize> = spec.shape.iter().map(|&side| side as usize).collect();
+        (names.name(&spec.name).unwrap(), ones(&shape))
+    };
+    specs.into_iter().map(tensor).collect()
+}
+
 /// Candidates that cannot work by shape or kind are no rivals of those that can.
 #[test]
 fn what_cannot_work_is_passed_over() {
@@ -416,8 +439,9 @@ fn what_cannot_work_is_passed_over() {
         "diffusion_models/wan2.2_t2v_high_noise_14B.safetensors",
         &contents[0],
     );
-    contents[2].insert("conv2.bias".into(), ones(&[48]));
-    put("vae/wan2.2_vae.safetensors", &contents[2]);
+    contents[2].insert("conv2.bias".into(), ones(&[47]));
+    put("vae/other_vae.safetensors", &contents[2]);
+    put("vae/wan2.2_vae.safetensors", &wan22_vae());
     contents[3]
         .retain(|name, _| !name.contains("block.1.layer.0.SelfAttention.relative_attention_bias"));
     contents[3].remove("spiece_model");

@@ -116,7 +116,7 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         &mut Silent,
     )
     .unwrap();
-    let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+    let noise = initial_noise(plan.seed, 16, plan.latent_grid(&checkpoint.vae));
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
     let experts: Vec<_> = schedule
         .timesteps

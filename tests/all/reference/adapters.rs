@@ -102,7 +102,7 @@ impl Fixture {
 
     fn latents(&self, checkpoint: &Checkpoint, plan: &Settings) -> Array {
         let (prompts, condition) = inputs(&self.case, checkpoint, F32);
-        let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+        let noise = initial_noise(plan.seed, 16, plan.latent_grid(&checkpoint.vae));
         let memory = MemoryPlan::WHOLE;
         Denoiser::new(checkpoint, F32, memory, prompts, condition, noise, plan)
             .run(None, &mut Silent)

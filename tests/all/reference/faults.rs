@@ -241,7 +241,7 @@ fn run(
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
     let timesteps = schedule.timesteps.clone();
     let mut sampler = Sampler::new(plan.solver, schedule);
-    let mut x = initial_noise(plan.seed, 16, plan.latent_grid());
+    let mut x = initial_noise(plan.seed, 16, plan.latent_grid(&case.config("vae")));
     let [high, low] = experts;
     let kv = |dit: &Dit, text: &Array| -> Vec<CrossKv> {
         match fault {

@@ -93,7 +93,7 @@ fn denoiser<'a>(
     (prompts, condition): (EncodedPrompts, Condition),
 ) -> Denoiser<'a> {
     let plan = plan(case);
-    let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+    let noise = initial_noise(plan.seed, 16, plan.latent_grid(&checkpoint.vae));
     let memory = MemoryPlan::WHOLE;
     Denoiser::new(checkpoint, device, memory, prompts, condition, noise, &plan)
 }
@@ -107,7 +107,7 @@ fn guided_run_of_12_steps() {
         let checkpoint =
             Checkpoint::open(&Sources::folder(folder.path()), Loading::default()).unwrap();
         let plan = plan(&case);
-        let noise = initial_noise(plan.seed, 16, plan.latent_grid());
+        let noise = initial_noise(plan.seed, 16, plan.latent_grid(&checkpoint.vae));
         case.golden.check(name, "run/noise", &noise, 1e-6);
         let (_, condition) = inputs(&case, &checkpoint, device);
         case.golden.check(name, "condition/y", &condition.0, 2e-4);

@@ -20,7 +20,8 @@ fn encode(
     tiling: Option<Tiling>,
     called_blank: bool,
 ) -> (Vec<f32>, u64) {
-    let [height, width] = [rows, columns].map(|side| 8 * side);
+    let config: VaeConfig = case.config("vae");
+    let [_, height, width] = config.pixel_grid([frames, rows, columns]);
     let zeros = |frames| zeros_dtype(&[frames, height, width, 3], Dtype::Float32).unwrap();
     let chunk = |i: i32| {
         let picture = case.input(&format!("picture{i}"), &[1, height, width, 3], 1.0);
@@ -54,6 +55,9 @@ fn blank_chunks_are_reused_to_the_bit() {
         ("a", MLX, [21, 2, 2], &[0], None),
         ("a", MLX, [21, 3, 2], &[0, 20], tiles),
         ("c", MLX, [9, 2, 2], &[0, 8], None),
+        ("vae22", F32, [21, 2, 3], &[0, 20], tiles),
+        ("vae22", MLX, [9, 2, 1], &[0], None),
+        ("vae22_odd", F32, [16, 1, 2], &[0, 15], None),
         // A picture amid blank ones; longer than the latents take to settle.
         ("a", F32, [14, 2, 2], &[0, 3], None),
         ("a", F32, [38, 1, 1], &[0, 36], None),

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use wan_i2v::model::vae::VaeConfig;
 use wan_i2v::model::{Role, TensorSource};
 use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, to_host};
 
@@ -22,8 +23,9 @@ pub const MLX: Device = Device::with_kernels(DeviceKind::Cpu, Some(Precision::F3
 /// What golden data is compared on.
 pub const BOTH: [Device; 2] = [F32, MLX];
 
-/// A run's settings (`case.json`).
-#[derive(Clone, Debug, Deserialize)]
+/// A run's settings (`case.json`); of a VAE alone there are just a clip's.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Settings {
     pub frames: u32,
     pub height: u32,
@@ -144,6 +146,8 @@ pub struct Case {
 impl Case {
     /// The cases, differently shaped; see `scripts/golden/README.md`.
     pub const ALL: [&'static str; 4] = ["a", "b", "c", "d"];
+    /// Those of a VAE alone, of another kind.
+    pub const VAES: [&'static str; 3] = ["vae22", "vae22_odd", "vae_upscale"];
 
     pub fn load(name: &'static str) -> Self {
         let mlx = mlx();
@@ -189,11 +193,8 @@ impl Case {
             width,
             ..
         } = self.settings;
-        [
-            (frames as i32 - 1) / 4 + 1,
-            height as i32 / 8,
-            width as i32 / 8,
-        ]
+        let vae: VaeConfig = self.config("vae");
+        vae.latent_grid([frames, height, width].map(|side| side as i32))
     }
 
     /// Writes the case's checkpoint into a new folder.

@@ -250,8 +250,14 @@ fn unsupported_models_are_refused_by_name() {
             json!(-1),
             "layer_norm_epsilon",
         ),
-        ("vae/config.json", "is_residual", json!(true), "TI2V-5B"),
-        ("vae/config.json", "patch_size", json!(2), "TI2V-5B"),
+        (
+            "vae/config.json",
+            "is_residual",
+            json!(true),
+            "encoder.down_blocks.0.resnets.0",
+        ),
+        ("vae/config.json", "patch_size", json!(2), "expected 12"),
+        ("vae/config.json", "patch_size", json!(0), "patch_size is 0"),
         (
             "vae/config.json",
             "attn_scales",

@@ -109,7 +109,7 @@ impl Experts {
 /// the same latents, as a test says.
 pub fn render(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Result<Clip> {
     let plan = &stage.plan;
-    let grid = plan.latent_grid();
+    let grid = plan.latent_grid(&studio.checkpoint.vae);
     let condition = condition::condition(studio, stage, scene, case)?;
     let experts = Experts::load(studio, case)?;
     let schedule = plan.schedule();

@@ -71,6 +71,8 @@ pub(super) struct Meter {
     pub(super) operations: Operations,
     pub(super) weights: u64,
     pub(super) caches: u64,
+    /// What stays alive beside the steps noted now.
+    pub(super) held: u64,
     pub(super) peak: u64,
 }
 
@@ -83,6 +85,7 @@ impl Meter {
             operations: Operations::default(),
             weights: 0,
             caches: 0,
+            held: 0,
             peak: 0,
         }
     }
@@ -133,7 +136,7 @@ impl Meter {
             ..=1 => self.caches,
             _ => 0,
         };
-        self.peak = self.peak.max(alive + caches);
+        self.peak = self.peak.max(alive + self.held + caches);
     }
 
     /// A cache now holds `kept`, where the first chunk had left `before`.
@@ -294,6 +297,20 @@ impl Meter {
         }
         let out = Held::new(x.size, outputs);
         self.note_alive(x.buffer + h.buffer + out.buffer);
+        out
+    }
+
+    /// Residual blocks one after the other. With `kept` the first one's input stays alive.
+    pub(super) fn residuals(&mut self, x: Held, outputs: i32, count: i32, kept: bool) -> Held {
+        let input = if kept { x.buffer } else { 0 };
+        let mut out = x;
+        for block in 0..count {
+            // The first one counts its input itself.
+            let beside = if block > 0 { input } else { 0 };
+            self.held += beside;
+            out = self.residual(out, outputs);
+            self.held -= beside;
+        }
         out
     }
 

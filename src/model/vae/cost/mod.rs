@@ -9,7 +9,8 @@ mod tiles;
 
 use std::collections::BTreeMap;
 
-use super::{LEVELS, SPATIAL_STRIDE, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
+use super::wan22::Factor;
+use super::{LEVELS, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
 use crate::model::MemoryPlan;
 use crate::model::cost::{Operations, number};
 use crate::runtime::Device;
@@ -54,7 +55,8 @@ pub fn decode_phases(
     let whole = Size::new(1, rows, columns);
     let latents = values(&[config.z_dim, frames, rows, columns]);
     let chunk = if steady { TEMPORAL_STRIDE } else { 1 };
-    let pixels = whole.times(chunk, SPATIAL_STRIDE).volume(3);
+    let [clip, height, width] = config.decoded_grid(grid);
+    let pixels = Size::new(chunk, height, width).volume(3);
 
     let Some(tile) = part(memory.decode_tiling, rows, columns) else {
         let mut meter = Meter::walk(device, memory, frames, |meter, _| {
@@ -73,8 +75,7 @@ pub fn decode_phases(
         decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]));
     });
     let features = features * u64::try_from(frames).unwrap_or(0);
-    let clip = (frames - 1).max(0) * TEMPORAL_STRIDE + 1;
-    let host = whole.times(clip, SPATIAL_STRIDE).volume(3).div_ceil(2);
+    let host = Size::new(clip, height, width).volume(3).div_ceil(2);
     let mut end = Meter::new(device, memory, 0);
     end.note_alive(3 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
@@ -96,13 +97,13 @@ pub fn encode_phases(
 ) -> Vec<Footprint> {
     let [frames, rows, columns] = grid;
     let whole = Size::new(1, rows, columns);
-    let inputs = whole.times(1, SPATIAL_STRIDE).volume(3);
+    let inputs = whole.times(1, config.spatial_stride()).volume(3);
     let latents = values(&[config.z_dim, frames, rows, columns]);
 
     let tile = part(memory.encode_tiling, rows, columns);
     let [h, w] = tile
         .unwrap_or([rows, columns])
-        .map(|side| side * SPATIAL_STRIDE);
+        .map(|side| side * config.spatial_stride());
     let mut channels = 0;
     let above = Meter::walk(device, memory, frames, |meter, chunk| {
         channels = encoder_features(config, meter, Size::new(chunk, h, w), 0);
@@ -182,7 +183,7 @@ pub fn encode_operations(
         let time = if chunk == 0 { 1 } else { TEMPORAL_STRIDE };
         let mut channels = 0;
         let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
-            let tile = Size::new(1, rows, columns).times(time, SPATIAL_STRIDE);
+            let tile = Size::new(1, rows, columns).times(time, config.spatial_stride());
             let features = |meter: &mut Meter| {
                 channels = encoder_features(config, meter, tile, settled);
             };
@@ -243,11 +244,14 @@ fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
     let z = Held::new(size, config.z_dim);
     let x = meter.conv(z, config.z_dim, [1, 1, 1], [1, 1, 1], 0);
     let x = meter.causal(x, channels, [3, 3, 3], 0);
-    let mut x = meter.mid(x);
-    for _ in 0..=config.num_res_blocks {
-        x = meter.residual(x, channels);
+    let input = meter.mid(x);
+    let kept = config.is_residual;
+    let x = meter.residuals(input, channels, config.num_res_blocks + 1, kept);
+    if !kept {
+        return x.buffer;
     }
-    x.buffer
+    meter.note_alive(input.buffer + x.buffer + 2 * x.volume());
+    2 * x.volume()
 }
 
 /// [`VaeDecoder::pixels`](super::VaeDecoder).
@@ -261,14 +265,18 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
     let temporal: Vec<bool> = config.temperal_downsample.iter().rev().copied().collect();
     let mut x = Held::new(size, widths[0]);
     for (level, &outputs) in widths.iter().enumerate() {
+        let temporal = temporal.get(level).copied();
+        let kept = config.is_residual && temporal.is_some();
+        let input = x.buffer;
         if level > 0 {
-            for _ in 0..=config.num_res_blocks {
-                x = meter.residual(x, outputs);
-            }
+            x = meter.residuals(x, outputs, config.num_res_blocks + 1, kept);
         }
-        let Some(&temporal) = temporal.get(level) else {
+        let Some(temporal) = temporal else {
             continue;
         };
+        if kept {
+            meter.held += input;
+        }
         let Held {
             size, channels: c, ..
         } = x;
@@ -284,22 +292,31 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
         let padded = Size::new(x.size.t, 2 * x.size.h + 2, 2 * x.size.w + 2);
         let padded = Held::new(padded, c);
         meter.note_alive(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
-        x = meter.conv(padded, c / 2, [1, 3, 3], [1, 1, 1], 0);
+        x = meter.conv(padded, config.upsampled(c), [1, 3, 3], [1, 1, 1], 0);
+        if kept {
+            meter.note_alive(x.buffer + x.volume());
+            meter.held -= input;
+            x = Held::new(x.size, x.channels);
+        }
     }
     let x = meter.activate(x, 0);
-    meter.causal(x, config.out_channels, [3, 3, 3], 0);
+    let x = meter.causal(x, config.out_channels, [3, 3, 3], 0);
+    if config.out_channels > 3 {
+        meter.note_alive(x.buffer + x.volume());
+    }
 }
 
-/// [`VaeEncoder::features`](super::VaeEncoder) of pixels, of which the first `settled` levels are not
-/// computed; returns the features' channels.
+/// [`VaeEncoder::features`](super::VaeEncoder) of `[frames, height, width]` pixels, of which the first
+/// `settled` levels are not computed; returns the features' channels.
 fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: usize) -> i32 {
-    let pixels = Held::new(size, config.in_channels);
+    let patch = config.patch();
+    let patches = Size::new(size.t, size.h / patch, size.w / patch);
+    let pixels = Held::new(patches, config.in_channels);
     let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], pixels.buffer);
     for (level, &temporal) in config.temperal_downsample.iter().enumerate() {
         let c = config.base_dim * config.dim_mult[level];
-        for _ in 0..config.num_res_blocks {
-            x = meter.residual(x, c);
-        }
+        let added = shortcut(config, meter, x, c, Some(temporal));
+        x = meter.residuals(x, c, config.num_res_blocks, false);
         let Size { t, h, w } = x.size;
         let padded = Held::new(Size::new(t, h + 1, w + 1), c);
         meter.note_alive(x.buffer + padded.buffer);
@@ -314,6 +331,7 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
                 meter.weights += values(&[c, c]) * 3 + values(&[c]);
             }
         }
+        x = added_to(meter, x, added);
         if level < settled {
             meter.operations = Operations::default();
         }
@@ -324,13 +342,46 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
 /// [`VaeEncoder::mean`](super::VaeEncoder) of features.
 fn encoder_mean(config: &VaeConfig, meter: &mut Meter, size: Size, channels: i32) {
     let outputs = config.base_dim * config.dim_mult[LEVELS - 1];
-    let mut x = Held::new(size, channels);
-    for _ in 0..config.num_res_blocks {
-        x = meter.residual(x, outputs);
-    }
+    let x = Held::new(size, channels);
+    let added = shortcut(config, meter, x, outputs, None);
+    let x = meter.residuals(x, outputs, config.num_res_blocks, false);
+    let x = added_to(meter, x, added);
     let x = meter.mid(x);
     let x = meter.activate(x, 0);
     let moments = 2 * config.z_dim;
     let x = meter.causal(x, moments, [3, 3, 3], 0);
     meter.conv(x, moments, [1, 1, 1], [1, 1, 1], 0);
+}
+
+/// What leads around a level of the encoder, alive until [`added_to`]; its values.
+fn shortcut(
+    config: &VaeConfig,
+    meter: &mut Meter,
+    x: Held,
+    outputs: i32,
+    resampled: Option<bool>,
+) -> u64 {
+    if !config.is_residual {
+        return 0;
+    }
+    let Factor { time, space } = Factor::of(resampled);
+    let Size { t, h, w } = x.size;
+    let frames = (t + time - 1) / time;
+    // Arranged in groups, and with zeros in front before that.
+    let arranged = Size::new(frames * time, h, w).volume(x.channels);
+    let padded = if t % time == 0 { 0 } else { arranged };
+    let mean = Size::new(frames, h / space, w / space).volume(outputs);
+    meter.note_alive(x.buffer + padded + arranged + mean);
+    meter.held += mean;
+    mean
+}
+
+/// A level's output with what was led around it.
+fn added_to(meter: &mut Meter, x: Held, shortcut: u64) -> Held {
+    if shortcut == 0 {
+        return x;
+    }
+    meter.note_alive(x.buffer + x.volume());
+    meter.held -= shortcut;
+    Held::new(x.size, x.channels)
 }
