@@ -3,7 +3,7 @@
 Weights are not committed. The Rust tests and these scripts make the same ones from the same keys.
 
 A tensor's key is ``<case>/<component>/<tensor name>``: component is ``transformer``, ``transformer_2``,
-``vae``, ``text_encoder``, ``input`` or ``adapter.<form>.<file>``; the name is the one in the safetensors file that
+``vae``, ``text_encoder``, ``image_encoder``, ``input`` or ``adapter.<form>.<file>``; the name is the one in the safetensors file that
 diffusers, transformers or a trainer of adapters saves. Then
 
     h   = FNV-1a (64 bit) of the key's UTF-8 bytes
