@@ -123,8 +123,8 @@ mod tests {
             }),
             ..Options::default()
         };
-        let patch = published.high.patch_size[1];
-        let settings = options.resolve(&published.settings, (832, 480), patch);
+        let token = published.token_side();
+        let settings = options.resolve(&published.settings, (832, 480), token);
         let settings = settings.unwrap();
         let inputs = Inputs {
             prompt: TOKENS[0],
@@ -133,7 +133,7 @@ mod tests {
         };
         let device = Device::new(DeviceKind::Gpu, None);
         let cost = |settings: &Settings, inputs| {
-            let memory = MemoryPlan::of_tokens(published.high.tokens(settings.latent_grid()));
+            let memory = MemoryPlan::of_tokens(published.high.tokens(settings.latent_grid(&published.vae)));
             let made = forecast(&published, settings, inputs, device, &memory, None).unwrap();
             (made.passes, made.operations().total() as f64 / 1e15)
         };
