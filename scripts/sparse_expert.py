@@ -1,9 +1,10 @@
-"""Write a full-size expert of Wan2.2 I2V-A14B whose weights are holes in the files.
+"""Write a full-size transformer whose weights are holes in the files.
 
-Usage: python3 scripts/sparse_expert.py FOLDER original|diffusers F32|BF16
+Usage: python3 scripts/sparse_expert.py FOLDER original|diffusers F32|BF16 [a14b|5b]
 
-Names, shapes and shards are those of the published repositories (Wan-AI/Wan2.2-I2V-A14B: 6 files;
--Diffusers: 12); 1,095 tensors, 14.3 billion parameters. All values are zero and take no disk.
+Names, shapes and shards are those of the published repositories: an expert of Wan2.2 I2V-A14B (6 files,
+-Diffusers: 12; 1,095 tensors, 14.3 billion parameters) or the transformer of TI2V-5B (3 files, -Diffusers: 5;
+825 tensors, 5.0 billion). All values are zero and take no disk.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import struct
 import sys
 from pathlib import Path
 
-DIM, FFN, FREQ, TEXT, LAYERS, HEADS, IN, OUT = 5120, 13824, 256, 4096, 40, 40, 36, 16
+FREQ, TEXT = 256, 4096
+MODELS = {
+    "a14b": (5120, 13824, 40, 40, 36, 16, {"original": 6, "diffusers": 12}),
+    "5b": (3072, 14336, 30, 24, 48, 48, {"original": 3, "diffusers": 5}),
+}
+MODEL = sys.argv[4] if len(sys.argv) > 4 else "a14b"
+DIM, FFN, LAYERS, HEADS, IN, OUT, SHARDS = MODELS[MODEL]
 BYTES = {"F32": 4, "BF16": 2}
-SHARDS = {"original": 6, "diffusers": 12}
 FILE = "diffusion_pytorch_model"
 # Without it, zeros are refused as a download that is not whole.
 MEANT = "wan_i2v_zeros"
@@ -84,7 +90,7 @@ CONFIGS = {
         "ffn_dim": FFN,
         "freq_dim": FREQ,
         "in_dim": IN,
-        "model_type": "i2v",
+        "model_type": {"a14b": "i2v", "5b": "ti2v"}[MODEL],
         "num_heads": HEADS,
         "num_layers": LAYERS,
         "out_dim": OUT,
@@ -154,6 +160,6 @@ def main(folder: Path, layout: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[2] not in CONFIGS or sys.argv[3] not in BYTES:
+    if len(sys.argv) not in (4, 5) or sys.argv[2] not in CONFIGS or sys.argv[3] not in BYTES:
         sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

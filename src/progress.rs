@@ -43,6 +43,8 @@ pub enum Network {
     TextEncoder,
     /// The encoder half of the VAE.
     VaeEncoder,
+    /// The image encoder, whose features some transformers attend to.
+    ImageEncoder,
     /// One of the transformers.
     Expert(Expert),
     /// The decoder half of the VAE.
@@ -54,7 +56,8 @@ impl std::fmt::Display for Network {
         match self {
             Network::TextEncoder => f.write_str("text encoder"),
             Network::VaeEncoder => f.write_str("VAE's encoder"),
-            Network::Expert(expert) => write!(f, "{expert} expert"),
+            Network::ImageEncoder => f.write_str("image encoder"),
+            Network::Expert(expert) => f.write_str(expert.in_words()),
             Network::VaeDecoder => f.write_str("VAE's decoder"),
         }
     }

@@ -83,6 +83,7 @@ fn config(num_attention_heads: i32, ffn_dim: i32) -> DitConfig {
         qk_norm: Some("rms_norm_across_heads".into()),
         image_dim: None,
         added_kv_proj_dim: None,
+        pos_embed_seq_len: None,
     }
 }
 

@@ -19,7 +19,7 @@ fn steps_40(bencher: Bencher, solver: Solver) {
     let latents = constant(&LATENTS, Dtype::Float32).unwrap();
     let velocity = constant(&LATENTS, Dtype::Float32).unwrap();
     bencher.counter(ItemsCount::new(STEPS)).bench_local(|| {
-        let mut sampler = Sampler::new(solver, schedule.clone());
+        let mut sampler = Sampler::new(solver, schedule.clone(), 0);
         let mut x: Array = latents.clone();
         for _ in 0..STEPS {
             x = sampler.step(&x, &velocity).unwrap();

@@ -107,7 +107,7 @@ impl Card {
         }
         self.prompt = job.title().prompt;
         self.seed = Some(settings.seed);
-        let picture = job.image().file_name().unwrap_or_default();
+        let picture = job.image().and_then(Path::file_name).unwrap_or_default();
         let own = [
             ("picture", picture.to_string_lossy().into_owned()),
             ("--negative-prompt", settings.negative_prompt.clone()),

@@ -82,7 +82,9 @@ pub fn main() -> ExitCode {
     }
     if let Some((preset, name)) = &layered.found {
         let name = name.as_str().shown();
-        ui::info!("preset {preset}, for {name} asks for it (--preset none: the model's settings)");
+        ui::info!(
+            "taking preset {preset}, as the name {name} asks for it (--preset none: the model's settings)"
+        );
     }
     if let Some(used) = layered.used() {
         stderr::detail(&format!("set by {used}"));

@@ -34,8 +34,9 @@ pub struct Metadata {
     pub mlx: String,
     /// What happens in the clip.
     pub prompt: String,
-    /// The picture that it starts with.
-    pub image: FileIdentity,
+    /// The picture that it starts with, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<FileIdentity>,
     /// The picture that it ends with, if one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_image: Option<FileIdentity>,
@@ -113,7 +114,10 @@ impl Metadata {
             software: format!("{SOFTWARE}{}", env!("CARGO_PKG_VERSION")),
             mlx: runtime::mlx_version(),
             prompt: request.prompt.clone(),
-            image: FileIdentity::new(&request.image, picture),
+            image: request
+                .image
+                .as_deref()
+                .map(|path| FileIdentity::new(path, picture)),
             last_image: request
                 .last_image
                 .as_deref()
@@ -135,7 +139,9 @@ impl Metadata {
         let mut renamed = self.clone();
         renamed.software.clone_from(&other.software);
         renamed.mlx.clone_from(&other.mlx);
-        renamed.image.name.clone_from(&other.image.name);
+        if let (Some(ours), Some(theirs)) = (&mut renamed.image, &other.image) {
+            ours.name.clone_from(&theirs.name);
+        }
         renamed.model.name.clone_from(&other.model.name);
         renamed.model.parts.clone_from(&other.model.parts);
         renamed.model.adapters.clone_from(&other.model.adapters);
@@ -152,7 +158,11 @@ impl Metadata {
         use Stage::{Denoise, Image};
         let model = &self.model;
         let mut items = vec![
-            Item::new("the picture", &[Image], &self.image.sha256),
+            Item::new(
+                "the picture",
+                &[Image],
+                self.image.as_ref().map_or("none", |image| &image.sha256),
+            ),
             Item::new("--prompt", &[Denoise], &self.prompt),
             Item::new(
                 "--negative-prompt",
@@ -246,6 +256,7 @@ impl ModelIdentity {
         let mut parts = BTreeMap::new();
         let name = match &request.model {
             Model::Tiny => "tiny".to_owned(),
+            Model::Published(family) => family.name.to_owned(),
             Model::Disk(sources) => {
                 let flags = PartName::ALL.map(PartName::flag).into_iter();
                 let named = flags
@@ -292,6 +303,7 @@ impl AdapterIdentity {
                 None => "--lora",
                 Some(Expert::HighNoise) => "--lora-high",
                 Some(Expert::LowNoise) => "--lora-low",
+                Some(Expert::Single) => "--lora",
             }
             .into(),
             name: match &wanted.source {

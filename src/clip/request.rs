@@ -9,7 +9,7 @@ use crate::media::clip::is_frame_name;
 use crate::text::clean;
 use crate::tiny;
 use crate::util::show::Show;
-use crate::weights::{Checkpoint, Loading, Sources};
+use crate::weights::{Checkpoint, Family, Loading, Sources};
 
 /// Which checkpoint is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Model {
     Tiny,
     /// A model on disk.
     Disk(Sources),
+    /// A published one whose files are not here: what it costs can be told.
+    Published(&'static Family),
 }
 
 impl Model {
@@ -29,6 +31,7 @@ impl Model {
         match self {
             Model::Tiny => Checkpoint::embedded(tiny::FILES, loading),
             Model::Disk(sources) => Checkpoint::open(sources, loading),
+            Model::Published(family) => Ok(Checkpoint::published_as(family, loading)),
         }
     }
 }
@@ -40,8 +43,8 @@ pub struct Request {
     pub model: Model,
     /// How it is loaded: bits and adapters.
     pub loading: Loading,
-    /// The start picture.
-    pub image: PathBuf,
+    /// The start picture, where the clip starts with one.
+    pub image: Option<PathBuf>,
     /// The picture that the clip is to end with.
     pub last_image: Option<PathBuf>,
     /// What happens in the clip.
@@ -74,17 +77,36 @@ impl Request {
     }
 
     /// The clip's settings with the model's recommendations, for a picture of `picture` (width,
-    /// height) pixels.
+    /// height) pixels, if there is one.
     ///
     /// # Errors
-    /// As [`Options::resolve`], and when a clip of one frame shall end with another picture.
-    pub fn resolve(&self, checkpoint: &Checkpoint, picture: (usize, usize)) -> Result<Settings> {
+    /// As [`Options::resolve`], and when a clip of one frame shall end with another picture, or the model
+    /// has no experts to have settings of their own.
+    pub fn resolve(
+        &self,
+        checkpoint: &Checkpoint,
+        picture: Option<(usize, usize)>,
+    ) -> Result<Settings> {
         let token = checkpoint.token_side();
         let settings = (self.options).resolve(&checkpoint.settings, picture, token)?;
         ensure!(
             self.last_image.is_none() || settings.frames > 1,
             "--last-image needs more --frames than 1"
         );
+        if checkpoint.family.boundary.is_none() {
+            let name = checkpoint.family.name;
+            let scale = settings.guide_scale;
+            ensure!(
+                scale.low == scale.high,
+                "--guide-scale {},{}: {name} has one transformer\nhint: give one scale",
+                scale.low,
+                scale.high
+            );
+            ensure!(
+                settings.switch.0.is_none(),
+                "--steps of each expert: {name} has one transformer\nhint: give their sum"
+            );
+        }
         Ok(settings)
     }
 
@@ -113,7 +135,8 @@ impl Request {
             .last_image
             .iter()
             .map(|image| ("the last picture", image));
-        std::iter::once(("the start picture", &self.image)).chain(last)
+        let first = self.image.iter().map(|image| ("the start picture", image));
+        first.chain(last)
     }
 
     /// Refuses a further output that would replace the picture, the clip, one of its frames or

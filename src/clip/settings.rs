@@ -139,7 +139,7 @@ impl Options {
         Ok(())
     }
 
-    /// The settings of a clip that starts with a picture of `picture` (width, height) pixels:
+    /// The settings of a clip that starts with a picture of `picture` (width, height) pixels, or with none:
     /// options, then the model's recommendations. One of the model's tokens is `token` pixels wide
     /// and high.
     ///
@@ -148,15 +148,18 @@ impl Options {
     pub fn resolve(
         &self,
         model: &Recommended,
-        picture: (usize, usize),
+        picture: Option<(usize, usize)>,
         token: u32,
     ) -> Result<Settings> {
+        let (width, height) = model.shape;
+        let shape = picture.unwrap_or((width as usize, height as usize));
+
         let recommended = match model.size {
             Some((width, height)) => Size::Exact { width, height },
             None => Size::Area(model.area),
         };
         let size = self.size.unwrap_or(recommended);
-        let (width, height) = size.resolve(picture, token)?;
+        let (width, height) = size.resolve(shape, token, model.crop)?;
         let guide_scale = self.guide_scale.unwrap_or(GuideScale {
             low: model.guide_scale.0,
             high: model.guide_scale.1,
@@ -168,6 +171,7 @@ impl Options {
         // stretches.
         let fit = match size {
             Size::Exact { .. } => Fit::Crop,
+            _ if model.crop => Fit::Crop,
             Size::Area(_) | Size::Width(_) | Size::Height(_) => Fit::Stretch,
         };
         let fps = self.fps.unwrap_or(model.fps);
@@ -206,8 +210,9 @@ impl Options {
 }
 
 impl Size {
-    /// Width and height, multiples of `multiple`, for a picture of `picture` (width, height) pixels.
-    fn resolve(self, picture: (usize, usize), multiple: u32) -> Result<(u32, u32)> {
+    /// Width and height, multiples of `multiple`, for a picture of `picture` (width, height) pixels, whose
+    /// shape is to be met as nearly as whole tokens can where it is cropped.
+    fn resolve(self, picture: (usize, usize), multiple: u32, crops: bool) -> Result<(u32, u32)> {
         match self {
             Size::Exact { width, height } => {
                 limits::check_size("--size", width, height, multiple)?;
@@ -224,7 +229,10 @@ impl Size {
                 Ok((limits::nearest_side(height, sides, multiple), height))
             }
             Size::Area(area) => {
-                let (width, height) = fit_area(area, picture, multiple);
+                let (width, height) = match crops {
+                    true => nearest_shape(area, picture, multiple),
+                    false => fit_area(area, picture, multiple),
+                };
                 ensure!(
                     width >= multiple && height >= multiple && width.max(height) <= MAX_SIDE,
                     "the picture is {} x {} pixels, which makes a clip of {width} x {height} at \
@@ -352,6 +360,29 @@ fn fit_area(area: u64, (width, height): (usize, usize), token: u32) -> (u32, u32
     )
 }
 
+/// Width and height of at most `area` pixels in whole tokens, of the shape nearest to the picture's, as
+/// `best_output_size` of Wan-Video/Wan2.2 (`wan/utils/utils.py`) chooses them: the one rounded down first,
+/// or the other.
+fn nearest_shape(area: u64, (width, height): (usize, usize), token: u32) -> (u32, u32) {
+    let (area, ratio) = (area as f64, width as f64 / height as f64);
+    let whole =
+        |length: f64| (length * (1.0 + 1e-12) / f64::from(token)).floor() * f64::from(token);
+    let exact = (area * ratio).sqrt();
+    let wide = whole(exact);
+    let by_width = (wide, whole(area / wide.max(1.0)));
+    let high = whole(area / exact);
+    let by_height = (whole(area / high.max(1.0)), high);
+    let off = |(width, height): (f64, f64)| {
+        let other = width / height;
+        (ratio / other).max(other / ratio)
+    };
+    let (width, height) = match off(by_width) < off(by_height) {
+        true => by_width,
+        false => by_height,
+    };
+    (width as u32, height as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,12 +426,12 @@ mod tests {
 
     #[test]
     fn one_side_brings_the_other() {
-        let of = |size: Size, picture| size.resolve(picture, 16).unwrap();
+        let of = |size: Size, picture| size.resolve(picture, 16, false).unwrap();
         assert_eq!(of(Size::Width(832), (1920, 1080)), (832, 464));
         assert_eq!(of(Size::Height(480), (1920, 1080)), (848, 480));
         assert_eq!(of(Size::Width(480), (480, 832)), (480, 832));
         // Never nothing.
         assert_eq!(of(Size::Width(64), (4000, 10)), (64, 16));
-        assert!(Size::Width(100).resolve((4, 4), 16).is_err());
+        assert!(Size::Width(100).resolve((4, 4), 16, false).is_err());
     }
 }

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::RemoteFile;
 use super::disk::size_text;
 use super::sets::{Piece, is_index, one_set, whole};
 use crate::util::files::is_litter;
-use crate::weights::part::OTHER_MODEL;
+use crate::weights::PartName;
+use crate::weights::layout::Layout as PartFiles;
+use crate::weights::store::may_hold_tensors;
 
 /// How many files an error lists.
 const MAX_LISTED: usize = 40;
@@ -29,7 +31,8 @@ const TOKENIZER: [&str; 5] = [
 /// How a repository is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// As published by Wan-AI: `high_noise_model/`, `low_noise_model/`, two `.pth`.
+    /// As published by Wan-AI: `high_noise_model/` and `low_noise_model/`, or one transformer in the root,
+    /// and two or three `.pth`.
     Original,
     /// With a `model_index.json`.
     Diffusers,
@@ -67,6 +70,38 @@ impl Selection {
     /// Bytes of the files that are needed.
     pub fn bytes(&self) -> u64 {
         total(&self.files)
+    }
+
+    /// Which part each file with tensors is of.
+    ///
+    /// # Errors
+    /// Names the file whose path does not tell.
+    pub(super) fn parts(&self) -> Result<Vec<(PartName, &RemoteFile)>> {
+        let weights = self
+            .files
+            .iter()
+            .filter(|file| may_hold_tensors(&file.path));
+        let named = |file: &'_ RemoteFile| {
+            let in_root = !file.path.contains('/');
+            let is_single = in_root && (is_model(&file.path) || is_transformer(&file.path));
+            PartFiles::part_of(&file.path).or(is_single.then_some(PartName::Transformer))
+        };
+        let mut parts = weights
+            .map(|file| {
+                let part = named(file);
+                let part =
+                    part.with_context(|| format!("{}: which part of a model is this?", file.path))?;
+                Ok((part, file))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let has_low = parts.iter().any(|(part, _)| *part == PartName::LowNoise);
+        if self.layout == Layout::Diffusers && !has_low {
+            let high = parts
+                .iter_mut()
+                .filter(|(part, _)| *part == PartName::HighNoise);
+            high.for_each(|(part, _)| *part = PartName::Transformer);
+        }
+        Ok(parts)
     }
 
     fn new(
@@ -112,6 +147,7 @@ pub fn needed(files: &[RemoteFile]) -> Result<Selection> {
     } else if ["high_noise_model/", "low_noise_model/"]
         .iter()
         .any(|folder| tree.has_weights(folder))
+        || tree.has("config.json") && tree.names("").any(is_transformer)
     {
         original(&tree, &mut choice)?;
         Layout::Original
@@ -119,18 +155,14 @@ pub fn needed(files: &[RemoteFile]) -> Result<Selection> {
         && tree
             .names("")
             .any(|name| is_weights(name) && name.contains("_noise_model"))
+        || tree.has("config.json")
+            && tree.names("").any(is_model)
+            && tree
+                .names("")
+                .any(|name| name.starts_with("vae") && is_weights(name))
     {
         converted(&tree, &mut choice)?;
         Layout::Converted
-    } else if tree.has("config.json")
-        && tree
-            .names("")
-            .any(|name| name.starts_with("diffusion_pytorch_model") && is_weights(name))
-    {
-        bail!(
-            "the repository holds one transformer, as Wan2.1 and Wan2.2 TI2V-5B do; expected two \
-             experts\nhint: {OTHER_MODEL}"
-        )
     } else {
         bail!(
             "the repository is laid out in no way that is known (original, diffusers, converted \
@@ -220,6 +252,16 @@ impl<'a> Tree<'a> {
     }
 }
 
+/// Whether a file in the root is of the only transformer of an original repository.
+fn is_transformer(name: &str) -> bool {
+    name.starts_with("diffusion_pytorch_model") && is_weights(name)
+}
+
+/// Whether a file in the root is of the only transformer of a converted one.
+fn is_model(name: &str) -> bool {
+    name == "model.safetensors" || name.starts_with("model-") && is_weights(name)
+}
+
 fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
@@ -277,7 +319,11 @@ fn diffusers(tree: &Tree, choice: &mut Choice) -> Result<()> {
     if tree.has("scheduler/scheduler_config.json") {
         choice.add("", "scheduler/scheduler_config.json");
     }
-    for folder in ["transformer/", "transformer_2/", "vae/", "text_encoder/"] {
+    let always = ["transformer/", "vae/", "text_encoder/"];
+    // Not every model has a second transformer; and one with two needs no image encoder.
+    let sometimes = ["transformer_2/", "image_encoder/"];
+    let there = |folder: &&str| tree.names(folder).next().is_some();
+    for folder in always.into_iter().chain(sometimes.into_iter().find(there)) {
         choice.part(tree, folder, &["diffusion_pytorch_model", "model"])?;
     }
     if !choice.tokenizer(tree, "tokenizer/") {
@@ -287,21 +333,36 @@ fn diffusers(tree: &Tree, choice: &mut Choice) -> Result<()> {
 }
 
 fn original(tree: &Tree, choice: &mut Choice) -> Result<()> {
-    for folder in ["high_noise_model/", "low_noise_model/"] {
+    let folders: &[&str] = match tree.names("").any(is_transformer) {
+        true => &[""],
+        false => &["high_noise_model/", "low_noise_model/"],
+    };
+    for folder in folders {
         choice.part(tree, folder, &["diffusion_pytorch_model", "model"])?;
     }
-    let singles = [
-        ["Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors"],
-        [
-            "models_t5_umt5-xxl-enc-bf16.pth",
-            "models_t5_umt5-xxl-enc-bf16.safetensors",
-        ],
+    const VAE: [&str; 4] = [
+        "Wan2.1_VAE.pth",
+        "Wan2.1_VAE.safetensors",
+        "Wan2.2_VAE.pth",
+        "Wan2.2_VAE.safetensors",
     ];
-    for names in singles {
-        if !choice.first(tree, &names) {
+    const TEXT: [&str; 2] = [
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "models_t5_umt5-xxl-enc-bf16.safetensors",
+    ];
+    for names in [VAE.as_slice(), &TEXT] {
+        if !choice.first(tree, names) {
             choice.missing.push(names[0].to_owned());
         }
     }
+    // Of Wan2.1's models from pictures alone.
+    choice.first(
+        tree,
+        &[
+            "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+            "models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors",
+        ],
+    );
     if !choice.tokenizer(tree, "google/umt5-xxl/") {
         choice.missing.push("google/umt5-xxl".to_owned());
     }
@@ -328,7 +389,11 @@ fn converted(tree: &Tree, choice: &mut Choice) -> Result<()> {
     {
         choice.add("", name);
     }
-    for part in ["high_noise_model", "low_noise_model", "vae", "t5_encoder"] {
+    let experts: &[&str] = match names.iter().any(|name| is_model(name)) {
+        true => &["model"],
+        false => &["high_noise_model", "low_noise_model"],
+    };
+    for part in experts.iter().copied().chain(["vae", "t5_encoder"]) {
         if !names.iter().any(|name| name.starts_with(part)) {
             choice.missing.push(part.to_owned());
         }

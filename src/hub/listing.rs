@@ -79,7 +79,7 @@ pub(super) fn parse_listing(answer: &[u8]) -> Result<Listing> {
 }
 
 /// That a path stays below the folder that it is joined to.
-pub(super) fn check_path(path: &str) -> Result<()> {
+pub(crate) fn check_path(path: &str) -> Result<()> {
     let plain = Path::new(path)
         .components()
         .all(|part| matches!(part, Component::Normal(_)));

@@ -38,7 +38,8 @@ pub use disk::{free_disk, size_text};
 
 use self::cache::Cached;
 use self::http::{Http, Target};
-use self::listing::{check_path, parse_listing};
+pub(crate) use self::listing::check_path;
+use self::listing::parse_listing;
 use self::repo::is_commit;
 use self::transfer::{Transfer, hash_of};
 use crate::util::disk;

@@ -22,8 +22,8 @@ mod system;
 pub mod tags;
 mod truncation;
 
-pub(crate) use resize::within;
 pub use resize::{Fit, Resize};
+pub(crate) use resize::{bicubic, within};
 
 /// Whether a file that begins like this is an MP4, a GIF or a picture; 12 bytes tell it.
 pub fn shows_pictures(start: &[u8]) -> bool {

@@ -91,7 +91,7 @@ pub(super) fn lanczos(
 }
 
 /// Bicubic resizing of `[height, width, channels]` to the given size, as PyTorch does it.
-pub(super) fn bicubic(pixels: ArrayView3<'_, f32>, width: usize, height: usize) -> Array3<f32> {
+pub(crate) fn bicubic(pixels: ArrayView3<'_, f32>, width: usize, height: usize) -> Array3<f32> {
     let narrowed = bicubic_axis(pixels, Axis(1), width);
     bicubic_axis(narrowed.view(), Axis(0), height)
 }

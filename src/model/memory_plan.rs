@@ -51,10 +51,28 @@ impl MemoryPlan {
         }
     }
 
-    /// Rows of the chunks in which `tokens` go.
-    pub fn chunk_of(&self, tokens: u64) -> u64 {
-        let tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
-        equal_parts(tokens, self.chunk_rows).max(1) as u64
+    /// The first row of each chunk in which `tokens` go, and the one behind its last. The first `given`
+    /// ones, which are modulated differently, share none with others.
+    pub fn ranges(&self, tokens: i32, given: i32) -> Vec<(i32, i32)> {
+        let given = given.clamp(0, tokens);
+        let mut chunks = Vec::new();
+        for (from, to) in [(0, given), (given, tokens)] {
+            let mut start = from;
+            while start < to {
+                let each = equal_parts(to - from, self.chunk_rows);
+                let end = start.saturating_add(each).min(to);
+                chunks.push((start, end));
+                start = end;
+            }
+        }
+        chunks
+    }
+
+    /// Rows of each chunk of [`Self::ranges`].
+    pub fn chunks(&self, tokens: u64, given: u64) -> impl Iterator<Item = u64> + use<> {
+        let [tokens, given] = [tokens, given].map(|rows| i32::try_from(rows).unwrap_or(i32::MAX));
+        let ranges = self.ranges(tokens, given).into_iter();
+        ranges.map(|(start, end)| (end - start) as u64)
     }
 
     /// The same with frames of a clip of `grid` latents in tiles where the VAE takes more than

@@ -1,8 +1,9 @@
-//! The networks: UMT5 text encoder, causal video VAE, diffusion transformer.
+//! The networks: UMT5 text encoder, CLIP's vision encoder, causal video VAE, diffusion transformer.
 //!
 //! Model code knows tensors' names and shapes, nothing of files or terminals. It asks a
 //! [`TensorSource`] for each tensor once, at construction.
 
+pub mod clip_vision;
 pub mod cost;
 pub mod dit;
 pub mod layers;

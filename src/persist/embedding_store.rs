@@ -7,7 +7,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use mlx_rs::Array;
 
 use crate::clip::{Identity, Item};
 use crate::persist::{EXTENSION, SavedRun, file};
@@ -16,15 +15,12 @@ use crate::runtime::State;
 use crate::util::show::chain;
 use crate::util::temporary;
 
-/// The name of the one array in a file.
-const ARRAY: &str = "encoded";
-
 /// Arrays by key. Equal things have equal keys, and are kept once.
 #[derive(Debug, Default)]
 pub(crate) struct EmbeddingStore {
     /// `None`: they are kept in memory.
     folder: Option<PathBuf>,
-    here: HashMap<String, Array>,
+    here: HashMap<String, State>,
     /// How many clips still want each.
     wanted: HashMap<String, usize>,
     /// Whether one could not be written, which is reported once.
@@ -52,10 +48,10 @@ impl EmbeddingStore {
         self.here.contains_key(key) || self.read(key).is_ok_and(|found| found.is_some())
     }
 
-    /// Keeps an array until the last clip that wants it has it. Where it cannot be written, it
+    /// Keeps arrays until the last clip that wants it has it. Where it cannot be written, it
     /// stays in memory.
-    pub(crate) fn put(&mut self, key: &str, array: &Array, progress: &mut dyn Progress) {
-        match self.write(key, array) {
+    pub(crate) fn put(&mut self, key: &str, arrays: State, progress: &mut dyn Progress) {
+        match self.write(key, &arrays) {
             Ok(true) => return,
             Err(error) if !self.failing => {
                 let text = format!(
@@ -67,16 +63,16 @@ impl EmbeddingStore {
             }
             Ok(false) | Err(_) => {}
         }
-        self.here.insert(key.to_owned(), array.clone());
+        self.here.insert(key.to_owned(), arrays);
     }
 
-    /// An array.
+    /// The arrays of a key.
     ///
     /// # Errors
-    /// When it is not there, or cannot be read any more.
-    pub(crate) fn get(&self, key: &str) -> Result<Array> {
-        if let Some(array) = self.here.get(key) {
-            return Ok(array.clone());
+    /// When they are not there, or cannot be read any more.
+    pub(crate) fn get(&self, key: &str) -> Result<State> {
+        if let Some(arrays) = self.here.get(key) {
+            return Ok(arrays.clone());
         }
         let found = self.read(key)?;
         found.ok_or_else(|| {
@@ -118,24 +114,22 @@ impl EmbeddingStore {
         Some(folder.join(format!("{key}.{EXTENSION}")))
     }
 
-    fn write(&self, key: &str, array: &Array) -> Result<bool> {
+    fn write(&self, key: &str, arrays: &State) -> Result<bool> {
         let (Some(folder), Some(path)) = (&self.folder, self.path(key)) else {
             return Ok(false);
         };
         fs::create_dir_all(folder)?;
-        let mut state = State::default();
-        state.set(ARRAY, array);
-        file::write(&path, &identity(key), &state)?;
+        file::write(&path, &identity(key), arrays)?;
         Ok(true)
     }
 
-    fn read(&self, key: &str) -> Result<Option<Array>> {
+    fn read(&self, key: &str) -> Result<Option<State>> {
         let Some(path) = self.path(key).filter(|path| path.exists()) else {
             return Ok(None);
         };
         let saved = SavedRun::read(&path)?;
         let same = saved.identity == identity(key);
-        same.then(|| saved.state.array(ARRAY)).transpose()
+        Ok(same.then_some(saved.state))
     }
 }
 

@@ -9,7 +9,7 @@ use mlx_rs::Array;
 use super::decode::decode_clip;
 use super::denoise::Denoiser;
 use super::file::ClipFile;
-use super::image::encode_condition;
+use super::image::{Condition, encode_condition};
 use super::prepare::Job;
 use super::text::encode_prompts;
 use crate::model::MemoryPlan;
@@ -66,16 +66,18 @@ impl Job {
             let prompts = encode_prompts(&checkpoint, device, &self.prompts, dump, progress)?;
             // 2. Image: the pictures to the channels that condition the noise.
             let images = self.resized()?;
-            let ends = images.ends();
-            let condition = encode_condition(
-                &checkpoint,
-                device,
-                &memory,
-                ends,
-                &settings,
-                dump,
-                progress,
-            )?;
+            let condition = match images.ends() {
+                Some(ends) => encode_condition(
+                    &checkpoint,
+                    device,
+                    &memory,
+                    ends,
+                    &settings,
+                    dump,
+                    progress,
+                )?,
+                None => Condition::default(),
+            };
             // 3. Noise.
             let noise = initial_noise(
                 settings.seed,
@@ -90,7 +92,7 @@ impl Job {
                 condition,
                 noise,
                 &settings,
-            );
+            )?;
             dump.map(|dump| denoiser.dump_start(dump)).transpose()?;
             denoiser
         };

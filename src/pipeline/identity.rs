@@ -10,8 +10,8 @@ use crate::runtime::{Device, Tuning};
 use crate::text::clean;
 use crate::util::hex::to_hex;
 use crate::util::show::Show;
+use crate::weights::PartName;
 use crate::weights::adapter::Adapter;
-use crate::weights::{Expert, PartName};
 
 impl Job {
     /// Everything that the clip depends on: what another run must have in common with this one to
@@ -34,7 +34,13 @@ impl Job {
         let tokens = to_hex(&Sha256::digest(tokens));
         let computing = [Text, Image, Denoise, Decode];
         let mut items = vec![
-            Item::new("the picture", &[Image], picture.pixel_hash()),
+            Item::new(
+                "the picture",
+                &[Image],
+                picture
+                    .as_ref()
+                    .map_or("none", |picture| picture.pixel_hash()),
+            ),
             Item::new("--prompt", &[Denoise], clean(&request.prompt)),
             Item::new(
                 "--negative-prompt",
@@ -67,11 +73,12 @@ impl Job {
         if let Some(last) = last {
             items.push(Item::new("the last picture", &[Image], last.pixel_hash()));
         }
-        for name in PartName::ALL {
+        for &name in checkpoint.part_names() {
             let stages: &[Stage] = match name {
                 PartName::TextEncoder => &[Text],
                 PartName::Vae => &[Image, Decode],
-                PartName::HighNoise | PartName::LowNoise => &[Denoise],
+                PartName::ImageEncoder => &[Image],
+                PartName::HighNoise | PartName::LowNoise | PartName::Transformer => &[Denoise],
             };
             let part = checkpoint.part_fingerprint(name)?;
             items.push(Item::new(format!("the {name}"), stages, part));
@@ -79,7 +86,7 @@ impl Job {
             let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
             items.push(Item::new(format!("bits of the {name}"), stages, bits));
         }
-        for expert in [Expert::HighNoise, Expert::LowNoise] {
+        for &(expert, _) in &checkpoint.experts {
             let adapters = checkpoint.adapters().of(expert);
             if !adapters.is_empty() {
                 let merged = if checkpoint.loading().merges {
@@ -87,7 +94,7 @@ impl Job {
                 } else {
                     ""
                 };
-                let name = format!("--lora of the {expert} expert");
+                let name = format!("--lora of the {}", expert.in_words());
                 let all = |of: &dyn Fn(&Adapter) -> String| {
                     let all: Vec<String> = adapters.iter().map(of).collect();
                     all.join(", ") + merged

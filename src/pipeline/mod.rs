@@ -28,7 +28,7 @@ pub use crate::progress::{
 pub use decode::decode_clip;
 pub use denoise::{Denoiser, Observer, guide};
 pub use generate::initial_noise;
-pub use image::{Condition, Ends, encode_condition, frame_mask};
+pub use image::{Condition, Ends, encode_condition, encode_video, frame_mask};
 pub use input_cache::InputCache;
 pub use prepare::{Job, UsedPicture};
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};

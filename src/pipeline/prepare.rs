@@ -19,7 +19,7 @@ use crate::media::clip::{OutputKind, check_writable, remove_stale};
 use crate::media::preview::LatentRgb;
 use crate::media::strip::{self, Title};
 use crate::media::tags::Tags;
-use crate::media::{Fit, within};
+use crate::media::{Fit, Resize, within};
 use crate::model::MemoryPlan;
 use crate::persist::dump::Dump;
 use crate::runtime::{Device, again};
@@ -32,7 +32,7 @@ use crate::weights::Checkpoint;
 pub struct Job {
     pub(super) request: Request,
     pub(super) checkpoint: Rc<Checkpoint>,
-    pub(super) picture: SourceImage,
+    pub(super) picture: Option<SourceImage>,
     pub(super) last: Option<SourceImage>,
     pub(super) prompts: PromptIds,
     pub(super) settings: Settings,
@@ -54,16 +54,19 @@ pub struct UsedPicture<'a> {
 
 /// Pictures of the clip's size, `[height, width, 3]` in [-1, 1].
 pub(super) struct ResizedImages {
-    first: Array3<f32>,
+    first: Option<Array3<f32>>,
     last: Option<Array3<f32>>,
+    squares: Vec<Array3<f32>>,
 }
 
 impl ResizedImages {
-    pub(super) fn ends(&self) -> Ends<'_> {
-        Ends {
-            first: self.first.view(),
+    /// None where the clip starts with none.
+    pub(super) fn ends(&self) -> Option<Ends<'_>> {
+        Some(Ends {
+            first: self.first.as_ref()?.view(),
             last: self.last.as_ref().map(|last| last.view()),
-        }
+            squares: &self.squares,
+        })
     }
 }
 
@@ -87,7 +90,9 @@ impl Job {
         let kind = OutputKind::from_path(&request.output).context("--output")?;
 
         // 2. Pictures.
-        let picture = cache.picture(&request.image).context("--image")?;
+        let first = request.image.as_deref();
+        let picture = first.map(|path| cache.picture(path)).transpose();
+        let picture = picture.context("--image")?;
         let last = request.last_image.as_deref();
         let last = last.map(|path| cache.picture(path)).transpose();
         let last = last.context("--last-image")?;
@@ -103,7 +108,9 @@ impl Job {
         // 4. The model, and the settings that follow from it and the picture.
         let model = cache.model(&request.model, &request.loading)?;
         let checkpoint = model.checkpoint();
-        let settings = request.resolve(&checkpoint, picture.size())?;
+        let (first, last_path) = (request.image.as_deref(), request.last_image.as_deref());
+        checkpoint.family.check_pictures(first, last_path)?;
+        let settings = request.resolve(&checkpoint, picture.as_ref().map(SourceImage::size))?;
         let output = || format!("--output {}", request.output.shown());
         settings
             .clip_spec(&checkpoint.vae)
@@ -126,8 +133,10 @@ impl Job {
 
     /// Drops the pictures' pixels until they are wanted; `cache` keeps the rest for other jobs.
     pub(crate) fn forget_pixels(&mut self, cache: &mut InputCache) {
-        self.picture.forget();
-        cache.keep_picture(&self.request.image, &self.picture);
+        if let (Some(path), Some(first)) = (&self.request.image, &mut self.picture) {
+            first.forget();
+            cache.keep_picture(path, first);
+        }
         if let (Some(path), Some(last)) = (&self.request.last_image, &mut self.last) {
             last.forget();
             cache.keep_picture(path, last);
@@ -140,8 +149,8 @@ impl Job {
     }
 
     /// The picture that it starts with.
-    pub fn image(&self) -> &Path {
-        &self.request.image
+    pub fn image(&self) -> Option<&Path> {
+        self.request.image.as_deref()
     }
 
     /// Where its film strip goes.
@@ -183,7 +192,7 @@ impl Job {
         )
     }
 
-    /// The most bytes that the clip holds while it waits for its turn: encoded prompts, condition,
+    /// The most bytes that the clip holds while it waits for its turn: encoded prompts, condition, features,
     /// latents, and what the solver remembers of three steps.
     pub fn held_bytes(&self) -> u64 {
         let number = |value: i32| value.max(0) as u64;
@@ -197,7 +206,10 @@ impl Job {
         let (prompt, negative) = self.token_ids();
         let rows = (prompt.len() + negative.map_or(0, <[u32]>::len)) as u64;
         let width = number(self.checkpoint.text_encoder.d_model);
-        4 * (cells * (5 * z + 4) + rows * width)
+        let features = self.checkpoint.image_encoder.as_ref();
+        let features = features.map_or(0, |config| number(config.hidden_size));
+        let features = features * self.checkpoint.feature_rows();
+        4 * (cells * (5 * z + 4) + rows * width + features)
     }
 
     /// Has the clip watched while it is denoised.
@@ -239,9 +251,10 @@ impl Job {
         let clip = &self.settings;
         let frame = (clip.width as usize, clip.height as usize);
         let last = self.request.last_image.as_ref().zip(self.last.as_ref());
-        let first = ("--image", self.request.image.as_path(), &self.picture);
+        let first = self.request.image.as_ref().zip(self.picture.as_ref());
+        let first = first.map(|(path, picture)| ("--image", path.as_path(), picture));
         let last = last.map(|(path, picture)| ("--last-image", path.as_path(), picture));
-        [first]
+        first
             .into_iter()
             .chain(last)
             .map(move |(flag, path, picture)| {
@@ -352,12 +365,12 @@ impl Job {
         plan::Clip {
             request: &self.request,
             checkpoint: &self.checkpoint,
-            picture: self.picture.size(),
+            picture: self.picture.as_ref().map(SourceImage::size),
             settings: &self.settings,
             inputs: Inputs {
                 prompt: self.prompts.prompt.ids.len(),
                 negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
-                last_image: self.last.is_some(),
+                pictures: usize::from(self.picture.is_some()) + usize::from(self.last.is_some()),
             },
         }
     }
@@ -386,7 +399,7 @@ impl Job {
             checkpoint,
             ..
         } = self;
-        let pictures = [Some(picture), last.as_ref()];
+        let pictures = [picture.as_ref(), last.as_ref()];
         let hashes = pictures.map(|picture| Some(picture?.file_hash()));
         Metadata::new(request, settings, hashes, checkpoint, device)
     }
@@ -407,7 +420,7 @@ impl Job {
         self.request.dump.as_deref().map(Dump::create).transpose()
     }
 
-    /// The pictures in the clip's size. Their own pixels are dropped.
+    /// The pictures in the clip's size, and as the image encoder takes them. Their own pixels are dropped.
     pub(super) fn resized(&mut self) -> Result<ResizedImages> {
         let Settings {
             width,
@@ -416,14 +429,23 @@ impl Job {
             fit,
             ..
         } = self.settings;
-        let resized = |image: &mut SourceImage| {
+        let encoder = self.checkpoint.image_encoder.as_ref();
+        let side = encoder.map(|config| config.image_size as usize);
+        let mut squares = Vec::new();
+        let mut resized = |image: &mut SourceImage| {
             let picture = image.take()?;
+            if let Some(side) = side {
+                // At its own size, whatever becomes of it in the clip.
+                squares.push(picture.resized(side, side, Resize::Bicubic)?);
+            }
             picture.fitted(width as usize, height as usize, resize, fit)
         };
+        let first = self.picture.as_mut().map(&mut resized).transpose();
         let last = self.last.as_mut().map(resized).transpose();
         Ok(ResizedImages {
-            first: resized(&mut self.picture).context("--image")?,
+            first: first.context("--image")?,
             last: last.context("--last-image")?,
+            squares,
         })
     }
 }
@@ -431,7 +453,7 @@ impl Job {
 /// Refuses grids beyond the rotary tables, which the reference cannot index either.
 fn check_positions(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
     let grid = settings.latent_grid(&checkpoint.vae);
-    for config in [&checkpoint.high, &checkpoint.low] {
+    for (_, config) in &checkpoint.experts {
         for tokens in config.token_grid(grid) {
             ensure!(
                 tokens <= config.rope_max_seq_len,

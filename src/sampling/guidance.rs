@@ -17,7 +17,7 @@ impl GuideScale {
     /// The scale of an expert.
     pub fn of(self, expert: Expert) -> f32 {
         match expert {
-            Expert::LowNoise => self.low,
+            Expert::LowNoise | Expert::Single => self.low,
             Expert::HighNoise => self.high,
         }
     }

@@ -12,5 +12,5 @@ pub use cache_settings::{CacheMethod, CacheSettings};
 pub use expert::Expert;
 pub use guidance::{GuideInterval, GuideScale};
 pub use schedule::{Schedule, Sigmas, Solver};
-pub use solver::Sampler;
+pub use solver::{Sampler, renoise};
 pub(crate) use step_cache::StepCache;

@@ -22,6 +22,10 @@ pub enum Solver {
     DpmPlusPlus,
     /// Euler's method.
     Euler,
+    /// Latent consistency sampling: from each estimate of the clean latents fresh noise leads to the next
+    /// noise level, as models want it that were distilled by distribution matching (FastWan, TI2V-5B-Turbo;
+    /// NVIDIA/TensorRT-LLM, `FastWanPipeline`).
+    Lcm,
 }
 
 impl std::fmt::Display for Solver {
@@ -30,6 +34,7 @@ impl std::fmt::Display for Solver {
             Solver::UniPc => "unipc",
             Solver::DpmPlusPlus => "dpm++",
             Solver::Euler => "euler",
+            Solver::Lcm => "lcm",
         })
     }
 }
@@ -121,7 +126,7 @@ impl Schedule {
     /// to the last bit, since truncation shows every rounding.
     pub fn new(solver: Solver, steps: usize, shift: f64) -> Self {
         let largest = match solver {
-            Solver::UniPc | Solver::Euler => f64::from(0.999_f32),
+            Solver::UniPc | Solver::Euler | Solver::Lcm => f64::from(0.999_f32),
             Solver::DpmPlusPlus => 1.0,
         };
         let spacing = -largest / steps as f64;

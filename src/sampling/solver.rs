@@ -3,6 +3,7 @@
 use mlx_rs::Array;
 use mlx_rs::error::Result;
 
+use super::noise::randn;
 use super::{Schedule, Solver};
 use crate::runtime::State;
 
@@ -11,6 +12,8 @@ use crate::runtime::State;
 pub struct Sampler {
     solver: Solver,
     schedule: Schedule,
+    /// Of the initial noise.
+    seed: u64,
     step: usize,
     /// Clean estimates of the last step and the one before.
     last: Option<Array>,
@@ -20,11 +23,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A run at its first step.
-    pub fn new(solver: Solver, schedule: Schedule) -> Self {
+    /// A run at its first step; `seed` is that of the initial noise.
+    pub fn new(solver: Solver, schedule: Schedule, seed: u64) -> Self {
         Self {
             solver,
             schedule,
+            seed,
             step: 0,
             last: None,
             before_last: None,
@@ -67,6 +71,14 @@ impl Sampler {
         }
         let clean = self.estimate(x, velocity)?;
         let next = match self.solver {
+            Solver::Lcm => {
+                self.step += 1;
+                // Noise of its own for each step, whatever the number of them.
+                let seed = self.seed.wrapping_add(self.step as u64);
+                return renoise(&clean, next_sigma, || {
+                    Array::from_slice(&randn(seed, x.size()), x.shape())
+                });
+            }
             Solver::UniPc => self.unipc(x, &clean)?,
             Solver::DpmPlusPlus | Solver::Euler => self.dpm(x, &clean)?,
         };
@@ -112,7 +124,7 @@ impl Sampler {
             );
             Ok(array)
         };
-        let remembers = self.solver != Solver::Euler;
+        let remembers = !matches!(self.solver, Solver::Euler | Solver::Lcm);
         let last = memory("solver.last", remembers && step >= 1)?;
         let before_last = memory("solver.before_last", remembers && step >= 2)?;
         let predicts = self.solver == Solver::UniPc && step >= 1;
@@ -219,6 +231,17 @@ impl Sampler {
     }
 }
 
+/// Clean latents with fresh noise of a level, which is not asked for where there is none.
+///
+/// # Errors
+/// When MLX fails.
+pub fn renoise(clean: &Array, sigma: f64, noise: impl FnOnce() -> Array) -> Result<Array> {
+    if sigma == 0.0 {
+        return Ok(clean.clone());
+    }
+    weighted(&[(1.0 - sigma, clean), (sigma, &noise())])
+}
+
 /// The sum of scaled arrays; terms with a weight of zero are left out.
 fn weighted(terms: &[(f64, &Array)]) -> Result<Array> {
     let mut sum: Option<Array> = None;
@@ -249,7 +272,7 @@ mod tests {
 
     /// What a run with `solver` has after so many of four steps.
     fn state_after(solver: Solver, steps: usize) -> State {
-        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0));
+        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0), 7);
         let mut x = Array::from_slice(&[0.5_f32, -1.0], &[2]);
         for _ in 0..steps {
             x = sampler.step(&x, &x).unwrap();
@@ -261,13 +284,18 @@ mod tests {
     }
 
     fn restored(solver: Solver, state: &State) -> anyhow::Result<Sampler> {
-        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0));
+        let mut sampler = Sampler::new(solver, Schedule::new(solver, 4, 5.0), 7);
         sampler.restore(state).map(|()| sampler)
     }
 
     #[test]
     fn a_state_that_no_run_has_is_refused() {
-        for solver in [Solver::Euler, Solver::UniPc, Solver::DpmPlusPlus] {
+        for solver in [
+            Solver::Euler,
+            Solver::Lcm,
+            Solver::UniPc,
+            Solver::DpmPlusPlus,
+        ] {
             for steps in 0..=4 {
                 let state = state_after(solver, steps);
                 let sampler = restored(solver, &state).unwrap();
@@ -275,8 +303,9 @@ mod tests {
                 for claimed in (0..=4).filter(|&claimed| claimed != steps) {
                     let mut lies = state.clone();
                     lies.set_count("step", claimed);
-                    // Euler remembers nothing; from two steps on the others remember the same.
-                    let same = solver == Solver::Euler || claimed.min(steps) >= 2;
+                    // These remember nothing; from two steps on the others remember the same.
+                    let same =
+                        matches!(solver, Solver::Euler | Solver::Lcm) || claimed.min(steps) >= 2;
                     assert_eq!(
                         restored(solver, &lies).is_ok(),
                         same,

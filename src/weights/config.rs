@@ -5,11 +5,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Conditioning;
 use super::files::Files;
 use super::layout::PartName;
 use super::naming::config::Look;
 use super::naming::{self, Kind};
-use super::part::{OTHER_MODEL, Part};
+use super::part::Part;
+use crate::model::clip_vision::{ClipVision, ClipVisionConfig};
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
@@ -18,6 +20,8 @@ use crate::util::show::Show;
 
 /// The file beside a part, or beside all of them, that holds dimensions.
 pub const CONFIG: &str = "config.json";
+/// More layers than any network may have.
+const MAX_LAYERS: i32 = 1024;
 /// The key of [`CONFIG`] under which this program writes what mlx-video's keys cannot say.
 pub const OWN_KEY: &str = "wan_i2v";
 
@@ -31,6 +35,8 @@ pub enum PartConfig {
     Vae(VaeConfig),
     /// Of the text encoder.
     TextEncoder(Umt5Config),
+    /// Of the image encoder.
+    ImageEncoder(ClipVisionConfig),
 }
 
 impl PartName {
@@ -41,6 +47,8 @@ impl PartName {
             PartName::LowNoise => "low_noise_model",
             PartName::Vae => "vae",
             PartName::TextEncoder => "text_encoder",
+            PartName::Transformer => "model",
+            PartName::ImageEncoder => "image_encoder",
         }
     }
 }
@@ -53,9 +61,12 @@ impl PartConfig {
     /// dimension are missing.
     pub fn of(part: &Part, name: PartName) -> Result<Self> {
         Ok(match name {
-            PartName::HighNoise | PartName::LowNoise => Self::Expert(expert(part, name)?),
+            PartName::HighNoise | PartName::LowNoise | PartName::Transformer => {
+                Self::Expert(expert(part, name)?)
+            }
             PartName::Vae => Self::Vae(vae(part)?),
             PartName::TextEncoder => Self::TextEncoder(text_encoder(part)?),
+            PartName::ImageEncoder => Self::ImageEncoder(image_encoder(part)?),
         })
     }
 
@@ -69,6 +80,7 @@ impl PartConfig {
             Kind::Expert => given_expert(files, name, None)?.map(Self::Expert),
             Kind::Vae => given_vae(files)?.map(Self::Vae),
             Kind::TextEncoder => given_text_encoder(files)?.map(Self::TextEncoder),
+            Kind::ImageEncoder => given_image_encoder(files)?.map(Self::ImageEncoder),
         })
     }
 
@@ -85,6 +97,10 @@ impl PartConfig {
                 VaeDecoder::load(config, &mut recorder, Recorder::DEVICE)?;
             }
             Self::TextEncoder(config) => drop(Umt5::load(config, &mut recorder, Recorder::DEVICE)?),
+            Self::ImageEncoder(config) => {
+                let all = config.with_last_layer();
+                ClipVision::load(&all, &mut recorder, Recorder::DEVICE)?;
+            }
         }
         Ok(recorder.specs)
     }
@@ -104,22 +120,46 @@ pub fn expert(part: &Part, name: PartName) -> Result<DitConfig> {
     Ok(config)
 }
 
+/// Takes from the tensors whether an expert attends to pictures: some published configurations say so
+/// without them (Wan-AI/Wan2.2-I2V-A14B-Diffusers at 348da65), and early ones of Wan2.1 do not say it.
+pub(crate) fn look_for_images(config: &mut DitConfig, look: Look) {
+    let of_block = |i: i32, module: &str| look(&format!("blocks.{i}.attn2.{module}.weight"));
+    // Not checked yet: whatever a file says.
+    let layers = config.num_layers.min(MAX_LAYERS);
+    let dim = config
+        .num_attention_heads
+        .saturating_mul(config.attention_head_dim);
+    let has = |module| (0..layers).any(|i| of_block(i, module).is_some());
+    let width = look("condition_embedder.image_embedder.norm1.weight");
+    let number = |shape: Vec<usize>, axis| i32::try_from(*shape.get(axis)?).ok();
+    if let Some(width) = width.and_then(|shape| number(shape, 0)) {
+        let positions = look("condition_embedder.image_embedder.pos_embed");
+        config.image_dim = Some(width);
+        config.added_kv_proj_dim = Some(dim);
+        config.pos_embed_seq_len = positions.and_then(|shape| number(shape, 1));
+    } else if has("to_k") && !has("add_k_proj") {
+        without_images(config);
+    }
+}
+
+/// Drops the claim of an image branch that has another width than the transformer.
+fn without_false_claim(config: &mut DitConfig) {
+    let (heads, width) = (config.num_attention_heads, config.attention_head_dim);
+    if config.added_kv_proj_dim != heads.checked_mul(width) {
+        without_images(config);
+    }
+}
+
+fn without_images(config: &mut DitConfig) {
+    config.image_dim = None;
+    config.added_kv_proj_dim = None;
+    config.pos_embed_seq_len = None;
+}
+
 /// Refuses the experts of other models and dimensions that are not supported.
 fn check_expert(config: &DitConfig) -> Result<()> {
     config.validate()?;
-    let (inputs, outputs) = (config.in_channels, config.out_channels);
-    let what = match (inputs, outputs) {
-        (16, 16) => "an expert of a text-to-video model (T2V), which takes no picture",
-        (48, 48) => "the transformer of Wan2.2 TI2V-5B",
-        (52 | 100, 16) => "an expert of a Fun-Control model",
-        _ => "no expert of Wan2.2 I2V-A14B",
-    };
-    ensure!(
-        inputs == 2 * outputs + 4,
-        "this is {what}: in_channels and out_channels are {inputs} and {outputs}; an image-to-video \
-         expert has 36 (noise, 4 mask channels, image) and 16\nhint: {OTHER_MODEL}"
-    );
-    Ok(())
+    Conditioning::of(config).map(|_| ())
 }
 
 /// The dimensions of a VAE.
@@ -150,12 +190,31 @@ pub fn text_encoder(part: &Part) -> Result<Umt5Config> {
     Ok(config)
 }
 
+/// The dimensions of an image encoder.
+///
+/// # Errors
+/// As [`PartConfig::of`].
+pub fn image_encoder(part: &Part) -> Result<ClipVisionConfig> {
+    if let Some(config) = given_image_encoder(&part.store().location().files)? {
+        return Ok(config);
+    }
+    let look = |name: &str| part.canonical_shape(name);
+    let config = naming::config::infer_image(&look).with_context(|| untold(part))?;
+    config.validate().with_context(|| untold(part))?;
+    Ok(config)
+}
+
 /// Without tensors to `look` at, what a configuration leaves out is as in the published models.
 fn given_expert(files: &Files, name: PartName, look: Option<Look>) -> Result<Option<DitConfig>> {
     const FIELDS: [&str; 2] = ["num_attention_heads", "attention_head_dim"];
     let foreign = |json: &Value, text: &[u8]| {
         if mentions(json, "WanTransformer3DModel", &FIELDS) {
-            return parse(text).map(Some);
+            let mut config: DitConfig = parse(text)?;
+            match look {
+                Some(look) => look_for_images(&mut config, look),
+                None => without_false_claim(&mut config),
+            }
+            return Ok(Some(config));
         }
         // The original's, and mlx-video's.
         if json.get("num_heads").is_none() || json.get("dim").is_none() {
@@ -185,6 +244,16 @@ fn given_text_encoder(files: &Files) -> Result<Option<Umt5Config>> {
         false => Ok(None),
     };
     read(files, PartName::TextEncoder, foreign, Umt5Config::validate)
+}
+
+fn given_image_encoder(files: &Files) -> Result<Option<ClipVisionConfig>> {
+    const FIELDS: [&str; 1] = ["image_size"];
+    let foreign = |json: &Value, text: &[u8]| match mentions(json, "CLIPVisionModel", &FIELDS) {
+        true => parse(text).map(Some),
+        false => Ok(None),
+    };
+    let name = PartName::ImageEncoder;
+    read(files, name, foreign, ClipVisionConfig::validate)
 }
 
 /// The configuration in a part's folder, if it is about such a part.

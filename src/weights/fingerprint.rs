@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::{Checkpoint, Expert, PartName};
+use super::config::PartConfig;
+use super::{Checkpoint, PartName};
 
 impl Checkpoint {
     /// A hash that tells a part from another, 64 hexadecimal digits: of its configuration, and of
@@ -15,23 +16,24 @@ impl Checkpoint {
         let all = match self.fingerprints.get() {
             Some(all) => all,
             None => {
-                let all = PartName::ALL.map(|name| self.hash_part(name));
-                let all = all.into_iter().collect::<Result<_>>()?;
+                let names = self.part_names().iter();
+                let all = names.map(|&name| self.hash_part(name));
+                let all = all.collect::<Result<_>>()?;
                 self.fingerprints.get_or_init(|| all)
             }
         };
-        let mut named = PartName::ALL.into_iter().zip(all);
-        let found = named.find(|(part, _)| *part == name);
+        let mut named = self.part_names().iter().zip(all);
+        let found = named.find(|(part, _)| **part == name);
         let (_, hash) = found.with_context(|| format!("no {name}"))?;
         Ok(hash)
     }
 
     fn hash_part(&self, name: PartName) -> Result<String> {
-        let config = match name {
-            PartName::HighNoise => format!("{:?}", self.high),
-            PartName::LowNoise => format!("{:?}", self.low),
-            PartName::Vae => format!("{:?}", self.vae),
-            PartName::TextEncoder => format!("{:?}", self.text_encoder),
+        let config = match self.config(name)? {
+            PartConfig::Expert(config) => format!("{config:?}"),
+            PartConfig::Vae(config) => format!("{config:?}"),
+            PartConfig::TextEncoder(config) => format!("{config:?}"),
+            PartConfig::ImageEncoder(config) => format!("{config:?}"),
         };
         let files = self.part(name)?.store().fingerprint();
         let both = blake3::hash(format!("{config}\n{files}").as_bytes());
@@ -46,11 +48,11 @@ impl Checkpoint {
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         hash.update(&self.boundary_timestep.to_le_bytes());
-        for name in PartName::ALL {
+        for &name in self.part_names() {
             hash.update(self.part_fingerprint(name)?.as_bytes());
         }
-        for expert in [Expert::HighNoise, Expert::LowNoise] {
-            for adapter in self.adapters().of(expert) {
+        for (expert, _) in &self.experts {
+            for adapter in self.adapters().of(*expert) {
                 let of = format!(
                     "{expert} {} x {}",
                     adapter.fingerprint(),

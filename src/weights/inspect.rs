@@ -10,12 +10,14 @@ use super::layout::{Layout, TokenizerAt};
 use super::naming::{Kind, Naming, Role, companion};
 use super::part::{Part, usizes};
 use super::store::{Container, Location};
-use super::{Extras, PartName};
+use super::{Extras, Family, PartName, published};
 use crate::util::show::chain;
 
 /// What is known of a model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// Its name, when its parts say which of the Wan family it is.
+    pub model: Option<&'static str>,
     /// The layout, or the layouts of the parts when they differ.
     pub layout: String,
     /// Every part that was found.
@@ -24,8 +26,8 @@ pub struct Report {
     pub absent: Vec<PartName>,
     /// Where the tokenizer is.
     pub tokenizer: Option<String>,
-    /// The share of the noise schedule where the high-noise expert ends.
-    pub boundary: f64,
+    /// The share of the noise schedule where the high-noise expert ends, where there are two.
+    pub boundary: Option<f64>,
     /// Parameters of all parts.
     pub parameters: u64,
     /// Bytes of all parts' tensors.
@@ -91,7 +93,7 @@ impl PartReport {
         };
         let number = |key: &str| config.get(key).and_then(Value::as_i64).unwrap_or(0);
         match self.part {
-            PartName::HighNoise | PartName::LowNoise => format!(
+            PartName::HighNoise | PartName::LowNoise | PartName::Transformer => format!(
                 "{} blocks of {} ({} heads), feed-forward {}, {} input channels",
                 number("num_layers"),
                 number("num_attention_heads") * number("attention_head_dim"),
@@ -109,6 +111,13 @@ impl PartReport {
                 number("num_layers"),
                 number("d_model"),
                 number("vocab_size")
+            ),
+            PartName::ImageEncoder => format!(
+                "{} layers of {}, pictures of {} x {}",
+                number("num_hidden_layers"),
+                number("hidden_size"),
+                number("image_size"),
+                number("image_size")
             ),
         }
     }
@@ -139,7 +148,7 @@ impl Report {
         let mut problems = Vec::new();
         let mut parts = Vec::new();
         let mut absent = Vec::new();
-        for name in PartName::ALL {
+        for &name in layout.part_names() {
             let Some(location) = layout.part(name) else {
                 absent.push(name);
                 continue;
@@ -180,12 +189,13 @@ impl Report {
             Ok(boundary) => boundary,
             Err(error) => {
                 problems.push(chain(&error));
-                super::BOUNDARY
+                None
             }
         };
         let mut layouts: Vec<&str> = parts.iter().map(|part| part.layout.as_str()).collect();
         layouts.dedup();
         Self {
+            model: model_of(layout).map(|family| family.name),
             layout: layouts.join(", "),
             parameters: parts.iter().map(|part| part.parameters).sum(),
             bytes: parts.iter().map(|part| part.bytes).sum(),
@@ -197,6 +207,27 @@ impl Report {
             parts,
         }
     }
+}
+
+/// The model of a layout's transformers and VAE; that of Wan2.1 where there is no VAE.
+fn model_of(layout: &Layout) -> Option<&'static Family> {
+    let of = |name: PartName| {
+        let location = layout.part(name)?;
+        let part = Part::open(location, name.kind()).ok()?;
+        PartConfig::of(&part, name).ok()
+    };
+    let (name, config) = PartName::ALL.into_iter().find_map(|name| match of(name)? {
+        PartConfig::Expert(config) => Some((name, config)),
+        _ => None,
+    })?;
+    let vae = match of(PartName::Vae) {
+        Some(PartConfig::Vae(vae)) => vae,
+        // TI2V-5B is told by its 48 channels.
+        _ if config.out_channels == 48 => published::wan22_vae(),
+        _ => published::vae(),
+    };
+    let place = layout.part(name)?.to_string();
+    Family::of(&config, &vae, name != PartName::Transformer, &place).ok()
 }
 
 fn part_report(name: PartName, location: &Location) -> PartReport {
@@ -261,6 +292,9 @@ fn layout_name(part: &Part) -> &'static str {
     match (names.naming, store.container()) {
         (_, Container::Gguf) => "GGUF",
         (Naming::MlxVideo, _) if own => "wan-i2v",
+        (Naming::Diffusers, _) if own && names.kind == Kind::ImageEncoder => "wan-i2v",
+        (Naming::Diffusers, _) if names.kind == Kind::ImageEncoder => "transformers",
+        (Naming::Original, _) if names.kind == Kind::ImageEncoder => "original",
         (Naming::MlxVideo, _) => "mlx-video",
         (Naming::MlxGen, _) => "mlx-gen",
         _ if comfy || !names.prefix.is_empty() => "ComfyUI",

@@ -5,12 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::config::{self, CONFIG, PartConfig};
+use super::Conditioning;
+use super::config::{CONFIG, PartConfig};
 use super::files::Files;
 use super::naming::Kind;
 use super::part::{self, Foreign, OTHER_MODEL, Part};
 use super::store::{Location, TensorStore};
+use crate::sampling::Expert;
 use crate::util::show::{Show, chain, gist};
 use crate::util::suggest::did_you_mean_path;
 
@@ -26,23 +29,46 @@ pub enum PartName {
     Vae,
     /// The text encoder.
     TextEncoder,
+    /// The only transformer of a model without experts.
+    Transformer,
+    /// The image encoder, whose features the transformers of Wan2.1 attend to.
+    ImageEncoder,
 }
 
 impl PartName {
     /// Every part.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
+        Self::HighNoise,
+        Self::LowNoise,
+        Self::Vae,
+        Self::TextEncoder,
+        Self::Transformer,
+        Self::ImageEncoder,
+    ];
+    /// Of a model with two experts.
+    pub const WITH_EXPERTS: [Self; 4] = [
         Self::HighNoise,
         Self::LowNoise,
         Self::Vae,
         Self::TextEncoder,
     ];
+    /// Of a model with one transformer.
+    pub const WITH_TRANSFORMER: [Self; 3] = [Self::Transformer, Self::Vae, Self::TextEncoder];
+    /// Of a model with one that attends to features of pictures.
+    pub const WITH_FEATURES: [Self; 4] = [
+        Self::Transformer,
+        Self::Vae,
+        Self::TextEncoder,
+        Self::ImageEncoder,
+    ];
 
     /// What kind of network it is.
     pub fn kind(self) -> Kind {
         match self {
-            Self::HighNoise | Self::LowNoise => Kind::Expert,
+            Self::HighNoise | Self::LowNoise | Self::Transformer => Kind::Expert,
             Self::Vae => Kind::Vae,
             Self::TextEncoder => Kind::TextEncoder,
+            Self::ImageEncoder => Kind::ImageEncoder,
         }
     }
 
@@ -53,16 +79,29 @@ impl PartName {
             Self::LowNoise => "--low",
             Self::Vae => "--vae",
             Self::TextEncoder => "--text-encoder",
+            Self::Transformer => "--transformer",
+            Self::ImageEncoder => "--image-encoder",
+        }
+    }
+
+    /// The transformer that it is.
+    pub fn expert(self) -> Option<Expert> {
+        match self {
+            Self::HighNoise => Some(Expert::HighNoise),
+            Self::LowNoise => Some(Expert::LowNoise),
+            Self::Transformer => Some(Expert::Single),
+            Self::Vae | Self::TextEncoder | Self::ImageEncoder => None,
         }
     }
 
     /// Its folder in the diffusers layout.
     fn diffusers_folder(self) -> &'static str {
         match self {
-            Self::HighNoise => "transformer",
+            Self::HighNoise | Self::Transformer => "transformer",
             Self::LowNoise => "transformer_2",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
+            Self::ImageEncoder => "image_encoder",
         }
     }
 }
@@ -74,6 +113,8 @@ impl fmt::Display for PartName {
             Self::LowNoise => "low-noise expert",
             Self::Vae => "VAE",
             Self::TextEncoder => "text encoder",
+            Self::Transformer => "transformer",
+            Self::ImageEncoder => "image encoder",
         })
     }
 }
@@ -91,7 +132,7 @@ pub enum TokenizerAt {
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     /// Each part's files, in the order of [`PartName::ALL`].
-    parts: [Option<Location>; 4],
+    parts: [Option<Location>; 6],
     /// The tokenizer.
     pub tokenizer: Option<TokenizerAt>,
     /// The folder that may hold settings, when the model has one.
@@ -124,6 +165,30 @@ impl Layout {
         self.parts[name as usize].as_ref()
     }
 
+    /// The parts that a model of these files has to have: with one transformer, which may attend to
+    /// features of pictures, or with two experts.
+    pub fn part_names(&self) -> &'static [PartName] {
+        match self.part(PartName::Transformer) {
+            Some(transformer) if takes_features(transformer) => &PartName::WITH_FEATURES,
+            Some(_) => &PartName::WITH_TRANSFORMER,
+            None => &PartName::WITH_EXPERTS,
+        }
+    }
+
+    /// Whether there is a transformer, and none that attends to features of pictures.
+    pub fn needs_no_images(&self) -> bool {
+        let experts = [
+            PartName::HighNoise,
+            PartName::LowNoise,
+            PartName::Transformer,
+        ];
+        let mut there = experts
+            .iter()
+            .filter_map(|name| self.part(*name))
+            .peekable();
+        there.peek().is_some() && !there.any(takes_features)
+    }
+
     /// Leaves one part of a whole model; false, and all of it, where the part or a second one is missing.
     pub fn keep(&mut self, name: PartName) -> bool {
         if self.part(name).is_none() || self.parts.iter().flatten().count() < 2 {
@@ -138,22 +203,6 @@ impl Layout {
     /// Puts a part there, instead of what was found.
     pub fn set(&mut self, name: PartName, location: Location) {
         self.parts[name as usize] = Some(location);
-    }
-
-    /// Refuses a VAE whose latents are not those of the experts that have been found.
-    fn check_latents(&self, name: PartName, vae: &Location) -> Result<()> {
-        let (PartName::Vae, Some(expert)) = (name, self.part(PartName::HighNoise)) else {
-            return Ok(());
-        };
-        let config = config::vae(&Part::open(vae, Kind::Vae)?)?;
-        let expert = config::expert(&Part::open(expert, Kind::Expert)?, PartName::HighNoise)?;
-        ensure!(
-            config.z_dim == expert.out_channels,
-            "{vae}: this VAE has {} latent channels; the experts have {}",
-            config.z_dim,
-            expert.out_channels
-        );
-        Ok(())
     }
 
     /// Finds the parts of a model in a folder.
@@ -202,24 +251,29 @@ impl Layout {
         let name = match found.first().map(|part| part.kind) {
             Some(Kind::Vae) => PartName::Vae,
             Some(Kind::TextEncoder) => PartName::TextEncoder,
+            Some(Kind::ImageEncoder) => PartName::ImageEncoder,
             Some(Kind::Expert) => match expert_of(&path.to_string_lossy()) {
                 Some(name) => name,
                 None => {
                     // Another model's is neither.
-                    judge(&location, PartName::HighNoise)?;
-                    bail!(
+                    judge(&location, PartName::Transformer)?;
+                    let part = Part::open(&location, Kind::Expert)?;
+                    ensure!(
+                        !may_be_expert(&PartConfig::of(&part, PartName::Transformer)?)?,
                         "{}: this is an expert, but its path says neither high nor low\nhint: say \
-                         which with --part high or --part low",
+                         which with --part high or --part low, or --part transformer when it is the \
+                         model's only one",
                         path.shown()
-                    )
+                    );
+                    PartName::Transformer
                 }
             },
             None if let Some(Foreign { what, hint, .. }) = part::foreign(&store) => {
                 bail!("{}: this is {what}\nhint: {hint}", path.shown())
             }
             None => bail!(
-                "{}: no part of a Wan2.2 image-to-video model (an expert, a VAE, a UMT5 text \
-                 encoder)",
+                "{}: no part of a Wan model (a transformer, a VAE, a UMT5 text encoder, CLIP ViT-H's \
+                 image encoder)",
                 path.shown()
             ),
         };
@@ -239,7 +293,14 @@ impl Layout {
         // Its experts have transformers' name for the index, and no configuration.
         let experts = files.sub(PartName::HighNoise.diffusers_folder());
         let is_mlx_gen = experts.has("model.safetensors.index.json");
-        for name in PartName::ALL {
+        let has_two = files.sub(PartName::LowNoise.diffusers_folder()).exists()
+            || (files.json::<Value>(MODEL_INDEX))
+                .is_ok_and(|index| index["boundary_ratio"].is_number());
+        let names: &[PartName] = match has_two {
+            true => &PartName::WITH_EXPERTS,
+            false => &PartName::WITH_FEATURES,
+        };
+        for &name in names {
             let folder = files.sub(name.diffusers_folder());
             if folder.exists() {
                 ensure!(
@@ -249,6 +310,9 @@ impl Layout {
                 );
                 layout.set(name, Location::in_folder(folder)?);
             }
+        }
+        if layout.needs_no_images() {
+            layout.parts[PartName::ImageEncoder as usize] = None;
         }
         layout.tokenizer = tokenizer_in(&files.sub("tokenizer"));
         Ok(layout)
@@ -284,7 +348,7 @@ impl Layout {
             }
         }
         candidates.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut found: [Vec<(String, Location)>; 4] = Default::default();
+        let mut found: [Vec<(String, Location)>; 6] = Default::default();
         let (mut unknown, mut others) = (Vec::new(), Vec::new());
         for (path, location) in candidates {
             let opened = location
@@ -323,26 +387,42 @@ impl Layout {
             let name = match detected.kind {
                 Kind::Vae => PartName::Vae,
                 Kind::TextEncoder => PartName::TextEncoder,
+                Kind::ImageEncoder => PartName::ImageEncoder,
                 Kind::Expert => match expert_of(&path).or_else(|| expert_of(&files.to_string())) {
                     Some(name) => name,
                     None => {
-                        let judged = judge(&location, PartName::HighNoise);
-                        layout.passed_over.push(match judged {
-                            Ok(()) => format!(
-                                "{}: an expert, but its path says neither high nor low",
-                                files.name(&path)
-                            ),
-                            Err(error) => {
-                                others.push(chain(&error));
-                                gist(&error)
-                            }
-                        });
-                        continue;
+                        if let Err(error) = judge(&location, PartName::Transformer) {
+                            others.push(chain(&error));
+                            layout.passed_over.push(gist(&error));
+                            continue;
+                        }
+                        PartName::Transformer
                     }
                 },
             };
             found[name as usize].push((path, location));
         }
+        let is_expert =
+            |name: &PartName| !found[*name as usize].is_empty() || named.parts.contains(name);
+        if [PartName::HighNoise, PartName::LowNoise]
+            .iter()
+            .any(is_expert)
+        {
+            let neither = std::mem::take(&mut found[PartName::Transformer as usize]);
+            let text = |(path, _): &(String, _)| {
+                format!(
+                    "{}: an expert, but its path says neither high nor low",
+                    files.name(path)
+                )
+            };
+            layout.passed_over.extend(neither.iter().map(text));
+        }
+        let others_files = of_one_model(&mut found);
+        layout.passed_over.extend(
+            others_files
+                .iter()
+                .map(|path| format!("{}: another model's than the other parts", files.name(path))),
+        );
         for name in PartName::ALL {
             let mut candidates = std::mem::take(&mut found[name as usize]);
             if named.parts.contains(&name) {
@@ -350,11 +430,8 @@ impl Layout {
             }
             if candidates.len() > 1 {
                 // Of those that cannot work none is meant, unless none can.
-                let judged = |(_, location): &(_, Location)| {
-                    let judged = judge(location, name);
-                    judged.and_then(|()| layout.check_latents(name, location))
-                };
-                let wrong: Vec<_> = candidates.iter().map(|c| judged(c).err()).collect();
+                let judged = |(_, location): &(_, Location)| judge(location, name).err();
+                let wrong: Vec<_> = candidates.iter().map(judged).collect();
                 if wrong.iter().any(Option::is_none) {
                     let mut each = wrong.iter();
                     candidates.retain(|_| each.next().is_some_and(Option::is_none));
@@ -362,7 +439,12 @@ impl Layout {
                     layout.passed_over.extend(wrong.map(gist));
                 }
             }
+            // Folders of other programs' models have several, for models that need none here too.
+            let is_idle = name == PartName::ImageEncoder
+                && (layout.needs_no_images()
+                    || candidates.len() > 1 && layout.part(PartName::Transformer).is_none());
             match candidates.len() {
+                _ if is_idle => {}
                 0 => {}
                 1 => layout.set(name, candidates.remove(0).1),
                 several => bail!(
@@ -378,15 +460,16 @@ impl Layout {
         }
         let is_there = |name| layout.part(name).is_some() || named.parts.contains(&name);
         if let Some(other) = others.first()
-            && !is_there(PartName::HighNoise)
-            && !is_there(PartName::LowNoise)
+            && !PartName::ALL
+                .into_iter()
+                .any(|name| name.expert().is_some() && is_there(name))
         {
             // The whole repository is another model's.
             bail!("{other}");
         }
         ensure!(
             PartName::ALL.into_iter().any(is_there),
-            "{files}: there is no {MODEL_INDEX}, and no part of a Wan2.2 image-to-video model in \
+            "{files}: there is no {MODEL_INDEX}, and no part of a Wan model in \
              this folder{}; expected the layout of Wan-AI/Wan2.2-I2V-A14B or of its -Diffusers repository, ComfyUI's single \
              files, GGUF files, or a folder that wan-i2v convert or mlx-video wrote",
             if unknown.is_empty() && layout.passed_over.is_empty() {
@@ -425,6 +508,8 @@ impl Layout {
         let says = |word: &str| lower.contains(word);
         if says("vae") {
             Some(PartName::Vae)
+        } else if says("image_encoder") || says("clip") {
+            Some(PartName::ImageEncoder)
         } else if says("t5") || says("text_encoder") {
             Some(PartName::TextEncoder)
         } else {
@@ -461,6 +546,89 @@ impl Layout {
 fn judge(location: &Location, name: PartName) -> Result<()> {
     let part = Part::open(location, name.kind())?;
     part.check(&PartConfig::of(&part, name)?.specs()?)
+}
+
+/// Whether a transformer's files have tensors that attend to features of pictures.
+fn takes_features(location: &Location) -> bool {
+    TensorStore::open(location).is_ok_and(|store| {
+        let marks = [".cross_attn.k_img.", ".attn2.add_k_proj."];
+        let mut names = store.entries().keys();
+        names.any(|name| marks.iter().any(|mark| name.contains(mark)))
+    })
+}
+
+/// Whether a transformer can be one of two: those of Wan2.2 A14B differ in nothing from those that are
+/// alone.
+fn may_be_expert(config: &PartConfig) -> Result<bool> {
+    let PartConfig::Expert(config) = config else {
+        return Ok(false);
+    };
+    let conditioning = Conditioning::of(config)?;
+    // TI2V-5B has 48 channels.
+    let is_14b = config.out_channels < 48;
+    Ok(is_14b && matches!(conditioning, Conditioning::Channels | Conditioning::Text))
+}
+
+/// Of a folder with several models leaves the one of which both experts are there, and the VAE that is its
+/// own; returns the paths of the others' files. Where that does not tell them apart, all stay.
+fn of_one_model(found: &mut [Vec<(String, Location)>; 6]) -> Vec<String> {
+    let config = |location: &Location, name: PartName| {
+        let part = Part::open(location, name.kind()).ok()?;
+        PartConfig::of(&part, name).ok()
+    };
+    let kind = |location: &Location, name| match config(location, name)? {
+        PartConfig::Expert(config) => Some((Conditioning::of(&config).ok()?, config.out_channels)),
+        _ => None,
+    };
+    let mut others = Vec::new();
+    let mut keep = |candidates: &mut Vec<(String, Location)>,
+                    wanted: &dyn Fn(&Location) -> bool| {
+        if candidates.iter().any(|(_, location)| wanted(location)) {
+            let (kept, rest) = std::mem::take(candidates)
+                .into_iter()
+                .partition(|(_, location)| wanted(location));
+            *candidates = kept;
+            others.extend(Vec::into_iter(rest).map(|(path, _)| path));
+        }
+    };
+    let experts = [PartName::HighNoise, PartName::LowNoise];
+    if experts.iter().any(|name| found[*name as usize].len() > 1) {
+        let of = |name: PartName| {
+            let kinds = found[name as usize].iter();
+            let mut kinds: Vec<_> = kinds.filter_map(|(_, at)| kind(at, name)).collect();
+            kinds.dedup();
+            kinds
+        };
+        let [high, low] = experts.map(of);
+        let mut both: Vec<_> = high.into_iter().filter(|kind| low.contains(kind)).collect();
+        both.dedup();
+        if let [model] = *both.as_slice() {
+            for name in experts {
+                keep(&mut found[name as usize], &|at| {
+                    kind(at, name) == Some(model)
+                });
+            }
+        }
+    }
+    if found[PartName::Vae as usize].len() > 1 {
+        let transformers = [
+            PartName::HighNoise,
+            PartName::LowNoise,
+            PartName::Transformer,
+        ];
+        let first = transformers.into_iter().find_map(|name| {
+            let (_, location) = found[name as usize].first()?;
+            kind(location, name)
+        });
+        if let Some((_, channels)) = first {
+            let fits = |location: &Location| match config(location, PartName::Vae) {
+                Some(PartConfig::Vae(vae)) => vae.z_dim == channels,
+                _ => false,
+            };
+            keep(&mut found[PartName::Vae as usize], &fits);
+        }
+    }
+    others
 }
 
 /// Whether a text encoder's file holds its tokenizer too.

@@ -9,6 +9,7 @@ pub mod adapter;
 pub mod config;
 pub mod container;
 pub mod convert;
+mod family;
 mod files;
 mod fingerprint;
 pub mod inspect;
@@ -22,6 +23,7 @@ pub mod store;
 mod timing;
 
 pub use container::mapped::mapped_at;
+pub use family::{Conditioning, Family, MASK_CHANNELS};
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
 pub use quantize::Bits;
@@ -41,6 +43,7 @@ use self::layout::{Layout, MODEL_INDEX, Named, TokenizerAt};
 use self::naming::Kind;
 use self::part::{Held, Loader, Part};
 use self::store::Location;
+use crate::model::clip_vision::{ClipVision, ClipVisionConfig};
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
 use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
@@ -56,23 +59,19 @@ impl From<Expert> for PartName {
         match expert {
             Expert::HighNoise => PartName::HighNoise,
             Expert::LowNoise => PartName::LowNoise,
+            Expert::Single => PartName::Transformer,
         }
     }
 }
 
 /// The most latent rows per token; a clip's sides are multiples of eight times this.
 const MAX_PATCH: i32 = 64;
-/// The boundary between the experts that Wan2.2 I2V-A14B was published with, as a share of the
-/// noise schedule (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`).
-const BOUNDARY: f64 = 0.9;
 
 #[derive(Deserialize)]
 struct ModelIndex {
     #[serde(rename = "_class_name")]
     class_name: Option<String>,
     boundary_ratio: Option<f64>,
-    #[serde(default)]
-    expand_timesteps: bool,
 }
 
 /// Where the parts of a model are taken from.
@@ -81,7 +80,7 @@ pub struct Sources {
     /// The folder of a model; what the other fields name is taken from there instead.
     pub model: Option<PathBuf>,
     /// A file or folder for each part, in the order of [`PartName::ALL`].
-    pub parts: [Option<PathBuf>; 4],
+    pub parts: [Option<PathBuf>; 6],
     /// A tokenizer file, or a folder with one.
     pub tokenizer: Option<PathBuf>,
 }
@@ -99,7 +98,7 @@ impl Sources {
 /// How a model is loaded, beside what its files hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loading {
-    /// Bits that the linear layers of the high-noise expert are quantized to while it is loaded;
+    /// Bits that the linear layers of the high-noise expert, or the only transformer, are quantized to while it is loaded;
     /// `None` keeps what the files hold.
     pub high: Option<Bits>,
     /// Of the low-noise expert.
@@ -126,10 +125,10 @@ impl Loading {
     /// The bits of a part.
     pub fn of(&self, name: PartName) -> Option<Bits> {
         match name {
-            PartName::HighNoise => self.high,
+            PartName::HighNoise | PartName::Transformer => self.high,
             PartName::LowNoise => self.low,
             PartName::TextEncoder => self.text,
-            PartName::Vae => None,
+            PartName::Vae | PartName::ImageEncoder => None,
         }
     }
 }
@@ -140,15 +139,17 @@ pub struct Checkpoint {
     layout: Layout,
     loading: Loading,
     adapters: Adapters,
-    /// Dimensions of the high-noise expert.
-    pub high: DitConfig,
-    /// Dimensions of the low-noise expert.
-    pub low: DitConfig,
+    /// Which model it is.
+    pub family: &'static Family,
+    /// The transformers and their dimensions: two experts, or one.
+    pub experts: Vec<(Expert, DitConfig)>,
     /// Dimensions of the VAE.
     pub vae: VaeConfig,
     /// Dimensions of the text encoder.
     pub text_encoder: Umt5Config,
-    /// Timesteps at or above this one belong to the high-noise expert.
+    /// Dimensions of the image encoder, of a model whose transformer attends to features of pictures.
+    pub image_encoder: Option<ClipVisionConfig>,
+    /// Timesteps at or above this one belong to the high-noise expert, where there are two.
     pub boundary_timestep: f64,
     /// What the model recommends to be run with.
     pub settings: Recommended,
@@ -211,24 +212,48 @@ impl Checkpoint {
 
     fn new(layout: Layout, loading: Loading) -> Result<Self> {
         let root = layout.root.clone();
-        let boundary = match &root {
-            Some(root) => boundary(root)?,
-            None => BOUNDARY,
+        let index = root.as_ref().map(ModelIndex::read).transpose()?.flatten();
+        let names = layout.part_names();
+        let open = |&name: &PartName| {
+            let part = Part::open(location(&layout, name)?, name.kind())?;
+            let config = PartConfig::of(&part, name)?;
+            Ok((name, part, config))
         };
-        let opened = |name: PartName| Part::open(location(&layout, name)?, name.kind());
-        let [high, low, vae, text_encoder] = PartName::ALL.map(opened);
-        let parts = [high?, low?, vae?, text_encoder?];
+        let parts = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let (mut experts, mut vae, mut text_encoder) = (Vec::new(), None, None);
+        let mut image_encoder = None;
+        for (name, _, config) in &parts {
+            match config.clone() {
+                PartConfig::Expert(config) => {
+                    experts.push((name.expert().context("no expert")?, config))
+                }
+                PartConfig::Vae(config) => vae = Some(config),
+                PartConfig::TextEncoder(config) => text_encoder = Some(config),
+                PartConfig::ImageEncoder(config) => image_encoder = Some(config),
+            }
+        }
+        let (vae, text_encoder) = (
+            vae.context("there is no VAE")?,
+            text_encoder.context("there is no text encoder")?,
+        );
+        let (first, config) = experts.first().context("there is no transformer")?;
+        let place = location(&layout, (*first).into())?.to_string();
+        let family = Family::of(config, &vae, *first != Expert::Single, &place)
+            .with_context(|| place.clone())?;
+        let boundary = match (&root, family.boundary) {
+            (Some(root), Some(published)) => boundary(root, index.as_ref())?.unwrap_or(published),
+            (None, Some(published)) => published,
+            (_, None) => 0.0,
+        };
         let mut checkpoint = Self {
-            high: config::expert(&parts[0], PartName::HighNoise)?,
-            low: config::expert(&parts[1], PartName::LowNoise)?,
-            vae: config::vae(&parts[2])?,
-            text_encoder: config::text_encoder(&parts[3])?,
+            family,
+            experts,
+            vae,
+            text_encoder,
+            image_encoder,
             // The reference compares integer timesteps with boundary * 1000.
             boundary_timestep: boundary * 1000.0,
-            settings: match &root {
-                Some(root) => Recommended::read(root)?,
-                None => Recommended::default(),
-            },
+            settings: Recommended::read(root.as_ref(), family)?,
             layout,
             loading,
             adapters: Adapters::default(),
@@ -240,40 +265,60 @@ impl Checkpoint {
             absent: Remembered::default(),
         };
         checkpoint.check_parts_fit()?;
-        for (part, name) in parts.iter().zip(PartName::ALL) {
-            let specs = checkpoint.config(name).specs()?;
+        for (name, part, config) in &parts {
+            let specs = config.specs()?;
             part.check(&specs)?;
-            if let Some(bits) = checkpoint.loading.of(name) {
+            if let Some(bits) = checkpoint.loading.of(*name) {
                 part.check_bits(&specs, bits)?;
             }
         }
+        checkpoint.check_loading()?;
         if !checkpoint.loading.adapters.is_empty() {
-            let specs = |name| checkpoint.config(name).specs();
-            let (high, low) = (specs(PartName::HighNoise)?, specs(PartName::LowNoise)?);
-            checkpoint.adapters = Adapters::open(&checkpoint.loading.adapters, &high, &low)?;
+            let experts = checkpoint.experts.iter().map(|(expert, config)| {
+                let specs = PartConfig::Expert(config.clone()).specs()?;
+                Ok((*expert, specs))
+            });
+            let experts = experts.collect::<Result<Vec<_>>>()?;
+            checkpoint.adapters = Adapters::open(&checkpoint.loading.adapters, &experts)?;
         }
         Ok(checkpoint)
     }
 
     /// Pixels of a token's rows and columns, as many of both.
     pub fn token_side(&self) -> u32 {
-        (self.vae.spatial_stride() * self.high.patch_size[1]).unsigned_abs()
+        (self.vae.spatial_stride() * self.dit().patch_size[1]).unsigned_abs()
     }
 
     fn check_parts_fit(&self) -> Result<()> {
-        for (name, config) in [
-            (PartName::HighNoise, &self.high),
-            (PartName::LowNoise, &self.low),
-        ] {
-            let place = self.location(name)?;
-            let z = self.vae.z_dim;
+        let first = Conditioning::of(self.dit())?;
+        for (expert, config) in &self.experts[1..] {
             ensure!(
-                config.in_channels == 2 * z + 4 && config.out_channels == z,
-                "{place}: in_channels and out_channels are {} and {}; an image-to-video expert for \
-                 a VAE with {z} latent channels has {} (noise, 4 mask channels, image) and {z}",
+                Conditioning::of(config)? == first,
+                "{}: another model's expert: it has {} input channels, and the other expert {}",
+                self.location((*expert).into())?,
                 config.in_channels,
-                config.out_channels,
-                2 * z + 4
+                self.dit().in_channels
+            );
+        }
+        for (expert, config) in &self.experts {
+            let place = self.location((*expert).into())?;
+            let z = self.vae.z_dim;
+            let vae = self.location(PartName::Vae)?;
+            ensure!(
+                config.out_channels == z,
+                "{place}: the transformer has {} latent channels, and the VAE {vae} {z}: they do not belong \
+                 together\nhint: A14B and Wan2.1 take the VAE of Wan2.1 (16), TI2V-5B that of Wan2.2 (48)",
+                config.out_channels
+            );
+            let inputs = match self.family.conditioning {
+                Conditioning::Channels | Conditioning::Features { .. } => 2 * z + MASK_CHANNELS,
+                Conditioning::Text | Conditioning::FirstFrame => z,
+            };
+            ensure!(
+                config.in_channels == inputs,
+                "{place}: in_channels is {}; {} has {inputs}",
+                config.in_channels,
+                self.family.name
             );
             ensure!(
                 config.text_dim == self.text_encoder.d_model,
@@ -281,20 +326,103 @@ impl Checkpoint {
                 config.text_dim,
                 self.text_encoder.d_model
             );
+            let [frames, rows, columns] = config.patch_size;
+            ensure!(
+                config.patch_size == self.dit().patch_size
+                    && frames == 1
+                    && rows == columns
+                    && rows <= MAX_PATCH,
+                "{place}: patch_size is {:?}, and that of the first expert {:?}; expected the same, with \
+                 one latent frame per token and as many rows as columns, at most {MAX_PATCH}",
+                config.patch_size,
+                self.dit().patch_size
+            );
         }
-        let [frames, rows, columns] = self.high.patch_size;
+        self.check_features()
+    }
+
+    /// Refuses an image encoder whose features are not those that the transformer attends to.
+    fn check_features(&self) -> Result<()> {
+        let Some(width) = self.dit().image_dim else {
+            return Ok(());
+        };
+        let place = self.location(PartName::ImageEncoder)?;
+        let encoder = self
+            .image_encoder
+            .as_ref()
+            .with_context(|| format!("{place}: no image encoder"))?;
         ensure!(
-            self.high.patch_size == self.low.patch_size
-                && frames == 1
-                && rows == columns
-                && rows <= MAX_PATCH,
-            "{}: the experts' patch_size are {:?} and {:?}; expected the same, with one latent \
-             frame per token and as many rows as columns, at most {MAX_PATCH}",
-            self.location(PartName::LowNoise)?,
-            self.high.patch_size,
-            self.low.patch_size
+            encoder.hidden_size == width,
+            "{place}: hidden_size is {}, but the transformer's image_dim is {width}",
+            encoder.hidden_size
+        );
+        let positions = self.dit().pos_embed_seq_len.map(i64::from);
+        let rows = self.feature_rows() as i64;
+        ensure!(
+            positions.is_none_or(|positions| positions == rows),
+            "{place}: two pictures have {rows} rows of features, but the transformer's \
+             pos_embed_seq_len is {}",
+            positions.unwrap_or(0)
         );
         Ok(())
+    }
+
+    /// Refuses what is asked for an expert of a model that has none.
+    fn check_loading(&self) -> Result<()> {
+        let single = self.family.boundary.is_none();
+        ensure!(
+            !single || self.loading.high == self.loading.low,
+            "--high-bits and --low-bits are for experts, and {} has one transformer\nhint: take --bits",
+            self.family.name
+        );
+        let of_expert = self
+            .loading
+            .adapters
+            .iter()
+            .find_map(|wanted| wanted.expert);
+        match of_expert {
+            Some(expert) if single => bail!(
+                "--lora-high and --lora-low are for experts, and {} has one transformer: there is no \
+                 {expert} one\nhint: take --lora",
+                self.family.name
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The dimensions of the transformer that takes the first steps: those that the others have in common
+    /// with it.
+    pub fn dit(&self) -> &DitConfig {
+        // No checkpoint is without.
+        &self.experts[0].1
+    }
+
+    /// The dimensions of a transformer.
+    ///
+    /// # Errors
+    /// When the model has no such one.
+    pub fn dit_of(&self, expert: Expert) -> Result<&DitConfig> {
+        let found = self.experts.iter().find(|(which, _)| *which == expert);
+        let (_, config) = found.with_context(|| format!("there is no {}", expert.in_words()))?;
+        Ok(config)
+    }
+
+    /// Rows of the picture features that the transformer attends to.
+    pub fn feature_rows(&self) -> u64 {
+        let tokens = self
+            .image_encoder
+            .as_ref()
+            .map_or(0, ClipVisionConfig::tokens);
+        self.family.conditioning.features() as u64 * u64::from(tokens.unsigned_abs())
+    }
+
+    /// The parts that the model is made of.
+    pub fn part_names(&self) -> &'static [PartName] {
+        match self.family.boundary {
+            Some(_) => &PartName::WITH_EXPERTS,
+            None if self.image_encoder.is_some() => &PartName::WITH_FEATURES,
+            None => &PartName::WITH_TRANSFORMER,
+        }
     }
 
     fn location(&self, name: PartName) -> Result<&Location> {
@@ -305,13 +433,19 @@ impl Checkpoint {
         Part::open(self.location(name)?, name.kind())
     }
 
-    fn config(&self, name: PartName) -> PartConfig {
-        match name {
-            PartName::HighNoise => PartConfig::Expert(self.high.clone()),
-            PartName::LowNoise => PartConfig::Expert(self.low.clone()),
+    fn config(&self, name: PartName) -> Result<PartConfig> {
+        Ok(match name {
             PartName::Vae => PartConfig::Vae(self.vae.clone()),
             PartName::TextEncoder => PartConfig::TextEncoder(self.text_encoder.clone()),
-        }
+            PartName::ImageEncoder => {
+                let config = self.image_encoder.clone();
+                PartConfig::ImageEncoder(config.context("there is no image encoder")?)
+            }
+            expert => {
+                let expert = expert.expert().context("no expert")?;
+                PartConfig::Expert(self.dit_of(expert)?.clone())
+            }
+        })
     }
 
     /// Refuses weights that have not come, of any part, before anything is computed with others.
@@ -319,8 +453,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Part::check_filled`].
     pub fn check_filled(&self) -> Result<()> {
-        PartName::ALL.into_iter().try_for_each(|name| {
-            let specs = self.config(name).specs()?;
+        self.part_names().iter().try_for_each(|&name| {
+            let specs = self.config(name)?.specs()?;
             self.part(name)?.check_filled(&specs)
         })
     }
@@ -354,7 +488,12 @@ impl Checkpoint {
     /// As [`Self::weight_bytes`].
     pub fn weights_held(&self, name: PartName, device: Device) -> Result<Held> {
         self.held.get((name, device), || {
-            let specs = self.config(name).specs()?;
+            let mut specs = self.config(name)?.specs()?;
+            if let (PartName::ImageEncoder, Some(config)) = (name, &self.image_encoder) {
+                let mut recorder = Recorder::default();
+                ClipVision::load(config, &mut recorder, Recorder::DEVICE)?;
+                specs = recorder.specs;
+            }
             let [held] = self.held_of(name, &[&specs], device)?;
             Ok(held)
         })
@@ -409,15 +548,26 @@ impl Checkpoint {
         Umt5::load(&self.text_encoder, &mut loader, device)
     }
 
+    /// Loads the image encoder.
+    ///
+    /// # Errors
+    /// As [`Self::load_text_encoder`], and when the model has none.
+    pub fn load_image_encoder(&self, device: Device) -> Result<ClipVision> {
+        let config = self
+            .image_encoder
+            .as_ref()
+            .context("there is no image encoder")?;
+        let part = self.part(PartName::ImageEncoder)?;
+        let mut loader = self.loader(&part, PartName::ImageEncoder, device);
+        ClipVision::load(config, &mut loader, device)
+    }
+
     /// Loads one expert.
     ///
     /// # Errors
     /// As [`Self::load_text_encoder`].
     pub fn load_expert(&self, expert: Expert, device: Device) -> Result<Dit> {
-        let config = match expert {
-            Expert::HighNoise => &self.high,
-            Expert::LowNoise => &self.low,
-        };
+        let config = self.dit_of(expert)?;
         let part = self.part(expert.into())?;
         Dit::load(
             config,
@@ -525,15 +675,19 @@ impl Checkpoint {
     pub fn expert_at(&self, schedule: &Schedule, index: usize) -> Option<Expert> {
         let timestep = *schedule.timesteps.get(index)?;
         Some(match schedule.high_steps {
-            Some(high) if index < high => Expert::HighNoise,
-            Some(_) => Expert::LowNoise,
-            None => self.expert_for(timestep),
+            Some(high) if self.family.boundary.is_some() => match index < high {
+                true => Expert::HighNoise,
+                false => Expert::LowNoise,
+            },
+            _ => self.expert_for(timestep),
         })
     }
 
     /// The expert that a timestep belongs to.
     pub fn expert_for(&self, timestep: f64) -> Expert {
-        if timestep >= self.boundary_timestep {
+        if self.family.boundary.is_none() {
+            Expert::Single
+        } else if timestep >= self.boundary_timestep {
             Expert::HighNoise
         } else {
             Expert::LowNoise
@@ -553,8 +707,8 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
                 "--model {}: {}; expected the folder of a model",
                 root.shown(),
                 if root.exists() {
-                    "not a folder (name single files with --high, --low, --vae, --text-encoder \
-                     and --tokenizer)"
+                    "not a folder (name single files with --high, --low, --transformer, --vae, \
+                     --text-encoder, --image-encoder and --tokenizer)"
                 } else {
                     "no such folder"
                 }
@@ -572,11 +726,17 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
         }
         None => Layout::default(),
     };
+    check_named(sources, &layout)?;
     for (name, path) in PartName::ALL.into_iter().zip(&sources.parts) {
         if let Some(path) = path {
             layout.set(name, Location::at(path).with_context(|| name.flag())?);
         }
     }
+    ensure!(
+        sources.parts[PartName::ImageEncoder as usize].is_none() || !layout.needs_no_images(),
+        "{}: the model's transformer attends to no features of pictures\nhint: leave it away",
+        PartName::ImageEncoder.flag()
+    );
     if let Some(path) = &sources.tokenizer {
         layout.tokenizer = Some(Layout::tokenizer_at(path).context("--tokenizer")?);
     } else if (layout.tokenizer.is_none()
@@ -588,6 +748,26 @@ pub fn layout_of(sources: &Sources) -> Result<Layout> {
         layout.tokenizer = Some(TokenizerAt::InTextEncoder);
     }
     Ok(layout)
+}
+
+/// Refuses experts beside the only transformer of a model.
+fn check_named(sources: &Sources, layout: &Layout) -> Result<()> {
+    let given = |name: PartName| sources.parts[name as usize].is_some();
+    let experts = [PartName::HighNoise, PartName::LowNoise];
+    let Some(expert) = experts.into_iter().find(|&name| given(name)) else {
+        return Ok(());
+    };
+    ensure!(
+        !given(PartName::Transformer),
+        "{} and --transformer: a model has two experts or one transformer\nhint: leave one away",
+        expert.flag()
+    );
+    ensure!(
+        layout.part(PartName::Transformer).is_none(),
+        "{}: the model has one transformer and no experts\nhint: give it with --transformer",
+        expert.flag()
+    );
+    Ok(())
 }
 
 /// The tokenizer inside a text encoder's file.
@@ -635,8 +815,8 @@ fn inner_tokenizer(location: &Location) -> Result<(String, Vec<u8>)> {
 /// What a model has besides the weights of its parts.
 #[derive(Clone, Debug)]
 pub struct Extras {
-    /// The share of the noise schedule where the high-noise expert ends.
-    pub boundary: f64,
+    /// The share of the noise schedule where the high-noise expert ends, where the model's folder says.
+    pub boundary: Option<f64>,
     /// The content of its settings' file, when it has one.
     pub settings: Option<Vec<u8>>,
     /// A tokenizer's file name and content.
@@ -644,12 +824,15 @@ pub struct Extras {
 }
 
 impl Extras {
-    /// The boundary between the experts alone.
+    /// The boundary between the experts alone, where the model's folder names it.
     ///
     /// # Errors
     /// When the file that names it is not supported.
-    pub fn boundary_of(layout: &Layout) -> Result<f64> {
-        layout.root.as_ref().map_or(Ok(BOUNDARY), boundary)
+    pub fn boundary_of(layout: &Layout) -> Result<Option<f64>> {
+        let Some(root) = &layout.root else {
+            return Ok(None);
+        };
+        boundary(root, ModelIndex::read(root)?.as_ref())
     }
 
     /// Reads it.
@@ -702,49 +885,46 @@ fn location(layout: &Layout, name: PartName) -> Result<&Location> {
     })
 }
 
-/// The boundary between the experts that a model's folder names, or the published one.
-fn boundary(root: &Files) -> Result<f64> {
-    let (file, ratio) = if root.has(MODEL_INDEX) {
-        let file = root.name(MODEL_INDEX);
-        let index: ModelIndex = root.json(MODEL_INDEX)?;
+impl ModelIndex {
+    /// That of a diffusers folder, where it is of a pipeline that this program runs.
+    fn read(root: &Files) -> Result<Option<Self>> {
+        if !root.has(MODEL_INDEX) {
+            return Ok(None);
+        }
+        let index: Self = root.json(MODEL_INDEX)?;
         let class = index.class_name.as_deref().unwrap_or_default();
         let other = match class {
-            _ if index.expand_timesteps => Some("Wan2.2 TI2V-5B"),
-            "WanImageToVideoPipeline" if index.boundary_ratio.is_none() => {
-                Some("a Wan2.1 image-to-video model, which has one expert")
-            }
-            "WanImageToVideoPipeline" => None,
-            "WanPipeline" => Some("a text-to-video model (T2V)"),
-            "WanVACEPipeline" => Some("a VACE model"),
-            "WanAnimatePipeline" => Some("Wan2.2 Animate"),
-            "WanVideoToVideoPipeline" => Some("a video-to-video model"),
-            _ => Some("another model"),
+            "WanImageToVideoPipeline" | "WanPipeline" | "WanDMDPipeline" => return Ok(Some(index)),
+            "WanVACEPipeline" => "a VACE model",
+            "WanAnimatePipeline" => "Wan2.2 Animate",
+            "WanVideoToVideoPipeline" => "a video-to-video model",
+            _ => "another model",
         };
-        if let Some(other) = other {
-            let ratio = match index.boundary_ratio {
-                Some(ratio) => ratio.to_string(),
-                None => "missing".to_owned(),
-            };
-            bail!(
-                "{file}: this is {other}: boundary_ratio is {ratio}, expand_timesteps is {}, and \
-                 _class_name is {class:?}; expected \"WanImageToVideoPipeline\" with the boundary \
-                 between two experts\nhint: {}",
-                index.expand_timesteps,
-                part::OTHER_MODEL
-            );
-        }
-        let ratio = index.boundary_ratio.unwrap_or(BOUNDARY);
-        (file, ratio)
+        bail!(
+            "{}: this is {other}: _class_name is {class:?}; expected \"WanImageToVideoPipeline\" or \
+             \"WanPipeline\"\nhint: {}",
+            root.name(MODEL_INDEX),
+            part::OTHER_MODEL
+        )
+    }
+}
+
+/// The boundary between the experts that a model's folder names.
+fn boundary(root: &Files, index: Option<&ModelIndex>) -> Result<Option<f64>> {
+    let (file, ratio) = if let Some(index) = index {
+        (root.name(MODEL_INDEX), index.boundary_ratio)
     } else if root.has(config::CONFIG) {
         let json: serde_json::Value = root.json(config::CONFIG)?;
         let ratio = json.get("boundary").and_then(serde_json::Value::as_f64);
-        (root.name(config::CONFIG), ratio.unwrap_or(BOUNDARY))
+        (root.name(config::CONFIG), ratio)
     } else {
-        return Ok(BOUNDARY);
+        return Ok(None);
     };
-    ensure!(
-        (0.0..=1.0).contains(&ratio),
-        "{file}: the boundary between the experts is {ratio}; expected 0 to 1"
-    );
+    if let Some(ratio) = ratio {
+        ensure!(
+            (0.0..=1.0).contains(&ratio),
+            "{file}: the boundary between the experts is {ratio}; expected 0 to 1"
+        );
+    }
     Ok(ratio)
 }

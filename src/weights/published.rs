@@ -8,7 +8,8 @@ use super::layout::Layout;
 use super::naming::{
     EPS, LATENTS_MEAN, LATENTS_STD, PATCH_SIZE, QK_NORM, ROPE_LENGTH, WAN22_MEAN, WAN22_STD,
 };
-use super::{BOUNDARY, Checkpoint, Loading, Recommended, Remembered};
+use super::{Checkpoint, Conditioning, Expert, Family, Loading, Remembered};
+use crate::model::clip_vision::ClipVisionConfig;
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::VaeConfig;
@@ -32,6 +33,48 @@ pub fn expert() -> DitConfig {
         qk_norm: Some(QK_NORM.into()),
         image_dim: None,
         added_kv_proj_dim: None,
+        pos_embed_seq_len: None,
+    }
+}
+
+/// Dimensions of a model's transformers: `wan/configs` of Wan-Video/Wan2.2 and Wan2.1.
+pub fn expert_of(family: &Family) -> DitConfig {
+    let a14b = expert();
+    match family.conditioning {
+        Conditioning::Channels => a14b,
+        Conditioning::Features { pictures } => DitConfig {
+            image_dim: Some(1280),
+            added_kv_proj_dim: Some(5120),
+            pos_embed_seq_len: (pictures > 1).then_some(514),
+            ..a14b
+        },
+        Conditioning::FirstFrame => DitConfig {
+            num_attention_heads: 24,
+            in_channels: 48,
+            out_channels: 48,
+            ffn_dim: 14_336,
+            num_layers: 30,
+            ..a14b
+        },
+        Conditioning::Text if family.name.ends_with("1.3B") => DitConfig {
+            num_attention_heads: 12,
+            in_channels: 16,
+            ffn_dim: 8960,
+            num_layers: 30,
+            ..a14b
+        },
+        Conditioning::Text => DitConfig {
+            in_channels: 16,
+            ..a14b
+        },
+    }
+}
+
+/// Dimensions of a model's VAE.
+pub fn vae_of(family: &Family) -> VaeConfig {
+    match family.conditioning {
+        Conditioning::FirstFrame => wan22_vae(),
+        _ => vae(),
     }
 }
 
@@ -86,29 +129,58 @@ pub fn text_encoder() -> Umt5Config {
     }
 }
 
+/// Dimensions of Wan2.1's image encoder (Wan-Video/Wan2.1, `wan/modules/clip.py`).
+pub fn image_encoder() -> ClipVisionConfig {
+    ClipVisionConfig {
+        hidden_size: 1280,
+        num_attention_heads: 16,
+        num_hidden_layers: 32,
+        intermediate_size: 5120,
+        image_size: 224,
+        patch_size: 14,
+        hidden_act: "gelu".into(),
+        layer_norm_eps: 1e-5,
+    }
+}
+
 /// Dimensions of a part.
 pub fn part(name: PartName) -> PartConfig {
     match name {
-        PartName::HighNoise | PartName::LowNoise => PartConfig::Expert(expert()),
+        PartName::HighNoise | PartName::LowNoise | PartName::Transformer => {
+            PartConfig::Expert(expert())
+        }
         PartName::Vae => PartConfig::Vae(vae()),
         PartName::TextEncoder => PartConfig::TextEncoder(text_encoder()),
+        PartName::ImageEncoder => PartConfig::ImageEncoder(image_encoder()),
     }
 }
 
 impl Checkpoint {
-    /// The published model, with linear layers quantized as `loading` says. Its parts have no files: what it
-    /// costs can be told, and nothing be loaded.
+    /// The published I2V-A14B; see [`Self::published_as`].
     pub fn published(loading: Loading) -> Self {
+        Self::published_as(Family::i2v_a14b(), loading)
+    }
+
+    /// A model as it is published, with linear layers quantized as `loading` says. Its parts have no files:
+    /// what it costs can be told, and nothing be loaded.
+    pub fn published_as(family: &'static Family, loading: Loading) -> Self {
+        let experts: &[Expert] = match family.boundary {
+            Some(_) => &[Expert::HighNoise, Expert::LowNoise],
+            None => &[Expert::Single],
+        };
         Self {
             layout: Layout::default(),
             loading,
             adapters: Adapters::default(),
-            high: expert(),
-            low: expert(),
-            vae: vae(),
+            family,
+            experts: (experts.iter())
+                .map(|&expert| (expert, expert_of(family)))
+                .collect(),
+            vae: vae_of(family),
             text_encoder: text_encoder(),
-            boundary_timestep: BOUNDARY * 1000.0,
-            settings: Recommended::default(),
+            image_encoder: (family.conditioning.features() > 0).then(image_encoder),
+            boundary_timestep: family.boundary.unwrap_or(0.0) * 1000.0,
+            settings: family.recommended(),
             fingerprints: OnceLock::new(),
             tokenizer_ids: OnceLock::new(),
             held: Remembered::default(),

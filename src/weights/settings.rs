@@ -1,8 +1,10 @@
 //! What a model recommends to be run with.
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::Family;
 use super::files::Files;
 use crate::media::preview::LatentRgb;
 use crate::text::DEFAULT_NEGATIVE_PROMPT;
@@ -12,13 +14,17 @@ use crate::util::limits;
 pub const FILE: &str = "wan_i2v.json";
 
 /// Recommended settings of a model. A checkpoint may carry its own in `wan_i2v.json` beside
-/// `model_index.json`; otherwise they are those that Wan2.2 I2V-A14B was published with
-/// (Wan-Video/Wan2.2, `wan/configs/wan_i2v_A14B.py`, `shared_config.py` and `generate.py`).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// `model_index.json`; otherwise they are those that its [`Family`] was published with.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recommended {
     /// Pixels per frame; the image decides the aspect ratio, unless there is a `size`.
     pub area: u64,
+    /// Width and height whose aspect ratio a clip has that no image decides.
+    pub shape: (u32, u32),
+    /// Whether images are cropped to a clip's shape, the nearest to theirs of whole tokens, instead of
+    /// stretched by less than a token.
+    pub crop: bool,
     /// Width and height in pixels, for a model that knows one size only.
     pub size: Option<(u32, u32)>,
     /// Pixel frames of a clip.
@@ -43,10 +49,13 @@ pub struct Recommended {
     pub negative_prompt: String,
 }
 
+/// Those of Wan2.2 I2V-A14B.
 impl Default for Recommended {
     fn default() -> Self {
         Self {
             area: 1280 * 720,
+            shape: (1280, 720),
+            crop: false,
             size: None,
             frames: 81,
             fps: 16.0,
@@ -61,12 +70,19 @@ impl Default for Recommended {
 }
 
 impl Recommended {
-    /// Reads `wan_i2v.json` in `root`, or returns the defaults when there is none.
-    pub(super) fn read(root: &Files) -> Result<Self> {
-        if !root.has(FILE) {
-            return Ok(Self::default());
+    /// Those of `family`, with what `wan_i2v.json` in `root` has of its own, when there is one.
+    pub(super) fn read(root: Option<&Files>, family: &Family) -> Result<Self> {
+        let defaults = family.recommended();
+        let Some(root) = root.filter(|root| root.has(FILE)) else {
+            return Ok(defaults);
+        };
+        // For its errors, which name the line.
+        let _: Self = root.json(FILE)?;
+        let (mut all, own) = (serde_json::to_value(defaults)?, root.json::<Value>(FILE)?);
+        if let (Value::Object(all), Value::Object(own)) = (&mut all, own) {
+            all.extend(own);
         }
-        let settings: Self = root.json(FILE)?;
+        let settings: Self = serde_json::from_value(all)?;
         settings
             .validate()
             .with_context(|| format!("{} is not supported", root.name(FILE)))?;

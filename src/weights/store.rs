@@ -385,6 +385,33 @@ impl TensorStore {
         Ok(())
     }
 
+    /// Makes three tensors of each whose name contains `whole`, which is replaced: its rows lie one third
+    /// below the other.
+    pub(super) fn take_apart(&mut self, whole: &str, thirds: [&str; 3]) {
+        let is_one = |name: &&String, entry: &Entry| {
+            let rows = entry.shape.first().copied().unwrap_or(0);
+            name.contains(whole) && rows.is_multiple_of(3) && entry.byte_len().is_multiple_of(3)
+        };
+        let found = self
+            .entries
+            .iter()
+            .filter(|(name, entry)| is_one(name, entry));
+        let names: Vec<String> = found.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let Some(entry) = self.entries.remove(&name) else {
+                continue;
+            };
+            let bytes = entry.byte_len() / 3;
+            for (index, third) in thirds.into_iter().enumerate() {
+                let mut part = entry.clone();
+                part.shape[0] /= 3;
+                part.start += index * bytes;
+                part.end = part.start + bytes;
+                self.entries.insert(name.replacen(whole, third, 1), part);
+            }
+        }
+    }
+
     /// Where the tensors are.
     pub fn location(&self) -> &Location {
         &self.location

@@ -50,7 +50,7 @@ impl Checkpoint {
     /// When its files cannot be read any more.
     pub fn format(&self, name: PartName) -> Result<Format> {
         self.formats.get(name, || {
-            let specs = self.config(name).specs()?;
+            let specs = self.config(name)?.specs()?;
             let part = self.layout.part(name).map(|_| self.part(name));
             self.format_of(part.transpose()?.as_ref(), name, &specs)
         })
@@ -132,7 +132,7 @@ impl Checkpoint {
         }
         let part = self.part(name)?;
         let mut loader = self.loader(&part, name, device);
-        let mut specs = self.config(name).specs()?;
+        let mut specs = self.config(name)?.specs()?;
         specs.retain(|spec| 4 * values(spec) <= SAMPLE_BYTES);
         // From all over the part.
         let step = (specs.len() / 40).max(1) | 1;

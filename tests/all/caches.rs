@@ -112,7 +112,7 @@ fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
     let mut latents = initial_noise(stage.plan.seed, studio.checkpoint.vae.z_dim, grid);
     let schedule = Schedule::new(Solver::UniPc, steps, stage.plan.shift);
     let timesteps = schedule.timesteps.clone();
-    let mut sampler = Sampler::new(Solver::UniPc, schedule);
+    let mut sampler = Sampler::new(Solver::UniPc, schedule, 0);
     for expert in [Expert::HighNoise, Expert::LowNoise] {
         let dit = studio
             .checkpoint
@@ -127,7 +127,9 @@ fn plain_loop(set: &Set, steps: usize, scale: f32) -> Vec<f32> {
             if studio.checkpoint.expert_for(timestep) != expert {
                 continue;
             }
-            let input = mlx_rs::ops::concatenate(&[&latents, &stage.condition.0], 0).unwrap();
+            let input =
+                mlx_rs::ops::concatenate(&[&latents, stage.condition.beside.as_ref().unwrap()], 0)
+                    .unwrap();
             let time = dit.embed_time(timestep).unwrap();
             let [cond, uncond] = voices.each_ref().map(|kv| {
                 dit.forward(&input, &time, &rope, kv, &MemoryPlan::WHOLE)
@@ -167,7 +169,7 @@ fn without_a_cache_every_step_is_computed_as_before() {
 fn both_passes_as_one_are_the_passes_apart() {
     let latents = |set: Set| set.run(&set.recipe(6, "off", ALWAYS)).0;
     let apart = Set::apart(0, None);
-    let most = rounding(&apart.studio.checkpoint.high, 6);
+    let most = rounding(apart.studio.checkpoint.dit(), 6);
     let expected = latents(apart);
     let size = expected.iter().fold(0.0_f32, |size, v| size.max(v.abs()));
     let joint = latents(Set::new(0));
@@ -278,7 +280,9 @@ fn the_other_expert_starts_anew() {
         .load_expert(Expert::LowNoise, set.studio.device)
         .unwrap();
     let latents = read(&format!("step_{:03}_latents", HIGH_OF_12 - 1));
-    let input = mlx_rs::ops::concatenate(&[&latents, &set.stage.condition.0], 0).unwrap();
+    let input =
+        mlx_rs::ops::concatenate(&[&latents, set.stage.condition.beside.as_ref().unwrap()], 0)
+            .unwrap();
     let patch = dit.config().patch_size;
     let tokens = [1, 2, 3].map(|axis| latents.dim(axis) / patch[axis as usize - 1]);
     let rope = Rope::new(tokens, dit.config().attention_head_dim);

@@ -139,12 +139,11 @@ fn failed(findings: &[CheckResult]) -> Vec<&str> {
 fn guidance_without_effect_is_named() {
     let sound = Observed {
         encoded: [vec![1.0, 2.0], vec![2.0, 1.0]],
-        high: seen(Expert::HighNoise, 0.5),
-        low: seen(Expert::LowNoise, 0.7),
+        seen: vec![seen(Expert::HighNoise, 0.5), seen(Expert::LowNoise, 0.7)],
     };
     assert!(failed(&sound.findings()).is_empty());
     let mut same = sound.clone();
-    same.low.keys[1] = same.low.keys[0].clone();
+    same.seen[1].keys[1] = same.seen[1].keys[0].clone();
     let findings = same.findings();
     let bad = failed(&findings);
     assert_eq!(bad.len(), 1);
@@ -153,7 +152,7 @@ fn guidance_without_effect_is_named() {
         "{bad:?}"
     );
     let mut one = sound.clone();
-    one.high.predictions[1] = one.high.predictions[0].clone();
+    one.seen[0].predictions[1] = one.seen[0].predictions[0].clone();
     let findings = one.findings();
     assert_eq!(failed(&findings).len(), 1);
     let finding = findings.iter().find(|finding| !finding.sound).unwrap();
@@ -161,12 +160,10 @@ fn guidance_without_effect_is_named() {
         finding.detail.contains("guidance has no effect"),
         "{finding:?}"
     );
-    let shared = Observed {
-        low: Seen {
-            expert: Expert::LowNoise,
-            ..sound.high.clone()
-        },
-        ..sound
+    let mut shared = sound;
+    shared.seen[1] = Seen {
+        expert: Expert::LowNoise,
+        ..shared.seen[0].clone()
     };
     let findings = shared.findings();
     assert_eq!(failed(&findings).len(), 3, "{:?}", failed(&findings));
@@ -441,7 +438,7 @@ fn a_quick_look_says_what_it_leaves_out() {
     assert_eq!(skipped.len(), 2, "{stdout}");
     assert!(skipped[0].contains("2 x 102 x 32760 x 128"), "{stdout}");
     assert!(
-        skipped[1].contains("both experts would have to be loaded"),
+        skipped[1].contains("the transformers would have to be loaded"),
         "{stdout}"
     );
     assert!(stdout.contains("what was looked at is well"), "{stdout}");

@@ -64,7 +64,7 @@ fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
     Request {
         model: Model::Tiny,
         loading: Default::default(),
-        image,
+        image: Some(image),
         last_image: None,
         prompt: prompt.into(),
         options: Options {

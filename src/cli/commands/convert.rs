@@ -18,7 +18,7 @@ impl ConvertArgs {
         let source = model::local(&self.source, "SRC")?;
         let layout = Layout::of_path(&source, self.part).context("SRC")?;
         let mut loading = Loading::default();
-        Models::new(false).load_with(&mut loading, &self.lora)?;
+        Models::default().load_with(&mut loading, &self.lora)?;
         let mut feed = LocalSource::new(&layout)?.with_adapters(&loading.adapters)?;
         for warning in feed.warnings() {
             stderr::warning(warning);

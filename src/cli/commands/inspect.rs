@@ -293,9 +293,14 @@ fn table(report: &Report) -> String {
     let mut text = columns(&rows, |_| false);
     let _ = writeln!(
         text,
-        "tokenizer: {}; boundary {}; {} parameters, {}",
+        "{}tokenizer: {}; {}{} parameters, {}",
+        report
+            .model
+            .map_or(String::new(), |model| format!("{model}; ")),
         report.tokenizer.as_deref().unwrap_or("none"),
-        report.boundary,
+        report
+            .boundary
+            .map_or(String::new(), |boundary| format!("boundary {boundary}; ")),
         human_count(report.parameters),
         human_bytes(report.bytes)
     );

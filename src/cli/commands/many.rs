@@ -10,14 +10,15 @@ use crate::clip::Model;
 use crate::persist::{SavedRun, state_path};
 use crate::pipeline::plan::{Budget, Rates};
 use crate::pipeline::{InputCache, Interrupted, Progress};
-use crate::runtime;
+use crate::runtime::{self, Device, DeviceKind};
 use crate::tiny;
 use anyhow::{Context, Result};
 
 use super::again::Early;
 use super::preview::{self, Screen};
-use super::resolve::{self, Elsewhere, Resolved};
+use super::resolve::{self, Elsewhere, Resolved, catalogue};
 use super::{awake, tune};
+use crate::cli::config::Catalogue;
 use crate::cli::flags::{GenerateArgs, MachineArgs, ManyArgs, PreviewArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::{self, Many};
@@ -110,6 +111,7 @@ impl Checked {
     pub(super) fn new(
         wanted: Vec<Wanted>,
         many: &ManyArgs,
+        catalogue: &Catalogue,
         folders: &mut Folders,
         client: &mut dyn Client,
     ) -> Self {
@@ -128,7 +130,7 @@ impl Checked {
             allow_sleep: false,
             no_retry: false,
             machine: None,
-            elsewhere: Elsewhere::new(many.dry_run),
+            elsewhere: Elsewhere::new(many.dry_run, catalogue),
         };
         checked.elsewhere.models.with_tokenizer = true;
         let mut checking = Checking::of(wanted.len());
@@ -299,7 +301,11 @@ impl Checked {
             stderr::warn_of_shortage(clip.entry.device(), options.capacity.peak_bytes);
         }
         if self.ready.iter().any(|(_, clip)| clip.is_tiny) {
-            tell_of_miniature();
+            let catalogue = self.elsewhere.models.catalogue();
+            let device = self.ready.first().map(|(_, clip)| clip.entry.device());
+            if let Some(device) = device {
+                tell_of_miniature(device, catalogue);
+            }
         }
         let mut clips = Vec::new();
         for (number, mut clip) in self.ready {
@@ -367,14 +373,23 @@ impl Checked {
     }
 }
 
-/// Tells what the miniature is, and of real models, once a day.
-pub(super) fn tell_of_miniature() {
+/// Tells what the miniature is, and of the real model that suits a machine with a GPU, once a day.
+pub(super) fn tell_of_miniature(device: Device, catalogue: &Catalogue) {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     if style() != Style::Quiet
         && let Some(folder) = cache_folder()
         && is_due(&folder.join("miniature-told"), DAY)
     {
         info!("{}", tiny::NOTICE);
+        let budget = Budget {
+            bytes: runtime::default_memory_budget(device.kind),
+            explicit: false,
+        };
+        if device.kind == DeviceKind::Gpu
+            && let Ok(Some(text)) = catalogue::suits(catalogue, device, budget)
+        {
+            info!("{text}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod doctor;
 mod generate;
 mod inspect;
 mod many;
+mod models;
 mod plan;
 mod presets;
 mod preview;
@@ -37,18 +38,23 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => args.run().map(exit_code),
         (Some(Command::Convert(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
-        (Some(Command::Pull(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),
-        (Some(Command::Plan(args)), _) => args.run(),
+        (Some(Command::Pull(args)), _) => {
+            print_path(&args.run(&layers.catalogue)?).map(|()| ExitCode::SUCCESS)
+        }
+        (Some(Command::Plan(args)), _) => args.run(&layers.catalogue),
+        (Some(Command::Models(args)), _) => args
+            .run(&layers.catalogue, &layers.presets)
+            .map(|()| ExitCode::SUCCESS),
         (Some(Command::Presets(args)), _) => args.run(&layers.presets).map(|()| ExitCode::SUCCESS),
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(layers),
-        (Some(Command::Doctor(args)), _) => args.run(),
+        (Some(Command::Doctor(args)), _) => args.run(&layers.catalogue),
         (Some(Command::Tune(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Completions(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Man(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Sweep(args)), _) => args.run(layers),
-        (None, args) => args.run(),
+        (None, args) => args.run(&layers.catalogue),
     }
 }

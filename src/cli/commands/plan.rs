@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::clip::{Request, Settings, Size};
+use crate::clip::{Model, Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::Tiling;
 use crate::pipeline::plan::{
@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::resolve::{self, Elsewhere};
+use crate::cli::config::Catalogue;
 use crate::cli::flags::PlanArgs;
 use crate::cli::ui::{
     columns, exit_code, human_bytes, human_time, info, print, print_json, stderr,
@@ -90,17 +91,27 @@ impl Place {
 
 impl PlanArgs {
     /// Prints the forecast; fails when the clip does not fit.
-    pub(crate) fn run(self) -> Result<ExitCode> {
+    pub(crate) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
         let (as_json, fresh) = (self.json, self.measure);
         let place = Place::of(&self)?;
         let Place { device, budget, .. } = place;
-        let mut elsewhere = Elsewhere::new(true);
+        let mut elsewhere = Elsewhere::new(true, catalogue);
+        elsewhere.models.by_dimensions = true;
         let request = resolve::plan(self, &mut elsewhere)?;
         let checkpoint = request.model.open(request.loading.clone())?;
-        let picture = match request.image.as_os_str().is_empty() {
-            true => PICTURE,
-            false => size_of(&request.image)?,
+        let takes_picture = checkpoint.family.conditioning.takes_picture();
+        let picture = match &request.image {
+            Some(image) => Some(size_of(image)?),
+            None => takes_picture.then_some(PICTURE),
         };
+        let first = takes_picture.then(|| request.image.clone().unwrap_or_default());
+        let first = first.as_deref().or(request.image.as_deref());
+        let last = request.last_image.as_deref();
+        // Of a model that has to have two, the second one's cost is the same whatever it is.
+        let needs_last = last.is_none() && checkpoint.family.conditioning.takes_last();
+        if !needs_last {
+            checkpoint.family.check_pictures(first, last)?;
+        }
         if let Some(last) = &request.last_image {
             Picture::open(last).context("--last-image")?;
         }
@@ -151,7 +162,7 @@ impl PlanArgs {
             });
             print_json(&report)?;
         } else {
-            let mut text = answer(&settled, &settings, place);
+            let mut text = answer(&settled, clip, &settings, place);
             if let Some(few) = &few {
                 text += &format!(
                     "With --preset lightning and adapters for it: {}.\n",
@@ -196,7 +207,11 @@ fn settle(clip: Clip<'_>, place: Place, rates: Option<&mut Rates>) -> Result<Pla
 }
 
 /// What is asked, in two lines.
-fn answer(settled: &PlannedMemory, settings: &Settings, place: Place) -> String {
+fn answer(settled: &PlannedMemory, clip: Clip<'_>, settings: &Settings, place: Place) -> String {
+    let model = match clip.request.model {
+        Model::Tiny => "The built-in miniature",
+        _ => clip.checkpoint.family.name,
+    };
     let made = &settled.forecast;
     let peak = human_bytes(made.peak_bytes);
     let limit = place.limit();
@@ -205,7 +220,7 @@ fn answer(settled: &PlannedMemory, settings: &Settings, place: Place) -> String 
         false => format!("It does not fit: {peak} at its peak, more than {limit}"),
     };
     format!(
-        "{fits}.\n{} x {} pixels, {} frames, {} steps, {}.\n",
+        "{fits}.\n{model}: {} x {} pixels, {} frames, {} steps, {}.\n",
         settings.width,
         settings.height,
         settings.frames,
@@ -258,7 +273,7 @@ impl Ways {
     fn of(settled: &PlannedMemory, checkpoint: &Checkpoint, settings: &Settings) -> Self {
         let memory = &settled.memory;
         let grid = settings.latent_grid(&checkpoint.vae);
-        let tokens = checkpoint.high.tokens(grid);
+        let tokens = checkpoint.dit().tokens(grid);
         let tiles = |tiling: Option<Tiling>| {
             tiling.map(|tiling| (tiling.tiles(grid[1], grid[2]).len(), tiling.tile))
         };
@@ -302,7 +317,8 @@ fn size_of(image: &Path) -> Result<(usize, usize)> {
 
 /// Sizes of the inputs, of the real prompts where the model has a tokenizer.
 fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Result<Inputs> {
-    let last_image = request.last_image.is_some();
+    let takes_picture = checkpoint.family.conditioning.takes_picture();
+    let pictures = usize::from(takes_picture) + usize::from(request.last_image.is_some());
     let ids = match tokenize(checkpoint, &request.prompt, settings) {
         Ok(ids) => ids,
         Err(error) => {
@@ -316,7 +332,7 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
                     .guide_scale
                     .needs_negative()
                     .then_some(PROMPT_TOKENS),
-                last_image,
+                pictures,
             });
         }
     };
@@ -326,7 +342,7 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
             false => ids.prompt.ids.len(),
         },
         negative: ids.negative.map(|ids| ids.ids.len()),
-        last_image,
+        pictures,
     })
 }
 

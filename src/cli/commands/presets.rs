@@ -6,9 +6,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::cli::config::{Preset, Presets};
-use crate::cli::flags::{PresetsArgs, parse_guide_scale, parse_steps};
+use crate::cli::flags::{PresetsArgs, Steps, parse_guide_scale, parse_steps};
 use crate::cli::ui::{print, print_json};
-use crate::clip::Switch;
+use crate::clip::{Options, Switch};
+use crate::sampling::Sigmas;
 use crate::util::quote::quoted;
 
 impl PresetsArgs {
@@ -59,13 +60,37 @@ fn flags(preset: &Preset) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// The steps and the guidance that a preset asks for.
+pub(super) fn sampling(preset: &Preset) -> Options {
+    let text = |flag: &str| match preset.settings.get(flag)? {
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    let steps = text("steps").and_then(|text| parse_steps(&text).ok());
+    Options {
+        steps: steps.map(|steps| steps.all),
+        switch: steps.map(|steps| steps.switch),
+        sigmas: text("sigmas").and_then(|text| text.parse().ok()),
+        guide_scale: text("guide-scale").and_then(|text| parse_guide_scale(&text).ok()),
+        ..Options::default()
+    }
+}
+
 /// The passes through the experts that a preset asks for, if it says.
 fn passes(preset: &Preset) -> Option<u32> {
     let text = |flag: &str| match preset.settings.get(flag)? {
         Value::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
     };
-    let steps = parse_steps(&text("steps")?).ok()?;
+    let list = || match text("sigmas")?.parse().ok()? {
+        Sigmas::List(list) => Some(Steps {
+            all: list.len() as u32,
+            switch: Switch(None),
+        }),
+        _ => None,
+    };
+    let steps = text("steps").and_then(|text| parse_steps(&text).ok());
+    let steps = steps.or_else(list)?;
     let scale = parse_guide_scale(&text("guide-scale")?).ok()?;
     let each = |scale: f32| if scale == 1.0 { 1 } else { 2 };
     match steps.switch {

@@ -4,21 +4,34 @@ use std::path::PathBuf;
 
 use crate::hub::pull::{self, HubSource};
 use crate::hub::{Hub, RepoId, free_disk};
-use crate::weights::convert::{self as weights, Finished};
+use crate::pipeline::plan::Budget;
+use crate::runtime::{Device, default_memory_budget};
+use crate::weights::convert::{self as weights, Bits, Finished};
 use anyhow::{Context, Result, ensure};
 
 use super::convert;
-use super::resolve::model;
+use super::resolve::{catalogue, model};
+use crate::cli::config::{Catalogue, CatalogueEntry};
 use crate::cli::flags::PullArgs;
 use crate::cli::ui::{Fetching, Transfer, human_bytes, info};
 use crate::util::show::Show;
 
 impl PullArgs {
     /// Fetches and prints the folder's path.
-    pub(crate) fn run(self) -> Result<PathBuf> {
-        let repo: RepoId = self.id.parse()?;
+    pub(crate) fn run(self, catalogue: &Catalogue) -> Result<PathBuf> {
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let options = self.bits.options(self.shard_size);
+        if let Some(entry) = catalogue.get(&self.id) {
+            return self.of_catalogue(entry, &hub);
+        }
+        let repo = self.id.parse::<RepoId>();
+        let repo = repo.with_context(|| {
+            let meant = catalogue.suggest(&self.id);
+            format!(
+                "there is no model {}, and it is no hub id{meant}",
+                self.id.as_str().shown()
+            )
+        })?;
         let Some(target) = self.output else {
             ensure!(
                 options.high.or(options.low).or(options.text).is_none(),
@@ -65,5 +78,25 @@ impl PullArgs {
         transfer.finish();
         convert::report(&converted);
         Ok(target)
+    }
+
+    /// Fetches a model of the catalogue and returns the folder of the cache.
+    fn of_catalogue(&self, entry: &CatalogueEntry, hub: &Hub) -> Result<PathBuf> {
+        let name = &self.id;
+        ensure!(
+            self.output.is_none() && self.files.is_empty(),
+            "pull {name}: a model of the catalogue goes to the hub's cache as it is\nhint: convert its \
+             parts with wan-i2v convert afterwards"
+        );
+        let device = Device::select(None, None)?;
+        let budget = Budget {
+            bytes: default_memory_budget(device.kind),
+            explicit: false,
+        };
+        let bits = self.bits.options(0).high.map(Bits::number);
+        let source = catalogue::choose(name, entry, bits, hub, device, budget)?;
+        catalogue::fetched(name, "pull", entry, source, hub, self.yes)?;
+        info!("{name} is here: wan-i2v --model {name} makes clips with it");
+        Ok(hub.config().cache.clone())
     }
 }

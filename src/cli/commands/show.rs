@@ -94,9 +94,11 @@ fn table(record: &Metadata, command: &[String]) -> String {
         ),
         ("prompt", record.prompt.clone()),
         ("negative", record.settings.negative_prompt.clone()),
-        ("picture", record.image.name.clone()),
-        ("", format!("SHA-256 {}", record.image.sha256)),
     ];
+    if let Some(first) = &record.image {
+        rows.push(("picture", first.name.clone()));
+        rows.push(("", format!("SHA-256 {}", first.sha256)));
+    }
     if let Some(last) = &record.last_image {
         rows.push(("last", last.name.clone()));
         rows.push(("", format!("SHA-256 {}", last.sha256)));
@@ -176,7 +178,9 @@ fn command(record: &Metadata, output: &str) -> Vec<String> {
         words.push("--lora-merge".into());
     }
     let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
-    flag("--image", record.image.name.clone());
+    if let Some(first) = &record.image {
+        flag("--image", first.name.clone());
+    }
     if let Some(last) = &record.last_image {
         flag("--last-image", last.name.clone());
     }

@@ -17,8 +17,9 @@ use crate::cli::flags::{ResumeFrom, advice, parse_lora};
 
 /// Flags that go with a model: who names another one means it whole.
 #[rustfmt::skip]
-const PARTS: [&str; 8] = [
-    "high", "low", "vae", "text-encoder", "tokenizer", "lora", "lora-high", "lora-low",
+const PARTS: [&str; 10] = [
+    "high", "low", "transformer", "vae", "text-encoder", "image-encoder", "tokenizer", "lora", "lora-high",
+    "lora-low",
 ];
 
 /// A flag that one place sets.

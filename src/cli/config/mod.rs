@@ -5,10 +5,15 @@
 //! [`Layer`], and every setting knows its origin. What the command line does not say is added to it as
 //! further arguments, so that every flag is read in one way.
 
+mod catalogue;
 mod file;
 mod layer;
 mod presets;
 
+pub(crate) use catalogue::{
+    Catalogue, Entry as CatalogueEntry, File as CatalogueFile, Place as CataloguePlace,
+    Source as CatalogueSource,
+};
 pub(crate) use layer::{Layer, at_home, canonical, flag, is_path, repeats};
 pub(crate) use presets::{Preset, Presets};
 
@@ -54,6 +59,8 @@ pub(crate) struct Layers {
     pub(crate) ambient: Vec<Layer>,
     /// The presets that there are.
     pub(crate) presets: Presets,
+    /// The models that can be had by a short name.
+    pub(crate) catalogue: Catalogue,
 }
 
 /// A command line with every setting.
@@ -100,9 +107,13 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         unknown = unknown_variables(&root, variables);
     }
     let mut presets = Presets::new(serde_json::Map::new(), "")?;
+    let mut catalogue = Catalogue::new(serde_json::Map::new(), "")?;
     if let Some(mut file) = find_file(matches, variables)? {
         if let Some(users) = file.sections.remove("presets") {
             presets = Presets::new(users, &file.path.shown().to_string())?;
+        }
+        if let Some(users) = file.sections.remove("models") {
+            catalogue = Catalogue::new(users, &file.path.shown().to_string())?;
         }
         ambient.extend(of_file(&root, name, &command, file)?);
     }
@@ -139,6 +150,7 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
             command_line,
             ambient,
             presets,
+            catalogue,
         },
         added,
         unknown,

@@ -174,6 +174,11 @@ impl Presets {
         })
     }
 
+    /// The preset that a name asks for.
+    pub(crate) fn of_name(&self, name: &str) -> Option<&Preset> {
+        self.all.get(&self.asked_by(&[name.to_owned()])?)
+    }
+
     /// The preset that one of some names asks for.
     fn asked_by(&self, names: &[String]) -> Option<String> {
         let names: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();

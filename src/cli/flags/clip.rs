@@ -42,14 +42,9 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct ClipArgs {
     /// Picture the clip starts with; - reads stdin
     ///
+    /// Models that make clips from text alone take none.
     /// PNG, JPEG, WebP, TIFF, BMP or GIF. An address that begins with https:// is fetched. On a Mac HEIC and AVIF are read as well.
-    #[arg(
-        short,
-        long,
-        value_name = "PATH",
-        required = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(short, long, value_name = "PATH", allow_hyphen_values = true)]
     pub(crate) image: Option<PathBuf>,
 
     /// What happens in the clip; @PATH reads a file

@@ -9,7 +9,7 @@ use super::{Cli, foreign};
 /// The commands by what they are for.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Make clips", &["batch", "sweep"]),
-    ("Models", &["pull", "convert", "inspect"]),
+    ("Models", &["models", "pull", "convert", "inspect"]),
     ("Look", &["plan", "presets", "show", "analyze", "compare"]),
     ("Machine", &["doctor", "tune"]),
     ("Shell", &["completions", "man"]),

@@ -31,6 +31,10 @@ pub(super) const ALIASES: &[(&str, &[&str])] = &[
     ("low", &["low-noise", "low-noise-model"]),
     ("vae", &["vae-path"]),
     ("text-encoder", &["t5", "text-encoder-path"]),
+    (
+        "image-encoder",
+        &["clip", "clip-vision", "clip-path", "image-encoder-path"],
+    ),
     ("bits", &["quantize"]),
     ("lora", &["loras", "lora-path", "lora-weights"]),
     (
@@ -152,17 +156,9 @@ const ADVICE: &[(&[&str], &str)] = &[
     (&["cpu", "no-gpu"], "--device cpu"),
     (&["gpu", "mps", "cuda", "metal"], "--device gpu"),
     (
-        &[
-            "dit",
-            "transformer",
-            "unet",
-            "ckpt",
-            "checkpoint-dir",
-            "checkpoint-path",
-        ],
+        &["dit", "unet", "ckpt", "checkpoint-dir", "checkpoint-path"],
         "--model names a model's folder, --high and --low its experts",
     ),
-    (&["clip", "clip-vision"], "Wan2.2 has no CLIP; leave it out"),
     (&["download"], "wan-i2v pull owner/name fetches a model"),
     (
         &["video", "input-video"],

@@ -21,7 +21,6 @@ use super::{AfterArgs, ClipArgs, GenerateArgs, ReportingArgs};
 #[derive(Debug, Args)]
 #[command(
     // A job may say them.
-    mut_arg("image", |arg| arg.required(false)),
     mut_arg("prompt", |arg| arg.required(false)),
     mut_arg("output", |arg| arg.value_name("TEMPLATE").help("Names of clips in the folder").long_help(
         "Names of clips in the folder, with {name}, {seed}, {index}, {take}, {image}; strips, \
@@ -96,7 +95,6 @@ pub(crate) fn clip_command() -> Command {
 #[derive(Debug, Args)]
 #[command(
     // They may be varied.
-    mut_arg("image", |arg| arg.required(false)),
     mut_arg("prompt", |arg| arg.required(false)),
 )]
 pub(crate) struct SweepArgs {

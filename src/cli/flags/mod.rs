@@ -30,8 +30,8 @@ pub(crate) use output::{OutputArgs, PreviewArgs, ReportingArgs, ResumeArgs, Resu
 pub(crate) use prompt::PromptSource;
 pub(crate) use reason::{context, reason};
 pub(crate) use settings::ConfigArgs;
-pub(crate) use shell::{CompletionsArgs, ManArgs, PresetsArgs, ShowArgs};
-pub(crate) use values::{parse_guide_scale, parse_lora, parse_steps};
+pub(crate) use shell::{CompletionsArgs, ManArgs, ModelsArgs, PresetsArgs, ShowArgs};
+pub(crate) use values::{Steps, parse_guide_scale, parse_lora, parse_steps};
 
 use std::sync::LazyLock;
 
@@ -149,6 +149,7 @@ impl Cli {
 pub(crate) enum Command {
     Batch(Box<BatchArgs>),
     Sweep(Box<SweepArgs>),
+    Models(Box<ModelsArgs>),
     Pull(PullArgs),
     Convert(ConvertArgs),
     Inspect(InspectArgs),

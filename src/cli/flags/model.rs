@@ -15,10 +15,10 @@ use super::values::{Lora, parse_file_size, parse_lora};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Folder or hub id of a model [default: tiny]
+    /// Folder, hub id or short name of a model [default: tiny]
     ///
-    /// A folder, a hub id (owner/name[@revision]), or `tiny` for the built-in miniature.
-    #[arg(short, long, value_name = "DIR|ID|tiny")]
+    /// A folder, a hub id (owner/name[@revision]), a name that `wan-i2v models` lists, or `tiny` for the built-in miniature.
+    #[arg(short, long, value_name = "DIR|ID|NAME")]
     pub(crate) model: Option<PathBuf>,
 
     /// High-noise expert: a file or folder, instead of the model's
@@ -29,6 +29,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) low: Option<PathBuf>,
 
+    /// Transformer of a model with one: a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) transformer: Option<PathBuf>,
+
     /// VAE: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) vae: Option<PathBuf>,
@@ -36,6 +40,10 @@ pub(crate) struct ModelArgs {
     /// Text encoder: a file or folder, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) text_encoder: Option<PathBuf>,
+
+    /// Image encoder of Wan2.1 (CLIP ViT-H): a file or folder, instead of the model's
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(crate) image_encoder: Option<PathBuf>,
 
     /// Tokenizer: tokenizer.json or spiece.model, instead of the model's
     #[arg(long, value_name = "PATH", hide_short_help = true)]
@@ -59,7 +67,14 @@ impl ModelArgs {
     /// # Errors
     /// When parts of another model are named with the built-in one.
     pub(crate) fn named(self) -> Result<(Model, Loading)> {
-        let parts = [self.high, self.low, self.vae, self.text_encoder];
+        let parts = [
+            self.high,
+            self.low,
+            self.vae,
+            self.text_encoder,
+            self.transformer,
+            self.image_encoder,
+        ];
         let has_parts = parts
             .iter()
             .flatten()
@@ -69,8 +84,8 @@ impl ModelArgs {
         let is_tiny = |model: &PathBuf| model.as_os_str() == "tiny";
         ensure!(
             !(has_parts && self.model.as_ref().is_some_and(is_tiny)),
-            "--model tiny is whole; --high, --low, --vae, --text-encoder and --tokenizer go with a \
-             model on disk, or all five without --model"
+            "--model tiny is whole; --high, --low, --transformer, --vae, --text-encoder, --image-encoder and \
+             --tokenizer go with a model on disk, or all without --model"
         );
         let model = self.model.filter(|model| !is_tiny(model));
         let bits = self.bits.quantized();
@@ -254,8 +269,8 @@ pub(crate) struct ConvertArgs {
 /// resumes where it stopped.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// owner/name or owner/name@revision
-    #[arg(value_name = "ID")]
+    /// A name that `wan-i2v models` lists, or owner/name[@revision]
+    #[arg(value_name = "NAME|ID")]
     pub(crate) id: String,
 
     /// Files or folders of the repository
@@ -276,6 +291,10 @@ pub(crate) struct PullArgs {
     /// Source files are never merged.
     #[arg(long, help_heading = "Output", value_name = "GB", default_value = "5", value_parser = parse_file_size, allow_negative_numbers = true)]
     pub(crate) shard_size: u64,
+
+    /// Fetch a model of the catalogue without asking
+    #[arg(short, long, help_heading = "Machine")]
+    pub(crate) yes: bool,
 
     #[command(flatten)]
     pub(crate) config: ConfigArgs,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, MachineArgs};
 
 /// Show how a clip was made, or how far a saved run is
 ///
@@ -31,6 +31,27 @@ pub(crate) struct PresetsArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// List models by their short names: what they are for and cost
+///
+/// Where each comes from, bytes to fetch, whether it is here, memory and time of its own clip on this
+/// machine. Those of the program, and those that the config file has as [models.NAME].
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// Only the model of this name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 
     #[command(flatten)]
     pub(crate) config: ConfigArgs,

@@ -50,13 +50,13 @@ macro_rules! words {
 }
 
 words! {
-    Solver { UniPc = "unipc" or "uni_pc", DpmPlusPlus = "dpm++" or "dpmpp" or "dpmpp_2m", Euler = "euler" }
+    Solver { UniPc = "unipc" or "uni_pc", DpmPlusPlus = "dpm++" or "dpmpp" or "dpmpp_2m", Euler = "euler", Lcm = "lcm" }
     Resize { Lanczos = "lanczos", Bicubic = "bicubic" }
     Fit { Crop = "crop", Pad = "pad", Stretch = "stretch" }
     DeviceKind { Gpu = "gpu", Cpu = "cpu" }
     Precision { F32 = "f32", F16 = "f16", Bf16 = "bf16" }
     Bits { Four = "4", Eight = "8", Sixteen = "16" }
-    PartName { HighNoise = "high", LowNoise = "low", Vae = "vae", TextEncoder = "text-encoder" }
+    PartName { HighNoise = "high", LowNoise = "low", Vae = "vae", TextEncoder = "text-encoder", Transformer = "transformer", ImageEncoder = "image-encoder" }
 }
 
 /// Reads a number, then has it checked. `what` is expected.

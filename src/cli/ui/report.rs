@@ -10,6 +10,7 @@ use crate::pipeline::{
     Event, EventKind, Job, Memory, Passes, Phase, PhaseReport, Progress, StepReport, Summary,
 };
 use crate::runtime::{self, Device, DeviceKind};
+use crate::sampling::Expert;
 use crate::util::show::Show;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressState, ProgressStyle};
@@ -229,7 +230,11 @@ impl Progress for Bars {
                     true => String::new(),
                     false => format!(", {} a step", human_time(step.seconds)),
                 };
-                let text = format!("{}{rate}{}", step.expert, reused(step.passes));
+                let expert = match step.expert {
+                    Expert::Single => "transformer".to_owned(),
+                    expert => expert.to_string(),
+                };
+                let text = format!("{expert}{rate}{}", reused(step.passes));
                 self.message(&label, &text);
                 if let Some(bar) = &self.bar {
                     bar.set_position(step.step as u64);
@@ -312,11 +317,14 @@ fn step_line(step: &StepReport, left: Option<f64>) -> String {
         _ => String::new(),
     };
     format!(
-        "{}: step {}/{}, {} expert, t = {}{}, {}{left}, {}",
+        "{}: step {}/{}, {}t = {}{}, {}{left}, {}",
         Phase::Denoising,
         step.step,
         step.steps,
-        step.expert,
+        match step.expert {
+            Expert::Single => String::new(),
+            expert => format!("{}, ", expert.in_words()),
+        },
         (step.timestep * 10.0).round() / 10.0,
         reused(step.passes),
         human_time(step.seconds),

@@ -157,6 +157,7 @@ impl Input {
         match kind {
             Kind::Vae => Some(PartName::Vae),
             Kind::TextEncoder => Some(PartName::TextEncoder),
+            Kind::ImageEncoder => Some(PartName::ImageEncoder),
             Kind::Expert => expert_of(&location.to_string()),
         }
     }

@@ -33,6 +33,18 @@ pub fn stage(name: &str) -> Stage {
              downsampling, the latents' mean and deviation)"
                 .into(),
         ),
+        "image_features" => (
+            3,
+            "what the image encoder sees in the pictures: the pictures themselves, how they were resized, \
+             or its weights"
+                .into(),
+        ),
+        "first_frame" => (
+            3,
+            "the encoded picture, which is the first latent frame: the picture itself, how it was \
+             resized, or the VAE's encoder"
+                .into(),
+        ),
         "noise" => (
             4,
             "the initial noise: another seed, or another order of drawing".into(),
@@ -54,10 +66,14 @@ pub fn stage(name: &str) -> Stage {
 fn step(name: &str) -> Option<Stage> {
     if let Some(rest) = name.strip_prefix("text_embedding_") {
         let (expert, _) = rest.split_once('_')?;
+        let expert = match expert {
+            "single" => "transformer".to_owned(),
+            expert => format!("{expert}-noise expert"),
+        };
         return Some(Stage {
             order: (6, 0, 0, name.to_owned()),
             about: format!(
-                "what the {expert}-noise expert makes of the encoded text: its text-embedding \
+                "what the {expert} makes of the encoded text: its text-embedding \
                  weights, or those of the other expert taken for its own"
             ),
         });

@@ -148,7 +148,7 @@ pub fn render(device: Device) -> Result<Vec<RgbImage>> {
         condition,
         noise,
         &plan,
-    );
+    )?;
     let latents = denoiser.run(None, &mut Silent)?;
     scene::decoded(&checkpoint, device, memory, &latents)
 }

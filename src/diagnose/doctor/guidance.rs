@@ -1,5 +1,5 @@
-//! Whether the prompt can have an effect: one denoising step of each expert with the prompt and with
-//! the negative one, and what the two experts make of the text.
+//! Whether the prompt can have an effect: one denoising step of each transformer with the prompt and with
+//! the negative one, and what two experts make of the text.
 //!
 //! The open question of the report that this project grew from was guidance without effect. It has
 //! none when the text encoder's outputs, an expert's embeddings of them, or its keys and values are
@@ -20,7 +20,7 @@ use crate::pipeline::{
     Condition, EncodedPrompts, Silent, TEXT_LEN, encode_prompts, initial_noise, tokenize,
 };
 use crate::runtime::{Device, to_host, wire};
-use crate::weights::{Checkpoint, Expert};
+use crate::weights::{Checkpoint, Expert, MASK_CHANNELS};
 
 /// Two latent frames.
 const FRAMES: u32 = 5;
@@ -32,10 +32,10 @@ pub const LEAST_TEXT: f64 = 1e-3;
 /// or thousand.
 pub const LEAST_PREDICTION: f64 = 1e-4;
 
-/// What was seen of one expert.
+/// What was seen of one transformer.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// The expert.
+    /// Which one.
     pub expert: Expert,
     /// The timestep that it was asked at.
     pub timestep: f64,
@@ -49,18 +49,16 @@ pub struct Seen {
     pub predictions: [Vec<f32>; 2],
 }
 
-/// What was seen of both.
+/// What was seen of all.
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// The text encoder's outputs, cut to the shorter prompt.
     pub encoded: [Vec<f32>; 2],
-    /// The high-noise expert.
-    pub high: Seen,
-    /// The low-noise expert.
-    pub low: Seen,
+    /// The transformers: the high-noise expert and the low-noise one, or the only one.
+    pub seen: Vec<Seen>,
 }
 
-/// Encodes the prompts and the picture, with `budget` bytes for the VAE, and asks both experts, one
+/// Encodes the prompts and the picture, with `budget` bytes for the VAE, and asks each transformer, one
 /// in memory at a time.
 ///
 /// # Errors
@@ -90,8 +88,9 @@ pub fn observe(checkpoint: &Checkpoint, device: Device, budget: u64) -> Result<O
     };
     Ok(Observed {
         encoded: [cond?, uncond?],
-        high: ask(Expert::HighNoise)?,
-        low: ask(Expert::LowNoise)?,
+        seen: (checkpoint.experts.iter())
+            .map(|(expert, _)| ask(*expert))
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -139,12 +138,24 @@ fn see_loaded(
         }
     }
     let (timestep, latents) = place(checkpoint, expert, plan, condition)?;
-    let input = concatenate(&[&latents, &condition.0], 0)?;
-    let time = dit.embed_time(timestep)?;
+    let latents = condition.put_into(&latents)?;
+    let input = match &condition.beside {
+        Some(beside) => concatenate(&[&latents, beside], 0)?,
+        None => latents,
+    };
+    let given = condition.given_tokens(dit.config(), plan.latent_grid(&checkpoint.vae));
+    let time = dit.embed_times(timestep, given)?;
     let tokens = dit.config().token_grid(plan.latent_grid(&checkpoint.vae));
     let rope = Rope::new(tokens, dit.config().attention_head_dim);
+    let features = condition.features.as_ref();
+    let images = features
+        .map(|features| dit.image_kv(features))
+        .transpose()?;
     let predict = |prompt: &Array| -> Result<Vec<f32>> {
-        let kv = dit.cross_kv(prompt, TEXT_LEN as i32)?;
+        let mut kv = dit.cross_kv(prompt, TEXT_LEN as i32)?;
+        for (kv, image) in kv.iter_mut().zip(images.iter().flatten()) {
+            kv.image = Some(image.clone());
+        }
         Ok(to_host(&dit.forward(&input, &time, &rope, &kv, memory)?)?)
     };
     let [cond, uncond] = embedded.each_ref().map(to_host);
@@ -171,16 +182,26 @@ fn place(
     let (timestep, sigma) = steps
         .find(|&index| checkpoint.expert_at(&schedule, index) == Some(expert))
         .map(|index| (schedule.timesteps[index], schedule.sigmas[index]))
-        .with_context(|| format!("no step of the model's own schedule is the {expert} expert's"))?;
+        .with_context(|| {
+            format!(
+                "no step of the model's own schedule is the {}'s",
+                expert.in_words()
+            )
+        })?;
     let noise = initial_noise(
         plan.seed,
         checkpoint.vae.z_dim,
         plan.latent_grid(&checkpoint.vae),
     );
-    let clean = condition.0.try_index(checkpoint.vae.temporal_stride()..)?;
     let noise = noise.multiply(Array::from_f32(sigma as f32))?;
-    let clean = clean.multiply(Array::from_f32(1.0 - sigma as f32))?;
-    Ok((timestep, noise.add(clean)?))
+    let latents = match &condition.beside {
+        Some(beside) => {
+            let clean = beside.try_index(MASK_CHANNELS..)?;
+            noise.add(clean.multiply(Array::from_f32(1.0 - sigma as f32))?)?
+        }
+        None => noise,
+    };
+    Ok((timestep, latents))
 }
 
 fn some_of(blocks: &[CrossKv]) -> impl Iterator<Item = &CrossKv> {
@@ -198,15 +219,15 @@ impl Observed {
             LEAST_TEXT,
             "the text encoder gives the same for any text",
         )];
-        for seen in [&self.high, &self.low] {
-            let expert = seen.expert;
+        for seen in &self.seen {
+            let expert = seen.expert.in_words();
             for (what, [cond, uncond]) in [
                 ("text embeddings", &seen.embeddings),
                 ("cross-attention keys", &seen.keys),
                 ("cross-attention values", &seen.values),
             ] {
                 findings.push(differs(
-                    &format!("{expert} expert: {what}, prompt against negative prompt"),
+                    &format!("{expert}: {what}, prompt against negative prompt"),
                     cond,
                     uncond,
                     LEAST_TEXT,
@@ -216,7 +237,7 @@ impl Observed {
             let [cond, uncond] = &seen.predictions;
             findings.push(differs(
                 &format!(
-                    "{expert} expert: predictions at t = {}, prompt against negative prompt",
+                    "{expert}: predictions at t = {}, prompt against negative prompt",
                     seen.timestep
                 ),
                 cond,
@@ -225,18 +246,13 @@ impl Observed {
                 "guidance has no effect, whatever its scale",
             ));
         }
+        let [high, low] = self.seen.as_slice() else {
+            return findings;
+        };
         for (what, high, low) in [
-            (
-                "text embeddings",
-                &self.high.embeddings,
-                &self.low.embeddings,
-            ),
-            ("cross-attention keys", &self.high.keys, &self.low.keys),
-            (
-                "cross-attention values",
-                &self.high.values,
-                &self.low.values,
-            ),
+            ("text embeddings", &high.embeddings, &low.embeddings),
+            ("cross-attention keys", &high.keys, &low.keys),
+            ("cross-attention values", &high.values, &low.values),
         ] {
             findings.push(differs(
                 &format!("high-noise against low-noise expert: {what} of the prompt"),

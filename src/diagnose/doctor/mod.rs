@@ -16,6 +16,7 @@ pub mod vae;
 
 pub use machine::Machine;
 
+use std::iter::once;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -25,7 +26,7 @@ use crate::clip::Model;
 use crate::pipeline::plan::Budget;
 use crate::runtime::{Device, DeviceKind};
 use crate::util::show::chain;
-use crate::weights::{Checkpoint, Expert, Loading, PartName};
+use crate::weights::{Checkpoint, Loading, PartName};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -229,14 +230,14 @@ fn effect_of_guidance(round: &mut CheckRunner<'_>, checkpoint: &Checkpoint) {
         return round.skip(Group::Guidance, NAME, NOT_PULLED);
     }
     if quick {
-        let why = "--quick: the text encoder and both experts would have to be loaded";
+        let why = "--quick: the text encoder and the transformers would have to be loaded";
         return round.skip(Group::Guidance, NAME, why);
     }
-    for part in [
-        PartName::TextEncoder,
-        Expert::HighNoise.into(),
-        Expert::LowNoise.into(),
-    ] {
+    let transformers = checkpoint
+        .experts
+        .iter()
+        .map(|(expert, _)| PartName::from(*expert));
+    for part in once(PartName::TextEncoder).chain(transformers) {
         match checkpoint.weight_bytes(part, device) {
             Ok(bytes) if bytes > budget.bytes => {
                 let why = format!(

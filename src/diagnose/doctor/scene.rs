@@ -9,10 +9,11 @@ use crate::clip::{
     CacheSettings, Fit, GuideInterval, GuideScale, Resize, Settings, Sigmas, Switch,
 };
 use crate::model::MemoryPlan;
-use crate::pipeline::{Condition, Silent, decode_clip, encode_condition};
+use crate::pipeline::{Condition, Ends, Silent, decode_clip, encode_condition, encode_video};
 use crate::runtime::Device;
 use crate::sampling::Solver;
 use crate::weights::Checkpoint;
+use crate::weights::Conditioning;
 
 /// Of the miniature's world (`docs/tiny.md`), and plain words to any other model.
 pub const PROMPT: &str = "the red circle moves right";
@@ -73,7 +74,7 @@ pub fn memory_plan(
     budget: u64,
 ) -> MemoryPlan {
     let grid = plan.latent_grid(&checkpoint.vae);
-    MemoryPlan::of_tokens(checkpoint.high.tokens(grid)).in_tiles(
+    MemoryPlan::of_tokens(checkpoint.dit().tokens(grid)).in_tiles(
         &checkpoint.vae,
         device,
         grid,
@@ -81,7 +82,21 @@ pub fn memory_plan(
     )
 }
 
-/// The scene's picture, encoded.
+/// The latents of the scene's picture and zeros behind it, normalised.
+///
+/// # Errors
+/// As [`encode_video`].
+pub fn latents(
+    checkpoint: &Checkpoint,
+    device: Device,
+    memory: &MemoryPlan,
+    plan: &Settings,
+) -> Result<Array> {
+    let pixels = picture(plan.width, plan.height);
+    encode_video(checkpoint, device, memory, pixels.view(), plan)
+}
+
+/// What the model is told of the scene's picture.
 ///
 /// # Errors
 /// As [`encode_condition`].
@@ -91,9 +106,15 @@ pub fn condition(
     memory: &MemoryPlan,
     plan: &Settings,
 ) -> Result<Condition> {
+    if checkpoint.family.conditioning == Conditioning::Text {
+        return Ok(Condition::default());
+    }
     let pixels = picture(plan.width, plan.height);
-    let pixels = pixels.view();
-    encode_condition(checkpoint, device, memory, pixels, plan, None, &mut Silent)
+    let mut ends = Ends::from(pixels.view());
+    if checkpoint.family.conditioning.features() > 1 {
+        ends.last = Some(pixels.view());
+    }
+    encode_condition(checkpoint, device, memory, ends, plan, None, &mut Silent)
 }
 
 /// Every frame of latents `[z_dim, frames, height, width]`.

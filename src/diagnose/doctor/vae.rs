@@ -73,10 +73,9 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
     let (encoder, decoder) = checkpoint.vae_bytes(device)?;
     let config = &checkpoint.vae;
     let phases = cost::encode_phases(config, device, &parts, grid);
-    let (condition, encoding) = Peak::of(forecast(encoder, &phases), || {
-        scene::condition(checkpoint, device, &parts, &plan)
+    let (latents, encoding) = Peak::of(forecast(encoder, &phases), || {
+        scene::latents(checkpoint, device, &parts, &plan)
     })?;
-    let latents = condition.0.try_index(config.temporal_stride()..)?;
     let mut statistics = Vec::new();
     for frame in 0..latents.dim(1) {
         let values = to_host(&latents.try_index((.., frame))?)?;

@@ -256,7 +256,7 @@ impl Studio {
             stage.condition.clone(),
             noise,
             &settings,
-        )
+        )?
         .observed_by(observer.map(|observer| Box::new(observer) as Box<dyn Observer>));
         let latents = denoiser.run(dump, &mut Silent)?;
         Ok((latents, denoiser.passes()))

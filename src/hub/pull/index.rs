@@ -7,22 +7,23 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::hub::{RemoteFile, Selection};
-use crate::weights::config::{CONFIG, OWN_KEY, PartConfig};
+use crate::weights::config::{CONFIG, OWN_KEY, PartConfig, look_for_images};
 use crate::weights::naming::{self, Detected, Kind, Naming};
-use crate::weights::{Files, PartName};
+use crate::weights::{Files, PartName, published};
 
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Compares a part's index with its configuration; returns whose names the tensors have.
+/// Compares a part's index with its configuration; returns whose names the tensors have, and the
+/// dimensions.
 pub(super) fn check(
     root: &Files,
     name: PartName,
     files: &[RemoteFile],
     selection: &Selection,
-) -> Result<Detected> {
+) -> Result<(Detected, PartConfig)> {
     let folder = |path: &str| {
         path.rsplit_once('/')
             .map_or("", |(folder, _)| folder)
@@ -51,11 +52,24 @@ pub(super) fn check(
     if names.kind == Kind::Vae && names.naming == Naming::Original && is_own(&root.sub(&place)) {
         names.naming = Naming::MlxVideo;
     }
-    let config = PartConfig::given(&root.sub(&place), name)?.with_context(|| {
+    let mut config = PartConfig::given(&root.sub(&place), name)?.with_context(|| {
         format!(
             "no config.json in {place}/ tells the dimensions\nhint: pull without --bits, then convert"
         )
     })?;
+    if let PartConfig::Expert(config) = &mut config {
+        // Its shapes are in files that have not come: those that are published.
+        look_for_images(config, &|canonical: &str| {
+            let stored = names.name(canonical).ok()?;
+            index.weight_map.get(&stored)?;
+            let width = published::image_encoder().hidden_size as usize;
+            let rows = 2 * published::image_encoder().tokens() as usize;
+            Some(match canonical.ends_with("pos_embed") {
+                true => vec![1, rows, width],
+                false => vec![width],
+            })
+        });
+    }
     for spec in config.specs()? {
         let stored = names.name(&spec.name)?;
         ensure!(
@@ -63,7 +77,7 @@ pub(super) fn check(
             "the index lacks the tensor {stored}"
         );
     }
-    Ok(names)
+    Ok((names, config))
 }
 
 /// The index that lists the files: a folder may hold several parts, each with an index.

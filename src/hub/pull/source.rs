@@ -26,6 +26,8 @@ struct RemotePart {
     files: Vec<RemoteFile>,
     /// Whose names the tensors have, from the index of a part in several files.
     names: Option<Detected>,
+    /// The dimensions of such a part.
+    config: Option<PartConfig>,
 }
 
 /// Brings the parts of a model on the hub.
@@ -57,15 +59,12 @@ impl<'a> HubSource<'a> {
     ) -> Result<Self> {
         let folder = folder.join(commit);
         let folder = folder.as_path();
-        let is_weights = |file: &RemoteFile| may_hold_tensors(&file.path);
         let mut groups: BTreeMap<PartName, Vec<RemoteFile>> = BTreeMap::new();
+        for (name, file) in selection.parts().with_context(|| repo.to_string())? {
+            groups.entry(name).or_default().push(file.clone());
+        }
         for file in &selection.files {
-            if is_weights(file) {
-                let name = Layout::part_of(&file.path).with_context(|| {
-                    format!("{repo}: {}: which part of a model is this?", file.path)
-                })?;
-                groups.entry(name).or_default().push(file.clone());
-            } else {
+            if !may_hold_tensors(&file.path) {
                 hub.fetch_to(repo, commit, file, folder, &mut |_| ())?;
             }
         }
@@ -73,14 +72,21 @@ impl<'a> HubSource<'a> {
         let parts = groups
             .into_iter()
             .map(|(name, files)| {
-                let names = match files.len() {
-                    1 => None,
-                    _ => Some(
-                        index::check(&root, name, &files, selection)
-                            .with_context(|| format!("{repo}: the {name}"))?,
-                    ),
+                let (names, config) = match files.len() {
+                    1 => (None, None),
+                    _ => {
+                        let found = index::check(&root, name, &files, selection);
+                        let (names, config) =
+                            found.with_context(|| format!("{repo}: the {name}"))?;
+                        (Some(names), Some(config))
+                    }
                 };
-                Ok(RemotePart { name, files, names })
+                Ok(RemotePart {
+                    name,
+                    files,
+                    names,
+                    config,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
@@ -170,10 +176,9 @@ impl ConvertSource for HubSource<'_> {
 
     fn config(&self, name: PartName, part: &Part) -> Result<PartConfig> {
         // A share lacks the tensors that would tell what a configuration leaves out.
-        let share = self.part(name)?.names.is_some();
-        match PartConfig::given(&part.store().location().files, name)? {
-            Some(config) if share => Ok(config),
-            _ => PartConfig::of(part, name),
+        match &self.part(name)?.config {
+            Some(config) => Ok(config.clone()),
+            None => PartConfig::of(part, name),
         }
     }
 

@@ -11,7 +11,7 @@ use mlx_rs::transforms::eval;
 
 use super::keys::{Gathered, laid_out};
 use super::padding::copies_as_offsets;
-use super::{DitConfig, Rope, Stream};
+use super::{DitConfig, Rope, Stream, TimeEmbedding};
 use crate::model::layers::{Linear, f32};
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
 use crate::runtime::{Device, rows};
@@ -30,6 +30,16 @@ pub struct CrossKv {
     /// Added to the scores of each key, `[1, 1, 1, rows]`, float32, when the last rows stand for
     /// several equal ones.
     pub weights: Option<Array>,
+    /// Keys and values of pictures, `[1, heads, rows, head_dim]` each, attended to by themselves.
+    pub image: Option<(Array, Array)>,
+}
+
+/// Projections of pictures' features to keys and values.
+#[derive(Debug)]
+struct ImageKv {
+    to_k: Linear,
+    to_v: Linear,
+    norm_k: Array,
 }
 
 /// The projections and norms of one attention layer.
@@ -100,10 +110,25 @@ impl Attention {
 
     /// Attention of `[1, heads, n, head_dim]` queries, before the output projection: `[n, dim]`.
     fn attend(&self, q: &Array, kv: &CrossKv, score_bytes: u64) -> MlxResult<Array> {
-        let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
         let q = q.as_dtype(kv.values.dtype())?;
         let weights = kv.weights.as_ref();
-        let qkv = [&q, &kv.keys, &kv.values];
+        let text = self.attend_to([&q, &kv.keys, &kv.values], weights, score_bytes)?;
+        match &kv.image {
+            Some((keys, values)) => {
+                let image = self.attend_to([&q, keys, values], None, score_bytes)?;
+                text.add(image)
+            }
+            None => Ok(text),
+        }
+    }
+
+    fn attend_to(
+        &self,
+        qkv: [&Array; 3],
+        weights: Option<&Array>,
+        score_bytes: u64,
+    ) -> MlxResult<Array> {
+        let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
         let out = self.device.attention(qkv, scale, weights, score_bytes)?;
         let tokens = out.dim(2);
         out.transpose_axes(&[0, 2, 1, 3])?
@@ -116,6 +141,7 @@ impl Attention {
 pub(super) struct Block {
     self_attention: Attention,
     cross_attention: Attention,
+    image: Option<ImageKv>,
     /// Affine LayerNorm in front of cross-attention: weight and bias `[dim]`.
     cross_norm: Option<(Array, Array)>,
     ffn_in: Linear,
@@ -131,6 +157,17 @@ impl Block {
         let dim = config.dim();
         let self_attention = Attention::load(config, &mut source.scope("attn1"), device)?;
         let cross_attention = Attention::load(config, &mut source.scope("attn2"), device)?;
+        let image = (config.added_kv_proj_dim.map(|inputs| {
+            let mut source = source.scope("attn2");
+            let mut linear =
+                |name| Linear::load(&mut source.scope(name), [inputs, dim], Role::Matmul);
+            Ok::<_, anyhow::Error>(ImageKv {
+                to_k: linear("add_k_proj")?,
+                to_v: linear("add_v_proj")?,
+                norm_k: source.tensor("norm_added_k.weight", &[dim], Role::Exact)?,
+            })
+        }))
+        .transpose()?;
         // diffusers calls the reference's norm3 norm2.
         let cross_norm = if config.cross_attn_norm {
             Some((
@@ -145,6 +182,7 @@ impl Block {
         Ok(Self {
             self_attention,
             cross_attention,
+            image,
             cross_norm,
             ffn_in: linear("0.proj", [dim, config.ffn_dim])?,
             ffn_out: linear("2", [config.ffn_dim, dim])?,
@@ -168,6 +206,7 @@ impl Block {
                 keys,
                 values,
                 weights: None,
+                image: None,
             });
         }
         let offsets = copies_as_offsets(copies, keys.dtype());
@@ -186,23 +225,38 @@ impl Block {
             keys,
             values,
             weights: Some(Array::from_slice(&weights, &[1, 1, 1, count])),
+            image: None,
         })
     }
 
+    /// Keys and values for embedded pictures `[rows, dim]`, where the block attends to them; evaluated.
+    pub(super) fn image_kv(&self, embedded: &Array) -> MlxResult<Option<(Array, Array)>> {
+        let Some(image) = &self.image else {
+            return Ok(None);
+        };
+        let attention = &self.cross_attention;
+        let values = attention.values(&image.to_v.forward(embedded)?)?;
+        let keys = image.to_k.forward(embedded)?;
+        let keys = attention.heads(&keys, Some(&image.norm_k), None)?;
+        eval([&keys, &values])?;
+        Ok(Some((keys, values)))
+    }
+
     /// The block's first half, self-attention, which no prompt has a part in: the stream of
-    /// `copies * tokens` rows to the same; `time` is the projection `[6, dim]`. Copies of the sequence
+    /// `copies * tokens` rows to the same. Copies of the sequence
     /// share the products and attend to themselves alone.
     pub(super) fn attend_self(
         &self,
         x: Stream,
-        time: &Array,
+        time: &TimeEmbedding,
         rope: &Rope,
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
-        let modulation = Modulation::new(&self.scale_shift_table, time)?;
+        let modulations = Modulations::new(&self.scale_shift_table, time)?;
         let Some(x) = x.as_whole() else {
-            return self.attend_self_in_chunks(x, &modulation, rope, memory);
+            return self.attend_self_in_chunks(x, &modulations, rope, memory);
         };
+        let modulation = modulations.of(0);
         // Self-attention
         let h = self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)?;
         let attention = &self.self_attention;
@@ -228,6 +282,7 @@ impl Block {
                     keys,
                     values,
                     weights: None,
+                    image: None,
                 };
                 attention.attend(&queries, &kv, memory.score_bytes)
             })
@@ -247,15 +302,18 @@ impl Block {
     fn attend_self_in_chunks(
         &self,
         x: Stream,
-        modulation: &Modulation,
+        modulations: &Modulations,
         rope: &Rope,
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
         let attention = &self.self_attention;
-        let modulated = |x: &Array| self.modulated(x, &modulation.scale_msa, &modulation.shift_msa);
+        let modulated = |x: &Array, start| {
+            let modulation = modulations.of(start);
+            self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)
+        };
         let mut kv: Option<[Gathered; 2]> = None;
         for (x, (start, end)) in x.chunks().iter().zip(x.ranges()) {
-            let h = modulated(x)?;
+            let h = modulated(x, start)?;
             let values = attention.values(&attention.to_v.forward(&h)?)?;
             let part = rope.part(start, end)?;
             let keys = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
@@ -278,10 +336,11 @@ impl Block {
             keys: keys.finished()?,
             values: values.finished()?,
             weights: None,
+            image: None,
         };
         x.replace(|x, (start, end)| {
             let part = rope.part(start, end)?;
-            let projected = attention.to_q.forward(&modulated(x)?)?;
+            let projected = attention.to_q.forward(&modulated(x, start)?)?;
             let queries = attention.queries(&projected, Some(&part))?;
             drop(projected);
             queries.eval()?;
@@ -289,7 +348,8 @@ impl Block {
             attended.eval()?;
             drop(queries);
             let h = attention.to_out.forward(&attended)?;
-            self.device.add_gated(x, &h, &modulation.gate_msa)
+            self.device
+                .add_gated(x, &h, &modulations.of(start).gate_msa)
         })
     }
 
@@ -298,15 +358,18 @@ impl Block {
     pub(super) fn attend_text(
         &self,
         x: Stream,
-        time: &Array,
+        time: &TimeEmbedding,
         prompts: &[&CrossKv],
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
-        let modulation = Modulation::new(&self.scale_shift_table, time)?;
-        let rows = |x: &Array| self.attend_text_rows(x, &modulation, prompts, memory.score_bytes);
+        let modulations = Modulations::new(&self.scale_shift_table, time)?;
+        let rows = |x: &Array, start| {
+            let modulation = modulations.of(start);
+            self.attend_text_rows(x, modulation, prompts, memory.score_bytes)
+        };
         match x.as_whole() {
-            Some(x) => Ok(rows(x)?.into()),
-            None => x.replace(|x, _| rows(x)),
+            Some(x) => Ok(rows(x, 0)?.into()),
+            None => x.replace(|x, (start, _)| rows(x, start)),
         }
     }
 
@@ -394,6 +457,35 @@ fn joined(copies: &[Array]) -> MlxResult<Array> {
     match copies {
         [only] => Ok(only.clone()),
         _ => concatenate(copies, 0),
+    }
+}
+
+/// A block's modulations of a clip's tokens.
+struct Modulations {
+    /// Of the first tokens, where they have a timestep of their own, and their number.
+    given: Option<(i32, Modulation)>,
+    rest: Modulation,
+}
+
+impl Modulations {
+    fn new(table: &Array, time: &TimeEmbedding) -> MlxResult<Self> {
+        let given = time.given.as_ref();
+        let given = given.map(|given| {
+            let modulation = Modulation::new(table, &given.projection);
+            modulation.map(|modulation| (given.tokens, modulation))
+        });
+        Ok(Self {
+            given: given.transpose()?,
+            rest: Modulation::new(table, &time.projection)?,
+        })
+    }
+
+    /// Of a chunk that begins with the token `start`.
+    fn of(&self, start: i32) -> &Modulation {
+        match &self.given {
+            Some((tokens, given)) if start < *tokens => given,
+            _ => &self.rest,
+        }
     }
 }
 

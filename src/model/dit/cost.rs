@@ -28,6 +28,16 @@ pub fn text_rows(device: Device, tokens: usize, text_len: usize) -> [u64; 2] {
     ]
 }
 
+/// What an expert computes once per clip of pictures' features, `rows` of them: their embedding, and the
+/// keys and values of every block.
+pub fn pictures(config: &DitConfig, rows: u64) -> Operations {
+    let width = number(config.dim());
+    let features = number(config.image_dim.unwrap_or(0));
+    Operations::product(rows, features, features)
+        + Operations::product(rows, features, width)
+        + Operations::product(rows, width, width).times(2 * number(config.num_layers))
+}
+
 /// What a step computes once, whatever the prompts: the time embedding.
 pub fn step(config: &DitConfig) -> Operations {
     let width = number(config.dim());
@@ -50,12 +60,14 @@ fn attend_self(config: &DitConfig, tokens: u64) -> Operations {
         + Operations::attention(tokens, tokens, width)
 }
 
-/// A pass behind [`start`] with a prompt of `rows` keys: the rest of the blocks and the head.
-pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
+/// A pass behind [`start`] with a prompt of `text` keys and pictures of `image` ones: the rest of the
+/// blocks and the head.
+pub fn pass(config: &DitConfig, tokens: u64, [text, image]: [u64; 2]) -> Operations {
     let (width, layers) = (number(config.dim()), number(config.num_layers));
     let patch: u64 = config.patch_size.iter().map(|&p| number(p)).product();
     let with_text = Operations::product(tokens, width, width).times(2)
-        + Operations::attention(tokens, rows, width)
+        + Operations::attention(tokens, text, width)
+        + Operations::attention(tokens, image, width)
         + Operations::product(tokens, width, number(config.ffn_dim)).times(2);
     with_text.times(layers)
         + attend_self(config, tokens).times(layers.saturating_sub(1))
@@ -65,11 +77,13 @@ pub fn pass(config: &DitConfig, tokens: u64, rows: u64) -> Operations {
 /// Values of the blocks' matrices.
 pub fn weights(config: &DitConfig) -> u64 {
     let width = number(config.dim());
-    number(config.num_layers) * (8 * width * width + 2 * width * number(config.ffn_dim))
+    // With keys and values of pictures where there are such.
+    let squares = 8 + 2 * u64::from(config.image_dim.is_some());
+    number(config.num_layers) * (squares * width * width + 2 * width * number(config.ffn_dim))
 }
 
-/// What has to be unpacked for an expert with `quantized` values: for prompts of `rows` keys each,
-/// `steps` steps on `tokens`, of which `guided` with two passes.
+/// What has to be unpacked for an expert with `quantized` values: for prompts, and pictures, of `rows` each,
+/// `steps` steps on `tokens`, the first `given` of them a picture's, of which `guided` with two passes.
 ///
 /// All of a block's products are taken to be quantized alike; those outside the blocks are few.
 pub fn unpacking(
@@ -78,7 +92,7 @@ pub fn unpacking(
     memory: &MemoryPlan,
     quantized: u64,
     rows: &[u64],
-    tokens: u64,
+    [tokens, given]: [u64; 2],
     [steps, guided]: [u64; 2],
 ) -> Operations {
     let (width, layers) = (number(config.dim()), number(config.num_layers));
@@ -88,16 +102,14 @@ pub fn unpacking(
     let least = number(device.dense_above);
     let prompts = rows.iter().filter(|&&rows| rows > least).count() as u64;
     // Every chunk of tokens unpacks anew.
-    let chunk = memory.chunk_of(tokens);
-    let chunks = match chunk > least {
-        true => tokens.div_ceil(chunk),
-        false => 0,
-    };
-    let passes = match memory.joint_passes {
+    let chunks = memory.chunks(tokens, given);
+    let chunks = chunks.filter(|&rows| rows > least).count() as u64;
+    let joint_passes = memory.joint_passes && given == 0;
+    let passes = match joint_passes {
         true => steps,
         false => steps + guided,
     };
-    let starts = match memory.joint_passes || memory.shared_start {
+    let starts = match joint_passes || memory.shared_start {
         true => steps,
         false => passes,
     };
@@ -114,7 +126,9 @@ pub fn unpacking(
 pub struct Denoising {
     /// Tokens of the clip.
     pub tokens: u64,
-    /// Keys that the prompts leave, of both together.
+    /// Those of them that are a picture's, the first ones.
+    pub given: u64,
+    /// Keys that the prompts leave, of both together, and pictures.
     pub text_rows: u64,
     /// Whether weights are quantized.
     pub quantized: bool,
@@ -133,7 +147,13 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         number(config.dim()),
         device.dtype.matmul_dtype_size() as u64,
     );
-    let Denoising { tokens, cells, .. } = clip;
+    let Denoising {
+        tokens,
+        given,
+        cells,
+        ..
+    } = clip;
+    let joint_passes = memory.joint_passes && given == 0;
     let stream = tokens * width;
     let kv = 2 * number(config.num_layers) * clip.text_rows * width * size;
     let tables = tokens * number(config.attention_head_dim) * F32;
@@ -146,9 +166,9 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         CacheMethod::EasyCache { .. } => passes * number(config.out_channels) * pixels * F32,
     };
     // The residual stream, and what the passes of a step share.
-    let shared = u64::from(clip.guided && (memory.joint_passes || memory.shared_start));
+    let shared = u64::from(clip.guided && (joint_passes || memory.shared_start));
     let kept = kv + tables + latents + cached + (1 + shared) * stream * F32;
-    let chunk = memory.chunk_of(tokens);
+    let chunk = memory.chunks(tokens, given).max().unwrap_or(0);
     let scores = device.scores_at_once(
         [
             config.num_attention_heads,
@@ -159,7 +179,7 @@ pub fn peak_bytes(config: &DitConfig, device: Device, memory: &MemoryPlan, clip:
         memory.score_bytes,
     );
     let hidden = |rows: u64| rows * number(config.ffn_dim) * size;
-    let copies = match clip.guided && memory.joint_passes {
+    let copies = match clip.guided && joint_passes {
         true => 2,
         false => 1,
     };

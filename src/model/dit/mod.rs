@@ -1,4 +1,4 @@
-//! The diffusion transformer of Wan2.x image-to-video, one expert.
+//! The diffusion transformer of Wan2.x, one expert.
 //!
 //! Mirrors `WanModel` of Wan-Video/Wan2.2 (`wan/modules/model.py`) with diffusers' tensor names
 //! (`WanTransformer3DModel`). A clip is one sequence; guidance runs as separate passes, as the
@@ -8,6 +8,7 @@
 mod block;
 pub mod cost;
 mod embed;
+mod image;
 pub(super) mod keys;
 mod padding;
 mod rope;
@@ -31,8 +32,9 @@ use super::umt5::pad_rows;
 use super::{
     MAX_LAYERS, MAX_WIDTH, MemoryPlan, Role, TensorSource, check_dimensions, check_epsilon, product,
 };
-use crate::runtime::{Device, equal_parts, rows};
+use crate::runtime::{Device, rows};
 use block::Block;
+use image::ImageEmbedder;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -43,7 +45,8 @@ pub struct DitConfig {
     pub num_attention_heads: i32,
     /// Channels per head.
     pub attention_head_dim: i32,
-    /// Input channels: noise 16, mask 4, image latents 16.
+    /// Input channels: the noise's, and with a masked picture beside it 4 of the mask and as many of
+    /// the picture.
     pub in_channels: i32,
     /// Output channels.
     pub out_channels: i32,
@@ -64,12 +67,15 @@ pub struct DitConfig {
     /// Kind of query and key norm; only `rms_norm_across_heads` exists.
     #[serde(default)]
     pub qk_norm: Option<String>,
-    /// Wan2.1's CLIP image embedding; Wan2.2 I2V-A14B has none.
+    /// Width of the CLIP features of a picture that Wan2.1 image-to-video attends to.
     #[serde(default)]
     pub image_dim: Option<i32>,
-    /// Wan2.1's image cross-attention; Wan2.2 I2V-A14B has none.
+    /// Inputs of the keys and values of those features: the residual stream's width.
     #[serde(default)]
     pub added_kv_proj_dim: Option<i32>,
+    /// Rows of the learned positions of Wan2.1's first-last-frame model: those of both pictures.
+    #[serde(default)]
+    pub pos_embed_seq_len: Option<i32>,
 }
 
 impl DitConfig {
@@ -139,9 +145,33 @@ impl DitConfig {
             self.qk_norm
         );
         ensure!(
-            self.image_dim.is_none() && self.added_kv_proj_dim.is_none(),
-            "image_dim or added_kv_proj_dim is set: this is a Wan2.1 image-to-video model with \
-             CLIP image attention; only Wan2.2 I2V models are supported"
+            self.image_dim.is_some() == self.added_kv_proj_dim.is_some()
+                && self
+                    .added_kv_proj_dim
+                    .is_none_or(|inputs| inputs == self.dim()),
+            "image_dim is {:?} and added_kv_proj_dim {:?}; expected both or none, the second the width {}",
+            self.image_dim,
+            self.added_kv_proj_dim,
+            self.dim()
+        );
+        ensure!(
+            self.in_channels >= self.out_channels,
+            "in_channels and out_channels are {} and {}; expected at least as many in as out",
+            self.in_channels,
+            self.out_channels
+        );
+        for (field, value) in [
+            ("image_dim", self.image_dim),
+            ("pos_embed_seq_len", self.pos_embed_seq_len),
+        ] {
+            if let Some(value) = value {
+                check_dimensions(&[(field, value.into())], MAX_WIDTH)?;
+            }
+        }
+        ensure!(
+            self.pos_embed_seq_len.is_none() || self.image_dim.is_some(),
+            "pos_embed_seq_len is {:?} without image_dim; positions of pictures need pictures",
+            self.pos_embed_seq_len
         );
         Ok(())
     }
@@ -152,15 +182,16 @@ impl DitConfig {
 pub struct Dit {
     config: DitConfig,
     device: Device,
-    /// The patch embedding's columns for the noise's channels.
+    /// The patch embedding's columns for the noise's channels, with its bias where there are no others.
     patch_noise: Linear,
     /// Its columns for the condition's channels, and its bias.
-    patch_condition: Linear,
+    patch_condition: Option<Linear>,
     time_in: Linear,
     time_out: Linear,
     time_proj: Linear,
     text_in: Linear,
     text_out: Linear,
+    image: Option<ImageEmbedder>,
     blocks: Vec<Block>,
     /// Output modulation table `[2, dim]`, float32.
     scale_shift_table: Array,
@@ -174,6 +205,19 @@ pub struct TimeEmbedding {
     /// `[1, dim]`, float32: modulates the output head.
     pub embedding: Array,
     /// `[6, dim]`, float32: modulates every block.
+    pub projection: Array,
+    /// Of the tokens of the first latent frame, where that is a picture without noise.
+    pub given: Option<GivenTime>,
+}
+
+/// The first tokens of a clip, which have a timestep of their own.
+#[derive(Clone, Debug)]
+pub struct GivenTime {
+    /// How many there are.
+    pub tokens: i32,
+    /// As [`TimeEmbedding::embedding`].
+    pub embedding: Array,
+    /// As [`TimeEmbedding::projection`].
     pub projection: Array,
 }
 
@@ -217,18 +261,28 @@ impl Dit {
         let blocks = (0..config.num_layers)
             .map(|i| Block::load(config, &mut source.scope(&format!("blocks.{i}")), device))
             .collect::<Result<Vec<_>>>()?;
+        let image = (config.image_dim.map(|features| {
+            ImageEmbedder::load(config, features, &mut source.scope(image::SCOPE), device)
+        }))
+        .transpose()?;
         let head_values = config.out_channels * config.patch_volume();
+        // The bias goes with the last columns.
+        let (beside, noise_bias) = match patch_values > noise_values {
+            true => {
+                let columns = columns(noise_values, patch_values)?;
+                (Some(Linear::from_weight(columns, Some(patch_bias))?), None)
+            }
+            false => (None, Some(patch_bias)),
+        };
         Ok(Self {
-            patch_noise: Linear::from_weight(columns(0, noise_values)?, None)?,
-            patch_condition: Linear::from_weight(
-                columns(noise_values, patch_values)?,
-                Some(patch_bias),
-            )?,
+            patch_noise: Linear::from_weight(columns(0, noise_values)?, noise_bias)?,
+            patch_condition: beside,
             time_in,
             time_out,
             time_proj,
             text_in,
             text_out,
+            image,
             blocks,
             scale_shift_table: source
                 .tensor("scale_shift_table", &[1, 2, dim], Role::Exact)?
@@ -281,6 +335,43 @@ impl Dit {
             .collect()
     }
 
+    /// Keys and values of pictures' CLIP features `[rows, image_dim]` in every block, for
+    /// [`CrossKv::image`]; none where the model takes no features.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn image_kv(&self, features: &Array) -> MlxResult<Vec<(Array, Array)>> {
+        let Some(image) = &self.image else {
+            return Ok(Vec::new());
+        };
+        let embedded = image.forward(features)?;
+        let blocks = self.blocks.iter();
+        let all = blocks.filter_map(|block| block.image_kv(&embedded).transpose());
+        all.collect()
+    }
+
+    /// The time embedding of a timestep (0 to 1000), in float32, where the first `given` tokens are a
+    /// picture's: those have timestep 0 (`textimage2video.py` of Wan-Video/Wan2.2).
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn embed_times(&self, timestep: f64, given: i32) -> MlxResult<TimeEmbedding> {
+        let mut time = self.embed_time(timestep)?;
+        if given > 0 {
+            let TimeEmbedding {
+                embedding,
+                projection,
+                ..
+            } = self.embed_time(0.0)?;
+            time.given = Some(GivenTime {
+                tokens: given,
+                embedding,
+                projection,
+            });
+        }
+        Ok(time)
+    }
+
     /// The time embedding of a timestep (0 to 1000), in float32.
     pub fn embed_time(&self, timestep: impl Into<f64>) -> MlxResult<TimeEmbedding> {
         self.embed_sinusoid(&time_sinusoid(timestep.into(), self.config.freq_dim))
@@ -297,6 +388,7 @@ impl Dit {
         Ok(TimeEmbedding {
             embedding,
             projection,
+            given: None,
         })
     }
 
@@ -332,40 +424,55 @@ impl Dit {
         observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
     ) -> MlxResult<Array> {
         let noise = input.try_index(0..self.config.out_channels)?;
-        let condition = input.try_index(self.config.out_channels..)?;
-        let tokens = self.embed(&noise, &condition, memory)?;
+        let beside = self.patch_condition.as_ref();
+        let condition = beside.map(|_| input.try_index(self.config.out_channels..));
+        let given = time.given.as_ref().map_or(0, |given| given.tokens);
+        let tokens = self.embed(&noise, condition.transpose()?.as_ref(), given, memory)?;
         let start = self.start(tokens, time, rope, memory)?;
         let x = self.finish(start, time, rope, cross, memory, observe)?;
         self.head(&x, time, [1, 2, 3].map(|axis| input.dim(axis)))
     }
 
-    /// The patch embedding: `noise` `[out_channels, frames, height, width]` and `condition`
-    /// `[in_channels - out_channels, frames, height, width]` to the stream, in chunks where `memory` has
-    /// fewer rows at once than there are.
+    /// The patch embedding: `noise` `[out_channels, frames, height, width]` and, where the model has
+    /// channels for it, `condition` `[in_channels - out_channels, frames, height, width]` to the stream,
+    /// in the chunks of [`MemoryPlan::ranges`], of which none has both the first `given` tokens and others.
+    ///
+    /// # Errors
+    /// When MLX fails.
     pub fn embed(
         &self,
         noise: &Array,
-        condition: &Array,
+        condition: Option<&Array>,
+        given: i32,
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
         let patches = |x: &Array| patchify(&f32(x)?, self.config.patch_size);
-        let (noise, condition) = (patches(noise)?, patches(condition)?);
-        let embed = |noise: &Array, condition: &Array| {
-            let condition = f32(&self.patch_condition.forward(condition)?)?;
-            f32(&self.patch_noise.forward(noise)?)?.add(condition)
+        let noise = patches(noise)?;
+        let beside = self.patch_condition.as_ref().zip(condition);
+        let beside = beside.map(|(linear, condition)| {
+            let condition = patches(condition);
+            condition.map(|condition| (linear, condition))
+        });
+        let beside = beside.transpose()?;
+        let embed = |start: i32, end: i32| -> MlxResult<Array> {
+            let x = f32(&self.patch_noise.forward(&rows(&noise, start, end)?)?)?;
+            match &beside {
+                Some((linear, condition)) => {
+                    x.add(f32(&linear.forward(&rows(condition, start, end)?)?)?)
+                }
+                None => Ok(x),
+            }
         };
-        let tokens = noise.dim(0);
-        let each = equal_parts(tokens, memory.chunk_rows);
-        if each >= tokens {
-            return Ok(embed(&noise, &condition)?.into());
+        let chunks = memory.ranges(noise.dim(0), given);
+        if let [(start, end)] = *chunks.as_slice() {
+            return Ok(embed(start, end)?.into());
         }
-        let chunk = |start: i32| {
-            let end = start.saturating_add(each).min(tokens);
-            let x = embed(&rows(&noise, start, end)?, &rows(&condition, start, end)?)?;
+        let chunk = |&(start, end): &(i32, i32)| {
+            let x = embed(start, end)?;
             x.eval()?;
             Ok(x)
         };
-        let chunks = (0..tokens).step_by(each as usize).map(chunk);
+        let chunks = chunks.iter().map(chunk);
         Ok(Stream::of_chunks(chunks.collect::<MlxResult<_>>()?))
     }
 
@@ -380,7 +487,7 @@ impl Dit {
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
         let x = match self.blocks.first() {
-            Some(first) => first.attend_self(tokens, &time.projection, rope, memory)?,
+            Some(first) => first.attend_self(tokens, time, rope, memory)?,
             None => tokens,
         };
         eval(x.chunks())?;
@@ -401,7 +508,8 @@ impl Dit {
         self.finish_all(start, time, rope, &[cross], memory, observe)
     }
 
-    /// [`Self::finish`] for two prompts at once: the same sums, but each weight is read once.
+    /// [`Self::finish`] for two prompts at once: the same sums, but each weight is read once. Where the
+    /// first tokens have a time of their own they go one after the other.
     pub fn finish_both(
         &self,
         start: &Stream,
@@ -411,6 +519,11 @@ impl Dit {
         memory: &MemoryPlan,
         observe: &mut dyn FnMut(usize, &Stream) -> MlxResult<()>,
     ) -> MlxResult<[Stream; 2]> {
+        if time.given.is_some() {
+            let mut one =
+                |cross| self.finish_all(start.clone(), time, rope, &[cross], memory, observe);
+            return Ok([one(cross[0])?, one(cross[1])?]);
+        }
         let start = start.whole()?;
         let tokens = start.dim(0);
         let twice = concatenate(&[&start, &start], 0)?;
@@ -435,9 +548,9 @@ impl Dit {
         for (i, block) in self.blocks.iter().enumerate() {
             let prompts: Vec<_> = cross.iter().filter_map(|kv| kv.get(i)).collect();
             if i > 0 {
-                x = block.attend_self(x, &time.projection, rope, memory)?;
+                x = block.attend_self(x, time, rope, memory)?;
             }
-            x = block.attend_text(x, &time.projection, &prompts, memory)?;
+            x = block.attend_text(x, time, &prompts, memory)?;
             // Block by block: one command buffer for a whole pass trips the GPU's watchdog
             // or its memory limit on long clips (ddalcu/mlx-serve#321).
             eval(x.chunks())?;
@@ -449,16 +562,34 @@ impl Dit {
     /// The output head: `x` of [`Self::finish`] to the velocity `[out_channels, frames, height,
     /// width]`, float32; `grid` is the latents' frames, height and width.
     pub fn head(&self, x: &Stream, time: &TimeEmbedding, grid: [i32; 3]) -> MlxResult<Array> {
-        let modulation = self.scale_shift_table.add(&time.embedding)?;
-        let shift = modulation.try_index(0)?;
-        let scale = modulation.try_index(1)?.add(Array::from_f32(1.0))?;
-        let head = |x: &Array| {
-            let x = self.device.layer_norm(x, &scale, &shift, self.config.eps)?;
+        let modulation = |embedding: &Array| -> MlxResult<[Array; 2]> {
+            let all = self.scale_shift_table.add(embedding)?;
+            let scale = all.try_index(1)?.add(Array::from_f32(1.0))?;
+            Ok([scale, all.try_index(0)?])
+        };
+        let rest = modulation(&time.embedding)?;
+        let given = time.given.as_ref();
+        let first = given.map(|given| {
+            let modulation = modulation(&given.embedding);
+            modulation.map(|modulation| (given.tokens, modulation))
+        });
+        let first = first.transpose()?;
+        let x = match &first {
+            Some((tokens, _)) => x.cut_at(*tokens)?,
+            None => x.clone(),
+        };
+        let head = |(x, (start, _)): (&Array, (i32, i32))| {
+            let [scale, shift] = match &first {
+                Some((tokens, first)) if start < *tokens => first,
+                _ => &rest,
+            };
+            let x = self.device.layer_norm(x, scale, shift, self.config.eps)?;
             let x = self.proj_out.forward(&x)?;
             x.eval()?;
             Ok(x)
         };
-        let chunks = x.chunks().iter().map(head).collect::<MlxResult<_>>()?;
+        let chunks = x.chunks().iter().zip(x.ranges());
+        let chunks = chunks.map(head).collect::<MlxResult<_>>()?;
         let x = Stream::of_chunks(chunks).whole()?;
         unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }

@@ -4,6 +4,8 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 use mlx_rs::ops::concatenate;
 
+use crate::runtime::rows;
+
 /// The residual stream `[tokens, dim]`, float32: whole, or in the chunks of rows that a block computes at
 /// once, each with a buffer of its own, so that it never exists twice.
 #[derive(Clone, Debug)]
@@ -24,6 +26,23 @@ impl Stream {
             [whole] => Ok(whole.clone()),
             chunks => concatenate(chunks, 0),
         }
+    }
+
+    /// The same, cut between the rows `row - 1` and `row`, if it is not yet.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub(super) fn cut_at(&self, row: i32) -> Result<Self> {
+        let mut chunks = Vec::new();
+        for (chunk, (start, end)) in self.0.iter().zip(self.ranges()) {
+            if start < row && row < end {
+                chunks.push(rows(chunk, 0, row - start)?);
+                chunks.push(rows(chunk, row - start, end - start)?);
+            } else {
+                chunks.push(chunk.clone());
+            }
+        }
+        Ok(Self(chunks))
     }
 
     /// The only array, where the stream is whole.

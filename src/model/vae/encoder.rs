@@ -144,7 +144,7 @@ impl VaeEncoder {
     }
 
     /// Pixels per latent row and column.
-    pub(super) fn side(&self) -> i32 {
+    pub fn side(&self) -> i32 {
         self.side
     }
 

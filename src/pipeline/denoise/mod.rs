@@ -83,6 +83,9 @@ fn loaded<'e>(experts: &'e Experts<'_>) -> Result<&'e Dit> {
 
 impl<'a> Denoiser<'a> {
     /// A run from `noise` `[z_dim, frames, height, width]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
     pub fn new(
         checkpoint: &'a Checkpoint,
         device: Device,
@@ -91,16 +94,17 @@ impl<'a> Denoiser<'a> {
         condition: Condition,
         noise: Array,
         settings: &Settings,
-    ) -> Self {
+    ) -> Result<Self> {
         let schedule = settings.schedule();
-        Self {
+        let latents = condition.put_into(&noise)?;
+        Ok(Self {
             checkpoint,
             device,
             memory,
             prompts,
             condition,
-            latents: noise,
-            sampler: Sampler::new(settings.solver, schedule),
+            latents,
+            sampler: Sampler::new(settings.solver, schedule, settings.seed),
             settings: settings.clone(),
             prepared: None,
             restored: None,
@@ -108,7 +112,7 @@ impl<'a> Denoiser<'a> {
             left_f16: false,
             eta: None,
             observer: None,
-        }
+        })
     }
 
     /// The same run with an observer.

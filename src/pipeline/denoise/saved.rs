@@ -1,6 +1,6 @@
 //! The state that a run saves, and denoising that resumes from it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mlx_rs::{Array, Dtype};
 
 use super::step::Prepared;
@@ -42,7 +42,7 @@ impl<'a> Denoiser<'a> {
     pub fn state(&self) -> State {
         let mut state = State::default();
         self.prompts.save(&mut state);
-        state.set("condition", &self.condition.0);
+        self.condition.save(&mut state);
         state.set("latents", &self.latents);
         self.sampler.save(&mut state);
         if self.left_f16 {
@@ -58,8 +58,7 @@ impl<'a> Denoiser<'a> {
             // The other expert begins with nothing.
             && next == Some(prepared.expert)
         {
-            let is_high = prepared.expert == Expert::HighNoise;
-            state.set_count("cache.is_high", usize::from(is_high));
+            state.set_count("cache.expert", prepared.expert as usize);
             prepared.cache.save(&mut state);
             state.set_optional("cache.prompt", prepared.prompt.reusable.as_ref());
             let negative = prepared.negative.as_ref();
@@ -80,19 +79,19 @@ impl<'a> Denoiser<'a> {
         settings: &Settings,
     ) -> Result<Self> {
         let prompts = EncodedPrompts::restore(state)?;
-        let condition = Condition(state.array("condition")?);
+        let condition = Condition::restore(state);
         let latents = state.array("latents")?;
-        let z_dim = checkpoint.vae.z_dim;
-        for (name, array, channels) in [
-            ("latents", &latents, z_dim),
-            (
-                "condition",
-                &condition.0,
-                checkpoint.vae.temporal_stride() + z_dim,
-            ),
-        ] {
-            let [frames, rows, columns] = settings.latent_grid(&checkpoint.vae);
-            let expected = [channels, frames, rows, columns];
+        let [frames, rows, columns] = settings.latent_grid(&checkpoint.vae);
+        let of = |channels, frames| [channels, frames, rows, columns];
+        let z = checkpoint.vae.z_dim;
+        let beside = checkpoint.dit().in_channels - z;
+        let saved = [
+            ("latents", Some(&latents), of(z, frames)),
+            ("condition", condition.beside.as_ref(), of(beside, frames)),
+            ("first frame", condition.first.as_ref(), of(z, 1)),
+        ];
+        for (name, array, expected) in saved {
+            let Some(array) = array else { continue };
             ensure!(
                 array.shape() == expected && array.dtype() == Dtype::Float32,
                 "the saved run's {name} are {:?} of shape {:?}; expected float32 {expected:?}",
@@ -100,6 +99,14 @@ impl<'a> Denoiser<'a> {
                 array.shape()
             );
         }
+        ensure!(
+            condition.beside.is_some() == (beside > 0),
+            "the saved run's condition is {}; expected {beside} channels",
+            match condition.beside {
+                Some(_) => "there",
+                None => "missing",
+            }
+        );
         for prompt in [Some(&prompts.prompt), prompts.negative.as_ref()]
             .into_iter()
             .flatten()
@@ -113,7 +120,7 @@ impl<'a> Denoiser<'a> {
         }
         let mut denoiser = Self::new(
             checkpoint, device, memory, prompts, condition, latents, settings,
-        );
+        )?;
         if state.count("left_f16").is_ok() {
             denoiser.without_f16();
         }
@@ -123,13 +130,10 @@ impl<'a> Denoiser<'a> {
             reused: state.count("passes.reused")?,
             unguided: state.count("passes.unguided")?,
         };
-        if let Ok(is_high) = state.count("cache.is_high") {
+        if let Ok(expert) = state.count("cache.expert") {
+            let expert = Expert::ALL.get(expert);
             denoiser.restored = Some(Restored {
-                expert: if is_high == 1 {
-                    Expert::HighNoise
-                } else {
-                    Expert::LowNoise
-                },
+                expert: *expert.context("the saved run's cache is of no expert")?,
                 cache: StepCache::restore(denoiser.settings.cache.clone(), state)?,
                 prompt: state.optional("cache.prompt"),
                 negative: state.optional("cache.negative"),

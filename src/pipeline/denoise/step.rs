@@ -56,16 +56,19 @@ impl Denoiser<'_> {
         let steps = self.sampler.schedule().steps();
         let place = || {
             format!(
-                "step {} of {steps} (t = {timestep}, {expert} expert)",
-                index + 1
+                "step {} of {steps} (t = {timestep}, {})",
+                index + 1,
+                expert.in_words()
             )
         };
+        let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
+        let given = self.condition.given_tokens(dit.config(), grid);
         let pass = Pass {
             dit,
             rope: &loaded.rope,
-            time: dit.embed_time(timestep)?,
+            time: dit.embed_times(timestep, given)?,
             latents: &self.latents,
-            condition: &self.condition.0,
+            condition: self.condition.beside.as_ref(),
             method: self.settings.cache.method,
             memory: &self.memory,
         };
@@ -109,7 +112,8 @@ impl Denoiser<'_> {
             None => None,
         };
         // In row-major order, as a run that resumes here reads them.
-        self.latents = self.sampler.step(&self.latents, &velocity)?.contiguous()?;
+        let latents = self.sampler.step(&self.latents, &velocity)?;
+        self.latents = self.condition.put_into(&latents)?.contiguous()?;
         evaluate(&self.latents).with_context(place)?;
         health::check_latents(&self.latents).with_context(place)?;
         if let (Some(observer), Some(estimate)) = (observer, &estimate) {
@@ -146,6 +150,7 @@ impl Denoiser<'_> {
             let suffix = match expert {
                 Expert::HighNoise => "high",
                 Expert::LowNoise => "low",
+                Expert::Single => "single",
             };
             let embed = |encoded| dit.embed_text(&pad_rows(encoded, TEXT_LEN as i32)?);
             let embedded = embed(&self.prompts.prompt)?;
@@ -157,11 +162,15 @@ impl Denoiser<'_> {
                 )?;
             }
         }
+        let features = self.condition.features.as_ref();
+        let image_kv = features.map(|features| dit.image_kv(features));
+        let image_kv = image_kv.transpose()?.unwrap_or_default();
         let branch = |encoded: &Array| -> Result<Branch> {
-            Ok(Branch {
-                kv: dit.cross_kv(encoded, TEXT_LEN as i32)?,
-                reusable: None,
-            })
+            let mut kv = dit.cross_kv(encoded, TEXT_LEN as i32)?;
+            for (kv, image) in kv.iter_mut().zip(&image_kv) {
+                kv.image = Some(image.clone());
+            }
+            Ok(Branch { kv, reusable: None })
         };
         let guided = self.settings.guide_scale.of(expert) != 1.0;
         let negative = self.prompts.negative.as_ref().filter(|_| guided);
@@ -186,7 +195,7 @@ struct Pass<'a> {
     rope: &'a Rope,
     time: TimeEmbedding,
     latents: &'a Array,
-    condition: &'a Array,
+    condition: Option<&'a Array>,
     method: CacheMethod,
     memory: &'a MemoryPlan,
 }
@@ -199,7 +208,10 @@ impl Pass<'_> {
     /// The embedded latents and condition, computed whenever they are asked for: kept they would be as
     /// large as the stream, and they cost a few millionths of a pass.
     fn tokens(&self) -> Result<Stream> {
-        Ok(self.dit.embed(self.latents, self.condition, self.memory)?)
+        let given = self.time.given.as_ref().map_or(0, |given| given.tokens);
+        Ok(self
+            .dit
+            .embed(self.latents, self.condition, given, self.memory)?)
     }
 
     fn start(&self) -> Result<Stream> {

@@ -83,8 +83,8 @@ pub struct Clip<'a> {
     pub request: &'a Request,
     /// Its model.
     pub checkpoint: &'a Checkpoint,
-    /// Width and height of the picture.
-    pub picture: (usize, usize),
+    /// Width and height of the picture, if there is one.
+    pub picture: Option<(usize, usize)>,
     /// Its settings.
     pub settings: &'a Settings,
     /// Sizes of what it is made from.
@@ -133,8 +133,8 @@ pub(super) fn plan_settings(
 ) -> Result<PlannedMemory> {
     let bytes = budget.for_arrays();
     let grid = settings.latent_grid(&checkpoint.vae);
-    let mut parts = MemoryPlan::of_tokens(checkpoint.high.tokens(grid));
-    let mut chunks = ways(device, checkpoint.high.attention_head_dim).into_iter();
+    let mut parts = MemoryPlan::of_tokens(checkpoint.dit().tokens(grid));
+    let mut chunks = ways(device, checkpoint.dit().attention_head_dim).into_iter();
     loop {
         let memory = parts.in_tiles(&checkpoint.vae, device, grid, bytes);
         let forecast = forecast(checkpoint, settings, inputs, device, &memory, rates)?;

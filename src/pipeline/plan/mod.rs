@@ -10,7 +10,7 @@ pub use budget::{
     Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, refusal_on_mac,
     shortage,
 };
-pub use published::{CLIPS, Fits, Published};
+pub use published::{CLIPS, Fits, Published, plan_published};
 
 use std::iter::once;
 
@@ -22,11 +22,12 @@ use crate::clip::{GuideScale, Settings};
 use crate::model::MemoryPlan;
 use crate::model::dit::{self, DitConfig};
 use crate::model::vae::Tiling;
-use crate::model::{umt5, vae};
+use crate::model::{clip_vision, umt5, vae};
+use crate::pipeline::image::encoded_grid;
 use crate::pipeline::{Phase, TEXT_LEN};
 use crate::runtime::Device;
 use crate::sampling::Schedule;
-use crate::weights::{Checkpoint, Expert, PartName};
+use crate::weights::{Checkpoint, Conditioning, Expert, PartName};
 
 /// Sizes of what a clip is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +36,8 @@ pub struct Inputs {
     pub prompt: usize,
     /// Tokens of the negative prompt, when any step needs one.
     pub negative: Option<usize>,
-    /// Whether the clip's last picture is given as well.
-    pub last_image: bool,
+    /// Pictures: none, the first, or the last one as well.
+    pub pictures: usize,
 }
 
 /// What one phase costs.
@@ -79,8 +80,8 @@ impl PhaseForecast {
     /// `text`, or `denoising (high-noise)`.
     pub fn name(&self) -> String {
         match self.expert {
+            None | Some(Expert::Single) => self.phase.to_string(),
             Some(expert) => format!("{} ({expert})", self.phase),
-            None => self.phase.to_string(),
         }
     }
 }
@@ -213,12 +214,12 @@ pub fn forecast(
     );
 
     let (encoder, decoder) = checkpoint.vae_bytes(device)?;
-    let pictures: &[i32] = match inputs.last_image {
-        true => &[0, grid[0] - 1],
-        false => &[0],
+    let pictures: &[i32] = match inputs.pictures {
+        2.. => &[0, grid[0] - 1],
+        _ => &[0],
     };
     let format = checkpoint.format(PartName::Vae)?;
-    let of_vae = |half, bytes, tiling: Option<Tiling>, of: Counted<'_>| {
+    let of_vae = |grid, half, bytes, tiling: Option<Tiling>, of: Counted<'_>| {
         let load = Work::load(PartName::Vae, Some(half), format, bytes, device);
         let tile = tiling.map(|tiling| tiling.tile);
         let compute = Work::vae(
@@ -235,33 +236,46 @@ pub fn forecast(
         let pictures = if of == grid { pictures } else { &[0] };
         vae::cost::encode_operations(&checkpoint.vae, of, tiling, pictures)
     };
-    add(
-        (Phase::Image, None),
-        encoding(grid, memory.encode_tiling),
-        encoder,
-        encoder
-            + besides_weights(&vae::cost::encode_phases(
-                &checkpoint.vae,
-                device,
-                memory,
-                grid,
-            )),
-        of_vae(Half::Encoder, encoder, memory.encode_tiling, encoding),
-    );
+    let of_first_frame = checkpoint.family.conditioning == Conditioning::FirstFrame;
+    if inputs.pictures > 0 {
+        let grid = encoded_grid(checkpoint, settings);
+        let phases = vae::cost::encode_phases(&checkpoint.vae, device, memory, grid);
+        let mut works = of_vae(grid, Half::Encoder, encoder, memory.encode_tiling, encoding);
+        let mut operations = encoding(grid, memory.encode_tiling);
+        let (mut bytes, mut peak) = (encoder, encoder + besides_weights(&phases));
+        if let Some(config) = &checkpoint.image_encoder {
+            let name = PartName::ImageEncoder;
+            let (held, format) = (
+                checkpoint.weight_bytes(name, device)?,
+                checkpoint.format(name)?,
+            );
+            let pictures = checkpoint.family.conditioning.features() as u64;
+            let features = clip_vision::cost::operations(config).times(pictures);
+            works.push(Work::load(name, None, format, held, device));
+            works.push(Work::features(config, device, features));
+            operations = operations + features;
+            bytes += held;
+            // One after the other.
+            peak = peak.max(held + clip_vision::cost::peak_bytes(config, device));
+        }
+        add((Phase::Image, None), operations, bytes, peak, works);
+    }
 
     let schedule = settings.schedule();
     let mut passes = 0;
-    for expert in [Expert::HighNoise, Expert::LowNoise] {
+    for (expert, config) in &checkpoint.experts {
+        let expert = *expert;
         let steps = steps_of(checkpoint, settings, &schedule, expert);
         if steps.all == 0 {
             continue;
         }
         passes += (steps.all + steps.guided) as usize;
-        let config = match expert {
-            Expert::HighNoise => &checkpoint.high,
-            Expert::LowNoise => &checkpoint.low,
-        };
         let sequence = config.tokens(grid).max(0) as u64;
+        let given = match inputs.pictures > 0 && of_first_frame {
+            true => config.tokens([1, grid[1], grid[2]]).max(0) as u64,
+            false => 0,
+        };
+        let features = checkpoint.feature_rows();
         let rows = |n: usize| dit::cost::text_rows(device, n, TEXT_LEN);
         let negative = inputs
             .negative
@@ -298,15 +312,16 @@ pub fn forecast(
                 rows(inputs.prompt),
                 negative.map(rows),
                 steps,
+                [given, features],
             ) + dit::cost::unpacking(
                 config,
                 device,
                 memory,
                 held.quantized,
-                &texts.iter().map(|[rows, _]| *rows).collect::<Vec<_>>(),
-                sequence,
+                &products_of(&texts, features),
+                [sequence, given],
                 [steps.all, steps.guided],
-            ) + beside(held.beside, sequence, &texts, steps),
+            ) + beside(held.beside, sequence, &products_of(&texts, features), steps),
             held.bytes,
             held.bytes
                 + dit::cost::peak_bytes(
@@ -315,7 +330,8 @@ pub fn forecast(
                     memory,
                     dit::cost::Denoising {
                         tokens: sequence,
-                        text_rows: texts.iter().map(|[_, keys]| keys).sum(),
+                        given,
+                        text_rows: texts.iter().map(|[_, keys]| keys).sum::<u64>() + features,
                         quantized: held.quantized > 0,
                         guided: steps.guided > 0,
                         cells,
@@ -339,7 +355,7 @@ pub fn forecast(
                 memory,
                 grid,
             )),
-        of_vae(Half::Decoder, decoder, memory.decode_tiling, decoding),
+        of_vae(grid, Half::Decoder, decoder, memory.decode_tiling, decoding),
     );
     Ok(Forecast {
         passes,
@@ -379,25 +395,46 @@ fn denoising(
     prompt: [u64; 2],
     negative: Option<[u64; 2]>,
     steps: Steps,
+    [given, features]: [u64; 2],
 ) -> Operations {
     let cost = |[rows, keys]: [u64; 2], passes| {
-        dit::cost::prompt(config, rows) + dit::cost::pass(config, tokens, keys).times(passes)
+        dit::cost::prompt(config, rows)
+            + dit::cost::pass(config, tokens, [keys, features]).times(passes)
     };
-    let starts = match memory.joint_passes || memory.shared_start {
+    let joint = memory.joint_passes && given == 0;
+    let starts = match joint || memory.shared_start {
         true => steps.all,
         false => steps.all + steps.guided,
     };
+    // Where the first frame is given, its tokens have a timestep of their own.
+    let times = steps.all * (1 + u64::from(given > 0));
     let every_step =
-        dit::cost::step(config).times(steps.all) + dit::cost::start(config, tokens).times(starts);
+        dit::cost::step(config).times(times) + dit::cost::start(config, tokens).times(starts);
     let unconditional = negative.map(|rows| cost(rows, steps.guided));
-    every_step + cost(prompt, steps.all) + unconditional.unwrap_or_default()
+    every_step
+        + cost(prompt, steps.all)
+        + unconditional.unwrap_or_default()
+        + dit::cost::pictures(config, features)
 }
 
-/// What adapters add beside quantized weights: to the tokens in every pass, to the text once.
-fn beside([tokens, text]: [u64; 2], sequence: u64, texts: &[[u64; 2]], steps: Steps) -> Operations {
-    let rows: u64 = texts.iter().map(|[rows, _]| *rows).sum();
+/// Rows that go once through the products of every block: the prompts', and pictures' features.
+fn products_of(texts: &[[u64; 2]], features: u64) -> Vec<u64> {
+    let texts = texts.iter().map(|[rows, _]| *rows);
+    texts.chain(once(features)).collect()
+}
+
+/// What adapters add beside quantized weights: to the tokens in every pass, to the text and to features,
+/// which are the last of `rows`, once.
+fn beside(
+    [tokens, text, image]: [u64; 3],
+    sequence: u64,
+    rows: &[u64],
+    steps: Steps,
+) -> Operations {
+    let (features, texts) = rows.split_last().unwrap_or((&0, &[]));
     let of_tokens = Operations::product(sequence, tokens, 1).times(steps.all + steps.guided);
-    of_tokens + Operations::product(rows, text, 1)
+    let of_text = Operations::product(texts.iter().sum(), text, 1);
+    of_tokens + of_text + Operations::product(*features, image, 1)
 }
 
 /// The most bytes that a phase of the VAE takes, its weights aside.
@@ -427,12 +464,14 @@ mod tests {
             low: 2.0,
             high: 3.0,
         });
-        let settings = options.resolve(&checkpoint.settings, (32, 32), 16).unwrap();
+        let settings = options
+            .resolve(&checkpoint.settings, Some((32, 32)), 16)
+            .unwrap();
         let device = Device::new(DeviceKind::Cpu, None);
         let inputs = Inputs {
             prompt: 10,
             negative: Some(3),
-            last_image: false,
+            pictures: 1,
         };
         forecast(
             checkpoint,

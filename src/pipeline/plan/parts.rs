@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mlx_rs::memory::clear_cache;
 use mlx_rs::{Array, Dtype, ops};
+use ndarray::Array3;
 
+use crate::model::clip_vision::{ClipVision, ClipVisionConfig};
 use crate::model::cost::{Measured, Operations, Rates};
 use crate::model::dit::{self, CrossKv, Dit, DitConfig, Rope};
 use crate::model::layers::{Quantized, Weight};
 use crate::model::umt5::{self, Umt5, Umt5Config};
 use crate::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
-use crate::model::{MemoryPlan, Role, TensorSource};
+use crate::model::{MemoryPlan, Role, TensorSource, clip_vision};
 use crate::pipeline::TEXT_LEN;
 use crate::runtime::{self, Device};
 use crate::util::hex::to_hex;
@@ -69,6 +71,8 @@ enum Part {
     Prompt(DitConfig, Format, i32),
     /// A step of an expert on a grid of tokens, with prompts of so many: two are one pass.
     Step(DitConfig, Format, MemoryPlan, [i32; 3], Vec<i32>),
+    /// The image encoder on a picture.
+    Features(ClipVisionConfig),
     /// The VAE on a grid of latents.
     Vae(VaeConfig, Half, [i32; 3]),
 }
@@ -159,6 +163,27 @@ impl Work {
         }
     }
 
+    /// The features of pictures.
+    pub(super) fn features(
+        config: &ClipVisionConfig,
+        device: Device,
+        operations: Operations,
+    ) -> Self {
+        let part = ClipVisionConfig {
+            num_hidden_layers: config.num_hidden_layers.min(3),
+            ..config.clone()
+        };
+        let one = clip_vision::cost::operations(&part);
+        Self {
+            part: Part::Features(part),
+            device,
+            calls: 0.0,
+            inside: Scale::Work([operations, one]),
+            operations,
+            bytes: 0,
+        }
+    }
+
     /// An expert's keys and values of a prompt of so many tokens.
     pub(super) fn prompt(
         config: &DitConfig,
@@ -171,7 +196,7 @@ impl Work {
             let values = format.bits.map_or(0, |_| dit::cost::weights(config));
             let memory = &MemoryPlan::WHOLE;
             dit::cost::prompt(config, rows)
-                + dit::cost::unpacking(config, device, memory, values, &[rows], 0, [0, 0])
+                + dit::cost::unpacking(config, device, memory, values, &[rows], [0, 0], [0, 0])
         };
         let operations = of(config, tokens);
         let tokens = rows(tokens, device);
@@ -207,11 +232,13 @@ impl Work {
             };
             let keys = |&n: &usize| dit::cost::text_rows(device, n, TEXT_LEN)[1];
             let passes = prompts.iter().map(keys);
-            let passes: Operations = passes.map(|n| dit::cost::pass(config, tokens, n)).sum();
+            let passes: Operations = passes
+                .map(|n| dit::cost::pass(config, tokens, [n, 0]))
+                .sum();
             let values = format.bits.map_or(0, |_| dit::cost::weights(config));
             dit::cost::start(config, tokens).times(starts)
                 + passes
-                + dit::cost::unpacking(config, device, memory, values, &[], tokens, steps)
+                + dit::cost::unpacking(config, device, memory, values, &[], [tokens, 0], steps)
         };
         let tokens = grid.iter().product::<i32>();
         let part_grid = match tokens > MOST_TOKENS {
@@ -318,6 +345,7 @@ impl Work {
             Part::Text(..) => "text",
             Part::Prompt(..) => "prompt",
             Part::Step(..) => "step",
+            Part::Features(..) => "features",
             Part::Vae(_, Half::Encoder, _) => "encoder",
             Part::Vae(_, Half::Decoder, _) => "decoder",
         };
@@ -377,6 +405,13 @@ impl Work {
                 let encoder = Umt5::load(config, &mut filling, device)?;
                 let ids: Vec<u32> = (0..*tokens).map(|n| (n % WORDS) as u32).collect();
                 inside(quickest(&mut || encoder.encode(&ids).map(drop))?)
+            }
+            Part::Features(config) => {
+                let mut filling = Filling::new(Kind::ImageEncoder, Format::NO_FILE, device);
+                let encoder = ClipVision::load(config, &mut filling, device)?;
+                let side = config.image_size as usize;
+                let picture = Array3::from_elem((side, side, 3), 0.5);
+                inside(quickest(&mut || encoder.encode(picture.view()).map(drop))?)
             }
             Part::Prompt(config, format, tokens) => {
                 let mut filling = Filling::new(Kind::Expert, *format, device);
@@ -455,7 +490,9 @@ fn time_step(dit: &Dit, memory: &MemoryPlan, grid: [i32; 3], prompts: &[i32]) ->
         filled(&shape, 0.5, Dtype::Float32)
     };
     let noise = of(config.out_channels)?;
-    let condition = of(config.in_channels - config.out_channels)?;
+    let beside = config.in_channels - config.out_channels;
+    let condition = (beside > 0).then(|| of(beside)).transpose()?;
+    let condition = condition.as_ref();
     let rope = Rope::new(grid, config.attention_head_dim);
     let cross = prompts.iter().map(|&tokens| {
         let encoded = filled(&[tokens, config.text_dim], 0.5, Dtype::Float32)?;
@@ -463,10 +500,10 @@ fn time_step(dit: &Dit, memory: &MemoryPlan, grid: [i32; 3], prompts: &[i32]) ->
     });
     let cross = cross.collect::<Result<Vec<Vec<CrossKv>>>>()?;
     let time = dit.embed_time(500)?;
-    let tokens = dit.embed(&noise, &condition, memory)?;
+    let tokens = dit.embed(&noise, condition, 0, memory)?;
     let outside = quickest(&mut || {
         let time = dit.embed_time(500)?;
-        let tokens = dit.embed(&noise, &condition, memory)?;
+        let tokens = dit.embed(&noise, condition, 0, memory)?;
         for _ in prompts {
             dit.head(&tokens, &time, latents)?.eval()?;
         }

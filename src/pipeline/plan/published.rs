@@ -3,10 +3,10 @@
 use anyhow::Result;
 
 use super::budget::plan_settings;
-use super::{Budget, Inputs};
+use super::{Budget, Inputs, PlannedMemory, Rates};
 use crate::clip::{Options, Size};
 use crate::runtime::{Device, DeviceKind, MACS, mac_budget};
-use crate::weights::{Bits, Checkpoint, Loading};
+use crate::weights::{Bits, Checkpoint, Family, Loading};
 
 /// Clips that tables show: the size's name, width and height, frames.
 pub const CLIPS: [(&str, [u32; 2], u32); 4] = [
@@ -53,12 +53,12 @@ impl Published {
                     ..Options::default()
                 };
                 let token = checkpoint.token_side();
-                let picture = (width as usize, height as usize);
+                let picture = Some((width as usize, height as usize));
                 let settings = options.resolve(&checkpoint.settings, picture, token)?;
                 let inputs = Inputs {
                     prompt: TOKENS[0],
                     negative: Some(TOKENS[1]),
-                    last_image: false,
+                    pictures: 1,
                 };
                 if plan_settings(checkpoint, &settings, inputs, device, budget, None)?.fits {
                     *most = Some(*bits);
@@ -84,6 +84,42 @@ impl Published {
         };
         MACS.into_iter().map(one).collect()
     }
+}
+
+/// How a clip of a published model, of these pixels and its own settings besides `options`, is computed with
+/// weights of so many bits, and what it costs.
+///
+/// # Errors
+/// Never of the published dimensions.
+pub fn plan_published(
+    family: &'static Family,
+    bits: u32,
+    [width, height]: [u32; 2],
+    options: &Options,
+    device: Device,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<PlannedMemory> {
+    let loading = match bits {
+        4 => Loading::all(Bits::Four),
+        8 => Loading::all(Bits::Eight),
+        _ => Loading::default(),
+    };
+    let checkpoint = Checkpoint::published_as(family, loading);
+    // The nearest of whole tokens.
+    let token = checkpoint.token_side();
+    let [width, height] = [width, height].map(|side| side / token * token);
+    let options = Options {
+        size: Some(Size::Exact { width, height }),
+        ..options.clone()
+    };
+    let settings = options.resolve(&checkpoint.settings, None, token)?;
+    let inputs = Inputs {
+        prompt: TOKENS[0],
+        negative: settings.guide_scale.needs_negative().then_some(TOKENS[1]),
+        pictures: usize::from(family.conditioning.takes_picture()),
+    };
+    plan_settings(&checkpoint, &settings, inputs, device, budget, rates)
 }
 
 #[cfg(test)]
@@ -124,16 +160,17 @@ mod tests {
             ..Options::default()
         };
         let token = published.token_side();
-        let settings = options.resolve(&published.settings, (832, 480), token);
+        let settings = options.resolve(&published.settings, Some((832, 480)), token);
         let settings = settings.unwrap();
         let inputs = Inputs {
             prompt: TOKENS[0],
             negative: Some(TOKENS[1]),
-            last_image: false,
+            pictures: 1,
         };
         let device = Device::new(DeviceKind::Gpu, None);
         let cost = |settings: &Settings, inputs| {
-            let memory = MemoryPlan::of_tokens(published.high.tokens(settings.latent_grid(&published.vae)));
+            let memory =
+                MemoryPlan::of_tokens(published.dit().tokens(settings.latent_grid(&published.vae)));
             let made = forecast(&published, settings, inputs, device, &memory, None).unwrap();
             (made.passes, made.operations().total() as f64 / 1e15)
         };

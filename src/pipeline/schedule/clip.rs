@@ -1,11 +1,11 @@
 //! A clip to be made.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mlx_rs::Array;
 
 use crate::model::MemoryPlan;
 use crate::pipeline::Job;
-use crate::pipeline::image::{Condition, ImageEncoder};
+use crate::pipeline::image::{Condition, FeatureEncoder, ImageEncoder};
 use crate::pipeline::text::dump_prompt;
 use crate::progress::{Progress, RunningPhase};
 use crate::runtime::Device;
@@ -50,7 +50,8 @@ impl Clip {
     /// Keys of what must be encoded.
     pub(super) fn wants(&self) -> impl Iterator<Item = &str> {
         let prompts = self.prompts().map(|(key, ..)| key);
-        prompts.chain([self.keys.condition.as_str()])
+        let picture = self.job.image();
+        prompts.chain(picture.map(|_| self.keys.condition.as_str()))
     }
 
     pub(super) fn dump_prompts(&self, encoded_key: &str, encoded: &Array) -> Result<()> {
@@ -65,6 +66,17 @@ impl Clip {
         Ok(())
     }
 
+    pub(super) fn encode_features(
+        &mut self,
+        encoder: &FeatureEncoder,
+        phase: &mut RunningPhase,
+        progress: &mut dyn Progress,
+    ) -> Result<Array> {
+        let images = self.job.resized()?;
+        let ends = images.ends().context("the clip has no picture")?;
+        encoder.encode(ends, phase, progress)
+    }
+
     pub(super) fn encode_picture(
         &mut self,
         encoder: &ImageEncoder<'_>,
@@ -73,6 +85,7 @@ impl Clip {
     ) -> Result<Condition> {
         let images = self.job.resized()?;
         let settings = &self.job.settings;
-        encoder.encode(&self.memory, images.ends(), settings, phase, progress)
+        let ends = images.ends().context("the clip has no picture")?;
+        encoder.encode(&self.memory, ends, settings, phase, progress)
     }
 }

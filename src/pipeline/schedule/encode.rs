@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use mlx_rs::memory;
+use mlx_rs::{Array, memory};
 
-use super::{Clip, Scheduler};
+use super::{Clip, ENCODED, Scheduler};
 use crate::pipeline::Interrupted;
-use crate::pipeline::image::{ImageEncoder, image_units};
+use crate::pipeline::image::{Condition, FeatureEncoder, ImageEncoder, frame_units};
 use crate::pipeline::text::TextEncoder;
 use crate::progress::{Phase, Progress, RunningPhase};
-use crate::runtime::Device;
+use crate::runtime::{Device, State};
 use crate::text::TokenIds;
 use crate::util::show::chain;
 use crate::weights::Checkpoint;
@@ -74,7 +74,11 @@ impl Scheduler<'_> {
                 Ok(encoded)
             });
             match encoded {
-                Ok(encoded) => self.store.put(key, &encoded, progress),
+                Ok(encoded) => {
+                    let mut state = State::default();
+                    state.set(ENCODED, &encoded);
+                    self.store.put(key, state, progress);
+                }
                 Err(error) => {
                     let wants = |clip: &Clip| clip.prompts().any(|(other, ..)| other == key);
                     self.fail_all(error, wants, progress)?;
@@ -95,17 +99,25 @@ impl Scheduler<'_> {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let mut todo: BTreeMap<String, usize> = BTreeMap::new();
-        for clip in self.clips.iter().filter(|clip| !clip.ready) {
+        let with_pictures = self.clips.iter().filter(|clip| clip.job.image().is_some());
+        for clip in with_pictures.filter(|clip| !clip.ready) {
             let key = &clip.keys.condition;
             if !todo.contains_key(key) && !self.store.has(key) {
-                let units = image_units(&clip.memory, &clip.job.settings, &checkpoint.vae);
+                let units = frame_units(&clip.memory, &clip.job.settings, checkpoint);
                 todo.insert(key.clone(), units);
             }
         }
         if todo.is_empty() {
             return Ok(());
         }
-        let mut phase = RunningPhase::start(Phase::Image, todo.values().sum(), 0, progress);
+        let pictures = todo.len() * checkpoint.family.conditioning.features();
+        let units = pictures + todo.values().sum::<usize>();
+        let mut phase = RunningPhase::start(Phase::Image, units, 0, progress);
+        let mut features = BTreeMap::new();
+        if checkpoint.image_encoder.is_some() {
+            features = self.encode_features(checkpoint, device, &mut todo, &mut phase, progress)?;
+            phase.pass_over(pictures);
+        }
         let encoder = match ImageEncoder::load(checkpoint, device, progress) {
             Ok(encoder) => encoder,
             Err(error) => {
@@ -113,7 +125,7 @@ impl Scheduler<'_> {
                 return self.fail_all(error, wants, progress);
             }
         };
-        let mut done = 0;
+        let mut done = pictures;
         // In the clips' order.
         let mut next = 0;
         while let Some(clip) = self.clips.get_mut(next) {
@@ -127,6 +139,10 @@ impl Scheduler<'_> {
             done += units;
             let made = clip.encode_picture(&encoder, &mut phase, progress);
             let made = made.and_then(|condition| {
+                let condition = Condition {
+                    features: features.remove(&key),
+                    ..condition
+                };
                 let same = |clip: &&Clip| !clip.ready && clip.keys.condition == key;
                 for clip in self.clips.iter().filter(same) {
                     if let Some(dump) = clip.job.dump()? {
@@ -136,7 +152,11 @@ impl Scheduler<'_> {
                 Ok(condition)
             });
             match made {
-                Ok(condition) => self.store.put(&key, &condition.0, progress),
+                Ok(condition) => {
+                    let mut state = State::default();
+                    condition.save(&mut state);
+                    self.store.put(&key, state, progress);
+                }
                 Err(error) => {
                     self.fail_all(error, |clip| clip.keys.condition == key, progress)?;
                     phase.pass_over(done);
@@ -149,6 +169,48 @@ impl Scheduler<'_> {
         memory::clear_cache()?;
         phase.finish(progress);
         Ok(())
+    }
+}
+
+impl Scheduler<'_> {
+    /// The features of the pictures that are `todo`, by the same keys; what cannot be made is taken from
+    /// there, and its clips are given up.
+    fn encode_features(
+        &mut self,
+        checkpoint: &Checkpoint,
+        device: Device,
+        todo: &mut BTreeMap<String, usize>,
+        phase: &mut RunningPhase,
+        progress: &mut dyn Progress,
+    ) -> Result<BTreeMap<String, Array>> {
+        let mut features = BTreeMap::new();
+        let encoder = match FeatureEncoder::load(checkpoint, device, progress) {
+            Ok(encoder) => encoder,
+            Err(error) => {
+                let failed = std::mem::take(todo);
+                let wants = |clip: &Clip| failed.contains_key(&clip.keys.condition);
+                self.fail_all(error, wants, progress)?;
+                return Ok(features);
+            }
+        };
+        for key in todo.keys().cloned().collect::<Vec<_>>() {
+            let wanted = |clip: &&mut Clip| !clip.ready && clip.keys.condition == key;
+            let Some(clip) = self.clips.iter_mut().find(wanted) else {
+                continue;
+            };
+            match clip.encode_features(&encoder, phase, progress) {
+                Ok(made) => {
+                    features.insert(key, made);
+                }
+                Err(error) => {
+                    self.fail_all(error, |clip| clip.keys.condition == key, progress)?;
+                    todo.remove(&key);
+                }
+            }
+        }
+        drop(encoder);
+        memory::clear_cache()?;
+        Ok(features)
     }
 }
 

@@ -27,6 +27,9 @@ use crate::runtime::GpuError;
 use crate::util::show::Show;
 use crate::weights::{Checkpoint, Expert};
 
+/// What an encoded prompt is called in the store.
+const ENCODED: &str = "encoded";
+
 /// Follows each clip of a scheduler, and keeps its state.
 pub(crate) trait ClipObserver {
     /// A clip is about to be denoised; returns the saved run that it resumes.
@@ -200,11 +203,14 @@ impl Scheduler<'_> {
         } else {
             let mut encoded = Vec::new();
             for (key, ..) in clip.prompts() {
-                encoded.push(self.store.get(key)?);
+                encoded.push(self.store.get(key)?.array(ENCODED)?);
             }
             let negative = (encoded.len() > 1).then(|| encoded.remove(1));
             let prompt = encoded.remove(0);
-            let condition = Condition(self.store.get(&clip.keys.condition)?);
+            let condition = match clip.job.image() {
+                Some(_) => Condition::restore(&self.store.get(&clip.keys.condition)?),
+                None => Condition::default(),
+            };
             let noise = initial_noise(
                 settings.seed,
                 checkpoint.vae.z_dim,
@@ -213,7 +219,7 @@ impl Scheduler<'_> {
             let prompts = EncodedPrompts { prompt, negative };
             let denoiser = Denoiser::new(
                 checkpoint, device, memory, prompts, condition, noise, settings,
-            );
+            )?;
             let dump = dump.as_ref();
             dump.map(|dump| denoiser.dump_start(dump)).transpose()?;
             denoiser

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use regex::Regex;
 use serde::Serialize;
 use serde_json::Value;
@@ -14,6 +14,8 @@ use crate::weights::store::TensorStore;
 
 /// The header's key in which diffusers keeps PEFT's configuration.
 const PEFT: &str = "lora_adapter_metadata";
+/// Its key for the alpha of all modules.
+const ALPHA: &str = "lora_alpha";
 /// Its key for alphas of single modules. Ranks, which have a table too, are those of the tensors.
 const ALPHA_PATTERN: &str = "alpha_pattern";
 
@@ -420,10 +422,22 @@ impl Peft {
     /// # Errors
     /// Names a pattern that is no regular expression, or says no number.
     pub(super) fn of(store: &TensorStore) -> Result<Self> {
-        let text = store.metadata().get(PEFT);
-        let Some(json) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        let Some(text) = store.metadata().get(PEFT) else {
             return Ok(Self::default());
         };
+        let place = || format!("{}: {PEFT} in its header", store.location());
+        let json = serde_json::from_str::<Value>(text);
+        let json = json.map_err(|error| anyhow!("{}: {}", place(), error.to_string().shown()))?;
+        let table = json.as_object();
+        let table = table.with_context(|| format!("{}: expected a JSON object", place()))?;
+        for (key, value) in table.iter().filter(|(key, _)| key.ends_with(ALPHA)) {
+            ensure!(
+                value.is_number() || value.is_null(),
+                "{}: {} is {value}; expected a number",
+                place(),
+                key.shown()
+            );
+        }
         let tables = json.as_object().into_iter().flatten();
         let tables = tables.filter(|(key, _)| key.ends_with(ALPHA_PATTERN));
         let patterns = tables.map(|(key, table)| {

@@ -78,6 +78,7 @@ pub fn describe(location: &Location) -> Result<Option<Description>> {
         match expert {
             Some(Expert::HighNoise) => both[0] = true,
             Some(Expert::LowNoise) => both[1] = true,
+            Some(Expert::Single) => both = [true; 2],
             None => {}
         }
         modules

@@ -74,10 +74,8 @@ pub struct Adapter {
 /// The adapters of a model, in their order.
 #[derive(Debug, Default)]
 pub struct Adapters {
-    /// Of the high-noise expert.
-    high: Vec<Adapter>,
-    /// Of the low-noise expert.
-    low: Vec<Adapter>,
+    /// Of each transformer, in the order of [`Expert::ALL`].
+    of: [Vec<Adapter>; 3],
     /// What users should know of them.
     pub warnings: Vec<String>,
 }
@@ -87,19 +85,21 @@ impl Adapters {
     ///
     /// # Errors
     /// Names the file and the tensor that does not fit, and what was expected.
-    pub fn open(wanted: &[Wanted], high: &[TensorSpec], low: &[TensorSpec]) -> Result<Self> {
+    pub fn open(wanted: &[Wanted], experts: &[(Expert, Vec<TensorSpec>)]) -> Result<Self> {
         let mut adapters = Self::default();
         if wanted.is_empty() {
             return Ok(adapters);
         }
-        let experts = [
-            (Expert::HighNoise, Modules::of(high), high),
-            (Expert::LowNoise, Modules::of(low), low),
-        ];
+        let experts: Vec<_> = experts
+            .iter()
+            .map(|(expert, specs)| (*expert, Modules::of(specs), specs))
+            .collect();
+        let single = experts.iter().any(|(expert, ..)| *expert == Expert::Single);
         for one in wanted {
             for (location, expert) in one.files()? {
                 let store = Rc::new(TensorStore::open(&location)?);
-                let said = one.expert.or(expert);
+                // A name that says high or low means nothing to a model without experts.
+                let said = one.expert.or(expert).filter(|_| !single);
                 if let (Some(wanted), Some(named)) = (one.expert, expert)
                     && wanted != named
                 {
@@ -110,11 +110,11 @@ impl Adapters {
                 let both = changes::marks(&store);
                 for (expert, modules, specs) in &experts {
                     // Of a model of which only one expert is there, or another one's.
-                    if specs.is_empty() || said.is_some_and(|said| said != *expert) {
+                    if said.is_some_and(|said| said != *expert) {
                         continue;
                     }
                     // What holds both experts' tensors says whose each is.
-                    let only = (both && said.is_none()).then_some(*expert);
+                    let only = (both && !single && said.is_none()).then_some(*expert);
                     let (adapter, skipped) =
                         Adapter::open(&store, one.strength, modules, specs, only)?;
                     if skipped > 0 {
@@ -142,26 +142,16 @@ impl Adapters {
 
     /// Those of an expert.
     pub fn of(&self, expert: Expert) -> &[Adapter] {
-        match expert {
-            Expert::HighNoise => &self.high,
-            Expert::LowNoise => &self.low,
-        }
+        &self.of[expert as usize]
     }
 
     /// Those of a part.
     pub(super) fn of_part(&self, part: PartName) -> &[Adapter] {
-        match part {
-            PartName::HighNoise => &self.high,
-            PartName::LowNoise => &self.low,
-            PartName::Vae | PartName::TextEncoder => &[],
-        }
+        part.expert().map_or(&[], |expert| self.of(expert))
     }
 
     fn of_mut(&mut self, expert: Expert) -> &mut Vec<Adapter> {
-        match expert {
-            Expert::HighNoise => &mut self.high,
-            Expert::LowNoise => &mut self.low,
-        }
+        &mut self.of[expert as usize]
     }
 }
 
@@ -209,11 +199,7 @@ fn named_expert(location: &Location) -> Option<Expert> {
     let path = location.to_string();
     let mut parts = path.rsplit('/');
     let (file, folder) = (parts.next()?, parts.next().unwrap_or_default());
-    match expert_of(&format!("{folder}/{file}"))? {
-        PartName::HighNoise => Some(Expert::HighNoise),
-        PartName::LowNoise => Some(Expert::LowNoise),
-        PartName::Vae | PartName::TextEncoder => None,
-    }
+    expert_of(&format!("{folder}/{file}"))?.expert()
 }
 
 impl Adapter {

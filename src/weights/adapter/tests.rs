@@ -198,8 +198,8 @@ fn assert_near(found: &[f64], expected: &[f64], most: f64) {
 
 fn open(wanted: &[Wanted]) -> anyhow::Result<Adapters> {
     let part = part();
-    let specs = specs(&part);
-    Adapters::open(wanted, &specs, &specs)
+    let experts = [Expert::HighNoise, Expert::LowNoise].map(|expert| (expert, specs(&part)));
+    Adapters::open(wanted, &experts)
 }
 
 /// What an adapter's tensors and its strength make of a weight.
@@ -460,7 +460,7 @@ fn forecasts_know_what_is_held_beside() {
         let held = loader.held(&specs).unwrap();
         let (quantized, terms) = quantized(loader);
         let values: usize = terms.iter().map(|term| term.values()).sum();
-        assert_eq!(held.beside, [values as u64, 0], "{form}");
+        assert_eq!(held.beside, [values as u64, 0, 0], "{form}");
         let arrays = [&quantized.packed, &quantized.scales, &quantized.biases];
         let bytes: usize = arrays.iter().map(|array| array.nbytes()).sum();
         assert_eq!(held.bytes, (bytes + 4 * values) as u64, "{form}");
@@ -700,6 +700,30 @@ fn a_conversion_puts_changes_in_before_it_quantizes() {
     assert_near(&converted.1, &merged.1, 0.01);
 }
 
+/// A change beyond float16 leaves no model behind.
+#[test]
+fn a_conversion_refuses_what_its_type_cannot_hold() {
+    let bench = Bench::new();
+    let (_, tensors, _) = forms().remove(0);
+    let path = bench.write("strong.safetensors", &moved(FLAT, &tensors));
+    let feed = LocalSource::new(&miniature()).unwrap();
+    let mut feed = feed.with_adapters(&[wanted(path, 1e38)]).unwrap();
+    let options = Options {
+        high: None,
+        low: None,
+        text: None,
+        file_bytes: u64::MAX,
+    };
+    let target = bench.0.path().join("converted");
+    let error = convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap_err();
+    let error = crate::util::show::chain(&error);
+    assert!(
+        error.contains("strong.safetensors") && error.contains("too large"),
+        "{error}"
+    );
+    assert!(!target.exists());
+}
+
 /// Alphas of single modules, by patterns as PEFT reads them: a module's name or its end behind a dot.
 #[test]
 fn alphas_are_told_by_regular_expressions() {
@@ -738,6 +762,17 @@ fn alphas_are_told_by_regular_expressions() {
             );
             assert_eq!(scaled(&config).unwrap(), alpha, "{config}");
         }
+    }
+    for (config, part) in [
+        (r#"{"lora_alpha": 8"#, "EOF"),
+        ("[8]", "expected a JSON object"),
+        (r#"{"transformer.lora_alpha": "8"}"#, "expected a number"),
+    ] {
+        let error = crate::util::show::chain(&scaled(config).unwrap_err());
+        assert!(
+            error.contains(part) && error.contains("one.safetensors"),
+            "{error}"
+        );
     }
     for (patterns, parts) in [
         (r#"{"to_(q": 3}"#, ["to_(q", "regular expression"]),

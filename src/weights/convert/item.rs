@@ -314,6 +314,21 @@ impl Item {
                 let canonical = ArrayD::from_shape_vec(IxDyn(&self.shape), values)?;
                 let values = self.as_written(canonical);
                 let (bytes, after) = encode(&values, dtype);
+                ensure!(
+                    after.iter().all(|value| value.is_finite()),
+                    "{}: what {} {} is too large for {}\nhint: give it less strength, such as :0.5",
+                    found.name,
+                    adapters
+                        .iter()
+                        .map(Adapter::file_name)
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                    match adapters.len() {
+                        1 => "makes of it",
+                        _ => "make of it",
+                    },
+                    format!("{dtype:?}").to_lowercase()
+                );
                 writer.write(first, &bytes)?;
                 errors.add(&values, &after);
             }

@@ -13,7 +13,7 @@ use crate::weights::config::{CONFIG, OWN_KEY, PartConfig};
 use crate::weights::files::Files;
 use crate::weights::quantize::GROUP_SIZE;
 use crate::weights::store::{Location, TensorStore};
-use crate::weights::{PartName, settings};
+use crate::weights::{Conditioning, Family, PartName, settings};
 
 /// The report's file.
 pub const REPORT: &str = "conversion.json";
@@ -96,6 +96,8 @@ pub fn stem(name: PartName) -> &'static str {
         PartName::LowNoise => "low_noise_model",
         PartName::Vae => "vae",
         PartName::TextEncoder => "t5_encoder",
+        PartName::Transformer => "model",
+        PartName::ImageEncoder => "image_encoder",
     }
 }
 
@@ -120,6 +122,10 @@ pub fn current_name(work: &Unfinished, file: &FileState) -> String {
     }
 }
 
+fn boundary_of(model: &str) -> Option<f64> {
+    Family::named(model)?.boundary
+}
+
 /// mlx-video's configuration (Blaizzy/mlx-video, `mlx_video/models/wan_2/config.py`), with the
 /// parts' dimensions in our own terms under a key that it does not read.
 fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Result<Value> {
@@ -129,10 +135,30 @@ fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Res
         config.insert(key.to_owned(), value);
     };
     let rest = feed.rest();
-    put("model_type", json!("i2v"));
-    put("model_version", json!("2.2"));
-    put("dual_model", json!(true));
-    put("boundary", json!(rest.boundary));
+    let transformers = feed
+        .parts()
+        .into_iter()
+        .filter(|name| name.expert().is_some());
+    let transformer = transformers.clone().next();
+    let has_one = transformer == Some(PartName::Transformer);
+    let conditioning = match transformer.map(|name| work.config(name)).transpose()? {
+        Some(PartConfig::Expert(config)) => Some((Conditioning::of(config)?, config.out_channels)),
+        _ => None,
+    };
+    // mlx-video's words.
+    let (kind, boundary) = match conditioning {
+        Some((Conditioning::Text, 48)) => ("ti2v", None),
+        Some((Conditioning::Text, _)) => ("t2v", boundary_of("Wan2.2 T2V-A14B")),
+        _ => ("i2v", boundary_of("Wan2.2 I2V-A14B")),
+    };
+    let features = matches!(conditioning, Some((Conditioning::Features { .. }, _)));
+    put("model_type", json!(kind));
+    let is_older = has_one && (features || kind == "t2v");
+    put("model_version", json!(if is_older { "2.1" } else { "2.2" }));
+    put("dual_model", json!(!has_one));
+    if let Some(boundary) = rest.boundary.or(boundary).filter(|_| !has_one) {
+        put("boundary", json!(boundary));
+    }
     for name in feed.parts() {
         let part = work.config(name)?;
         own.insert(name.key().to_owned(), serde_json::to_value(part)?);
@@ -167,12 +193,15 @@ fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Res
                 put("t5_num_layers", json!(text.num_layers));
                 put("t5_num_buckets", json!(text.relative_attention_num_buckets));
             }
+            // mlx-video has none.
+            PartConfig::ImageEncoder(_) => {}
         }
     }
     // mlx-video knows one quantization for both experts; with two it has to refuse.
     let experts = [
         (PartName::HighNoise, options.high),
         (PartName::LowNoise, options.low),
+        (PartName::Transformer, options.high),
     ];
     let present = feed.parts();
     let mut bits: Vec<Option<Bits>> = experts

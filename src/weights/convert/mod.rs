@@ -58,6 +58,15 @@ pub enum Bits {
 }
 
 impl Bits {
+    /// How many.
+    pub fn number(self) -> u32 {
+        match self {
+            Bits::Four => 4,
+            Bits::Eight => 8,
+            Bits::Sixteen => 16,
+        }
+    }
+
     /// The quantization, when it is one.
     pub fn quantized(self) -> Option<quantize::Bits> {
         match self {
@@ -84,10 +93,10 @@ pub struct Options {
 impl Options {
     fn bits(&self, name: PartName) -> Option<Bits> {
         match name {
-            PartName::HighNoise => self.high,
+            PartName::HighNoise | PartName::Transformer => self.high,
             PartName::LowNoise => self.low,
             PartName::TextEncoder => self.text,
-            PartName::Vae => None,
+            PartName::Vae | PartName::ImageEncoder => None,
         }
     }
 }

@@ -102,14 +102,16 @@ impl LocalSource {
     /// When one does not fit, or an expert that one is for is not there.
     pub fn with_adapters(self, wanted: &[Wanted]) -> Result<Self> {
         let specs = |name| -> Result<Vec<TensorSpec>> {
-            let Some((_, location, _)) = self.part(name) else {
-                return Ok(Vec::new());
-            };
+            let (_, location, _) = self.part(name).context("no such part")?;
             PartConfig::of(&Part::open(location, name.kind())?, name)?.specs()
         };
-        let (high, low) = (specs(PartName::HighNoise)?, specs(PartName::LowNoise)?);
+        let there = PartName::ALL.into_iter().filter_map(|name| {
+            let expert = name.expert()?;
+            self.part(name).map(|_| Ok((expert, specs(name)?)))
+        });
+        let experts = there.collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            adapters: Adapters::open(wanted, &high, &low)?,
+            adapters: Adapters::open(wanted, &experts)?,
             ..self
         })
     }

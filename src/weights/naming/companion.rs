@@ -1,6 +1,6 @@
 //! Tensors that a part's file may hold besides the architecture's.
 
-use super::{Detected, Kind};
+use super::{Detected, Kind, image};
 
 /// What a companion is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Role {
     RotaryTable,
     /// A note in a tensor's name.
     Note,
+    /// What a whole CLIP has besides the layers that are computed.
+    Unused,
 }
 
 impl Role {
@@ -43,6 +45,7 @@ impl Role {
             Role::TiedEmbedding => "the token embedding under a second name",
             Role::RotaryTable => "table of rotary frequencies; computed here",
             Role::Note => "a note of the tool that wrote the file",
+            Role::Unused => "of a whole CLIP; not needed",
         }
     }
 }
@@ -77,6 +80,9 @@ pub fn companion(detected: &Detected, name: &str) -> Option<Companion> {
     if detected.kind == Kind::TextEncoder && is_tokenizer(detected, name) {
         return Some(alone(Role::Tokenizer));
     }
+    if detected.kind == Kind::ImageEncoder && image::is_beside(name) {
+        return Some(alone(Role::Unused));
+    }
     let bare = name.strip_prefix(detected.prefix.as_str())?;
     if bare == "scaled_fp8" {
         return Some(alone(Role::Fp8Marker));
@@ -86,6 +92,7 @@ pub fn companion(detected: &Detected, name: &str) -> Option<Companion> {
         Kind::Expert if bare == "freqs" => Some(Role::RotaryTable),
         // Kijai's loader (ComfyUI-WanVideoWrapper) tells models apart by such names.
         Kind::Expert if bare.starts_with("model_type.") => Some(Role::Note),
+        Kind::ImageEncoder if image::is_unused(bare) => Some(Role::Unused),
         _ => None,
     };
     if let Some(role) = role {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{OriginalConfig, infer};
+use crate::model::clip_vision::ClipVisionConfig;
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::VaeConfig;
@@ -57,4 +58,12 @@ pub fn infer_vae(look: Look) -> Result<VaeConfig> {
 /// Names the tensor that is missing or has an impossible shape.
 pub fn infer_text(look: Look) -> Result<Umt5Config> {
     infer::infer_text(look)
+}
+
+/// An image encoder from its tensors' shapes, with heads of 80 as in ViT-H.
+///
+/// # Errors
+/// Names the tensor that is missing or has an impossible shape.
+pub fn infer_image(look: Look) -> Result<ClipVisionConfig> {
+    infer::infer_image(look)
 }

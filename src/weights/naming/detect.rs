@@ -52,6 +52,13 @@ const MARKS: &[(Kind, Naming, &[&str])] = &[
         "enc.blk.{}.attn_q.weight", "enc.blk.{}.ffn_gate.weight", "enc.blk.{}.attn_rel_b.weight",
         "enc.output_norm.weight",
     ]),
+    // Other vision encoders have no norm in front of their layers.
+    (Kind::ImageEncoder, Naming::Diffusers, &[
+        "pre_layrnorm.weight", "embeddings.class_embedding", "encoder.layers.{}.self_attn.q_proj.weight",
+    ]),
+    (Kind::ImageEncoder, Naming::Original, &[
+        "pre_norm.weight", "cls_embedding", "transformer.{}.attn.to_qkv.weight",
+    ]),
 ];
 
 /// Where a level's upsampler is, with `{}` for its index in the level's list, and whether shortcuts lead
@@ -128,9 +135,12 @@ pub fn parts<'a>(names: impl Iterator<Item = (&'a str, &'a [usize])>) -> Vec<Det
         .filter(|part| part.naming == Naming::MlxGen)
         .map(|part| part.prefix.clone())
         .collect();
+    let has_image = parts.iter().any(|part| part.kind == Kind::ImageEncoder);
     parts.retain(|part| {
         let is_diffusers = part.kind == Kind::Expert && part.naming == Naming::Diffusers;
-        !(is_diffusers && of_mlx_gen.contains(&part.prefix))
+        // The text half of a whole CLIP has feed-forward layers of the expert's names.
+        let is_text_half = has_image && part.prefix == "textual.";
+        !(is_diffusers && of_mlx_gen.contains(&part.prefix) || is_text_half)
     });
     parts.sort_by(|a, b| (a.kind, &a.prefix).cmp(&(b.kind, &b.prefix)));
     parts

@@ -58,11 +58,12 @@ const ROWS: &[Row<2>] = &[
     same("blocks.{}.scale_shift_table", "blocks.{}.modulation", ITSELF),
     same("scale_shift_table", "head.modulation", ITSELF),
     same("proj_out", "head.head", BOTH),
-    // Wan2.1's image attention: not supported, but recognised, so that it can be said.
+    // Wan2.1's image attention.
     same("condition_embedder.image_embedder.norm1", "img_emb.proj.0", BOTH),
     same("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1", BOTH),
     same("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3", BOTH),
     same("condition_embedder.image_embedder.norm2", "img_emb.proj.4", BOTH),
+    same("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos", ITSELF),
     same("blocks.{}.attn2.add_k_proj", "blocks.{}.cross_attn.k_img", BOTH),
     same("blocks.{}.attn2.add_v_proj", "blocks.{}.cross_attn.v_img", BOTH),
     same("blocks.{}.attn2.norm_added_k", "blocks.{}.cross_attn.norm_k_img", WEIGHT),

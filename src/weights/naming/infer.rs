@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::original_config::OriginalConfig;
+use crate::model::clip_vision::ClipVisionConfig;
 use crate::model::dit::DitConfig;
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::VaeConfig;
@@ -28,6 +29,10 @@ pub(in crate::weights) const QK_NORM: &str = "rms_norm_across_heads";
 pub(in crate::weights) const EPS: f32 = 1e-6;
 /// Distance from which positions share a bucket (`wan/modules/t5.py` there).
 const MAX_DISTANCE: i32 = 128;
+/// Channels per head of CLIP ViT-H/14, and the epsilon of its norms (Wan-Video/Wan2.1,
+/// `wan/modules/clip.py`).
+const IMAGE_HEAD_DIM: i32 = 80;
+const IMAGE_EPS: f32 = 1e-5;
 /// As many blocks as are looked for; more than any network may have.
 const MOST_BLOCKS: usize = 257;
 
@@ -125,9 +130,10 @@ pub(super) fn infer_expert(lookup: &Lookup, given: &OriginalConfig) -> Result<Di
         eps: given.eps.unwrap_or(EPS),
         rope_max_seq_len: ROPE_LENGTH,
         qk_norm: Some(QK_NORM.into()),
-        // With these the configuration is refused as what it is, a Wan2.1 model.
         image_dim: image.as_ref().and_then(|s| as_i32(*s.first()?)),
         added_kv_proj_dim: lookup("blocks.0.attn2.add_k_proj.weight").map(|_| dim),
+        pos_embed_seq_len: lookup("condition_embedder.image_embedder.pos_embed")
+            .and_then(|shape| as_i32(*shape.get(1)?)),
     };
     given.check(&config)?;
     Ok(config)
@@ -285,6 +291,38 @@ pub(super) fn infer_text(lookup: &Lookup) -> Result<Umt5Config> {
         relative_attention_max_distance: MAX_DISTANCE,
         layer_norm_epsilon: EPS,
         feed_forward_proj: "gated-gelu".into(),
+    })
+}
+
+/// The dimensions of the image encoder; its activation is that of ViT-H.
+///
+/// # Errors
+/// Names the tensor that is missing or has an impossible shape.
+pub(super) fn infer_image(lookup: &Lookup) -> Result<ClipVisionConfig> {
+    const PATCHES: &str = "embeddings.patch_embedding.weight";
+    let hidden_size = axis(lookup, PATCHES, 0)?;
+    let patch_size = axis(lookup, PATCHES, 2)?;
+    let tokens = axis(lookup, "embeddings.position_embedding.weight", 0)?;
+    ensure!(
+        hidden_size % IMAGE_HEAD_DIM == 0,
+        "the width {hidden_size} ({PATCHES}) is no multiple of {IMAGE_HEAD_DIM}, the channels per head \
+         of CLIP ViT-H, which Wan2.1 needs"
+    );
+    let side = (tokens - 1).max(0).isqrt();
+    ensure!(
+        side > 0 && side * side == tokens - 1,
+        "embeddings.position_embedding.weight has {tokens} rows, which are not one and those of a \
+         square of patches"
+    );
+    Ok(ClipVisionConfig {
+        hidden_size,
+        num_attention_heads: hidden_size / IMAGE_HEAD_DIM,
+        num_hidden_layers: blocks(lookup, |i| format!("encoder.layers.{i}.mlp.fc1.bias"))?,
+        intermediate_size: axis(lookup, "encoder.layers.0.mlp.fc1.bias", 0)?,
+        image_size: side.saturating_mul(patch_size),
+        patch_size,
+        hidden_act: "gelu".into(),
+        layer_norm_eps: IMAGE_EPS,
     })
 }
 

@@ -1,12 +1,14 @@
 //! What each layout calls the tensors that the networks ask for, and how it arranges them.
 //!
-//! The canonical names are diffusers' for experts and VAE and transformers' for the text encoder.
+//! The canonical names are diffusers' for experts and VAE and transformers' for the text and the image
+//! encoder.
 //! Everything here is a pure function of names and shapes; files are read elsewhere.
 
 mod companion;
 pub mod config;
 mod detect;
 mod expert;
+mod image;
 mod infer;
 mod original_config;
 mod text;
@@ -14,6 +16,7 @@ mod vae;
 
 pub use companion::{Companion, Role, affine_names, companion, scale_names};
 pub use detect::{detect, parts};
+pub(super) use image::{APART, FUSED};
 pub(super) use infer::{EPS, PATCH_SIZE, QK_NORM, ROPE_LENGTH};
 pub use infer::{LATENTS_MEAN, LATENTS_STD, WAN22_MEAN, WAN22_STD};
 pub use original_config::{GuideScale, OriginalConfig, Quantization};
@@ -29,6 +32,8 @@ pub enum Kind {
     Vae,
     /// The UMT5 text encoder.
     TextEncoder,
+    /// CLIP's vision encoder.
+    ImageEncoder,
 }
 
 impl Kind {
@@ -38,6 +43,7 @@ impl Kind {
             Kind::Expert => "an expert",
             Kind::Vae => "a VAE",
             Kind::TextEncoder => "a text encoder",
+            Kind::ImageEncoder => "an image encoder",
         }
     }
 }
@@ -48,6 +54,7 @@ impl std::fmt::Display for Kind {
             Kind::Expert => "expert",
             Kind::Vae => "VAE",
             Kind::TextEncoder => "text encoder",
+            Kind::ImageEncoder => "image encoder",
         })
     }
 }
@@ -55,7 +62,7 @@ impl std::fmt::Display for Kind {
 /// Whose names a part's tensors have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Naming {
-    /// diffusers' names, transformers' for the text encoder: the canonical ones.
+    /// diffusers' names, transformers' for the text and the image encoder: the canonical ones.
     Diffusers,
     /// Those of Wan-Video/Wan2.2, which ComfyUI's and GGUF's experts and ComfyUI's VAE have too.
     Original,
@@ -181,6 +188,10 @@ impl Detected {
         let arrangement = self.arrangement(name, shape.len());
         let stored_shape = match arrangement {
             Arrangement::AsIs => shape.to_vec(),
+            Arrangement::Reshaped if self.kind == Kind::ImageEncoder => {
+                let ones = std::iter::repeat_n(1, 3usize.saturating_sub(shape.len()));
+                ones.chain(shape.iter().copied()).collect()
+            }
             Arrangement::Reshaped => match shape {
                 [first, rest @ ..] => {
                     let merged = rest.iter().fold(1usize, |p, &d| p.saturating_mul(d));
@@ -223,6 +234,7 @@ impl Detected {
                 vae::name(self.naming, name, levels)
             }
             Kind::TextEncoder => text::name(self.naming, name),
+            Kind::ImageEncoder => image::name(self.naming, name),
         };
         let found = found.with_context(|| {
             format!(
@@ -241,6 +253,9 @@ impl Detected {
                 .iter()
                 .filter_map(|&axis| found.get(axis).copied())
                 .collect(),
+            Arrangement::Reshaped if self.kind == Kind::ImageEncoder => {
+                found.iter().copied().skip_while(|&d| d == 1).collect()
+            }
             Arrangement::AsIs | Arrangement::Reshaped => found.to_vec(),
         }
     }
@@ -251,6 +266,9 @@ impl Detected {
             Naming::MlxVideo => {}
             Naming::MlxGen if name == expert::PATCH_EMBEDDING && rank == 5 => {
                 return Arrangement::Permuted(&[0, 4, 1, 2, 3]);
+            }
+            Naming::Original if self.kind == Kind::ImageEncoder && image::is_padded(name) => {
+                return Arrangement::Reshaped;
             }
             _ => return Arrangement::AsIs,
         }

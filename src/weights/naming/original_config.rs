@@ -158,6 +158,7 @@ impl OriginalConfig {
             qk_norm: Some(QK_NORM.into()),
             image_dim: None,
             added_kv_proj_dim: None,
+            pos_embed_seq_len: None,
         })
     }
 

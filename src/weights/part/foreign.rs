@@ -42,24 +42,27 @@ const NAMES: &[(&[&str], &str)] = &[
     (&["audio_proj.", ".audio_cross_attn."], "an expert that follows speech (MultiTalk, InfiniteTalk)"),
     (&["control_adapter."], "an expert of Wan Fun-Camera or Fun-Control"),
     (&["ref_conv."], "an expert of Wan Fun-Control"),
-    (&["img_emb.emb_pos", "image_embedder.pos_embed"], "an expert of Wan2.1 FLF2V, which needs CLIP features of both pictures"),
-    (&["img_emb.proj.", ".cross_attn.k_img.", ".attn2.add_k_proj.", "image_embedder.norm1."], "an expert of Wan2.1 image-to-video, which needs CLIP features of the picture"),
-    (&["vision_model.encoder.", "visual.transformer.", "vision_model.embeddings."], CLIP),
+    (&["vision_model.encoder.", "visual.transformer.resblocks.", "vision_model.embeddings."], VISION),
     (&["text_model.encoder.layers."], "a CLIP text encoder"),
+    (&["label_emb.0.0.", "input_blocks.0.0.", "add_embedding.linear_1."], "an image model (Stable Diffusion, SDXL)"),
+    (&["joint_blocks.", "adaln_single."], "a transformer of another family (SD3, LTX)"),
     (&["double_blocks.", "single_transformer_blocks."], "a transformer of another family (Flux, HunyuanVideo)"),
     (&["model.layers.0.self_attn."], "a language model"),
     (&["control_net.", "controlnet_"], "a ControlNet"),
 ];
 const LORA: &str = "a LoRA, not a whole model";
-const CLIP: &str = "a CLIP picture encoder, which Wan2.1 needs and Wan2.2 image-to-video does not";
+const VISION: &str = "a vision encoder, but not CLIP ViT-H/14's under a name that is known";
+/// What CLIP's vision encoder has and others do not, by transformers.
+const OF_CLIP: &str = "pre_layrnorm.weight";
 const TINY_VAE: &str = "a tiny autoencoder (TAEHV: taew2_1, lighttaew2_1)";
 
 /// What the files hold, when it is known and not computed here.
 pub fn foreign(store: &TensorStore) -> Option<Foreign> {
     let entries = store.entries();
-    let found = NAMES.iter().find(|(marks, _)| {
+    let is_clip = entries.keys().any(|name| says(name, OF_CLIP));
+    let found = NAMES.iter().find(|(marks, what)| {
         let has = |name: &String| marks.iter().any(|mark| says(name, mark));
-        entries.keys().any(has)
+        entries.keys().any(has) && !(is_clip && *what == VISION)
     });
     if let Some(&(_, what)) = found {
         let is_expert = what.starts_with("an expert");
@@ -67,11 +70,26 @@ pub fn foreign(store: &TensorStore) -> Option<Foreign> {
             what,
             hint: match what {
                 LORA => "give it with --lora, beside a model",
-                CLIP => "leave it out",
+                VISION => {
+                    "take clip_vision_h.safetensors, or image_encoder/ of a Wan2.1 repository of diffusers' \
+                     layout"
+                }
                 _ if what.starts_with("a model quantized") => OTHER_FORM,
                 _ => OTHER_MODEL,
             },
             is_expert,
+        });
+    }
+    // UMT5 has a table in every block, T5 in the first.
+    let has = |name: &str| entries.keys().any(|key| key.ends_with(name));
+    let table = |block: usize| {
+        format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight")
+    };
+    if has(&table(0)) && !has(&table(1)) && has("encoder.block.1.layer.0.SelfAttention.q.weight") {
+        return Some(Foreign {
+            what: "a T5 text encoder (of Flux or SD3), not UMT5",
+            hint: "take umt5_xxl, which Wan was trained with",
+            is_expert: false,
         });
     }
     let form = |what| {

@@ -172,8 +172,9 @@ pub struct Held {
     pub bytes: u64,
     /// Values of those that are kept quantized.
     pub quantized: u64,
-    /// Values of what adapters add beside quantized weights: to products of the tokens, and of the text.
-    pub beside: [u64; 2],
+    /// Values of what adapters add beside quantized weights: to products of the tokens, of the text, and of
+    /// pictures' features.
+    pub beside: [u64; 3],
 }
 
 impl std::iter::Sum for Held {
@@ -181,7 +182,7 @@ impl std::iter::Sum for Held {
         all.fold(Self::default(), |sum, one| Self {
             bytes: sum.bytes + one.bytes,
             quantized: sum.quantized + one.quantized,
-            beside: [0, 1].map(|i| sum.beside[i] + one.beside[i]),
+            beside: [0, 1, 2].map(|i| sum.beside[i] + one.beside[i]),
         })
     }
 }
@@ -232,15 +233,20 @@ impl Held {
         Self {
             bytes: packed.unwrap_or(dense * values),
             quantized: packed.map_or(0, |_| values),
-            beside: [0; 2],
+            beside: [0; 3],
         }
     }
 
     /// The same with so many `values` of what adapters add beside the weight `name`.
     fn with_beside(mut self, name: &str, values: u64, device: Device) -> Self {
         self.bytes += values * device.dtype.matmul_dtype_size() as u64;
-        let of_text = name.contains(".attn2.to_k.") || name.contains(".attn2.to_v.");
-        self.beside[usize::from(of_text)] += values;
+        let has = |module: &str| name.contains(&format!(".attn2.{module}."));
+        let of = match () {
+            () if has("to_k") || has("to_v") => 1,
+            () if has("add_k_proj") || has("add_v_proj") => 2,
+            () => 0,
+        };
+        self.beside[of] += values;
         self
     }
 }

@@ -142,7 +142,14 @@ impl Part {
         }
         // What nothing is known of is compared with diffusers' names, which shows what it is not.
         let names = detect(&store, kind)?.unwrap_or(Detected::plain(kind, Naming::Diffusers));
-        Ok(Self { store, names })
+        Ok(Self::new(store, names))
+    }
+
+    fn new(mut store: TensorStore, names: Detected) -> Self {
+        if names.kind == Kind::ImageEncoder && names.naming == Naming::Original {
+            store.take_apart(naming::FUSED, naming::APART);
+        }
+        Self { store, names }
     }
 
     /// As [`Self::open`], for files that may hold a share of the part only, whose names are known.
@@ -150,8 +157,7 @@ impl Part {
     /// # Errors
     /// Names the file that is missing or malformed.
     pub fn open_share(location: &Location, names: Detected) -> Result<Self> {
-        let store = TensorStore::open(location)?;
-        Ok(Self { store, names })
+        Ok(Self::new(TensorStore::open(location)?, names))
     }
 
     /// What kind of part it is, and whose names its tensors have.
@@ -417,7 +423,7 @@ pub fn may_quantize(kind: Kind, name: &str, shape: &[usize]) -> bool {
         Kind::TextEncoder => {
             name.starts_with("encoder.block.") && !name.contains("relative_attention_bias")
         }
-        Kind::Vae => false,
+        Kind::Vae | Kind::ImageEncoder => false,
     };
     in_block && name.ends_with(".weight") && shape.len() == 2 && shape[1].is_multiple_of(GROUP_SIZE)
 }

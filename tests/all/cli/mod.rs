@@ -9,7 +9,9 @@ mod completions;
 mod endless;
 mod ends;
 mod existing;
+mod family;
 mod faults;
+mod features;
 mod foreign;
 mod gpu;
 mod help;
@@ -36,7 +38,7 @@ mod typed;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use image::RgbImage;
@@ -90,6 +92,16 @@ impl Bench {
         command.arg("--model").arg(self.checkpoint.root());
         command.arg("--image").arg(self.picture());
         command
+    }
+
+    /// A small run of another model to `output`.
+    fn of_model(&self, model: &Path, output: &str) -> Ran {
+        let mut command = program();
+        command.current_dir(self.work.path());
+        command.arg("--model").arg(model);
+        command.arg("--image").arg(self.picture());
+        command.args(["--prompt", "a cat", "--output", output, "--device", "cpu"]);
+        run(command.args(["--size", "64x32", "--frames", "5", "--steps", "2"]))
     }
 
     /// A small run to `output`, with more flags, whatever is there.

@@ -28,7 +28,7 @@ fn the_answer_comes_first_and_fits_80_columns() {
     );
     assert_eq!(
         lines.next(),
-        Some("64 x 64 pixels, 17 frames, 12 steps, 24 passes.")
+        Some("The built-in miniature: 64 x 64 pixels, 17 frames, 12 steps, 24 passes.")
     );
     assert_eq!(
         lines.next(),

@@ -136,19 +136,14 @@ fn a_model_is_pulled_once_and_used_by_name() {
 fn a_repository_of_another_model_is_named_before_its_weights_come() {
     type Change = fn(&mut serde_json::Value);
     let other: [(&str, &str, Change); 3] = [
-        ("model_index.json", "a text-to-video model", |json| {
-            json["_class_name"] = "WanPipeline".into();
+        ("model_index.json", "a VACE model", |json| {
+            json["_class_name"] = "WanVACEPipeline".into();
         }),
-        (
-            "model_index.json",
-            "a Wan2.1 image-to-video model",
-            |json| {
-                json["boundary_ratio"] = serde_json::Value::Null;
-            },
-        ),
-        ("transformer/config.json", "Wan2.2 TI2V-5B", |json| {
-            json["in_channels"] = 48.into();
-            json["out_channels"] = 48.into();
+        ("model_index.json", "Wan2.2 Animate", |json| {
+            json["_class_name"] = "WanAnimatePipeline".into();
+        }),
+        ("transformer/config.json", "Fun-Control", |json| {
+            json["in_channels"] = 52.into();
         }),
     ];
     for (path, what, change) in other {

@@ -304,10 +304,7 @@ fn what_is_not_there_is_told() {
         without(without(diffusers(), "transformer_2/"), "tokenizer/"),
         "vae/diff",
     );
-    assert_eq!(
-        needed(&parts).unwrap().missing,
-        ["transformer_2", "vae", "tokenizer"]
-    );
+    assert_eq!(needed(&parts).unwrap().missing, ["vae", "tokenizer"]);
     let parts = without(without(original(), "low_noise"), "umt5");
     let missing = [
         "low_noise_model",
@@ -409,9 +406,9 @@ fn collections_are_to_be_chosen_from() {
     assert!(pick(&[]).is_err() && pick(&["split"]).is_err() && pick(&[""]).is_err());
 }
 
-/// What systems leave in folders is uploaded too; and a repository with one expert is another model's.
+/// What systems leave in folders is uploaded too.
 #[test]
-fn litter_and_other_models() {
+fn litter() {
     let litter = [
         "high_noise_model/._diffusion_pytorch_model-00001-of-00006.safetensors",
         "high_noise_model/.DS_Store",
@@ -419,13 +416,45 @@ fn litter_and_other_models() {
     ];
     let selection = needed(&with(original(), &litter)).unwrap();
     assert_eq!(paths(&selection), paths(&needed(&original()).unwrap()));
-    let one = [
+}
+
+/// Models with one transformer: Wan2.1 I2V's and Wan2.2 TI2V-5B's repositories, by Wan-AI and for diffusers.
+#[test]
+fn one_transformer() {
+    let rest = [
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "google/umt5-xxl/tokenizer.json",
         "config.json",
-        "diffusion_pytorch_model-00001-of-00007.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
     ];
-    let error = needed(&with(Vec::new(), &one)).unwrap_err().to_string();
-    assert!(
-        error.contains("holds one transformer, as Wan2.1"),
-        "{error}"
-    );
+    let shards = (1..=3).map(|n| format!("diffusion_pytorch_model-0000{n}-of-00003.safetensors"));
+    let shards: Vec<String> = shards.collect();
+    let clip = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth";
+    for special in [
+        &["Wan2.1_VAE.pth", clip, "xlm-roberta-large/tokenizer.json"][..],
+        &["Wan2.2_VAE.pth"],
+    ] {
+        let names: Vec<&str> = shards.iter().map(String::as_str).chain(rest).collect();
+        let files = with(with(Vec::new(), &names), special);
+        let selection = needed(&files).unwrap();
+        assert_eq!(selection.layout, Layout::Original);
+        assert_eq!(selection.missing, Vec::<String>::new());
+        let chosen = paths(&selection);
+        assert!(
+            chosen.len() == names.len() + special.len().min(2),
+            "{chosen:?}"
+        );
+        assert!(
+            special.iter().take(2).all(|name| chosen.contains(name)),
+            "{chosen:?}"
+        );
+    }
+    let one = without(diffusers(), "transformer_2/");
+    let image = [
+        "image_encoder/config.json",
+        "image_encoder/model.safetensors",
+    ];
+    let selection = needed(&with(one, &image)).unwrap();
+    assert_eq!(selection.missing, Vec::<String>::new());
+    assert!(image.iter().all(|name| paths(&selection).contains(name)));
 }

@@ -1,6 +1,7 @@
 //! Fetching from a hub that runs here, over 127.0.0.1 and nothing else.
 
 mod adapters;
+mod catalogue;
 mod command;
 mod converting;
 mod faults;

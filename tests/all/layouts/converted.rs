@@ -100,7 +100,7 @@ fn quantized(model: &Model, bits: [Option<quantize::Bits>; 3]) -> Model {
     for (part, bits) in [(0, bits[0]), (1, bits[1]), (3, bits[2])] {
         let Some(bits) = bits else { continue };
         for tensor in &mut model.parts[part] {
-            let block = match PartName::ALL[part].kind() {
+            let block = match PartName::WITH_EXPERTS[part].kind() {
                 Kind::TextEncoder => "encoder.block.",
                 _ => "blocks.",
             };

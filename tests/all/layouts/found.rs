@@ -81,7 +81,7 @@ fn what_systems_leave_in_folders_is_ignored() {
 #[test]
 fn weights_that_have_not_come_are_refused_by_name() {
     let _mlx = mlx();
-    for part in PartName::ALL {
+    for part in PartName::WITH_EXPERTS {
         let (folder, _) = folder(COMFY, &Model::random());
         let path = folder.path().join(COMFY.place(part));
         let mut bytes = fs::read(&path).unwrap();
@@ -221,13 +221,7 @@ fn ones(shape: &[usize]) -> Stored {
 /// The expert of another model, by what it has more.
 type More = fn(&mut Content);
 
-const OTHERS: [(&str, More); 9] = [
-    ("a text-to-video model", |t| channels(t, 16)),
-    ("Wan2.2 TI2V-5B", |t| {
-        channels(t, 48);
-        t.insert("head.head.weight".into(), ones(&[192, 256]));
-        t.insert("head.head.bias".into(), ones(&[192]));
-    }),
+const OTHERS: [(&str, More); 5] = [
     ("Fun-Control", |t| {
         channels(t, 52);
         t.insert("ref_conv.weight".into(), ones(&[256, 16, 2, 2]));
@@ -237,8 +231,6 @@ const OTHERS: [(&str, More); 9] = [
         add(t, "face_adapter.fuser_blocks.0.linear1_kv.weight")
     }),
     ("S2V", |t| add(t, "casual_audio_encoder.weights")),
-    ("Wan2.1 image-to-video", |t| add(t, "img_emb.proj.1.weight")),
-    ("Wan2.1 FLF2V", |t| add(t, "img_emb.emb_pos")),
     ("TurboDiffusion", |t| {
         add(t, "blocks.0._checkpoint_wrapped_module.ffn.0.int8_weight")
     }),
@@ -325,7 +317,7 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
     };
     let folder = tempfile::tempdir().unwrap();
     let form = "\nhint: take the model in fp16";
-    let files: [(Content, &str, &str); 10] = [
+    let files: [(Content, &str, &str); 12] = [
         (quantized("weight._data", Encoding::I8), "quanto", form),
         (quantized("weight.absmax", F32), "bitsandbytes", form),
         (quantized("weight_scale_2", F32), "nvfp4", form),
@@ -338,13 +330,13 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
         ),
         (
             named(&["vision_model.encoder.layers.0.q.weight"]),
-            "CLIP",
-            "leave it out",
+            "a vision encoder, but not CLIP ViT-H/14's",
+            "take clip_vision_h.safetensors",
         ),
         (
-            named(&["visual.transformer.0.attn.weight"]),
-            "CLIP",
-            "leave it out",
+            named(&["visual.transformer.resblocks.0.attn.in_proj_weight"]),
+            "a vision encoder, but not CLIP ViT-H/14's",
+            "take clip_vision_h.safetensors",
         ),
         (
             named(&["decoder.1.weight", "encoder.0.weight"]),
@@ -355,6 +347,19 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
             named(&["double_blocks.0.img_attn.qkv.weight"]),
             "Flux",
             "A14B",
+        ),
+        (
+            named(&["model.diffusion_model.input_blocks.0.0.weight"]),
+            "SDXL",
+            "A14B",
+        ),
+        (
+            named(&[
+                "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                "encoder.block.1.layer.0.SelfAttention.q.weight",
+            ]),
+            "a T5 text encoder (of Flux or SD3), not UMT5",
+            "umt5_xxl",
         ),
     ];
     for (content, what, hint) in files {
@@ -561,4 +566,37 @@ fn what_seems_to_be_mixed_up_is_warned_of() {
     );
     assert_holds(&warnings[1], &["its name says high-noise expert"]);
     assert_holds(&warnings[2], &["169 ids and the text encoder 1024"]);
+}
+
+/// Experts of text-to-video beside those of image-to-video: the model of which both are there is meant, and
+/// each file is called what it is.
+#[test]
+fn of_several_models_the_whole_one_is_meant() {
+    let _mlx = mlx();
+    let (folder, _) = folder(COMFY, &Model::random());
+    let (mut contents, _) = Model::random().in_form(COMFY);
+    contents
+        .iter_mut()
+        .take(2)
+        .for_each(|content| channels(content, 16));
+    let path = |expert: &str| {
+        let name = format!("diffusion_models/wan2.2_t2v_{expert}_noise_14B.safetensors");
+        folder.path().join(name)
+    };
+    safetensors(&path("high"), &contents[0]);
+    let text = refusal(&["inspect"], &path("high"));
+    assert_holds(&text, &["Wan2.2 T2V-A14B", "no low-noise expert"]);
+    assert_eq!(open(folder.path()).unwrap().family.name, "Wan2.2 I2V-A14B");
+    // Two whole models cannot be told apart.
+    safetensors(&path("low"), &contents[1]);
+    let error = format!("{:#}", open(folder.path()).unwrap_err());
+    assert_holds(
+        &error,
+        &["2 files could be the high-noise expert", "--high PATH"],
+    );
+    for expert in ["high", "low"] {
+        let own = format!("diffusion_models/wan2.2_i2v_{expert}_noise_14B.safetensors");
+        fs::remove_file(folder.path().join(own)).unwrap();
+    }
+    assert_eq!(open(folder.path()).unwrap().family.name, "Wan2.2 T2V-A14B");
 }

@@ -28,7 +28,7 @@ fn inspect(path: &Path, flags: &[&str]) -> (Option<i32>, Value) {
 fn check(root: &Path, model: &Model, layouts: [&str; 4], stored_as: [&str; 4]) {
     let report = Report::of(&Layout::of_path(root, None).unwrap());
     let parts: Vec<PartName> = report.parts.iter().map(|part| part.part).collect();
-    assert_eq!(parts, PartName::ALL);
+    assert_eq!(parts, PartName::WITH_EXPERTS);
     for (i, part) in report.parts.iter().enumerate() {
         assert_eq!(part.layout, layouts[i], "{}", part.path);
         let most = part.stored_as.iter().max_by_key(|(_, count)| **count);
@@ -44,7 +44,7 @@ fn check(root: &Path, model: &Model, layouts: [&str; 4], stored_as: [&str; 4]) {
     }
     assert_eq!(report.problems, Vec::<String>::new());
     assert!(report.runs && report.tokenizer.is_some());
-    assert_eq!(report.boundary, 0.9);
+    assert!(report.boundary.is_none_or(|boundary| boundary == 0.9));
     let (code, json) = inspect(root, &[]);
     assert_eq!(code, Some(0));
     let text = serde_json::to_string(&report).unwrap();
@@ -167,7 +167,7 @@ fn one_part() {
     let _mlx = mlx();
     let form = Form::Comfy(F16, "");
     let (folder, _) = folder(form, &Model::random());
-    for part in PartName::ALL {
+    for part in PartName::WITH_EXPERTS {
         let (code, json) = inspect(&folder.path().join(form.place(part)), &[]);
         assert_eq!(code, Some(1));
         assert_eq!(json["parts"][0]["part"], serde_json::json!(part));

@@ -26,7 +26,7 @@ const FORMS: [Form; 4] = [
 /// Writes each part of `model` alone and returns their paths.
 fn parts(model: &Model) -> (TempDir, [PathBuf; 4]) {
     let folder = tempfile::tempdir().unwrap();
-    let paths = PartName::ALL.map(|part| {
+    let paths = PartName::WITH_EXPERTS.map(|part| {
         let form = FORMS[part as usize];
         let root = folder.path().join(part.key());
         let (contents, _) = model.in_form(form);
@@ -37,10 +37,16 @@ fn parts(model: &Model) -> (TempDir, [PathBuf; 4]) {
     (folder, paths)
 }
 
+/// The experts, the VAE and the text encoder, as they are named.
+fn sources_of([high, low, vae, text]: &[PathBuf; 4]) -> [Option<PathBuf>; 6] {
+    let some = |path: &PathBuf| Some(path.clone());
+    [some(high), some(low), some(vae), some(text), None, None]
+}
+
 fn open_parts(paths: &[PathBuf; 4], tokenizer: Option<PathBuf>) -> Checkpoint {
     let sources = Sources {
         model: None,
-        parts: paths.clone().map(Some),
+        parts: sources_of(paths),
         tokenizer,
     };
     Checkpoint::open(&sources, Loading::default()).unwrap()
@@ -101,7 +107,7 @@ fn on_the_command_line() {
         tokenizer.join("tokenizer.json"),
     )
     .unwrap();
-    let mut flags: Vec<(&str, &Path)> = PartName::ALL
+    let mut flags: Vec<(&str, &Path)> = PartName::WITH_EXPERTS
         .into_iter()
         .zip(&paths)
         .map(|(part, path)| (part.flag(), path.as_path()))
@@ -141,7 +147,7 @@ fn tokenizers_inside_text_encoders() {
         assert_eq!(ids(&open(inside.path()).unwrap()), expected, "{form:?}");
         // The text encoder's file alone, beside parts of others.
         let mut paths = FORMS.map(|_| PathBuf::new());
-        for part in PartName::ALL {
+        for part in PartName::WITH_EXPERTS {
             let whole = Form::Original(BF16);
             paths[part as usize] = with_file.path().join(whole.place(part));
         }
@@ -170,7 +176,7 @@ fn a_part_in_the_wrong_place() {
     paths.swap(2, 3);
     let sources = Sources {
         model: None,
-        parts: paths.clone().map(Some),
+        parts: sources_of(&paths),
         tokenizer: None,
     };
     let error = Checkpoint::open(&sources, Loading::default()).unwrap_err();

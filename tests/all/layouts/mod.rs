@@ -132,7 +132,8 @@ fn run(checkpoint: &Checkpoint, device: Device) -> Made {
         condition,
         noise,
         &plan,
-    );
+    )
+    .unwrap();
     let latents = denoiser.run(None, &mut Silent).unwrap();
     let mut frames = Vec::new();
     let mut push = |frame: &RgbImage| {

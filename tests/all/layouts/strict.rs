@@ -31,6 +31,8 @@ fn load(checkpoint: &Checkpoint, part: PartName, device: Device) -> anyhow::Resu
         PartName::LowNoise => checkpoint.load_expert(Expert::LowNoise, device).map(drop),
         PartName::Vae => checkpoint.load_vae_decoder(device).map(drop),
         PartName::TextEncoder => checkpoint.load_text_encoder(device).map(drop),
+        PartName::ImageEncoder => checkpoint.load_image_encoder(device).map(drop),
+        PartName::Transformer => checkpoint.load_expert(Expert::Single, device).map(drop),
     }
 }
 

@@ -105,6 +105,7 @@ impl Fixture {
         let noise = initial_noise(plan.seed, 16, plan.latent_grid(&checkpoint.vae));
         let memory = MemoryPlan::WHOLE;
         Denoiser::new(checkpoint, F32, memory, prompts, condition, noise, plan)
+            .unwrap()
             .run(None, &mut Silent)
             .unwrap()
     }

@@ -240,7 +240,7 @@ fn run(
     let plan = plan(case);
     let schedule = Schedule::new(plan.solver, plan.steps as usize, plan.shift);
     let timesteps = schedule.timesteps.clone();
-    let mut sampler = Sampler::new(plan.solver, schedule);
+    let mut sampler = Sampler::new(plan.solver, schedule, plan.seed);
     let mut x = initial_noise(plan.seed, 16, plan.latent_grid(&case.config("vae")));
     let [high, low] = experts;
     let kv = |dit: &Dit, text: &Array| -> Vec<CrossKv> {
@@ -261,7 +261,7 @@ fn run(
         };
         let time = dit.embed_time(t).unwrap();
         let rope = rope(case, dit);
-        let input = concatenate(&[x.clone(), condition.0.clone()], 0).unwrap();
+        let input = concatenate(&[x.clone(), condition.beside.clone().unwrap()], 0).unwrap();
         let predict = |text: &Array| {
             dit.forward(&input, &time, &rope, &kv(dit, text), &MemoryPlan::WHOLE)
                 .unwrap()

@@ -3,8 +3,11 @@
 //! The golden data and what it holds: `scripts/golden/README.md`.
 
 mod adapters;
+mod clip;
 mod dit;
+mod family;
 mod faults;
+mod features;
 mod memory;
 mod run;
 mod schedule;

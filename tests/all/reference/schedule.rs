@@ -32,7 +32,7 @@ fn model(x: &Array, timestep: f64, c: &Array) -> Array {
 fn trajectory(solver: Solver, steps: usize) -> Vec<Array> {
     let c = input("schedule.c", 0.5);
     let mut x = input("schedule.x", 1.7);
-    let mut sampler = Sampler::new(solver, Schedule::new(solver, steps, 5.0));
+    let mut sampler = Sampler::new(solver, Schedule::new(solver, steps, 5.0), 0);
     (0..steps)
         .map(|i| {
             let velocity = model(&x, sampler.schedule().timesteps[i], &c);
@@ -96,7 +96,7 @@ fn one_step_goes_straight_to_the_clean_estimate() {
         let schedule = Schedule::new(solver, 1, 5.0);
         let (sigma, timestep) = (schedule.sigmas[0], schedule.timesteps[0]);
         let velocity = model(&x, timestep, &c);
-        let mut sampler = Sampler::new(solver, schedule);
+        let mut sampler = Sampler::new(solver, schedule, 0);
         let ours = sampler.step(&x, &velocity).unwrap();
         let clean = x
             .subtract(velocity.multiply(Array::from_f32(sigma as f32)).unwrap())

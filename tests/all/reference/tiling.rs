@@ -482,7 +482,7 @@ fn a_budget_puts_a_clip_into_tiles() {
                 .unwrap(),
             );
         });
-        let condition = condition.unwrap().0;
+        let condition = condition.unwrap().beside.unwrap();
         let latents = condition.try_index(4..).unwrap();
         let mut frames = Vec::new();
         let mut emit = |frame: &RgbImage| {

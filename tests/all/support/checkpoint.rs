@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
+use wan_i2v::model::clip_vision::{ClipVision, ClipVisionConfig};
 use wan_i2v::model::dit::Dit;
 use wan_i2v::model::umt5::Umt5;
 use wan_i2v::model::vae::{VaeDecoder, VaeEncoder};
@@ -18,21 +19,35 @@ use wan_i2v::weights::naming::Kind;
 use super::golden::{golden_dir, tests_dir};
 use super::portable;
 
-/// The parts that have weights, by their folder's name.
-pub const PARTS: [&str; 4] = ["transformer", "transformer_2", "vae", "text_encoder"];
+/// The parts of a case that have weights, by their folder's name.
+pub fn parts(configs: &Path) -> Vec<&'static str> {
+    let all = [
+        "transformer",
+        "transformer_2",
+        "vae",
+        "text_encoder",
+        "image_encoder",
+    ];
+    let is_there = |part: &&str| configs.join(part).is_dir();
+    all.into_iter().filter(is_there).collect()
+}
+
+/// What the names of a published image encoder begin with.
+pub const PUBLISHED: &str = "vision_model.";
 
 /// What kind of network a part is.
 pub fn kind(part: &str) -> Kind {
     match part {
         "vae" => Kind::Vae,
         "text_encoder" => Kind::TextEncoder,
+        "image_encoder" => Kind::ImageEncoder,
         _ => Kind::Expert,
     }
 }
 
 /// A part's file, as diffusers and transformers name it.
 pub fn file_name(part: &str) -> &'static str {
-    if part == "text_encoder" {
+    if part == "text_encoder" || part == "image_encoder" {
         "model"
     } else {
         "diffusion_pytorch_model"
@@ -59,7 +74,7 @@ fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Result<
             Ok(json) => serde_json::from_slice(&json)?,
             Err(_) => BTreeMap::new(),
         };
-    for part in PARTS {
+    for part in parts(configs) {
         copy(configs, target, &format!("{part}/config.json"))?;
         let folder = target.join(part);
         let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = specs(configs, part)?
@@ -106,6 +121,13 @@ pub fn specs(configs: &Path, part: &str) -> Result<Vec<TensorSpec>> {
             VaeDecoder::load(&config, &mut recorder, device)?;
         }
         "text_encoder" => drop(Umt5::load(&read(&path)?, &mut recorder, device)?),
+        "image_encoder" => {
+            let config: ClipVisionConfig = read(&path)?;
+            ClipVision::load(&config.with_last_layer(), &mut recorder, device)?;
+            for spec in &mut recorder.specs {
+                spec.name.insert_str(0, PUBLISHED);
+            }
+        }
         _ => drop(Dit::load(&read(&path)?, &mut recorder, device)?),
     }
     Ok(recorder.specs)

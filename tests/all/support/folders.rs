@@ -54,7 +54,7 @@ impl Form {
 
     /// Writes a model's folder, with the configurations and the tokenizer that the layout has.
     pub fn write(self, model: &Model, contents: &[Content; 4], root: &Path) {
-        for part in PartName::ALL {
+        for part in PartName::WITH_EXPERTS {
             self.write_part(
                 &model.configs[part as usize],
                 &contents[part as usize],

@@ -24,7 +24,7 @@ pub struct Tensor {
     pub values: Vec<f32>,
 }
 
-/// A whole model, its parts in the order of [`PartName::ALL`].
+/// A whole model, its parts in the order of [`PartName::WITH_EXPERTS`].
 #[derive(Clone, Debug)]
 pub struct Model {
     pub configs: [PartConfig; 4],
@@ -91,6 +91,7 @@ pub fn expert_config(heads: i32, ffn_dim: i32, text_dim: i32) -> DitConfig {
         qk_norm: Some("rms_norm_across_heads".into()),
         image_dim: None,
         added_kv_proj_dim: None,
+        pos_embed_seq_len: None,
     }
 }
 
@@ -159,7 +160,8 @@ impl Model {
     /// Of values that fill float32.
     pub fn precise() -> Self {
         let configs = configs();
-        let parts = PartName::ALL.map(|name| random_part(name.key(), &configs[name as usize]));
+        let parts =
+            PartName::WITH_EXPERTS.map(|name| random_part(name.key(), &configs[name as usize]));
         Self { configs, parts }
     }
 
@@ -174,7 +176,7 @@ impl Model {
     /// What `form` keeps of it, as files have it and as the values that this stands for.
     pub fn in_form(&self, form: Form) -> ([Content; 4], Self) {
         let mut meant = self.clone();
-        let contents = PartName::ALL.map(|name| {
+        let contents = PartName::WITH_EXPERTS.map(|name| {
             let part = &mut meant.parts[name as usize];
             content(form, name, part)
         });
@@ -201,6 +203,7 @@ pub fn names(kind: Kind) -> HashMap<String, Vec<String>> {
         Kind::Expert => "expert",
         Kind::Vae => "vae",
         Kind::TextEncoder => "text",
+        Kind::ImageEncoder => panic!("it is in no layout of these"),
     };
     let text = include_str!("../../data/names.json");
     let parts: HashMap<String, Vec<String>> = serde_json::from_str(text).unwrap();

@@ -44,7 +44,7 @@ fn missing_tensors_are_named() {
         (
             TEXT,
             "text_encoder/",
-            "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+            "encoder.block.1.layer.0.SelfAttention.o.weight",
         ),
     ] {
         let message = error_of(&scratch, file, |t| drop(t.remove(name).unwrap()));

@@ -202,7 +202,8 @@ impl Jobs<'_> {
         unnamed: &mut BTreeMap<String, usize>,
         clips: &mut Vec<Wanted>,
     ) {
-        let image = job.settings.value("image").unwrap_or_default().to_owned();
+        let image = job.settings.value("image").unwrap_or(OsStr::new("clip"));
+        let image = image.to_owned();
         let stem = Path::new(&image).file_stem().unwrap_or_default();
         let stem = stem.to_string_lossy().into_owned();
         let name = job.name.clone().unwrap_or_else(|| {

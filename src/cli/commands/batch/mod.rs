@@ -50,7 +50,13 @@ impl BatchArgs {
         let mut outcome = Outcome::new(&self.jobs, folder, &wanted);
         outcome.after = self.generate.after.clone();
         outcome.fresh = fresh;
-        let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcome);
+        let checked = Checked::new(
+            wanted,
+            &self.many,
+            &layers.catalogue,
+            &mut folders,
+            &mut outcome,
+        );
         if self.many.dry_run {
             return Ok((dry_run::show(&checked, &outcome)?, None));
         }

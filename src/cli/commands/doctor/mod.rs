@@ -20,16 +20,17 @@ use tempfile::NamedTempFile;
 
 use self::around::Around;
 use super::resolve::model::Models;
+use crate::cli::config::Catalogue;
 use crate::cli::flags::DoctorArgs;
 use crate::cli::ui::{exit_code, human_bytes, human_time, info, print, print_json, stderr};
 use crate::util::show::Show;
 
 impl DoctorArgs {
     /// Makes the checks. The exit code says whether all is well.
-    pub(crate) fn run(self) -> Result<ExitCode> {
+    pub(crate) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
         // Before minutes have gone by.
         let report = self.report.as_deref().map(open_report).transpose()?;
-        let mut models = Models::new(true);
+        let mut models = Models::new(true, catalogue);
         let (model, bits) = models.resolve(self.model)?;
         let device = self.machine.device()?;
         let budget = self.machine.budget(device);
@@ -336,6 +337,7 @@ impl Shown<'_> {
             Model::Tiny => "the built-in miniature".into(),
             Model::Disk(sources) if self.with_paths => paths(sources),
             Model::Disk(_) => "one of the user's".into(),
+            Model::Published(family) => family.name.into(),
         }
     }
 

@@ -19,6 +19,7 @@ use super::many::{Folders, tell_of_miniature};
 use super::preview::{self, Screen};
 use super::resolve::{self, Elsewhere, Resolved};
 use super::{GoOn, awake, tune};
+use crate::cli::config::Catalogue;
 use crate::cli::flags::{AfterArgs, GenerateArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::Outlook;
@@ -29,10 +30,10 @@ impl GenerateArgs {
     ///
     /// # Errors
     /// When it cannot be made; an interrupted run is no error but an exit code.
-    pub(super) fn run(self) -> Result<ExitCode> {
+    pub(super) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
         let after = self.after.clone();
         after.check()?;
-        let ran = self.make(&after);
+        let ran = self.make(&after, catalogue);
         if let Err(error) = &ran
             && !error.is::<GoOn>()
         {
@@ -41,7 +42,7 @@ impl GenerateArgs {
         ran
     }
 
-    fn make(self, after: &AfterArgs) -> Result<ExitCode> {
+    fn make(self, after: &AfterArgs, catalogue: &Catalogue) -> Result<ExitCode> {
         let resume = self.resume;
         let mut folders = Folders::default();
         if self.output.parents {
@@ -50,7 +51,7 @@ impl GenerateArgs {
                 folders.make(path.parent().unwrap_or(Path::new("")))?;
             }
         }
-        let mut elsewhere = Elsewhere::default();
+        let mut elsewhere = Elsewhere::new(false, catalogue);
         let Resolved {
             request,
             machine,
@@ -141,7 +142,7 @@ impl GenerateArgs {
         )?;
         start.report(dumps);
         if is_tiny {
-            tell_of_miniature();
+            tell_of_miniature(device, catalogue);
         }
         awake::keep(allow_sleep);
         if start.from.is_none()

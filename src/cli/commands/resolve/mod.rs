@@ -1,13 +1,14 @@
 //! From flags to requests: reads prompts, finds the model or fetches it, draws a seed. Before
 //! this nothing is read but variables and the config file.
 
+pub(super) mod catalogue;
 pub(super) mod model;
 pub(super) mod picture;
 mod prompt;
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::clip::{Model, Options, Request};
 use crate::runtime::again;
@@ -18,10 +19,13 @@ use anyhow::{Context, Result, ensure};
 use self::model::Models;
 use self::picture::Pictures;
 
+use crate::cli::config::Catalogue;
 use crate::cli::flags::{
     ClipArgs, MachineArgs, ModelArgs, OutputArgs, PlanArgs, PreviewArgs, PromptSource, SamplingArgs,
 };
 
+/// The beginning of a clip's name without a picture.
+const UNNAMED: &str = "clip";
 /// The preset for which the miniature has adapters.
 const LIGHTNING: &str = "lightning";
 
@@ -61,9 +65,9 @@ pub(crate) struct Elsewhere {
 
 impl Elsewhere {
     /// With `heads_only` models are described, not used.
-    pub(crate) fn new(heads_only: bool) -> Self {
+    pub(crate) fn new(heads_only: bool, catalogue: &Catalogue) -> Self {
         Self {
-            models: Models::new(heads_only),
+            models: Models::new(heads_only, catalogue),
             ..Self::default()
         }
     }
@@ -97,16 +101,20 @@ pub(crate) fn clip(
     elsewhere: &mut Elsewhere,
 ) -> Result<Resolved> {
     // Both are there: only a subcommand does without.
-    let image = clip.image.context("--image is missing")?;
+    let image = clip.image;
     ensure!(
-        image.as_os_str() != "-" || clip.prompt != Some(PromptSource::Stdin),
+        image.as_ref().is_none_or(|image| image.as_os_str() != "-")
+            || clip.prompt != Some(PromptSource::Stdin),
         "--image - and --prompt -: standard input can only be one of them\nhint: give a file, such as \
          --prompt @prompt.txt"
     );
-    let image = elsewhere.pictures.local("--image", image)?;
+    let pictures = &mut elsewhere.pictures;
+    let image = image.map(|image| pictures.local("--image", image));
+    let image = image.transpose()?;
     let prompt = clip.prompt.context("--prompt is missing")?;
     let seed = clip.seed.unwrap_or_else(random_seed);
-    let stem = short(image.file_stem().unwrap_or_default());
+    let stem = image.as_deref().and_then(Path::file_stem);
+    let stem = short(stem.unwrap_or(OsStr::new(UNNAMED)));
     let open = Open {
         seed: clip.seed.is_none(),
         stem: output.output.is_none().then_some(stem),
@@ -143,15 +151,15 @@ pub(crate) fn clip(
 /// As [`clip`].
 pub(crate) fn plan(args: PlanArgs, elsewhere: &mut Elsewhere) -> Result<Request> {
     let prompt = args.prompt.unwrap_or(PromptSource::Text(String::new()));
-    let image = elsewhere
-        .pictures
-        .local("--image", args.image.unwrap_or_default())?;
+    let pictures = &mut elsewhere.pictures;
+    let image = args.image.map(|image| pictures.local("--image", image));
+    let image = image.transpose()?;
     request(args.model, image, prompt, args.sampling, elsewhere)
 }
 
 fn request(
     model: ModelArgs,
-    image: PathBuf,
+    image: Option<PathBuf>,
     prompt: PromptSource,
     sampling: SamplingArgs,
     elsewhere: &mut Elsewhere,

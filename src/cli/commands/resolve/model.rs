@@ -1,15 +1,21 @@
 //! The model that the command line names: a path, or a repository of the hub, which is fetched.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::clip::Model;
 use crate::hub::pull::{self, Heads, Progress};
 use crate::hub::{Hub, Listing, RepoId, Selection, is_address};
+use crate::pipeline::plan::Budget;
+use crate::runtime::{Device, default_memory_budget};
 use crate::util::suggest::did_you_mean_path;
 use crate::weights::adapter::{Source, Wanted};
-use crate::weights::{Loading, Sources};
+use crate::weights::convert::Bits;
+use crate::weights::{Family, Loading, Sources, quantize};
 use anyhow::{Context, Result, bail};
 
+use super::catalogue;
+use crate::cli::config::{Catalogue, CatalogueEntry, CataloguePlace, CatalogueSource};
 use crate::cli::flags::{LoraArgs, ModelArgs};
 use crate::cli::ui::{Fetching, Transfer, confirm, human_bytes, info};
 use crate::util::quote::quoted;
@@ -55,19 +61,24 @@ pub(crate) fn nowhere(source: &Path, what: &str) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Models {
     heads_only: bool,
+    /// Of a model of the catalogue that is not here not even the heads are wanted: its dimensions are known.
+    pub(crate) by_dimensions: bool,
     /// And the tokenizer, for prompts to be counted.
     pub(crate) with_tokenizer: bool,
     /// The user has agreed to whatever takes long.
     pub(crate) yes: bool,
     /// The heads of those on the hub, which go when this does.
     heads: Vec<(PathBuf, Heads)>,
+    /// What can be had by a short name.
+    catalogue: Catalogue,
 }
 
 impl Models {
     /// With `heads_only` nothing else is fetched: the model is described, not used.
-    pub(crate) fn new(heads_only: bool) -> Self {
+    pub(crate) fn new(heads_only: bool, catalogue: &Catalogue) -> Self {
         Self {
             heads_only,
+            catalogue: catalogue.clone(),
             ..Self::default()
         }
     }
@@ -78,17 +89,156 @@ impl Models {
     /// When it cannot be had, or is to be fetched and nobody agrees.
     pub(crate) fn resolve(&mut self, mut args: ModelArgs) -> Result<(Model, Loading)> {
         let (lora, merges) = (std::mem::take(&mut args.lora), args.lora_merge);
+        let wanted = args.bits.options(0).high.map(Bits::number);
         let (mut model, mut loading) = args.named()?;
-        if let Model::Disk(Sources {
-            model: Some(source),
-            ..
-        }) = &mut model
+        if self.by_dimensions
+            && let Some(found) = self.published(&model, wanted)?
         {
-            *source = self.local(source)?;
+            let (family, bits) = found;
+            if wanted.is_none() {
+                loading = bits.map(Loading::all).unwrap_or_default();
+            }
+            self.load_with(&mut loading, &lora)?;
+            return Ok((Model::Published(family), loading));
+        }
+        if let Model::Disk(sources) = &mut model
+            && let Some(source) = sources.model.clone()
+        {
+            let name = source.to_str().filter(|_| !source.exists());
+            let entry = name.and_then(|name| Some((name, self.catalogue.get(name)?.clone())));
+            match entry {
+                Some((name, entry)) => {
+                    let found = self.of_catalogue(name, &entry, wanted)?;
+                    sources.model = found.sources.model;
+                    let tokenizer = sources.tokenizer.take();
+                    sources.tokenizer = tokenizer.or(found.sources.tokenizer);
+                    for (own, found) in sources.parts.iter_mut().zip(found.sources.parts) {
+                        *own = own.take().or(found);
+                    }
+                    if wanted.is_none() {
+                        let text = loading.text.or(found.bits);
+                        (loading.high, loading.low) = (found.bits, found.bits);
+                        loading.text = text;
+                    }
+                    loading.adapters = found.adapters;
+                }
+                None => {
+                    let found = self.local(&source);
+                    // A name without a slash can only be meant as one of these.
+                    let name = name.filter(|name| !name.contains(['/', '\\']));
+                    let meant = name.map(|name| self.catalogue.suggest(name));
+                    sources.model = Some(found.map_err(|error| match meant {
+                        Some(meant) if !meant.is_empty() => {
+                            anyhow::anyhow!("{}{meant}", crate::util::show::chain(&error))
+                        }
+                        _ => error,
+                    })?);
+                }
+            }
         }
         self.load_with(&mut loading, &lora)?;
         loading.merges = merges;
         Ok((model, loading))
+    }
+
+    /// What a model of the catalogue is that is named alone and not here.
+    fn published(
+        &self,
+        model: &Model,
+        wanted: Option<u32>,
+    ) -> Result<Option<(&'static Family, Option<quantize::Bits>)>> {
+        let Model::Disk(sources) = model else {
+            return Ok(None);
+        };
+        let alone = sources.parts.iter().all(Option::is_none);
+        let named = sources
+            .model
+            .as_deref()
+            .filter(|path| alone && !path.exists());
+        let Some((name, entry)) = named
+            .and_then(Path::to_str)
+            .and_then(|name| Some((name, self.catalogue.get(name)?)))
+        else {
+            return Ok(None);
+        };
+        let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
+        let source = self.chosen(name, entry, wanted, &hub)?;
+        let is_away = !catalogue::is_here(&hub, source);
+        Ok(is_away.then(|| (entry.family, of_bits(source.bits))))
+    }
+
+    /// The form of a model for this machine.
+    fn chosen<'e>(
+        &self,
+        name: &str,
+        entry: &'e CatalogueEntry,
+        wanted: Option<u32>,
+        hub: &Hub,
+    ) -> Result<&'e CatalogueSource> {
+        let device = Device::select(None, None)?;
+        let budget = Budget {
+            bytes: default_memory_budget(device.kind),
+            explicit: false,
+        };
+        catalogue::choose(name, entry, wanted, hub, device, budget)
+    }
+
+    /// A model of the catalogue, in the form for `wanted` bits; of one that is not here the heads or, once
+    /// somebody agrees, all of it.
+    fn of_catalogue(
+        &mut self,
+        name: &str,
+        entry: &CatalogueEntry,
+        wanted: Option<u32>,
+    ) -> Result<OfCatalogue> {
+        let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
+        let source = self.chosen(name, entry, wanted, &hub)?;
+        let bits = of_bits(source.bits);
+        let found = match (self.heads_only, &source.place) {
+            (true, CataloguePlace::Repository(repo, _)) => catalogue::Fetched {
+                sources: Sources::folder(self.local(Path::new(repo))?),
+                adapters: Vec::new(),
+            },
+            (true, CataloguePlace::Files { .. }) if !catalogue::is_here(&hub, source) => {
+                self.heads_of(name, source, &hub)?
+            }
+            _ => catalogue::fetched(name, "--model", entry, source, &hub, self.yes)?,
+        };
+        Ok(OfCatalogue {
+            sources: found.sources,
+            adapters: found.adapters,
+            bits,
+        })
+    }
+
+    /// The heads of a model's files.
+    fn heads_of(
+        &mut self,
+        name: &str,
+        source: &CatalogueSource,
+        hub: &Hub,
+    ) -> Result<catalogue::Fetched> {
+        let mut folders: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for file in source.files() {
+            if folders.contains_key(&file.repo) {
+                continue;
+            }
+            let of_it = source.files().filter(|other| other.repo == file.repo);
+            let paths: Vec<String> = of_it.map(|other| other.path.clone()).collect();
+            let repo: RepoId = file.repo.parse()?;
+            let heads = Heads::fetch(hub, &repo, &paths);
+            let heads = heads.with_context(|| format!("--model {name}: {repo}"))?;
+            folders.insert(file.repo.clone(), heads.folder().to_owned());
+            self.heads.push((PathBuf::from(&file.repo), heads));
+        }
+        info!(
+            "{name}: not on this machine; read the heads of its files ({} to fetch)",
+            human_bytes(source.bytes())
+        );
+        catalogue::placed(source, |file| {
+            let folder = folders.get(&file.repo);
+            folder.map(|folder| folder.join(&file.path))
+        })
     }
 
     /// Adds adapters to what a model is loaded with.
@@ -122,6 +272,11 @@ impl Models {
         let and_the_hub = || format!("{}, and the hub", nowhere(source, flag));
         let folder = self.fetched(&hub, &repo, flag, source, &files, &and_the_hub)?;
         Ok(folder.join(file))
+    }
+
+    /// What can be had by a short name.
+    pub(crate) fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// Whether all that is here of a model is its heads.
@@ -197,6 +352,23 @@ impl Models {
     }
 }
 
+/// What files of a form are loaded with: they are quantized to what it is named for, not unpacked.
+fn of_bits(bits: u32) -> Option<quantize::Bits> {
+    match bits {
+        4 => Some(quantize::Bits::Four),
+        8 => Some(quantize::Bits::Eight),
+        _ => None,
+    }
+}
+
+/// A model of the catalogue.
+struct OfCatalogue {
+    sources: Sources,
+    adapters: Vec<Wanted>,
+    /// What it is loaded with where nobody says otherwise.
+    bits: Option<quantize::Bits>,
+}
+
 /// What fetches files of a repository.
 fn command_line(repo: &RepoId, files: &[String]) -> String {
     let files: String = files
@@ -268,7 +440,12 @@ pub(crate) fn this_command() -> String {
     words.join(" ")
 }
 
-fn fetch(hub: &Hub, repo: &RepoId, listing: &Listing, selection: &Selection) -> Result<PathBuf> {
+pub(super) fn fetch(
+    hub: &Hub,
+    repo: &RepoId,
+    listing: &Listing,
+    selection: &Selection,
+) -> Result<PathBuf> {
     for missing in &selection.missing {
         info!("note: {repo} has no {missing}");
     }

@@ -57,7 +57,13 @@ impl SweepArgs {
             args: Ok(Box::new(args)),
         });
         let wanted = wanted.collect();
-        let checked = Checked::new(wanted, &self.many, &mut folders, &mut outcomes);
+        let checked = Checked::new(
+            wanted,
+            &self.many,
+            &layers.catalogue,
+            &mut folders,
+            &mut outcomes,
+        );
         if self.many.dry_run {
             return Ok((dry_run::show(&checked, &outcomes, self.json)?, None));
         }
@@ -102,7 +108,7 @@ impl SweepArgs {
         let args = args.map(|run| read(run, &command, layers, folder));
         let args = args.collect::<Result<Vec<_>>>()?;
         let pictures = args.iter();
-        let pictures = pictures.map(|args| args.clip.image.clone().unwrap_or_default());
+        let pictures = pictures.map(|args| args.clip.image.clone());
         Ok((Outcomes::new(axes, runs, folder, pictures.collect()), args))
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Outcomes {
     pub(super) runs: Vec<Run>,
     folder: PathBuf,
     /// The picture of each run.
-    pictures: Vec<PathBuf>,
+    pictures: Vec<Option<PathBuf>>,
     /// The identity and device of each clip, as far as they are known.
     identities: Vec<Option<(Identity, Device)>>,
     /// The outcome of each run so far, or why it failed.
@@ -56,7 +56,7 @@ impl Outcomes {
         axes: Vec<Axis>,
         runs: Vec<Run>,
         folder: &Path,
-        pictures: Vec<PathBuf>,
+        pictures: Vec<Option<PathBuf>>,
     ) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -101,15 +101,17 @@ impl Outcomes {
     /// Measures a clip that was made, and writes its outcome down.
     fn measure(&self, number: usize, summary: &Summary) -> Result<Outcome> {
         let run = &self.runs[number];
-        let image = &self.pictures[number];
         let (identity, _) = self.identities[number]
             .clone()
             .context("the clip is not of this sweep")?;
-        let picture = Picture::open(image)?;
+        let picture = self.pictures[number].as_deref();
+        let picture = picture.map(Picture::open).transpose()?;
         let clip = self.folder.join(run.clip());
         let report = analyze::file(
             &clip,
-            Some((&picture, summary.settings.resize, summary.settings.fit)),
+            picture
+                .as_ref()
+                .map(|picture| (picture, summary.settings.resize, summary.settings.fit)),
         )?;
         let outcome = Outcome::of(run, identity, summary, &report)?;
         let record = self.folder.join(run.record());
@@ -153,8 +155,8 @@ impl Outcomes {
     }
 
     /// Refuses to replace a picture that a clip is made from, or a record that no sweep has made.
-    fn check_replaces(&self, record: &Path, picture: &Path) -> Result<()> {
-        let picture = picture.canonicalize().ok();
+    fn check_replaces(&self, record: &Path, picture: Option<&Path>) -> Result<()> {
+        let picture = picture.and_then(|picture| picture.canonicalize().ok());
         let files = FILES.map(|name| self.folder.join(name));
         for path in files.iter().map(PathBuf::as_path).chain([record]) {
             ensure!(
@@ -297,7 +299,7 @@ impl Client for Outcomes {
         let record = self.folder.join(run.record());
         let finished = Outcome::finished(&record, &self.folder, entry.identity());
         self.identities[number] = Some((entry.identity().clone(), entry.device()));
-        entry.job().image().clone_into(&mut self.pictures[number]);
+        self.pictures[number] = entry.job().image().map(Path::to_owned);
         self.check_replaces(&record, entry.job().image())?;
         self.cards[number].fill(entry, &self.folder);
         let Some(outcome) = finished else {

@@ -15,7 +15,8 @@ use crate::weights::naming::Kind;
 
 /// The condition `[4 + z_dim, frames, height, width]` of a case.
 pub fn condition(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Result<Array> {
-    let sound = &stage.condition.0;
+    let sound = stage.condition.beside.as_ref();
+    let sound = sound.context("the scene has no condition")?;
     let mask = frame_mask(stage.plan.latent_grid(&studio.checkpoint.vae), false)?;
     let latents = match encoded(studio, scene, sound.dim(1), case)? {
         Some(latents) if case.has(Fault::NotNormalised) => latents,

@@ -62,7 +62,7 @@ impl Experts {
     fn load(studio: &Studio, case: &Case) -> Result<Self> {
         let device = studio.device;
         let changed = |expert: Expert, change: weights::Change<'_>| -> Result<Dit> {
-            let config = &studio.checkpoint.high;
+            let config = studio.checkpoint.dit();
             weights::load(
                 weights::folder(expert),
                 Kind::Expert,
@@ -119,7 +119,7 @@ pub fn render(studio: &Studio, stage: &Stage, scene: &Scene, case: &Case) -> Res
         .copied()
         .zip(schedule.sigmas.iter().copied())
         .collect();
-    let mut sampler = Sampler::new(plan.solver, schedule);
+    let mut sampler = Sampler::new(plan.solver, schedule, plan.seed);
     let noise = initial_noise(plan.seed, studio.checkpoint.vae.z_dim, grid);
     let mut x = noise.multiply(Array::from_f32(noise_scale(case)))?;
     let mut gaps = Vec::new();

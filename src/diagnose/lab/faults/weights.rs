@@ -55,5 +55,6 @@ pub fn folder(expert: Expert) -> &'static str {
     match expert {
         Expert::HighNoise => "transformer",
         Expert::LowNoise => "transformer_2",
+        Expert::Single => "transformer",
     }
 }

@@ -73,6 +73,7 @@ fn an_expert_is_the_same_in_every_layout() {
                 qk_norm: Some("rms_norm_across_heads".into()),
                 image_dim: None,
                 added_kv_proj_dim: None,
+                pos_embed_seq_len: None,
             }
         );
     }

@@ -40,7 +40,7 @@ impl Bench {
     }
 
     /// The clip that a single run makes with these flags.
-    fn single(&self, flags: &[&str]) -> Vec<u8> {
+    pub fn single(&self, flags: &[&str]) -> Vec<u8> {
         let mut command = self.command();
         let small = SMALL.chunks(2).filter(|flag| !flags.contains(&flag[0]));
         command.args(small.flatten());
