@@ -57,7 +57,7 @@ fn float8_experts_run_in_four_passes_like_their_values() {
     let name = "wan2.2_i2v_A14b_NOISE_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors";
     let (ours, last, said) = clip(rest.path(), &small, name, &[]);
     assert!(
-        said.contains("preset lightning, for wan2.2_i2v_A14b_high"),
+        said.contains("taking preset lightning, as the name wan2.2_i2v_A14b_high"),
         "{said}"
     );
     let (settings, passes) = (&last["settings"], &last["passes"]);
