@@ -210,16 +210,3 @@ fn a_vae_that_does_not_fit_is_named() {
     );
     assert_holds(&ran.stderr, &["vae"]);
 }
-
-#[test]
-fn zz_temporary_copies() {
-    for case in ["family/ti2v", "family/t2v", "family/i2v21"] {
-        let bench = Bench::new(case);
-        let target = format!("/tmp/{}", case.replace('/', "_"));
-        let _ = Command::new("cp")
-            .arg("-r")
-            .arg(bench.checkpoint.root())
-            .arg(target)
-            .status();
-    }
-}
