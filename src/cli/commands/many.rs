@@ -381,10 +381,7 @@ pub(super) fn tell_of_miniature(device: Device, catalogue: &Catalogue) {
         && is_due(&folder.join("miniature-told"), DAY)
     {
         info!("{}", tiny::NOTICE);
-        let budget = Budget {
-            bytes: runtime::default_memory_budget(device.kind),
-            explicit: false,
-        };
+        let budget = Budget::of_machine(device);
         if device.kind == DeviceKind::Gpu
             && let Ok(Some(text)) = catalogue::suits(catalogue, device, budget)
         {

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use crate::hub::pull::{self, HubSource};
 use crate::hub::{Hub, RepoId, free_disk};
-use crate::pipeline::plan::Budget;
-use crate::runtime::{Device, default_memory_budget};
 use crate::weights::convert::{self as weights, Bits, Finished};
 use anyhow::{Context, Result, ensure};
 
@@ -88,13 +86,8 @@ impl PullArgs {
             "pull {name}: a model of the catalogue goes to the hub's cache as it is\nhint: convert its \
              parts with wan-i2v convert afterwards"
         );
-        let device = Device::select(None, None)?;
-        let budget = Budget {
-            bytes: default_memory_budget(device.kind),
-            explicit: false,
-        };
         let bits = self.bits.options(0).high.map(Bits::number);
-        let source = catalogue::choose(name, entry, bits, hub, device, budget)?;
+        let source = catalogue::choose_here(name, entry, bits, hub)?;
         catalogue::fetched(name, "pull", entry, source, hub, self.yes)?;
         info!("{name} is here: wan-i2v --model {name} makes clips with it");
         Ok(hub.config().cache.clone())

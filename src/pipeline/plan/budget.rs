@@ -8,7 +8,7 @@ use super::{Forecast, Inputs, Rates, forecast};
 use crate::clip::{Options, Request, Settings, Size};
 use crate::model::MemoryPlan;
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::runtime::{Device, machine_memory};
+use crate::runtime::{Device, default_memory_budget, machine_memory};
 use crate::weights::{Bits, Checkpoint, Loading};
 
 /// Bytes that the program takes besides its arrays: code, threads, buffers of the media libraries.
@@ -52,6 +52,14 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// What a run may take on this machine where nobody says otherwise.
+    pub fn of_machine(device: Device) -> Self {
+        Self {
+            bytes: default_memory_budget(device.kind),
+            explicit: false,
+        }
+    }
+
     /// The largest budget into which a run of `peak_bytes` does not fit.
     pub fn below(peak_bytes: u64) -> u64 {
         peak_bytes.saturating_add(PROGRAM_BYTES - 1)

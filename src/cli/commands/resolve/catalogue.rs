@@ -51,7 +51,7 @@ fn path_of(hub: &Hub, file: &CatalogueFile) -> Option<PathBuf> {
 ///
 /// # Errors
 /// When there is none of so many bits.
-pub(crate) fn choose<'a>(
+fn choose<'a>(
     name: &str,
     entry: &'a CatalogueEntry,
     bits: Option<u32>,
@@ -80,6 +80,20 @@ pub(crate) fn choose<'a>(
         }
     }
     Ok(sources.last().unwrap_or(&sources[0]))
+}
+
+/// As [`choose`], for this machine.
+///
+/// # Errors
+/// As there.
+pub(crate) fn choose_here<'a>(
+    name: &str,
+    entry: &'a CatalogueEntry,
+    bits: Option<u32>,
+    hub: &Hub,
+) -> Result<&'a CatalogueSource> {
+    let device = Device::select(None, None)?;
+    choose(name, entry, bits, hub, device, Budget::of_machine(device))
 }
 
 /// A form's clip at 480p on a machine.

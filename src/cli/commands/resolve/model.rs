@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use crate::clip::Model;
 use crate::hub::pull::{self, Heads, Progress};
 use crate::hub::{Hub, Listing, RepoId, Selection, is_address};
-use crate::pipeline::plan::Budget;
-use crate::runtime::{Device, default_memory_budget};
 use crate::util::suggest::did_you_mean_path;
 use crate::weights::adapter::{Source, Wanted};
 use crate::weights::convert::Bits;
@@ -162,25 +160,9 @@ impl Models {
             return Ok(None);
         };
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
-        let source = self.chosen(name, entry, wanted, &hub)?;
+        let source = catalogue::choose_here(name, entry, wanted, &hub)?;
         let is_away = !catalogue::is_here(&hub, source);
         Ok(is_away.then(|| (entry.family, of_bits(source.bits))))
-    }
-
-    /// The form of a model for this machine.
-    fn chosen<'e>(
-        &self,
-        name: &str,
-        entry: &'e CatalogueEntry,
-        wanted: Option<u32>,
-        hub: &Hub,
-    ) -> Result<&'e CatalogueSource> {
-        let device = Device::select(None, None)?;
-        let budget = Budget {
-            bytes: default_memory_budget(device.kind),
-            explicit: false,
-        };
-        catalogue::choose(name, entry, wanted, hub, device, budget)
     }
 
     /// A model of the catalogue, in the form for `wanted` bits; of one that is not here the heads or, once
@@ -192,7 +174,7 @@ impl Models {
         wanted: Option<u32>,
     ) -> Result<OfCatalogue> {
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
-        let source = self.chosen(name, entry, wanted, &hub)?;
+        let source = catalogue::choose_here(name, entry, wanted, &hub)?;
         let bits = of_bits(source.bits);
         let found = match (self.heads_only, &source.place) {
             (true, CataloguePlace::Repository(repo, _)) => catalogue::Fetched {
