@@ -30,6 +30,10 @@ SCALES = {
     Type.Q4_K: [0, 2],
     Type.Q5_K: [0, 2],
     Type.Q6_K: [208],
+    Type.IQ4_NL: [0],
+    Type.IQ4_XS: [0],
+    # An exponent of one byte.
+    Type.MXFP4: [],
 }
 
 
@@ -41,6 +45,8 @@ def random_blocks(rng, kind):
     for place in SCALES[kind]:
         scales = rng.standard_normal(len(blocks)) * 10.0 ** rng.integers(-7, 3, len(blocks))
         blocks[:, place : place + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
+    if kind is Type.MXFP4:
+        blocks[:, 0] = rng.integers(80, 150, len(blocks))
     return blocks.reshape(2, per_row * size)
 
 

@@ -1,10 +1,11 @@
 """Write a full-size transformer whose weights are holes in the files.
 
-Usage: python3 scripts/sparse_expert.py FOLDER original|diffusers F32|BF16 [a14b|5b]
+Usage: python3 scripts/sparse_expert.py FOLDER original|diffusers F32|BF16|F8|Q8_0|Q4_K [a14b|5b]
 
 Names, shapes and shards are those of the published repositories: an expert of Wan2.2 I2V-A14B (6 files,
 -Diffusers: 12; 1,095 tensors, 14.3 billion parameters) or the transformer of TI2V-5B (3 files, -Diffusers: 5;
-825 tensors, 5.0 billion). All values are zero and take no disk.
+825 tensors, 5.0 billion). F8 is one file of float8 with scales, as ComfyUI's are, and Q8_0 and Q4_K are GGUF
+files. All values are zero and take no disk.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ MODELS = {
 }
 MODEL = sys.argv[4] if len(sys.argv) > 4 else "a14b"
 DIM, FFN, LAYERS, HEADS, IN, OUT, SHARDS = MODELS[MODEL]
-BYTES = {"F32": 4, "BF16": 2}
+BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+# ggml's number, values and bytes of a block.
+GGUF = {"F32": (0, 1, 4), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}
 FILE = "diffusion_pytorch_model"
 # Without it, zeros are refused as a download that is not whole.
 MEANT = "wan_i2v_zeros"
@@ -124,9 +127,17 @@ def size(shape: list[int], dtype: str) -> int:
     return total
 
 
-def write_shard(path: Path, tensors: dict[str, list[int]], dtype: str) -> None:
+def is_quantized(name: str, shape: list[int]) -> bool:
+    return name.endswith(".weight") and len(shape) == 2 and "blocks." in name
+
+
+def write_shard(path: Path, tensors: dict[str, list[int]], wanted: str) -> None:
     header, at = {"__metadata__": {"format": "pt", MEANT: "for measurements"}}, 0
     for name, shape in tensors.items():
+        dtype = wanted
+        if wanted == "F8":
+            dtype = "F8_E4M3" if is_quantized(name, shape) else "BF16"
+            dtype = "F32" if name.endswith(".scale_weight") else dtype
         end = at + size(shape, dtype)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
         at = end
@@ -137,10 +148,45 @@ def write_shard(path: Path, tensors: dict[str, list[int]], dtype: str) -> None:
         file.truncate(8 + len(text) + at)
 
 
+def write_gguf(path: Path, tensors: dict[str, list[int]], wanted: str) -> None:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    # A string has type 8.
+    about = {"general.architecture": "wan", MEANT: "for measurements"}
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(about))
+    out += b"".join(text(key) + struct.pack("<I", 8) + text(value) for key, value in about.items())
+    at = 0
+    for name, shape in tensors.items():
+        kind, values, block = GGUF[wanted if is_quantized(name, shape) else "F32"]
+        out += text(name) + struct.pack("<I", len(shape))
+        out += struct.pack(f"<{len(shape)}QIQ", *reversed(shape), kind, at)
+        count = 1
+        for length in shape:
+            count *= length
+        at += (count // values * block + 31) // 32 * 32
+    with path.open("wb") as file:
+        file.write(out)
+        file.truncate((len(out) + 31) // 32 * 32 + at)
+
+
+def write_one(folder: Path, tensors: dict[str, list[int]], dtype: str) -> None:
+    """One file of quantized weights, beside nothing."""
+    if dtype == "F8":
+        weights = [name for name, shape in tensors.items() if is_quantized(name, shape)]
+        scales = {name.removesuffix("weight") + "scale_weight": [] for name in weights}
+        write_shard(folder / f"{FILE}.safetensors", tensors | scales, dtype)
+    else:
+        write_gguf(folder / f"{FILE}.gguf", tensors, dtype)
+
+
 def main(folder: Path, layout: str, dtype: str) -> None:
     tensors = original() if layout == "original" else diffusers()
-    whole = sum(size(shape, dtype) for shape in tensors.values())
     folder.mkdir(parents=True, exist_ok=True)
+    if dtype not in BYTES:
+        write_one(folder, tensors, dtype)
+        return
+    whole = sum(size(shape, dtype) for shape in tensors.values())
     shards, filled = [{}], 0
     for name, shape in tensors.items():
         if filled >= whole * len(shards) / SHARDS[layout]:
@@ -160,6 +206,7 @@ def main(folder: Path, layout: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (4, 5) or sys.argv[2] not in CONFIGS or sys.argv[3] not in BYTES:
+    forms = {"F32", "BF16", "F8", "Q8_0", "Q4_K"}
+    if len(sys.argv) not in (4, 5) or sys.argv[2] not in CONFIGS or sys.argv[3] not in forms:
         sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

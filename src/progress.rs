@@ -118,6 +118,8 @@ impl Passes {
 pub struct Summary {
     /// The settings it was made with.
     pub settings: Settings,
+    /// Columns and rows of its frames, which the VAE may make larger than the settings say.
+    pub frame_size: (u32, u32),
     /// Passes through the transformers.
     pub passes: Passes,
     /// Its phases, in order.

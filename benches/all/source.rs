@@ -5,7 +5,7 @@ use mlx_rs::ops::full;
 use mlx_rs::{Array, Dtype};
 use wan_i2v::model::layers::{Quantized, Weight};
 use wan_i2v::model::{Role, TensorSource};
-use wan_i2v::runtime::Device;
+use wan_i2v::runtime::{Device, Packing};
 
 /// Inputs that share a scale and a bias.
 const GROUP_SIZE: i32 = 64;
@@ -48,9 +48,10 @@ impl TensorSource for Constant {
             Quantized {
                 packed,
                 scales: constant(&groups, dtype)?,
-                biases: constant(&groups, dtype)?,
-                group_size: GROUP_SIZE,
-                bits: 4,
+                biases: Some(constant(&groups, dtype)?),
+                packing: Packing::affine(4, GROUP_SIZE),
+                factor: None,
+                rotation: None,
                 device: self.device,
             },
             Vec::new(),

@@ -28,6 +28,7 @@ fn config() -> VaeConfig {
         patch_size: None,
         in_channels: 3,
         out_channels: 3,
+        tiny: false,
     }
 }
 

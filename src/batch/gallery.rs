@@ -100,7 +100,7 @@ impl Card {
         let settings = entry.settings();
         self.clip = within(entry.output());
         self.strip = job.strip().and_then(within);
-        self.size = Some((settings.width, settings.height));
+        self.size = Some(job.frame_size());
         if !job.keeps_metadata() {
             self.seed = None;
             return;

@@ -16,6 +16,7 @@ use crate::media::tags::{self, Tags};
 use crate::runtime::{self, Device, DeviceKind};
 use crate::util::show::Show;
 use crate::weights::adapter::{Source, Wanted};
+use crate::weights::quantize::GROUP_SIZE;
 use crate::weights::{Checkpoint, Expert, PartName};
 
 /// The version of [`Metadata`]; a new one means that something was removed or changed its meaning.
@@ -45,6 +46,9 @@ pub struct Metadata {
     /// The settings.
     #[serde(flatten)]
     pub settings: Settings,
+    /// Columns and rows of its frames, where the VAE has made them larger than the settings say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame_size: Option<(u32, u32)>,
     /// `gpu` or `cpu`.
     pub device: String,
     /// Dtype of matrix products.
@@ -69,9 +73,12 @@ pub struct ModelIdentity {
     /// Names of the parts that came from elsewhere, by the flag that names them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, String>,
-    /// Bits that parts were quantized to while they were loaded, by the flag that asks for it.
+    /// Bits that parts were quantized to while they were loaded, and groups that are not the usual ones, by the flag that asks for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bits: BTreeMap<String, usize>,
+    /// How packed weights of other programs are stored, by part.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stored: BTreeMap<String, String>,
     /// Adapters, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<AdapterIdentity>,
@@ -109,7 +116,9 @@ impl Metadata {
         let mut settings = settings.clone();
         // The model's, which has a fingerprint.
         settings.cache.polynomial.clear();
+        let asked = (settings.width, settings.height);
         Ok(Self {
+            frame_size: Some(settings.frame_size(&checkpoint.vae)).filter(|size| *size != asked),
             format: FORMAT,
             software: format!("{SOFTWARE}{}", env!("CARGO_PKG_VERSION")),
             mlx: runtime::mlx_version(),
@@ -278,12 +287,29 @@ impl ModelIdentity {
             ("--low-bits", request.loading.low),
             ("--text-bits", request.loading.text),
         ];
+        let mut stored = BTreeMap::new();
+        for &name in checkpoint.part_names() {
+            let format = checkpoint.format(name)?;
+            if format.packing.is_some() && request.loading.of(name).is_none() {
+                stored.insert(name.to_string(), format.stored.to_owned());
+            }
+        }
+        let mut groups = bits
+            .iter()
+            .filter_map(|(_, scheme)| Some(scheme.as_ref()?.group_size));
+        let groups = groups.find(|&group| group != GROUP_SIZE);
         Ok(Self {
             name,
             parts,
+            stored,
             bits: bits
                 .into_iter()
-                .filter_map(|(flag, bits)| Some((flag.to_owned(), bits?.number())))
+                .filter_map(|(flag, scheme)| Some((flag.to_owned(), scheme?.bits.number())))
+                .chain(
+                    groups
+                        .into_iter()
+                        .map(|group| ("--group-size".to_owned(), group)),
+                )
                 .collect(),
             // One without strength is as good as none, to the file's last byte.
             adapters: (request.loading.adapters.iter())

@@ -61,6 +61,8 @@ pub struct Request {
     pub metadata: bool,
     /// Folder for every intermediate tensor.
     pub dump: Option<PathBuf>,
+    /// A small decoder that previews are made with.
+    pub preview_vae: Option<PathBuf>,
 }
 
 impl Request {

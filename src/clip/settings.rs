@@ -278,12 +278,18 @@ impl Settings {
         }
     }
 
-    /// The clip's file as its writer needs to know it: `vae` may decode to larger frames.
-    pub(crate) fn clip_spec(&self, vae: &VaeConfig) -> ClipSpec {
+    /// Columns and rows of the clip's frames: `vae` may decode to larger ones.
+    pub fn frame_size(&self, vae: &VaeConfig) -> (u32, u32) {
         let scale = vae.output_scale().unsigned_abs();
+        (self.width * scale, self.height * scale)
+    }
+
+    /// The clip's file as its writer needs to know it.
+    pub(crate) fn clip_spec(&self, vae: &VaeConfig) -> ClipSpec {
+        let (width, height) = self.frame_size(vae);
         ClipSpec {
-            width: self.width * scale,
-            height: self.height * scale,
+            width,
+            height,
             fps: self.fps,
         }
     }

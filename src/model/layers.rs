@@ -1,43 +1,74 @@
 //! Layers that the networks share.
 
 use anyhow::Result as AnyResult;
-use mlx_rs::Array;
 use mlx_rs::error::Result;
-use mlx_rs::ops::{addmm, quantized_matmul};
+use mlx_rs::ops::addmm;
+use mlx_rs::{Array, Dtype};
 
 use super::{Role, TensorSource};
-use crate::runtime::{Device, Kernels, count_product, count_unpacked, in_row_chunks};
+use crate::runtime::kernels::rotate_runs;
+use crate::runtime::{Device, Kernels, Packing, count_product, count_unpacked, in_row_chunks};
 
 /// Inputs that share a scale and a bias in what this program writes.
 pub const GROUP_SIZE: usize = 64;
 
-/// A weight `[outputs, inputs]` in MLX's affine quantization: each group of `group_size` inputs has
-/// a scale and a bias, and a weight is `scale * q + bias` with `q` of `bits` bits.
+/// A weight `[outputs, inputs]` as MLX packs it.
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// `[outputs, inputs * bits / 32]`, uint32; the lowest bits hold the first input.
     pub packed: Array,
-    /// `[outputs, inputs / group_size]`, in the dtype of the products.
+    /// `[outputs, inputs / group_size]`: in the dtype of the products for the affine mode, else uint8.
     pub scales: Array,
-    /// As `scales`.
-    pub biases: Array,
-    /// Inputs that share a scale and a bias.
-    pub group_size: i32,
-    /// Bits per weight.
-    pub bits: i32,
+    /// As `scales`; of the affine mode alone.
+    pub biases: Option<Array>,
+    /// How it is packed.
+    pub packing: Packing,
+    /// What the weight, and so each product, is multiplied by: float32, `[1]` or `[outputs]`.
+    pub factor: Option<Array>,
+    /// How many inputs are rotated together before the packed weight multiplies them, where they are.
+    pub rotation: Option<i32>,
     /// What it was loaded for.
     pub device: Device,
 }
 
 impl Quantized {
-    /// The dense weight `[outputs, inputs]`.
+    /// The dense weight `[outputs, inputs]`, in the dtype of the products.
     ///
     /// # Errors
     /// When MLX fails.
     pub fn dequantize(&self) -> Result<Array> {
-        let sides = [&self.scales, &self.biases];
-        self.device
-            .dequantize(&self.packed, sides, self.group_size, self.bits)
+        let dense = self.dense(self.factor.as_ref(), self.device.dtype.matmul_dtype())?;
+        self.rotated(&dense)
+    }
+
+    /// `x` `[rows, inputs]` with runs of inputs rotated, where the weight's are.
+    fn rotated(&self, x: &Array) -> Result<Array> {
+        match self.rotation {
+            Some(size) => rotate_runs(x, size),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn dense(&self, factor: Option<&Array>, dtype: Dtype) -> Result<Array> {
+        let (parts, biases) = ([&self.packed, &self.scales], self.biases.as_ref());
+        let packing = self.packing;
+        (self.device).dequantize(parts, biases, packing, factor, dtype)
+    }
+
+    /// `x` `[rows, inputs]`, of the dtype that products have here, times the transposed weight without
+    /// unpacking the whole of it; and without the factor.
+    fn multiply(&self, x: &Array) -> Result<Array> {
+        let (parts, biases) = ([&self.packed, &self.scales], self.biases.as_ref());
+        let product = |x: &Array| (self.device).quantized_matmul(x, parts, biases, self.packing);
+        in_row_chunks(x, 0, product)
+    }
+
+    /// Its arrays.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let sides = [&self.biases, &self.factor].map(Option::as_ref);
+        [&self.packed, &self.scales]
+            .into_iter()
+            .chain(sides.into_iter().flatten())
     }
 }
 
@@ -97,7 +128,7 @@ impl Term {
 pub enum Weight {
     /// `[outputs, inputs]`, of a float dtype.
     Dense(Array),
-    /// Of 4 or 8 bits, and what adapters add to its products.
+    /// Packed, and what adapters add to its products.
     Quantized(Quantized, Vec<Term>),
 }
 
@@ -177,12 +208,24 @@ impl Linear {
         };
         count_product(x.dim(0), x.dim(1), outputs);
         match &self.matrix {
-            Matrix::Transposed(weight) => self.dense(x, weight),
+            Matrix::Transposed(weight) => self.dense(x, weight, self.bias.as_ref()),
             Matrix::Quantized(q) if x.dim(0) > q.device.dense_above => {
-                let q = self.widened(q)?;
-                let weight = q.dequantize()?.transpose()?;
+                let (q, dtype) = self.widened(q)?;
+                // A float32 takes the factor in without a loss; what has fewer bits would be rounded twice.
+                let factor = q.factor.as_ref();
+                let (within, after) = match dtype {
+                    Dtype::Float32 => (factor, None),
+                    _ => (None, factor),
+                };
+                let weight = q.dense(within, dtype)?.transpose()?;
                 count_unpacked(weight.size());
-                let y = self.dense(x, &weight)?;
+                let x = &q.rotated(x)?;
+                let y = match after {
+                    Some(factor) => {
+                        self.scaled(&self.dense(x, &weight, None)?, factor, &q.device)?
+                    }
+                    None => self.dense(x, &weight, self.bias.as_ref())?,
+                };
                 drop(weight);
                 if q.device.kernels == Kernels::Cpu {
                     // The unpacked weight goes before the next one comes.
@@ -191,40 +234,46 @@ impl Linear {
                 Ok(y)
             }
             Matrix::Quantized(q) => {
-                let q = self.widened(q)?;
-                let x = x.as_dtype(q.scales.dtype())?;
-                let (scales, biases) = (&q.scales, Some(&q.biases));
-                let y = in_row_chunks(&x, 0, |x| {
-                    quantized_matmul(x, &q.packed, scales, biases, true, q.group_size, q.bits)
-                })?;
-                match &self.bias {
-                    Some(bias) => y.add(bias),
-                    None => Ok(y),
+                let (q, dtype) = self.widened(q)?;
+                let y = q.multiply(&q.rotated(&x.as_dtype(dtype)?)?)?;
+                match (&q.factor, &self.bias) {
+                    (Some(factor), _) => self.scaled(&y, factor, &q.device),
+                    (None, Some(bias)) => y.add(bias),
+                    (None, None) => Ok(y),
                 }
             }
         }
     }
 
-    fn dense(&self, x: &Array, weight: &Array) -> Result<Array> {
+    fn dense(&self, x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> {
         let weight = match self.wide {
             true => f32(weight)?,
             false => weight.clone(),
         };
         let x = x.as_dtype(weight.dtype())?;
-        in_row_chunks(&x, 0, |x| match &self.bias {
+        in_row_chunks(&x, 0, |x| match bias {
             Some(bias) => addmm(bias, x, &weight, None, None),
             None => x.matmul(&weight),
         })
     }
 
-    /// `quantized` with its scales as the products have them.
-    fn widened(&self, quantized: &Quantized) -> Result<Quantized> {
+    /// Products `y` times `factor`, with the bias.
+    fn scaled(&self, y: &Array, factor: &Array, device: &Device) -> Result<Array> {
+        in_row_chunks(y, 0, |y| device.scale_shift(y, factor, self.bias.as_ref()))
+    }
+
+    /// `quantized` with its scales as the products have them, and the products' dtype.
+    fn widened(&self, quantized: &Quantized) -> Result<(Quantized, Dtype)> {
         let mut quantized = quantized.clone();
-        if self.wide {
-            quantized.scales = f32(&quantized.scales)?;
-            quantized.biases = f32(&quantized.biases)?;
+        if !self.wide {
+            let dtype = quantized.device.dtype.matmul_dtype();
+            return Ok((quantized, dtype));
         }
-        Ok(quantized)
+        if let Some(biases) = &mut quantized.biases {
+            quantized.scales = f32(&quantized.scales)?;
+            *biases = f32(biases)?;
+        }
+        Ok((quantized, Dtype::Float32))
     }
 }
 

@@ -92,7 +92,8 @@ impl Job {
     /// About the bytes of the clip's file, for a clip with little motion.
     fn file_bytes(&self) -> u64 {
         let clip = self.settings();
-        let pixels = u64::from(clip.width) * u64::from(clip.height) * u64::from(clip.frames);
+        let (width, height) = self.frame_size();
+        let pixels = u64::from(width) * u64::from(height) * u64::from(clip.frames);
         match OutputKind::from_path(self.output()) {
             Ok(OutputKind::Frames) => pixels,
             Ok(OutputKind::Gif) => pixels / 4,

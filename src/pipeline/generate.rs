@@ -118,6 +118,7 @@ impl Job {
         file.finish()?;
 
         Ok(Summary {
+            frame_size: settings.frame_size(&checkpoint.vae),
             settings,
             passes,
             phases: recorder.phases,

@@ -83,7 +83,7 @@ impl Job {
             let part = checkpoint.part_fingerprint(name)?;
             items.push(Item::new(format!("the {name}"), stages, part));
             let bits = checkpoint.loading().of(name);
-            let bits = bits.map_or("as stored".to_owned(), |bits| bits.number().to_string());
+            let bits = bits.map_or("as stored".to_owned(), |scheme| scheme.to_string());
             items.push(Item::new(format!("bits of the {name}"), stages, bits));
         }
         for &(expert, _) in &checkpoint.experts {

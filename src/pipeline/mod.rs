@@ -17,6 +17,7 @@ mod image;
 mod input_cache;
 pub mod plan;
 mod prepare;
+mod preview;
 mod schedule;
 mod source_image;
 mod text;
@@ -31,6 +32,7 @@ pub use generate::initial_noise;
 pub use image::{Condition, Ends, encode_condition, encode_video, frame_mask};
 pub use input_cache::InputCache;
 pub use prepare::{Job, UsedPicture};
+pub use preview::PreviewDecoder;
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 pub(crate) use crate::persist::EmbeddingStore;

@@ -11,6 +11,7 @@ use super::denoise::Observer;
 use super::file::title;
 use super::image::Ends;
 use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_memory_or_refuse};
+use super::preview::PreviewDecoder;
 use super::source_image::SourceImage;
 use super::text::PromptIds;
 use crate::clip::metadata::Metadata;
@@ -37,6 +38,7 @@ pub struct Job {
     pub(super) prompts: PromptIds,
     pub(super) settings: Settings,
     pub(super) observer: Option<Box<dyn Observer>>,
+    preview: Option<PreviewDecoder>,
 }
 
 /// A picture that a clip is made from.
@@ -118,6 +120,13 @@ impl Job {
             .with_context(output)?;
         check_positions(&settings, &checkpoint)?;
 
+        let z_dim = checkpoint.vae.z_dim;
+        let preview = request.preview_vae.as_deref();
+        let preview = preview
+            .map(|path| PreviewDecoder::open(path, z_dim))
+            .transpose();
+        let preview = preview.context("--preview-vae")?;
+
         // 5. Prompts.
         let prompts = model.tokenize(&request.prompt, &settings)?;
         Ok(Self {
@@ -128,6 +137,7 @@ impl Job {
             prompts,
             settings,
             observer: None,
+            preview,
         })
     }
 
@@ -217,6 +227,11 @@ impl Job {
         self.observer = Some(observer);
     }
 
+    /// What previews are decoded with, for whoever makes them.
+    pub fn take_preview_decoder(&mut self) -> Option<PreviewDecoder> {
+        self.preview.take()
+    }
+
     /// How the model's latents are shown without decoding them.
     ///
     /// # Errors
@@ -280,8 +295,7 @@ impl Job {
 
     /// Columns and rows of the clip's frames, which the VAE may make larger than they were asked for.
     pub fn frame_size(&self) -> (u32, u32) {
-        let spec = self.settings.clip_spec(&self.checkpoint.vae);
-        (spec.width, spec.height)
+        self.settings.frame_size(&self.checkpoint.vae)
     }
 
     /// What is done to pictures of another shape than the clip's.
@@ -371,6 +385,7 @@ impl Job {
                 prompt: self.prompts.prompt.ids.len(),
                 negative: self.prompts.negative.as_ref().map(|ids| ids.ids.len()),
                 pictures: usize::from(self.picture.is_some()) + usize::from(self.last.is_some()),
+                previews: self.request.preview_vae.is_some(),
             },
         }
     }

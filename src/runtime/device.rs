@@ -1,7 +1,11 @@
 //! Where and how the networks compute.
 
+use std::sync::Once;
+
 use anyhow::{anyhow, bail};
-use mlx_rs::Array;
+use memmap2::MmapOptions;
+use mlx_rs::ops::zeros_dtype;
+use mlx_rs::{Array, Dtype};
 
 use super::arrays::{MAX_KERNEL_ROWS, TILE_ROWS, equal_parts};
 use super::ffi::{
@@ -85,6 +89,9 @@ impl Device {
                 anyhow!("MLX cannot compute on the {kind}: {}{hint}", error.what())
             })?;
         let faster = (kind == DeviceKind::Gpu).then(|| fastest_precision(&gpu_architecture()?));
+        if kind == DeviceKind::Cpu {
+            reserve_blas_memory()?;
+        }
         let device = Self::new(kind, dtype.or(faster.flatten()));
         let dtype = device.dtype.matmul_dtype();
         let fused = |width: &i32| has_fused_attention(dtype, *width);
@@ -195,6 +202,31 @@ impl Device {
             Kernels::Cpu => i32::MAX,
         }
     }
+}
+
+/// Lets OpenBLAS take its threads' memory now: it asks for it at the first large product, which may come
+/// hours later, and ends the process where the system refuses.
+fn reserve_blas_memory() -> anyhow::Result<()> {
+    /// What a thread takes is 32 to 40 MB.
+    const OF_A_THREAD: usize = 64 << 20;
+    static DONE: Once = Once::new();
+    let Some((_, threads)) = blas().filter(|_| !DONE.is_completed()) else {
+        return Ok(());
+    };
+    let bytes = OF_A_THREAD * threads.max(1) as usize;
+    // What is reserved here is given back before OpenBLAS asks.
+    if MmapOptions::new().len(bytes).map_anon().is_err() {
+        bail!(
+            "the system refuses {} MB of memory, which products on {threads} threads need\nhint: raise the \
+             limit on this process's memory (ulimit -v), or set OPENBLAS_NUM_THREADS=1",
+            bytes / 1_000_000
+        );
+    }
+    // Large enough for all threads.
+    let square = zeros_dtype(&[512, 512], Dtype::Float32)?;
+    square.matmul(&square)?.eval()?;
+    DONE.call_once(|| ());
+    Ok(())
 }
 
 /// Head widths of `steel_attention`, in float32, float16 and bfloat16, for more than 8 queries
@@ -328,7 +360,7 @@ mod tests {
     fn a_fused_kernel_is_asked_for_where_there_is_one() {
         let device = Device::select(Some(DeviceKind::Cpu), None).unwrap();
         assert!(!device.fused_attention);
-        assert!(!has_fused_attention(mlx_rs::Dtype::Float32, 128));
+        assert!(!has_fused_attention(Dtype::Float32, 128));
     }
 
     #[test]

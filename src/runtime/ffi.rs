@@ -2,8 +2,11 @@
 
 use std::ffi::CStr;
 
-use mlx_rs::Dtype;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::zeros_dtype;
+use mlx_rs::{Array, Dtype, Stream};
+
+use super::Packing;
 
 /// MLX's version, such as `0.32.2`.
 pub fn mlx_version() -> String {
@@ -132,6 +135,109 @@ pub(super) fn has_fused_attention(dtype: Dtype, width: i32) -> bool {
         mlx_sys::mlx_device_free(device);
         fused
     }
+}
+
+/// `x` `[rows, inputs]` times the transposed packed weight `[outputs, inputs]`. mlx-rs knows no mode but
+/// the affine one, and neither does [`dequantize`] there.
+pub(super) fn quantized_matmul(
+    x: &Array,
+    [packed, scales]: [&Array; 2],
+    biases: Option<&Array>,
+    packing: Packing,
+) -> Result<Array> {
+    from_parts(
+        biases,
+        packing,
+        |result, biases, [group_size, bits], stream| {
+            // SAFETY: the handles are alive during the call, which keeps none of them.
+            unsafe {
+                mlx_sys::mlx_quantized_matmul(
+                    result,
+                    x.as_ptr(),
+                    packed.as_ptr(),
+                    scales.as_ptr(),
+                    biases,
+                    true,
+                    group_size,
+                    bits,
+                    packing.mode_name().as_ptr(),
+                    stream,
+                )
+            }
+        },
+    )
+}
+
+/// The packed weight in `dtype`.
+pub(super) fn dequantize(
+    [packed, scales]: [&Array; 2],
+    biases: Option<&Array>,
+    packing: Packing,
+    dtype: Dtype,
+) -> Result<Array> {
+    from_parts(
+        biases,
+        packing,
+        |result, biases, [group_size, bits], stream| {
+            let dtype = mlx_sys::mlx_optional_dtype {
+                value: dtype.into(),
+                has_value: true,
+            };
+            // SAFETY: the handles are alive during the call, which keeps none of them; one of nothing stands
+            // for the scale of the whole, which there is none of.
+            unsafe {
+                let whole = mlx_sys::mlx_array_new();
+                let status = mlx_sys::mlx_dequantize(
+                    result,
+                    packed.as_ptr(),
+                    scales.as_ptr(),
+                    biases,
+                    group_size,
+                    bits,
+                    packing.mode_name().as_ptr(),
+                    whole,
+                    dtype,
+                    stream,
+                );
+                mlx_sys::mlx_array_free(whole);
+                status
+            }
+        },
+    )
+}
+
+/// What `call` puts into the handle that it is given, with biases that may be missing.
+fn from_parts(
+    biases: Option<&Array>,
+    packing: Packing,
+    call: impl FnOnce(
+        *mut mlx_sys::mlx_array,
+        mlx_sys::mlx_array,
+        [mlx_sys::mlx_optional_int; 2],
+        mlx_sys::mlx_stream,
+    ) -> i32,
+) -> Result<Array> {
+    install_error_handler();
+    let sizes = [packing.group_size, packing.bits].map(|value| mlx_sys::mlx_optional_int {
+        value,
+        has_value: true,
+    });
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: handles of nothing are made and freed here, but for the result's where it is one.
+    unsafe {
+        let mut result = mlx_sys::mlx_array_new();
+        let nothing = mlx_sys::mlx_array_new();
+        let handle = biases.map_or(nothing, Array::as_ptr);
+        let status = call(&mut result, handle, sizes, stream.as_ptr());
+        mlx_sys::mlx_array_free(nothing);
+        if status == 0 {
+            return Ok(Array::from_ptr(result));
+        }
+        mlx_sys::mlx_array_free(result);
+    }
+    Err(Exception::custom(format!(
+        "MLX refuses a weight that is packed as {packing}"
+    )))
 }
 
 /// A number that MLX knows of the Metal device.

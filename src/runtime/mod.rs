@@ -15,6 +15,7 @@ mod gpu_error;
 pub mod kernels;
 mod library;
 mod memory;
+mod packing;
 mod state;
 mod threads;
 mod tuning;
@@ -35,6 +36,7 @@ pub use memory::{
     MACS, default_memory_budget, free_memory, has_limits, largest_buffer, limit_memory, mac_budget,
     machine_memory, recommended_working_set, wire,
 };
+pub use packing::{Mode, Packing, packed_number};
 pub use state::State;
 pub use threads::start_threads;
 pub use tuning::Tuning;

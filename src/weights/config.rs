@@ -167,7 +167,10 @@ fn check_expert(config: &DitConfig) -> Result<()> {
 /// # Errors
 /// As [`PartConfig::of`].
 pub fn vae(part: &Part) -> Result<VaeConfig> {
-    if let Some(config) = given_vae(&part.store().location().files)? {
+    // A small one may lie beside the configuration of another.
+    let is_tiny = part.names().naming == naming::Naming::Taehv;
+    let given = given_vae(&part.store().location().files)?;
+    if let Some(config) = given.filter(|config| config.tiny == is_tiny) {
         return Ok(config);
     }
     let look = |name: &str| part.canonical_shape(name);

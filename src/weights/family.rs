@@ -94,8 +94,8 @@ pub struct Family {
     pub conditioning: Conditioning,
     /// Where the high-noise expert ends, as a share of the noise schedule, when there are two.
     pub boundary: Option<f64>,
-    /// What a path says that tells it from another with the same tensors.
-    named: Option<&'static str>,
+    /// What a path says that tells it from another with the same tensors: all of these.
+    named: &'static [&'static str],
     /// Its transformer's width, where that tells it from another.
     width: Option<i32>,
     /// Pixels per row and rows of a clip without a picture, and as an area of one with it.
@@ -110,51 +110,62 @@ pub struct Family {
 }
 
 /// The original's settings: Wan-Video/Wan2.2, `wan/configs/wan_*.py` and `generate.py`; Wan-Video/Wan2.1,
-/// the same places. Of two with the same tensors the one that more is asked of comes first.
+/// the same places. Of two with the same tensors the one that more is asked of comes first. Those
+/// of Fun-InP, which has none there, are as of the model that it was made from.
 #[rustfmt::skip]
 static FAMILIES: &[Family] = &[
     Family {
-        name: "Wan2.2 I2V-A14B", conditioning: Conditioning::Channels, boundary: Some(0.9), named: None, width: None,
+        name: "Wan2.2 I2V-A14B", conditioning: Conditioning::Channels, boundary: Some(0.9), named: &[], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 40, shift: 5.0, guide_scale: (3.5, 3.5),
         negative_prefix: "",
     },
     Family {
-        name: "Wan2.2 T2V-A14B", conditioning: Conditioning::Text, boundary: Some(0.875), named: None, width: None,
+        name: "Wan2.2 T2V-A14B", conditioning: Conditioning::Text, boundary: Some(0.875), named: &[], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 40, shift: 12.0, guide_scale: (3.0, 4.0),
         negative_prefix: "",
     },
     Family {
-        name: "Wan2.2 TI2V-5B", conditioning: Conditioning::FirstFrame, boundary: None, named: None, width: None,
+        name: "Wan2.2 TI2V-5B", conditioning: Conditioning::FirstFrame, boundary: None, named: &[], width: None,
         size: (1280, 704), frames: 121, fps: 24.0, steps: 50, shift: 5.0, guide_scale: (5.0, 5.0),
         negative_prefix: "",
     },
     Family {
-        name: "Wan2.1 I2V-14B-480P", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: Some("480p"), width: None,
-        size: (832, 480), frames: 81, fps: 16.0, steps: 40, shift: 3.0, guide_scale: (5.0, 5.0),
+        name: "Wan2.1 Fun-InP-1.3B", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: &[], width: Some(1536),
+        size: (832, 480), frames: 81, fps: 16.0, steps: 40, shift: 5.0, guide_scale: (5.0, 5.0),
         negative_prefix: "镜头晃动，",
     },
     Family {
-        name: "Wan2.1 I2V-14B", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: None, width: None,
+        name: "Wan2.1 Fun-InP-14B", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: &["-fun", "-inp"], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 40, shift: 5.0, guide_scale: (5.0, 5.0),
         negative_prefix: "镜头晃动，",
     },
     Family {
-        name: "Wan2.1 FLF2V-14B", conditioning: Conditioning::Features { pictures: 2 }, boundary: None, named: None, width: None,
+        name: "Wan2.1 I2V-14B-480P", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: &["480p"], width: None,
+        size: (832, 480), frames: 81, fps: 16.0, steps: 40, shift: 3.0, guide_scale: (5.0, 5.0),
+        negative_prefix: "镜头晃动，",
+    },
+    Family {
+        name: "Wan2.1 I2V-14B", conditioning: Conditioning::Features { pictures: 1 }, boundary: None, named: &[], width: None,
+        size: (1280, 720), frames: 81, fps: 16.0, steps: 40, shift: 5.0, guide_scale: (5.0, 5.0),
+        negative_prefix: "镜头晃动，",
+    },
+    Family {
+        name: "Wan2.1 FLF2V-14B", conditioning: Conditioning::Features { pictures: 2 }, boundary: None, named: &[], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 50, shift: 16.0, guide_scale: (5.0, 5.0),
         negative_prefix: "镜头切换，镜头晃动，",
     },
     Family {
-        name: "Wan2.1 T2V-1.3B", conditioning: Conditioning::Text, boundary: None, named: None, width: Some(1536),
+        name: "Wan2.1 T2V-1.3B", conditioning: Conditioning::Text, boundary: None, named: &[], width: Some(1536),
         size: (832, 480), frames: 81, fps: 16.0, steps: 50, shift: 8.0, guide_scale: (6.0, 6.0),
         negative_prefix: "",
     },
     Family {
-        name: "Wan2.1 T2V", conditioning: Conditioning::Text, boundary: None, named: None, width: None,
+        name: "Wan2.1 T2V", conditioning: Conditioning::Text, boundary: None, named: &[], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 50, shift: 5.0, guide_scale: (5.0, 5.0),
         negative_prefix: "",
     },
     Family {
-        name: "image-to-video in one transformer", conditioning: Conditioning::Channels, boundary: None, named: None, width: None,
+        name: "image-to-video in one transformer", conditioning: Conditioning::Channels, boundary: None, named: &[], width: None,
         size: (1280, 720), frames: 81, fps: 16.0, steps: 40, shift: 5.0, guide_scale: (3.5, 3.5),
         negative_prefix: "",
     },
@@ -182,15 +193,16 @@ impl Family {
     ) -> Result<&'static Self> {
         let mut conditioning = Conditioning::of(config)?;
         // A VAE of another model is refused as such, later.
-        let of_5b = vae.is_residual && vae.z_dim == config.out_channels;
+        let is_wan22 = vae.is_residual || vae.patch_size == Some(2);
+        let of_5b = is_wan22 && vae.z_dim == config.out_channels;
         if conditioning == Conditioning::Text && of_5b {
             conditioning = Conditioning::FirstFrame;
         }
-        let path = path.to_lowercase();
+        let path = path.to_lowercase().replace('_', "-");
         let found = FAMILIES.iter().find(|family| {
             family.conditioning == conditioning
                 && family.boundary.is_some() == two_experts
-                && family.named.is_none_or(|named| path.contains(named))
+                && family.named.iter().all(|named| path.contains(named))
                 && family.width.is_none_or(|width| width == config.dim())
         });
         found.ok_or_else(|| {
@@ -285,6 +297,32 @@ impl Family {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::published;
+
+    /// By its width, or where that is the same by what its path says.
+    #[test]
+    fn fun_inp_is_told_from_what_it_was_made_from() {
+        let i2v = Family::named("Wan2.1 I2V-14B").unwrap();
+        let fun = Family::named("Wan2.1 Fun-InP-1.3B").unwrap();
+        for (family, path, name) in [
+            (i2v, "models/wan2.1_i2v_720p_14B_fp8.safetensors", i2v.name),
+            (i2v, "fun/inputs/wan2.1_i2v.safetensors", i2v.name),
+            (i2v, "Wan2.1-Fun-V1.1-14B-InP", "Wan2.1 Fun-InP-14B"),
+            (
+                i2v,
+                "Wan2_1-Fun-InP-14B_fp8.safetensors",
+                "Wan2.1 Fun-InP-14B",
+            ),
+            (fun, "model.safetensors", fun.name),
+        ] {
+            let (config, vae) = (published::expert_of(family), published::vae());
+            assert_eq!(
+                Family::of(&config, &vae, false, path).unwrap().name,
+                name,
+                "{path}"
+            );
+        }
+    }
 
     /// Wan-Video/Wan2.1, `wan/configs/wan_i2v_14B.py` and `generate.py`.
     #[test]

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::config::PartConfig;
+use super::timing::PACKED;
 use super::{Checkpoint, PartName};
 
 impl Checkpoint {
@@ -36,8 +37,16 @@ impl Checkpoint {
             PartConfig::ImageEncoder(config) => format!("{config:?}"),
         };
         let files = self.part(name)?.store().fingerprint();
-        let both = blake3::hash(format!("{config}\n{files}").as_bytes());
-        Ok(both.to_hex().to_string())
+        // Other programs' weights are products of another form unless they are unpacked.
+        let format = self.format(name)?;
+        let kept = match format.packing {
+            Some(packing) if format.stored != PACKED && self.loading.of(name).is_none() => {
+                format!("\nkept as {packing}")
+            }
+            _ => String::new(),
+        };
+        let all = blake3::hash(format!("{config}\n{files}{kept}").as_bytes());
+        Ok(all.to_hex().to_string())
     }
 
     /// A hash that tells the checkpoint from another: of its parts', and of the boundary between

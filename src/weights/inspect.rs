@@ -11,6 +11,7 @@ use super::naming::{Kind, Naming, Role, companion};
 use super::part::{Part, usizes};
 use super::store::{Container, Location};
 use super::{Extras, Family, PartName, published};
+use crate::model::{self, vae};
 use crate::util::show::chain;
 
 /// What is known of a model.
@@ -57,6 +58,8 @@ pub struct PartReport {
     pub bytes: u64,
     /// Parameters by the way they are stored, such as `bf16` or `4-bit`.
     pub stored_as: BTreeMap<String, u64>,
+    /// Parameters of weights that stay packed in memory, by the packing.
+    pub kept_as: BTreeMap<String, u64>,
     /// The dimensions, with their canonical names.
     pub config: Option<Value>,
     /// Missing tensors, with their shapes.
@@ -100,6 +103,11 @@ impl PartReport {
                 number("num_attention_heads"),
                 number("ffn_dim"),
                 number("in_channels")
+            ),
+            PartName::Vae if config.get("tiny") == Some(&Value::Bool(true)) => format!(
+                "{}, {} latent channels",
+                vae::small(number("z_dim") as i32),
+                number("z_dim")
             ),
             PartName::Vae => format!(
                 "{} base channels, {} latent channels",
@@ -240,6 +248,7 @@ fn part_report(name: PartName, location: &Location) -> PartReport {
         parameters: 0,
         bytes: 0,
         stored_as: BTreeMap::new(),
+        kept_as: BTreeMap::new(),
         config: None,
         missing: Vec::new(),
         wrong: Vec::new(),
@@ -261,6 +270,13 @@ fn part_report(name: PartName, location: &Location) -> PartReport {
             report.parameters += parameters;
             report.bytes += found.values.byte_len() as u64;
             *report.stored_as.entry(found.values.label()).or_default() += parameters;
+            let kept = match (spec.role, &*found.shape) {
+                (model::Role::Matmul, [_, inputs]) => found.values.kept(*inputs),
+                _ => None,
+            };
+            if let Some(kept) = kept {
+                *report.kept_as.entry(kept.packing.to_string()).or_default() += parameters;
+            }
         }
         let problems = part.problems(&specs);
         report.missing = problems.missing;
@@ -291,7 +307,8 @@ fn layout_name(part: &Part) -> &'static str {
     });
     match (names.naming, store.container()) {
         (_, Container::Gguf) => "GGUF",
-        (Naming::MlxVideo, _) if own => "wan-i2v",
+        (Naming::MlxVideo | Naming::Taehv, _) if own => "wan-i2v",
+        (Naming::Taehv, _) => "taehv",
         (Naming::Diffusers, _) if own && names.kind == Kind::ImageEncoder => "wan-i2v",
         (Naming::Diffusers, _) if names.kind == Kind::ImageEncoder => "transformers",
         (Naming::Original, _) if names.kind == Kind::ImageEncoder => "original",

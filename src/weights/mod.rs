@@ -18,6 +18,7 @@ pub mod naming;
 pub mod part;
 pub mod published;
 pub mod quantize;
+mod repack;
 mod settings;
 pub mod store;
 mod timing;
@@ -26,7 +27,7 @@ pub use container::mapped::mapped_at;
 pub use family::{Conditioning, Family, MASK_CHANNELS};
 pub use files::{Bytes, EmbeddedFile, Files};
 pub use layout::PartName;
-pub use quantize::Bits;
+pub use quantize::{Bits, Scheme};
 pub use settings::{FILE as SETTINGS, Recommended};
 pub use timing::Format;
 
@@ -46,7 +47,7 @@ use self::store::Location;
 use crate::model::clip_vision::{ClipVision, ClipVisionConfig};
 use crate::model::dit::{Dit, DitConfig};
 use crate::model::umt5::{Umt5, Umt5Config};
-use crate::model::vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use crate::model::vae::{self, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{Recorder, TensorSpec};
 use crate::runtime::Device;
 pub use crate::sampling::Expert;
@@ -98,13 +99,13 @@ impl Sources {
 /// How a model is loaded, beside what its files hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loading {
-    /// Bits that the linear layers of the high-noise expert, or the only transformer, are quantized to while it is loaded;
+    /// How the linear layers of the high-noise expert, or the only transformer, are quantized while it is loaded;
     /// `None` keeps what the files hold.
-    pub high: Option<Bits>,
+    pub high: Option<Scheme>,
     /// Of the low-noise expert.
-    pub low: Option<Bits>,
+    pub low: Option<Scheme>,
     /// Of the text encoder.
-    pub text: Option<Bits>,
+    pub text: Option<Scheme>,
     /// Adapters of the experts, in the order in which they are applied.
     pub adapters: Vec<Wanted>,
     /// Whether quantized weights take the adapters' changes in.
@@ -113,17 +114,18 @@ pub struct Loading {
 
 impl Loading {
     /// The same for every part.
-    pub fn all(bits: Bits) -> Self {
+    pub fn all(scheme: impl Into<Scheme>) -> Self {
+        let scheme = Some(scheme.into());
         Self {
-            high: Some(bits),
-            low: Some(bits),
-            text: Some(bits),
+            high: scheme,
+            low: scheme,
+            text: scheme,
             ..Self::default()
         }
     }
 
-    /// The bits of a part.
-    pub fn of(&self, name: PartName) -> Option<Bits> {
+    /// How a part is quantized.
+    pub fn of(&self, name: PartName) -> Option<Scheme> {
         match name {
             PartName::HighNoise | PartName::Transformer => self.high,
             PartName::LowNoise => self.low,
@@ -304,6 +306,13 @@ impl Checkpoint {
             let place = self.location((*expert).into())?;
             let z = self.vae.z_dim;
             let vae = self.location(PartName::Vae)?;
+            ensure!(
+                config.out_channels == z || !self.vae.tiny,
+                "{vae}: this is {}, and the transformer {place} has {} latent channels: they do not \
+                 belong together\nhint: A14B and Wan2.1 take taew2_1 (16), TI2V-5B takes taew2_2 (48), or the VAE",
+                vae::small(z),
+                config.out_channels
+            );
             ensure!(
                 config.out_channels == z,
                 "{place}: the transformer has {} latent channels, and the VAE {vae} {z}: they do not belong \

@@ -39,12 +39,20 @@ pub fn expert() -> DitConfig {
 
 /// Dimensions of a model's transformers: `wan/configs` of Wan-Video/Wan2.2 and Wan2.1.
 pub fn expert_of(family: &Family) -> DitConfig {
-    let a14b = expert();
+    let a14b = match family.name.ends_with("1.3B") {
+        true => DitConfig {
+            num_attention_heads: 12,
+            ffn_dim: 8960,
+            num_layers: 30,
+            ..expert()
+        },
+        false => expert(),
+    };
     match family.conditioning {
         Conditioning::Channels => a14b,
         Conditioning::Features { pictures } => DitConfig {
             image_dim: Some(1280),
-            added_kv_proj_dim: Some(5120),
+            added_kv_proj_dim: Some(a14b.dim()),
             pos_embed_seq_len: (pictures > 1).then_some(514),
             ..a14b
         },
@@ -53,13 +61,6 @@ pub fn expert_of(family: &Family) -> DitConfig {
             in_channels: 48,
             out_channels: 48,
             ffn_dim: 14_336,
-            num_layers: 30,
-            ..a14b
-        },
-        Conditioning::Text if family.name.ends_with("1.3B") => DitConfig {
-            num_attention_heads: 12,
-            in_channels: 16,
-            ffn_dim: 8960,
             num_layers: 30,
             ..a14b
         },
@@ -94,6 +95,7 @@ pub fn vae() -> VaeConfig {
         patch_size: None,
         in_channels: 3,
         out_channels: 3,
+        tiny: false,
     }
 }
 
@@ -109,6 +111,26 @@ pub fn wan22_vae() -> VaeConfig {
         patch_size: Some(2),
         in_channels: 12,
         out_channels: 12,
+        ..vae()
+    }
+}
+
+/// Dimensions of taew2_1, or of taew2_2 where there are 48 latent channels (madebyollin/taehv, `taehv.py`).
+pub fn small_vae(z_dim: i32) -> VaeConfig {
+    let patch_size = (z_dim == 48).then_some(2);
+    let channels = 3 * patch_size.map_or(1, |side| side * side);
+    VaeConfig {
+        base_dim: 64,
+        z_dim,
+        dim_mult: vec![1, 1, 2, 4],
+        num_res_blocks: 3,
+        temperal_downsample: vec![true, true, false],
+        latents_mean: vec![0.0; z_dim as usize],
+        latents_std: vec![1.0; z_dim as usize],
+        patch_size,
+        in_channels: channels,
+        out_channels: channels,
+        tiny: true,
         ..vae()
     }
 }
@@ -196,6 +218,18 @@ mod tests {
     use super::*;
     use crate::runtime::{Device, DeviceKind};
     use crate::weights::Bits;
+
+    /// As the class of `taehv.py` counts them.
+    #[test]
+    fn the_small_autoencoders_have_their_size() {
+        for (z_dim, parameters) in [(16, 11_315_539), (48, 11_418_108)] {
+            let specs = PartConfig::Vae(small_vae(z_dim)).specs().unwrap();
+            assert_eq!(specs.len(), 128);
+            let of = |shape: &[i32]| shape.iter().map(|&side| i64::from(side)).product::<i64>();
+            let all: i64 = specs.iter().map(|spec| of(&spec.shape)).sum();
+            assert_eq!(all, parameters);
+        }
+    }
 
     #[test]
     fn the_published_weights_have_their_size() {

@@ -367,7 +367,10 @@ impl TensorStore {
                 end: tensor.end,
                 record,
             };
-            let (name, len) = (tensor.name, entry.encoding.byte_len(&entry.shape));
+            let (name, len) = (
+                of_quanto(tensor.name),
+                entry.encoding.byte_len(&entry.shape),
+            );
             ensure!(
                 entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
                 "{path}: the tensor {} is cut off\nhint: download the file again",
@@ -556,6 +559,20 @@ impl TensorStore {
     pub fn file_bytes(&self) -> u64 {
         self.maps.iter().map(|map| map.len() as u64).sum()
     }
+}
+
+/// quanto's name of a tensor (huggingface/optimum-quanto, `optimum/quanto/tensor`) as others have it: an
+/// int8 or float8 weight with its scale beside it.
+fn of_quanto(name: String) -> String {
+    let renamed = [("._data", ""), ("._scale", "_scale")]
+        .iter()
+        .find_map(|(old, new)| {
+            let weight = name.strip_suffix(old)?;
+            weight
+                .ends_with(".weight")
+                .then(|| format!("{weight}{new}"))
+        });
+    renamed.unwrap_or(name)
 }
 
 /// Reads the header of a file of any kind, told by its first bytes.

@@ -9,18 +9,17 @@ use mlx_rs::memory::clear_cache;
 use super::Checkpoint;
 use super::layout::PartName;
 use super::part::{Part, Values, may_quantize, stored_as_float32};
-use super::quantize::GROUP_SIZE;
 use crate::model::layers::Weight;
-use crate::model::{Role, TensorSource, TensorSpec};
-use crate::runtime::Device;
+use crate::model::{Recorder, Role, TensorSource, TensorSpec};
+use crate::runtime::{Device, Packing};
 
 /// How a part's matrices are stored, and held for products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
     /// In the file.
     pub stored: &'static str,
-    /// Bits, and inputs that share a scale, of weights that stay quantized.
-    pub bits: Option<[i32; 2]>,
+    /// How weights that stay quantized are packed.
+    pub packing: Option<Packing>,
     /// Whether what keeps the file's dtype is float32.
     pub wide: bool,
 }
@@ -31,10 +30,13 @@ impl Format {
     /// Dense, from no file.
     pub const NO_FILE: Self = Self {
         stored: Self::NONE,
-        bits: None,
+        packing: None,
         wide: true,
     };
 }
+
+/// What is stored in a packing of MLX's.
+pub(super) const PACKED: &str = "packed";
 
 /// Larger tensors are no sample.
 const SAMPLE_BYTES: i64 = 256 << 20;
@@ -77,17 +79,23 @@ impl Checkpoint {
             .loading
             .of(name)
             .filter(|_| matrix.is_some_and(|m| may(&m)));
-        let own = wanted.map(|bits| [bits.number() as i32, GROUP_SIZE as i32]);
-        let (stored, bits) = match found.map(|found| found.values) {
-            Some(Values::Affine {
-                bits, group_size, ..
-            }) => ("affine", Some([bits as i32, group_size as i32])),
-            Some(Values::Stored { entry, .. }) => (entry.encoding.name(), own),
-            None => (Format::NONE, own),
+        let own = wanted.map(|scheme| scheme.packing());
+        let (stored, packing) = match (part, matrix, &found) {
+            (Some(part), Some(matrix), Some(found)) => {
+                let stored = match found.values {
+                    Values::Packed { .. } | Values::Blocks { .. } => PACKED,
+                    Values::Stored { entry, .. } => entry.encoding.name(),
+                };
+                let is_weight = matrix.role == Role::Matmul && matrix.shape.len() == 2;
+                let loader = self.loader(part, name, Recorder::DEVICE);
+                let packing = is_weight.then(|| loader.packing(&matrix.name, found));
+                (stored, packing.flatten())
+            }
+            _ => (Format::NONE, own),
         };
         Ok(Format {
             stored,
-            bits,
+            packing,
             wide: kept.is_none_or(|found| stored_as_float32(&found.values)),
         })
     }

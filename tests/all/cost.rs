@@ -21,13 +21,15 @@ use wan_i2v::pipeline::{
     Condition, Denoiser, Ends, InputCache, Phase, Silent, decode_clip, encode_condition,
     encode_prompts, initial_noise, tokenize,
 };
-use wan_i2v::runtime::{Device, DeviceKind, Kernels, Precision, operations, to_host, unpacked};
+use wan_i2v::runtime::{
+    Device, DeviceKind, Kernels, Packing, Precision, operations, to_host, unpacked,
+};
 use wan_i2v::sampling::Solver;
 use wan_i2v::sampling::noise::randn;
 use wan_i2v::tiny;
-use wan_i2v::weights::{Bits, Checkpoint, Loading, Sources};
+use wan_i2v::weights::{Bits, Checkpoint, Loading, PartName, Sources};
 
-use crate::support::checkpoint::of_case;
+use crate::support::checkpoint::{of_case, of_case_with_ffn, write_small_vae};
 use crate::support::mlx;
 
 /// What one phase did.
@@ -87,6 +89,7 @@ fn run(
     let ids = tokenize(checkpoint, "the red circle moves up", plan).unwrap();
     let inputs = Inputs {
         pictures,
+        previews: false,
         prompt: ids.prompt.ids.len(),
         negative: ids.negative.as_ref().map(|ids| ids.ids.len()),
     };
@@ -295,15 +298,23 @@ fn other_models_are_counted() {
         low: 2.0,
         high: 2.0,
     };
-    for (case, pictures, side) in [
-        ("family/i2v21", 1, 48),
-        ("family/flf2v", 2, 48),
-        ("family/t2v", 0, 64),
-        ("family/ti2v", 1, 192),
-        ("family/ti2v", 0, 96),
+    for (case, pictures, side, small_vae) in [
+        ("family/i2v21", 1, 48, None),
+        ("family/flf2v", 2, 48, None),
+        ("family/t2v", 0, 64, None),
+        ("family/ti2v", 1, 192, None),
+        ("family/ti2v", 0, 96, None),
+        ("family/i2v21", 1, 128, Some("taew")),
+        ("family/flf2v", 2, 128, Some("taew")),
+        ("family/ti2v", 1, 192, Some("taew22")),
     ] {
         let folder = of_case(case);
-        let sources = Sources::folder(folder.path());
+        let mut sources = Sources::folder(folder.path());
+        if let Some(small_vae) = small_vae {
+            let path = folder.path().join("small.safetensors");
+            write_small_vae(small_vae, &path);
+            sources.parts[PartName::Vae as usize] = Some(path);
+        }
         let checkpoint = Checkpoint::open(&sources, Loading::default()).unwrap();
         let plan = plan(side, 5, guided, (0.0, 1.0));
         let in_parts = MemoryPlan {
@@ -330,11 +341,48 @@ fn other_models_are_counted() {
                     device.kernels
                 );
                 // The transformers are too small for their arrays to be told from MLX's own.
+                // So is taew22: what becomes of the frames behind the decoder takes most.
+                let is_narrow = small_vae == Some("taew22") && name == "decoding";
                 let is_told = ["image", "decoding"].contains(&name) && measured.operations > 0;
+                let is_told = is_told && !is_narrow;
                 assert!(
                     !is_told || (0.85..1.15).contains(&ratio),
                     "{case}, {name}: {ratio}"
                 );
+            }
+        }
+    }
+}
+
+/// Quantized weights of the branch for pictures, unpacked once a prompt or for each row.
+#[test]
+fn the_quantized_branch_for_pictures_is_counted() {
+    let _mlx = mlx();
+    let guided = GuideScale {
+        low: 2.0,
+        high: 2.0,
+    };
+    let plan = plan(48, 5, guided, (0.0, 1.0));
+    for (case, pictures) in [("family/i2v21", 1), ("family/flf2v", 2)] {
+        // Whole groups, as in the published models: else a layer stays as it is.
+        let folder = of_case_with_ffn(case, 192);
+        let sources = Sources::folder(folder.path());
+        for bits in [Bits::Four, Bits::Eight] {
+            let checkpoint = Checkpoint::open(&sources, Loading::all(bits)).unwrap();
+            for device in [device(), mlx_kernels()] {
+                let memory = MemoryPlan::WHOLE;
+                let (inputs, measured) = run(&checkpoint, device, &memory, &plan, pictures);
+                let made = forecast(&checkpoint, &plan, inputs, device, &memory, None).unwrap();
+                for ((expected, _), (measured, name)) in forecast_of(&made)
+                    .into_iter()
+                    .zip(measured.iter().zip(NAMES))
+                {
+                    let label = format!("{name} of {case}, {bits} bits, {:?}", device.kernels);
+                    assert_eq!(measured.operations, expected.total(), "{label}");
+                    assert_eq!(measured.unpacked, expected.unpacked, "{label}");
+                    let unpacks = name == "denoising" && device.kernels == Kernels::Cpu;
+                    assert!(!unpacks || measured.unpacked > 0, "{label}");
+                }
             }
         }
     }
@@ -461,6 +509,7 @@ const INPUTS: Inputs = Inputs {
     prompt: 9,
     negative: Some(1),
     pictures: 1,
+    previews: false,
 };
 
 /// A clip of the miniature of `side` x `side` pixels.
@@ -484,6 +533,7 @@ fn request(side: u32, frames: u32) -> Request {
         overwrite: true,
         metadata: true,
         dump: None,
+        preview_vae: None,
     }
 }
 
@@ -695,9 +745,10 @@ impl TensorSource for Constant {
             Quantized {
                 packed,
                 scales: self.tensor(name, &[outputs, inputs / 64], role)?,
-                biases: self.tensor(name, &[outputs, inputs / 64], role)?,
-                group_size: 64,
-                bits: 4,
+                biases: Some(self.tensor(name, &[outputs, inputs / 64], role)?),
+                packing: Packing::affine(4, 64),
+                factor: None,
+                rotation: None,
                 device: self.device,
             },
             Vec::new(),

@@ -76,6 +76,7 @@ fn request(image: PathBuf, prompt: &str, output: PathBuf) -> Request {
         overwrite: true,
         metadata: true,
         dump: None,
+        preview_vae: None,
     }
 }
 

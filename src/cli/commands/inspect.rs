@@ -1,5 +1,6 @@
 //! `wan-i2v inspect`: what a model or a part of one is.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -304,6 +305,16 @@ fn table(report: &Report) -> String {
         human_count(report.parameters),
         human_bytes(report.bytes)
     );
+    let kept: BTreeSet<&str> = report
+        .parts
+        .iter()
+        .flat_map(|part| part.kept_as.keys())
+        .map(String::as_str)
+        .collect();
+    if !kept.is_empty() {
+        let kept: Vec<&str> = kept.into_iter().collect();
+        let _ = writeln!(text, "in memory as it is: {}", kept.join(", "));
+    }
     for problem in &report.problems {
         let _ = writeln!(text, "problem: {problem}");
     }

@@ -321,8 +321,10 @@ impl Checked {
                 stderr::warning(&format!("{}{warning}", client.reporter().label(number)));
             }
             let console = client.reporter().console.clone();
+            let device = clip.entry.device();
             if let Some((args, screen)) = clip.preview
-                && let Err(error) = preview::attach(&args, clip.entry.job_mut(), screen, console)
+                && let Err(error) =
+                    preview::attach(&args, clip.entry.job_mut(), screen, device, console)
             {
                 client.fail(number, &with_advice(&error));
                 continue;

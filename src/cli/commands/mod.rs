@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod many;
 mod models;
+mod place;
 mod plan;
 mod presets;
 mod preview;

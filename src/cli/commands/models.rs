@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 
+use super::place::Place;
 use super::presets::sampling;
 use super::resolve::catalogue;
 use crate::cli::config::{Catalogue, CatalogueEntry, CatalogueSource, Presets};
@@ -28,9 +29,13 @@ struct Cost {
 impl ModelsArgs {
     /// Prints them.
     pub(crate) fn run(self, all: &Catalogue, presets: &Presets) -> Result<()> {
-        let device = self.machine.device()?;
-        let budget = self.machine.budget(device);
-        let rates = Rates::of_machine(device, false)?;
+        let place = Place::of(&self.machine, self.mac)?;
+        let Place { device, budget, .. } = place;
+        // Of a machine that is not here nothing can be measured.
+        let rates = match place.mac {
+            Some(_) => None,
+            None => Some(Rates::of_machine(device, false)?),
+        };
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let wanted: Vec<_> = match &self.name {
             Some(name) => {
@@ -45,9 +50,9 @@ impl ModelsArgs {
             let options = presets.of_name(name).map(sampling).unwrap_or_default();
             let of = |(size, sides)| {
                 let (family, bits) = (entry.family, source.bits);
-                let rates = Some(&rates);
+                let rates = rates.as_ref();
                 let planned = plan_published(family, bits, sides, &options, device, budget, rates);
-                let planned = planned.context("a published model")?;
+                let planned = planned.context("a published model")?.memory;
                 Ok(Cost {
                     size,
                     peak_bytes: planned.forecast.peak_bytes,
@@ -57,14 +62,20 @@ impl ModelsArgs {
             };
             SIZES.into_iter().map(of).collect::<Result<Vec<_>>>()
         };
-        let heading = ["", "to fetch", "480p", "", "720p", ""];
-        let mut rows = vec![heading.map(str::to_owned).to_vec()];
+        let timed = rates.is_some();
+        let mut rows = vec![vec![String::new(), "to fetch".to_owned()]];
+        for (size, _) in SIZES {
+            rows[0].push(size.to_owned());
+            rows[0].extend(timed.then(String::new));
+        }
         let mut abouts = Vec::new();
         let mut records = Vec::new();
         for (name, entry) in wanted {
             let licence = Some(&entry.licence).filter(|licence| !licence.is_empty());
             let licence = licence.map_or(String::new(), |licence| format!(", {licence}"));
-            let about = format!("{name}: {} ({}{licence})", entry.about, entry.family.name);
+            let from = owners(entry).join(", ");
+            let model = entry.family.name;
+            let about = format!("{name}: {}\n  {model}{licence}; from {from}", entry.about);
             abouts.push((rows.len(), about));
             let mut sources = Vec::new();
             for source in &entry.sources {
@@ -74,8 +85,10 @@ impl ModelsArgs {
                     true => "here".to_owned(),
                     false => human_bytes(source.bytes()),
                 };
-                let mut row = vec![format!("  --bits {} {}", source.bits, source.form), fetch];
-                row.extend(costs.iter().flat_map(Cost::cells));
+                let form = Some(&source.form).filter(|form| !form.is_empty());
+                let form = form.map_or(String::new(), |form| format!(", {form}"));
+                let mut row = vec![format!("  {:>2} bits{form}", source.bits), fetch];
+                row.extend(costs.iter().flat_map(|cost| cost.cells(timed)));
                 rows.push(row);
                 sources.push(json!({
                     "bits": source.bits,
@@ -90,6 +103,7 @@ impl ModelsArgs {
                 "about": entry.about,
                 "model": entry.family.name,
                 "licence": entry.licence,
+                "from": owners(entry),
                 "sources": sources,
             }));
         }
@@ -100,27 +114,43 @@ impl ModelsArgs {
         let mut text = String::new();
         for (number, line) in table.lines().enumerate() {
             for (_, about) in abouts.iter().filter(|(row, _)| *row == number) {
-                text.push_str(about);
-                text.push('\n');
+                text += &format!("\n{about}\n");
             }
-            text.push_str(line);
+            text += line.trim_end();
             text.push('\n');
         }
-        text.push_str(
-            "\nMemory and time of a model's own clip on this machine; in brackets what does not fit.\n\
-             wan-i2v pull NAME fetches a model, --model NAME makes clips with it.\n",
+        let (what, place) = match place.mac {
+            Some(memory) => ("Memory", format!("a Mac with {memory} GB")),
+            None => ("Memory and time", "this machine".to_owned()),
+        };
+        text += &format!(
+            "\n{what} of a model's own clip on {place}; in brackets what does not\nfit. wan-i2v pull NAME \
+             fetches a model, --model NAME makes clips with it, and\n--bits N chooses the form of both.\n"
         );
         print(&text)
     }
 }
 
 impl Cost {
-    /// Memory and time.
-    fn cells(&self) -> [String; 2] {
+    /// Memory, and time where it is told.
+    fn cells(&self, timed: bool) -> Vec<String> {
         let memory = human_bytes(self.peak_bytes);
-        match (self.fits, self.seconds) {
-            (false, _) => [format!("({memory})"), String::new()],
-            (true, seconds) => [memory, seconds.map_or("?".into(), human_time)],
+        let (memory, time) = match (self.fits, self.seconds) {
+            (false, _) => (format!("({memory})"), String::new()),
+            (true, seconds) => (memory, seconds.map_or("?".into(), human_time)),
+        };
+        [memory].into_iter().chain(timed.then_some(time)).collect()
+    }
+}
+
+/// Whose repositories a model's files are in.
+fn owners(entry: &CatalogueEntry) -> Vec<&str> {
+    let mut owners = Vec::new();
+    for repo in entry.sources.iter().flat_map(CatalogueSource::repositories) {
+        let owner = repo.split('/').next().unwrap_or(repo);
+        if !owners.contains(&owner) {
+            owners.push(owner);
         }
     }
+    owners
 }

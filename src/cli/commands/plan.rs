@@ -8,18 +8,18 @@ use crate::clip::{Model, Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::vae::Tiling;
 use crate::pipeline::plan::{
-    Budget, CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
-    plan_memory, refusal, refusal_on_mac,
+    CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
+    plan_memory,
 };
 use crate::pipeline::tokenize;
-use crate::runtime::{Device, DeviceKind, mac_budget};
 use crate::util::show::chain;
-use crate::weights::quantize::Bits;
+use crate::weights::quantize::{Bits, Scheme};
 use crate::weights::{Checkpoint, Loading};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
+use super::place::Place;
 use super::resolve::{self, Elsewhere};
 use crate::cli::config::Catalogue;
 use crate::cli::flags::PlanArgs;
@@ -37,63 +37,11 @@ const AREAS: [(&str, u64); 2] = [("480p", 832 * 480), ("720p", 1280 * 720)];
 const FRAMES: [u32; 2] = [33, 81];
 const STEPS: [u32; 2] = [20, 40];
 
-/// Where the clip would be made.
-#[derive(Clone, Copy)]
-struct Place {
-    device: Device,
-    budget: Budget,
-    /// GB of a Mac that this machine need not be.
-    mac: Option<u64>,
-}
-
-impl Place {
-    fn of(args: &PlanArgs) -> Result<Self> {
-        let Some(memory) = args.mac else {
-            let device = args.machine.device()?;
-            let budget = args.machine.budget(device);
-            return Ok(Self {
-                device,
-                budget,
-                mac: None,
-            });
-        };
-        let device = Device::new(DeviceKind::Gpu, args.machine.device.dtype);
-        Ok(Self {
-            device: Device {
-                dense_above: args.machine.dense_above.unwrap_or(device.dense_above),
-                ..device
-            },
-            budget: Budget {
-                bytes: mac_budget(memory),
-                explicit: false,
-            },
-            mac: Some(memory),
-        })
-    }
-
-    fn refusal(&self, clip: Clip<'_>, least: &Forecast) -> String {
-        match self.mac {
-            Some(memory) => refusal_on_mac(clip, self.device, self.budget, least, memory),
-            None => refusal(clip, self.device, self.budget, least),
-        }
-    }
-
-    /// What the bytes of the budget are.
-    fn limit(&self) -> String {
-        let bytes = human_bytes(self.budget.bytes);
-        match (self.mac, self.budget.explicit) {
-            (Some(memory), _) => format!("{bytes} that a run may take on a Mac with {memory} GB"),
-            (None, true) => format!("the {bytes} of --memory-budget"),
-            (None, false) => format!("{bytes} that a run may take on this machine"),
-        }
-    }
-}
-
 impl PlanArgs {
     /// Prints the forecast; fails when the clip does not fit.
     pub(crate) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
         let (as_json, fresh) = (self.json, self.measure);
-        let place = Place::of(&self)?;
+        let place = Place::of(&self.machine, self.mac)?;
         let Place { device, budget, .. } = place;
         let mut elsewhere = Elsewhere::new(true, catalogue);
         elsewhere.models.by_dimensions = true;
@@ -144,6 +92,7 @@ impl PlanArgs {
             let report = json!({
                 "width": settings.width,
                 "height": settings.height,
+                "frame_size": settings.frame_size(&checkpoint.vae),
                 "frames": settings.frames,
                 "steps": settings.steps,
                 "device": device.kind.to_string(),
@@ -219,10 +168,13 @@ fn answer(settled: &PlannedMemory, clip: Clip<'_>, settings: &Settings, place: P
         true => format!("It fits: {peak} at its peak of {limit}"),
         false => format!("It does not fit: {peak} at its peak, more than {limit}"),
     };
+    let (width, height) = (settings.width, settings.height);
+    let decoded = match settings.frame_size(&clip.checkpoint.vae) {
+        size if size == (width, height) => String::new(),
+        (width, height) => format!(", decoded to {width} x {height}"),
+    };
     format!(
-        "{fits}.\n{model}: {} x {} pixels, {} frames, {} steps, {}.\n",
-        settings.width,
-        settings.height,
+        "{fits}.\n{model}: {width} x {height} pixels{decoded}, {} frames, {} steps, {}.\n",
         settings.frames,
         settings.steps,
         passes(made),
@@ -322,10 +274,14 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
     let ids = match tokenize(checkpoint, &request.prompt, settings) {
         Ok(ids) => ids,
         Err(error) => {
-            info!(
-                "note: prompts are taken to have {PROMPT_TOKENS} tokens: {}",
-                chain(&error)
-            );
+            // A model that is not here has no tokenizer, which matters to who gives a prompt.
+            let is_away = matches!(request.model, Model::Published(_));
+            if !is_away || !request.prompt.is_empty() {
+                info!(
+                    "note: prompts are taken to have {PROMPT_TOKENS} tokens: {}",
+                    chain(&error)
+                );
+            }
             return Ok(Inputs {
                 prompt: PROMPT_TOKENS,
                 negative: settings
@@ -333,6 +289,7 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
                     .needs_negative()
                     .then_some(PROMPT_TOKENS),
                 pictures,
+                previews: false,
             });
         }
     };
@@ -343,6 +300,7 @@ fn inputs(checkpoint: &Checkpoint, request: &Request, settings: &Settings) -> Re
         },
         negative: ids.negative.map(|ids| ids.ids.len()),
         pictures,
+        previews: false,
     })
 }
 
@@ -383,21 +341,20 @@ fn choices(clip: Clip<'_>, place: Place, mut rates: Option<&mut Rates>) -> Resul
     });
     let mut rows = vec![heading.into_iter().chain(fates).collect::<Vec<_>>()];
     let asked = &clip.request.loading;
-    let all = |bits| Loading {
+    let all = |scheme: Scheme| Loading {
         adapters: asked.adapters.clone(),
         merges: asked.merges,
-        ..Loading::all(bits)
+        ..Loading::all(scheme)
     };
-    let own = [Bits::Eight, Bits::Four].map(|bits| (bits, all(bits)));
-    let own = own.into_iter().find(|(_, all)| all == asked);
-    let name = own.map_or("as is".into(), |(bits, _)| bits.to_string());
+    let own = asked.high.filter(|&scheme| all(scheme) == *asked);
+    let name = own.map_or("as is".into(), |scheme| scheme.to_string());
     let mut models = vec![(name, None)];
     for bits in [Bits::Eight, Bits::Four] {
-        if all(bits) == *asked {
+        if all(bits.into()) == *asked {
             continue;
         }
         // What is quantized already cannot be quantized again.
-        if let Ok(checkpoint) = clip.request.model.open(all(bits)) {
+        if let Ok(checkpoint) = clip.request.model.open(all(bits.into())) {
             models.push((bits.to_string(), Some(checkpoint)));
         }
     }

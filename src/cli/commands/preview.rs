@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::clip::Request;
 use crate::media::preview::{self, LatentRgb};
 use crate::media::strip::Title;
-use crate::pipeline::{Job, Observer};
+use crate::pipeline::{Job, Observer, PreviewDecoder};
+use crate::runtime::Device;
 use crate::util::show::chain;
 use anyhow::{Context, Result, ensure};
 use indicatif::MultiProgress;
@@ -57,10 +58,15 @@ pub(crate) fn attach(
     args: &PreviewArgs,
     job: &mut Job,
     screen: Screen,
+    device: Device,
     console: MultiProgress,
 ) -> Result<()> {
+    let look = match job.take_preview_decoder() {
+        Some(decoder) => Look::Decoded(Box::new(decoder), device),
+        None => Look::Colours(job.latent_rgb()?.clone()),
+    };
     let observer = Previews {
-        map: job.latent_rgb()?.clone(),
+        look,
         every: args.preview_every.get(),
         fps: job.settings().fps,
         title: job.title(),
@@ -73,10 +79,17 @@ pub(crate) fn attach(
     Ok(())
 }
 
+/// How latents are shown.
+#[derive(Debug)]
+enum Look {
+    Colours(LatentRgb),
+    Decoded(Box<PreviewDecoder>, Device),
+}
+
 /// Turns estimates into pictures and puts them where they are to be seen.
 #[derive(Debug)]
 struct Previews {
-    map: LatentRgb,
+    look: Look,
     every: usize,
     fps: f64,
     title: Title,
@@ -105,7 +118,10 @@ impl Observer for Previews {
 
 impl Previews {
     fn show(&mut self, clean: &Array) -> Result<()> {
-        let pictures = self.map.pictures(clean)?;
+        let pictures = match &mut self.look {
+            Look::Colours(map) => map.pictures(clean)?,
+            Look::Decoded(decoder, device) => decoder.pictures(clean, *device)?,
+        };
         match &self.screen {
             Some(Screen::File(path)) => preview::write(path, &pictures, self.fps, &self.title),
             Some(Screen::Terminal(protocol)) => {
@@ -127,7 +143,7 @@ mod tests {
 
     fn previews(every: usize, screen: Option<Screen>) -> Previews {
         Previews {
-            map: LatentRgb::default(),
+            look: Look::Colours(LatentRgb::default()),
             every,
             fps: 16.0,
             title: Title {

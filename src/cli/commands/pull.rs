@@ -8,7 +8,7 @@ use crate::weights::convert::{self as weights, Bits, Finished};
 use anyhow::{Context, Result, ensure};
 
 use super::convert;
-use super::resolve::{catalogue, model};
+use super::resolve::{catalogue, fetch, model};
 use crate::cli::config::{Catalogue, CatalogueEntry};
 use crate::cli::flags::PullArgs;
 use crate::cli::ui::{Fetching, Transfer, human_bytes, info};
@@ -19,6 +19,11 @@ impl PullArgs {
     pub(crate) fn run(self, catalogue: &Catalogue) -> Result<PathBuf> {
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let options = self.bits.options(self.shard_size);
+        ensure!(
+            options.size.is_none(),
+            "--bits auto:GB measures each layer of a model that is here as a whole\nhint: pull it without --output, and \
+             convert it then"
+        );
         if let Some(entry) = catalogue.get(&self.id) {
             return self.of_catalogue(entry, &hub);
         }
@@ -68,7 +73,7 @@ impl PullArgs {
             human_bytes(needs),
             human_bytes(free)
         );
-        let _fetching = Fetching::start(model::this_command())?;
+        let _fetching = Fetching::start(fetch::this_command())?;
         let mut transfer = Transfer::of_pull();
         let converted = weights::convert_into(reserved, &mut feed, &options, &mut |event| {
             transfer.show(&event);

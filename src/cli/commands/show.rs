@@ -87,6 +87,10 @@ fn table(record: &Metadata, command: &[String]) -> String {
     let model = &record.model;
     let clip = &record.settings;
     let (guide, interval) = (clip.guide_scale, clip.guide_interval);
+    let decoded = match record.frame_size {
+        Some((width, height)) => format!(", decoded to {width} x {height}"),
+        None => String::new(),
+    };
     let mut rows = vec![
         (
             "software",
@@ -110,6 +114,9 @@ fn table(record: &Metadata, command: &[String]) -> String {
     for (flag, bits) in &model.bits {
         rows.push(("", format!("{flag} {bits}")));
     }
+    for (part, stored) in &model.stored {
+        rows.push(("", format!("{part} stored as {stored}")));
+    }
     for adapter in &model.adapters {
         rows.push(match adapter.name.is_empty() {
             true => ("", "its own four-step adapter".into()),
@@ -121,7 +128,7 @@ fn table(record: &Metadata, command: &[String]) -> String {
         (
             "clip",
             format!(
-                "{} x {} pixels, {} frames at {} fps",
+                "{} x {} pixels{decoded}, {} frames at {} fps",
                 clip.width, clip.height, clip.frames, clip.fps
             ),
         ),
@@ -206,7 +213,13 @@ const LORAS: [&str; 3] = ["--lora", "--lora-high", "--lora-low"];
 
 /// Whether metadata may name this flag: anybody can write a file.
 fn is_flag(name: &str) -> bool {
-    const OTHERS: [&str; 4] = ["--tokenizer", "--high-bits", "--low-bits", "--text-bits"];
+    const OTHERS: [&str; 5] = [
+        "--tokenizer",
+        "--high-bits",
+        "--low-bits",
+        "--text-bits",
+        "--group-size",
+    ];
     OTHERS.contains(&name) || PartName::ALL.map(PartName::flag).contains(&name)
 }
 

@@ -60,6 +60,16 @@ impl Source {
         (gb * 1e9) as u64
     }
 
+    /// The repositories that it comes from.
+    pub(crate) fn repositories(&self) -> impl Iterator<Item = &str> {
+        let whole = match &self.place {
+            Place::Repository(repo, _) => Some(repo.as_str()),
+            Place::Files { .. } => None,
+        };
+        let files = self.files().map(|file| file.repo.as_str());
+        whole.into_iter().chain(files)
+    }
+
     /// Its files, where they are named.
     pub(crate) fn files(&self) -> impl Iterator<Item = &File> {
         let (parts, tokenizer, adapters) = match &self.place {

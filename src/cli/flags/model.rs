@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use crate::clip::Model;
 use crate::weights::convert::{Bits, Options};
-use crate::weights::{Expert, Loading, PartName, Sources};
+use crate::weights::{Expert, Loading, PartName, Scheme, Sources};
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::ConfigArgs;
-use super::values::{Lora, parse_file_size, parse_lora};
+use super::values::{AllBits, AllBitsParser, Lora, parse_file_size, parse_group_size, parse_lora};
 
 /// Which model.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ impl ModelArgs {
              --tokenizer go with a model on disk, or all without --model"
         );
         let model = self.model.filter(|model| !is_tiny(model));
-        let bits = self.bits.quantized();
+        let bits = self.bits.quantized()?;
         if model.is_none() && !has_parts {
             return Ok((Model::Tiny, bits));
         }
@@ -139,17 +139,18 @@ impl LoraArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct BitsArgs {
-    /// Quantize to 4 or 8 bits per weight
+    /// Quantize to 3, 4, 5, 6 or 8 bits per weight
     ///
-    /// Of experts and text encoder; 16 is bfloat16
+    /// Of experts and text encoder; 16 is bfloat16. `convert --bits auto:20` measures each layer and gives it bits so that
+    /// the whole folder takes 20 GB and the layers' errors add up to least
     /// [default: what the source has, 16 at most]
-    #[arg(long, value_name = "4|8|16", hide_possible_values = true)]
-    pub(crate) bits: Option<Bits>,
+    #[arg(long, value_name = "N", value_parser = AllBitsParser, hide_possible_values = true)]
+    pub(crate) bits: Option<AllBits>,
 
     /// Bits of the high-noise expert [default: --bits]
     #[arg(
         long,
-        value_name = "4|8|16",
+        value_name = "N",
         hide_possible_values = true,
         hide_short_help = true
     )]
@@ -158,7 +159,7 @@ pub(crate) struct BitsArgs {
     /// Bits of the low-noise expert [default: --bits]
     #[arg(
         long,
-        value_name = "4|8|16",
+        value_name = "N",
         hide_possible_values = true,
         hide_short_help = true
     )]
@@ -167,35 +168,64 @@ pub(crate) struct BitsArgs {
     /// Bits of the text encoder [default: --bits]
     #[arg(
         long,
-        value_name = "4|8|16",
+        value_name = "N",
         hide_possible_values = true,
         hide_short_help = true
     )]
     pub(crate) text_bits: Option<Bits>,
+
+    /// Quantized weights that share a scale: 64, or 32 for half a bit more and less error
+    #[arg(
+        long,
+        value_name = "32|64",
+        default_value = "64",
+        value_parser = parse_group_size,
+        hide_short_help = true
+    )]
+    pub(crate) group_size: usize,
 }
 
 impl BitsArgs {
     /// For a conversion into files of `file_bytes`.
     pub(crate) fn options(&self, file_bytes: u64) -> Options {
-        let bits = |own: Option<Bits>| own.or(self.bits);
+        let (all, size) = match self.bits {
+            Some(AllBits::Fixed(bits)) => (Some(bits), None),
+            Some(AllBits::Within(size)) => (None, Some(size)),
+            None => (None, None),
+        };
+        let bits = |own: Option<Bits>| own.or(all);
         Options {
             high: bits(self.high_bits),
             low: bits(self.low_bits),
             text: bits(self.text_bits),
+            size,
+            group_size: self.group_size,
             file_bytes,
         }
     }
 
     /// For loading.
-    pub(crate) fn quantized(&self) -> Loading {
+    ///
+    /// # Errors
+    /// When each layer is to be measured.
+    pub(crate) fn quantized(&self) -> Result<Loading> {
         let options = self.options(0);
-        let bits = |bits: Option<Bits>| bits.and_then(Bits::quantized);
-        Loading {
-            high: bits(options.high),
-            low: bits(options.low),
-            text: bits(options.text),
+        ensure!(
+            options.size.is_none(),
+            "--bits auto:GB takes its time to measure each layer, and is for wan-i2v convert\nhint: convert the model \
+             once and give the folder to --model; here --bits is 3, 4, 5, 6, 8 or 16"
+        );
+        let group_size = options.group_size;
+        let scheme = |bits: Option<Bits>| {
+            let bits = bits.and_then(Bits::quantized)?;
+            Some(Scheme { bits, group_size })
+        };
+        Ok(Loading {
+            high: scheme(options.high),
+            low: scheme(options.low),
+            text: scheme(options.text),
             ..Loading::default()
-        }
+        })
     }
 }
 

@@ -68,9 +68,21 @@ pub(crate) struct PreviewArgs {
     )]
     pub(crate) preview: Option<PathBuf>,
 
+    /// Decode previews with this small decoder, taew2_1 or for TI2V-5B taew2_2, in place of a
+    /// picture of colours alone
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
+    pub(crate) preview_vae: Option<PathBuf>,
+
     /// Steps between previews
     #[arg(long, hide_short_help = true, value_name = "N", default_value = "1", value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) preview_every: NonZeroUsize,
+}
+
+impl PreviewArgs {
+    /// What previews are decoded with, if there shall be any.
+    pub(crate) fn decoder(&self) -> Option<&PathBuf> {
+        self.preview_vae.as_ref().filter(|_| self.preview.is_some())
+    }
 }
 
 /// How a run is reported.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
+use super::values::parse_machine;
 use super::{ConfigArgs, MachineArgs};
 
 /// Show how a clip was made, or how far a saved run is
@@ -52,6 +53,12 @@ pub(crate) struct ModelsArgs {
 
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+
+    /// Answer for a Mac with so many GB of memory
+    ///
+    /// Whatever this machine is. Its rates are not known, so there are no times.
+    #[arg(long = "machine", value_name = "GB", value_parser = parse_machine, allow_negative_numbers = true, conflicts_with_all = ["device", "memory_budget"], help_heading = "Machine")]
+    pub(crate) mac: Option<u64>,
 
     #[command(flatten)]
     pub(crate) config: ConfigArgs,

@@ -1,5 +1,6 @@
 //! Values of flags: the words of the library's enums, and what is more than a number or a word.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,9 +14,10 @@ use crate::util::limits;
 use crate::util::show::chain;
 use crate::weights::PartName;
 use crate::weights::convert::Bits;
+use crate::weights::quantize::GROUP_SIZES;
 use anyhow::ensure;
-use clap::ValueEnum;
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Arg, Command, ValueEnum};
 
 use super::PromptSource;
 
@@ -55,7 +57,7 @@ words! {
     Fit { Crop = "crop", Pad = "pad", Stretch = "stretch" }
     DeviceKind { Gpu = "gpu", Cpu = "cpu" }
     Precision { F32 = "f32", F16 = "f16", Bf16 = "bf16" }
-    Bits { Four = "4", Eight = "8", Sixteen = "16" }
+    Bits { Three = "3", Four = "4", Five = "5", Six = "6", Eight = "8", Sixteen = "16" }
     PartName { HighNoise = "high", LowNoise = "low", Vae = "vae", TextEncoder = "text-encoder", Transformer = "transformer", ImageEncoder = "image-encoder" }
 }
 
@@ -217,6 +219,51 @@ pub(crate) fn parse_size(text: &str) -> Result<Size, String> {
         }
         None => Err("expected WIDTHxHEIGHT in pixels, such as 832x480".into()),
     }
+}
+
+/// Bits of every layer, or the size within which each gets its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AllBits {
+    /// The same for all.
+    Fixed(Bits),
+    /// Bytes of the whole converted folder.
+    Within(u64),
+}
+
+/// Reads [`AllBits`]; completions offer the numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct AllBitsParser;
+
+impl TypedValueParser for AllBitsParser {
+    type Value = AllBits;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<AllBits, clap::Error> {
+        let parse: fn(&str) -> Result<AllBits, String> = |text| match text.split_once(':') {
+            Some(("auto", size)) => parse_gigabytes(size).map(AllBits::Within),
+            _ => <Bits as ValueEnum>::from_str(text, false)
+                .map(AllBits::Fixed)
+                .map_err(|_| "expected 3, 4, 5, 6, 8, 16 or auto:GB, such as auto:20".into()),
+        };
+        parse.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let all = Bits::value_variants().iter();
+        Some(Box::new(all.filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
+/// Inputs that share a scale and a bias.
+pub(crate) fn parse_group_size(text: &str) -> Result<usize, String> {
+    number(text, "32 or 64", |size| {
+        ensure!(GROUP_SIZES.contains(&size), "expected 32 or 64");
+        Ok(())
+    })
 }
 
 /// Gigabytes (1e9), as bytes.

@@ -578,6 +578,7 @@ fn made(summary: &Summary, device: Device, output: &Path) -> Value {
     json!({
         "output": output.to_string_lossy(),
         "settings": settings(&summary.settings, device),
+        "frame_size": summary.frame_size,
         "phases": summary.phases.iter().map(phase).collect::<Vec<_>>(),
         "passes": passes(summary.passes),
         "seconds": summary.seconds,

@@ -134,6 +134,7 @@ impl Transfer {
     pub(crate) fn show(&mut self, event: &Event) {
         match event {
             Event::Resumed => info!("going on where the last run stopped"),
+            Event::Measuring(bytes) => self.start("measuring", *bytes),
             Event::Total(bytes) => {
                 let what = if self.fetches {
                     "pulling"

@@ -5,6 +5,7 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use ndarray::{ArrayD, IxDyn};
 
+use crate::runtime::{Mode, Packing, packed_number};
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::Arrangement;
 use crate::weights::part::{Found, Part, Values};
@@ -36,13 +37,12 @@ enum Source<'a> {
         bytes: &'a [u8],
         scales: Vec<f32>,
     },
-    /// MLX's affine quantization: `scale * q + bias`.
-    Affine {
+    /// As MLX packs weights: `scale * q + bias`.
+    Packed {
         words: &'a [u8],
         scales: (Encoding, &'a [u8]),
-        biases: (Encoding, &'a [u8]),
-        bits: usize,
-        group_size: usize,
+        biases: Option<(Encoding, &'a [u8])>,
+        packing: Packing,
     },
     /// Put in order already.
     Whole(Vec<f64>),
@@ -63,7 +63,9 @@ pub fn tolerance(encoding: Encoding) -> f64 {
         E::Q8_0 => affine_tolerance(8),
         E::Q6K => affine_tolerance(6),
         E::Q5_0 | E::Q5_1 | E::Q5K => affine_tolerance(5),
-        E::Q4_0 | E::Q4_1 | E::Q4K => affine_tolerance(4),
+        E::Q4_0 | E::Q4_1 | E::Q4K | E::Iq4Nl | E::Iq4Xs => affine_tolerance(4),
+        // Half the distance of the two largest levels.
+        E::Mxfp4 => 0.2,
         E::Q3K => affine_tolerance(3),
         E::Q2K => affine_tolerance(2),
         // Identities.
@@ -71,12 +73,12 @@ pub fn tolerance(encoding: Encoding) -> f64 {
     }
 }
 
-/// [`tolerance`] of weights in `bits` bits: a step and a fifth, where `2^bits` steps span at most
+/// [`tolerance`] of weights in `bits` bits: a step and a half, where `2^bits` steps span at most
 /// twice the largest value, and a unit in the last place of bfloat16. MLX rounds a group's scale
 /// and offset to that after it has chosen the numbers, which at 8 bits costs as much as the half
-/// step itself.
+/// step itself; a search for scales cuts the outermost weights off, by up to 1.3 steps of what they span.
 pub fn affine_tolerance(bits: usize) -> f64 {
-    2.4 / 2_f64.powi(bits.min(32) as i32) + tolerance(Encoding::Bf16)
+    3.0 / 2_f64.powi(bits.min(32) as i32) + tolerance(Encoding::Bf16)
 }
 
 impl<'a> Tensor<'a> {
@@ -112,7 +114,28 @@ impl<'a> Tensor<'a> {
     pub fn of_part(part: &'a Part, found: &Found<'a>) -> Result<Self> {
         let store = part.store();
         let tensor = match found.values {
-            Values::Stored { entry, scale } => Self {
+            Values::Blocks { .. }
+            | Values::Stored {
+                rotation: Some(_), ..
+            } => {
+                let values = part.values(found)?;
+                let entries = found.values.entries().collect();
+                Self {
+                    name: found.name.clone(),
+                    shape: found.shape.clone(),
+                    label: found.values.label(),
+                    tolerance: match found.values {
+                        Values::Blocks { packing, .. } if packing.bits == 4 => {
+                            tolerance(Encoding::Mxfp4)
+                        }
+                        _ => tolerance(Encoding::F8E4M3),
+                    },
+                    values: Source::Whole(values.into_iter().map(f64::from).collect()),
+                    mapped: Some((store, entries)),
+                    bytes: found.values.byte_len() as u64,
+                }
+            }
+            Values::Stored { entry, scale, .. } => Self {
                 values: Source::Plain {
                     encoding: entry.encoding,
                     bytes: store.bytes(entry),
@@ -126,25 +149,33 @@ impl<'a> Tensor<'a> {
                     store.bytes(entry),
                 )
             },
-            Values::Affine {
+            Values::Packed {
                 packed,
                 scales,
                 biases,
-                bits,
-                group_size,
+                packing,
             } => Self {
                 name: found.name.clone(),
                 shape: found.shape.clone(),
                 label: found.values.label(),
-                tolerance: affine_tolerance(bits),
-                values: Source::Affine {
+                tolerance: match packing.mode {
+                    Mode::Affine => affine_tolerance(packing.bits as usize),
+                    Mode::Mxfp8 => tolerance(Encoding::F8E4M3),
+                    Mode::Mxfp4 | Mode::Nvfp4 => tolerance(Encoding::Mxfp4),
+                },
+                values: Source::Packed {
                     words: store.bytes(packed),
                     scales: (scales.encoding, store.bytes(scales)),
-                    biases: (biases.encoding, store.bytes(biases)),
-                    bits,
-                    group_size,
+                    biases: biases.map(|biases| (biases.encoding, store.bytes(biases))),
+                    packing,
                 },
-                mapped: Some((store, vec![packed, scales, biases])),
+                mapped: Some((
+                    store,
+                    [Some(packed), Some(scales), biases]
+                        .into_iter()
+                        .flatten()
+                        .collect(),
+                )),
                 bytes: found.values.byte_len() as u64,
             },
         };
@@ -209,26 +240,32 @@ impl<'a> Tensor<'a> {
                     }
                 }
             }
-            Source::Affine {
+            Source::Packed {
                 words,
                 scales,
                 biases,
-                bits,
-                group_size,
+                packing,
             } => {
-                let groups = range.start / group_size..range.end.div_ceil(*group_size);
-                let side = |(encoding, bytes): &(Encoding, &[u8])| -> Result<Vec<f64>> {
+                let group_size = packing.group_size as usize;
+                let bits = packing.bits as usize;
+                let groups = range.start / group_size..range.end.div_ceil(group_size);
+                let side = |&(encoding, bytes): &(Encoding, &[u8])| -> Result<Vec<f64>> {
                     let size = encoding.block_bytes();
-                    let mut values = vec![0.0; groups.len()];
                     let bytes = &bytes[groups.start * size..groups.end * size];
-                    decode(*encoding, bytes, &mut values)?;
+                    let mut values = vec![0.0; groups.len()];
+                    match packing.mode {
+                        Mode::Affine => decode(encoding, bytes, &mut values)?,
+                        mode => each(bytes, &mut values, |[code]| mode.scale(code)),
+                    }
                     Ok(values)
                 };
-                let (scales, biases) = (side(scales)?, side(biases)?);
+                let scales = side(scales)?;
+                let biases = biases.as_ref().map(side).transpose()?;
                 for (i, out) in out.iter_mut().enumerate() {
                     let group = i / group_size;
-                    let number = packed(words, (range.start + i) * bits, *bits);
-                    *out = scales[group] * f64::from(number) + biases[group];
+                    let number = packed_number(words, (range.start + i) * bits, bits);
+                    let bias = biases.as_ref().map_or(0.0, |biases| biases[group]);
+                    *out = scales[group] * packing.mode.level(number) + bias;
                 }
             }
         }
@@ -246,16 +283,6 @@ impl<'a> Tensor<'a> {
             store.release(entry, place(range.start)..place(range.end));
         }
     }
-}
-
-/// The number of `bits` bits at bit `at` of little-endian words: what MLX packs are such streams,
-/// whatever the bits (ml-explore/mlx, `mlx/backend/cpu/quantized.cpp`).
-fn packed(words: &[u8], at: usize, bits: usize) -> u32 {
-    let first = at / 8;
-    let mut window = [0_u8; 4];
-    let end = words.len().min(first + 4);
-    window[..end - first].copy_from_slice(&words[first..end]);
-    (u32::from_le_bytes(window) >> (at % 8)) & ((1 << bits) - 1)
 }
 
 /// Numbers of any encoding.
@@ -298,23 +325,6 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f64], value: impl Fn([u8; N]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Eight 3-bit numbers fill three bytes; a stream of any bits is read across the bytes.
-    #[test]
-    fn numbers_of_any_bits_are_found() {
-        for bits in [2, 3, 4, 5, 6, 8] {
-            let numbers: Vec<u32> = (0..64).map(|i| (i * 7 + 3) % (1 << bits)).collect();
-            let mut bytes = vec![0_u8; 64 * bits / 8];
-            for (i, number) in numbers.iter().enumerate() {
-                for bit in 0..bits {
-                    let at = i * bits + bit;
-                    bytes[at / 8] |= ((number >> bit & 1) as u8) << (at % 8);
-                }
-            }
-            let read: Vec<u32> = (0..64).map(|i| packed(&bytes, i * bits, bits)).collect();
-            assert_eq!(read, numbers, "{bits} bits");
-        }
-    }
 
     #[test]
     fn integers_keep_their_signs() {

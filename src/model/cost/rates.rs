@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Operations;
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Quantized};
-use crate::runtime::{self, Device};
+use crate::runtime::{self, Device, Packing};
 use crate::util::files::{MAX_OWN, cache_folder, read_small};
 
 /// Side of the measured product, and tokens and width of the measured attention.
@@ -189,9 +189,10 @@ impl Rates {
         let quantized = Quantized {
             packed,
             scales,
-            biases,
-            group_size: GROUP_SIZE as i32,
-            bits: BITS,
+            biases: Some(biases),
+            packing: Packing::affine(BITS, GROUP_SIZE as i32),
+            factor: None,
+            rotation: None,
             device,
         };
         let source = vec![1_f32; (SIDE * SIDE) as usize];

@@ -13,7 +13,7 @@ use crate::model::MemoryPlan;
 use crate::model::dit::keys::{Gathered, laid_out};
 use crate::model::layers::{GROUP_SIZE, Linear, Quantized, Weight};
 use crate::model::vae::convolve;
-use crate::runtime::{Device, DeviceKind, Kernels, Precision, Tuning, rows};
+use crate::runtime::{Device, DeviceKind, Kernels, Packing, Precision, Tuning, rows};
 
 /// Heads of the published model, and their width.
 const HEADS: i32 = 40;
@@ -220,9 +220,10 @@ fn products(untuned: Device) -> Choice {
                         Quantized {
                             packed: packed.clone(),
                             scales: scales.clone(),
-                            biases: biases.clone(),
-                            group_size: GROUP_SIZE as i32,
-                            bits: BITS,
+                            biases: Some(biases.clone()),
+                            packing: Packing::affine(BITS, GROUP_SIZE as i32),
+                            factor: None,
+                            rotation: None,
                             device,
                         },
                         Vec::new(),

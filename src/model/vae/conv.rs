@@ -142,7 +142,12 @@ impl Conv {
     }
 
     /// Of a weight `[outputs, inputs, kt, kh, kw]` and a bias `[outputs]`.
-    fn new(device: Device, weight: &Array, bias: Array, stride: [i32; 3]) -> Result<Self> {
+    pub(super) fn new(
+        device: Device,
+        weight: &Array,
+        bias: Array,
+        stride: [i32; 3],
+    ) -> Result<Self> {
         let (outputs, inputs) = (weight.dim(0), weight.dim(1));
         let kernel = [2, 3, 4].map(|axis| weight.dim(axis));
         let taps: i32 = kernel.iter().product();

@@ -8,6 +8,7 @@ use mlx_rs::ops::concatenate;
 use super::VaeConfig;
 use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
+use super::tiny;
 use super::wan22::{Factor, RepeatUp, unpatchify};
 use crate::model::{MemoryPlan, TensorSource};
 use crate::runtime::Device;
@@ -15,14 +16,26 @@ use crate::runtime::Device;
 /// The decoder half of the VAE with its weights.
 #[derive(Debug)]
 pub struct VaeDecoder {
+    network: Network,
+    slots: usize,
+    side: i32,
+}
+
+#[derive(Debug)]
+enum Network {
+    Causal(Box<Causal>),
+    Tiny(Box<tiny::Decoder>),
+}
+
+/// That of a whole VAE.
+#[derive(Debug)]
+struct Causal {
     post_quant_conv: Conv,
     conv_in: CausalConv,
     mid: MidBlock,
     levels: Vec<Level>,
     norm_out: Norm,
     conv_out: CausalConv,
-    slots: usize,
-    side: i32,
     patch: i32,
     upscale: i32,
 }
@@ -42,11 +55,83 @@ impl VaeDecoder {
     pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
         let mut slots = 0;
+        let network = match config.tiny {
+            true => Network::Tiny(Box::new(tiny::Decoder::load(
+                config,
+                &mut Loader {
+                    source: source.scope("decoder"),
+                    device,
+                    slots: &mut slots,
+                },
+            )?)),
+            false => Network::Causal(Causal::load(config, source, device, &mut slots)?.into()),
+        };
+        Ok(Self {
+            network,
+            slots,
+            side: config.spatial_stride() * config.output_scale(),
+        })
+    }
+
+    /// The same decoder, of which only the last frame of every chunk is wanted. A small one leaves the others
+    /// out as far as it can.
+    #[must_use]
+    pub fn of_last_frames(mut self) -> Self {
+        if let Network::Tiny(network) = &mut self.network {
+            network.only_last = true;
+        }
+        self
+    }
+
+    /// Starts a clip of whole frames.
+    pub fn stream(&self, memory: &MemoryPlan) -> DecoderStream<'_> {
+        DecoderStream {
+            decoder: self,
+            cache: self.new_cache(memory),
+        }
+    }
+
+    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
+        FeatureCache::new(self.slots, memory)
+    }
+
+    /// Pixels that a latent row and column is decoded to.
+    pub(super) fn side(&self) -> i32 {
+        self.side
+    }
+
+    /// The part that works at the latents' own size: `[z_dim, 1, height, width]` to features
+    /// `[1, height, width, channels]`, with what level 0 adds to them at its end behind them, if it has
+    /// a shortcut. It holds all of the attention.
+    pub(super) fn features(&self, latents: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        match &self.network {
+            Network::Causal(network) => network.features(latents, cache),
+            Network::Tiny(network) => network.features(latents, cache),
+        }
+    }
+
+    /// The rest: features to pixels as [`DecoderStream::push`] gives them. Convolutions alone, so a
+    /// pixel depends on nothing farther than some six latent rows and columns away.
+    pub(super) fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        match &self.network {
+            Network::Causal(network) => network.pixels(features, cache),
+            Network::Tiny(network) => network.pixels(features, cache),
+        }
+    }
+}
+
+impl Causal {
+    fn load(
+        config: &VaeConfig,
+        source: &mut dyn TensorSource,
+        device: Device,
+        slots: &mut usize,
+    ) -> Result<Self> {
         let post_quant_conv = Conv::load_pointwise(
             &mut Loader {
                 source: source.scope("post_quant_conv"),
                 device,
-                slots: &mut slots,
+                slots: &mut *slots,
             },
             [config.z_dim, config.z_dim],
             false,
@@ -54,7 +139,7 @@ impl VaeDecoder {
         let loader = &mut Loader {
             source: source.scope("decoder"),
             device,
-            slots: &mut slots,
+            slots,
         };
         let widths: Vec<i32> = config
             .dim_mult
@@ -113,34 +198,12 @@ impl VaeDecoder {
             levels,
             norm_out,
             conv_out,
-            slots,
-            side: config.spatial_stride() * config.output_scale(),
             patch: config.patch(),
             upscale: config.output_scale(),
         })
     }
 
-    /// Starts a clip of whole frames.
-    pub fn stream(&self, memory: &MemoryPlan) -> DecoderStream<'_> {
-        DecoderStream {
-            decoder: self,
-            cache: self.new_cache(memory),
-        }
-    }
-
-    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
-        FeatureCache::new(self.slots, memory)
-    }
-
-    /// Pixels that a latent row and column is decoded to.
-    pub(super) fn side(&self) -> i32 {
-        self.side
-    }
-
-    /// The part that works at the latents' own size: `[z_dim, 1, height, width]` to features
-    /// `[1, height, width, channels]`, with what level 0 adds to them at its end behind them, if it has
-    /// a shortcut. It holds all of the attention.
-    pub(super) fn features(&self, latents: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn features(&self, latents: &Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let x = latents.transpose_axes(&[1, 2, 3, 0])?;
         let x = self.post_quant_conv.forward(&x)?;
         let x = self.conv_in.forward(x, cache)?;
@@ -154,9 +217,7 @@ impl VaeDecoder {
         Ok(features)
     }
 
-    /// The rest: features to pixels as [`DecoderStream::push`] gives them. Convolutions alone, so a
-    /// pixel depends on nothing farther than some six latent rows and columns away.
-    pub(super) fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let mut x = features;
         for (index, level) in self.levels.iter().enumerate() {
             let mut added = None;
@@ -199,7 +260,7 @@ impl Level {
 
 /// Channels `[t, h, w, c * scale * scale]` as pixels `[t, h * scale, w * scale, c]`, as PyTorch's
 /// `pixel_shuffle` arranges them: of each channel a row after the other.
-fn shuffle(x: &Array, scale: i32) -> MlxResult<Array> {
+pub(super) fn shuffle(x: &Array, scale: i32) -> MlxResult<Array> {
     let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3) / (scale * scale));
     x.reshape(&[t, h, w, c, scale, scale])?
         .transpose_axes(&[0, 1, 4, 2, 5, 3])?

@@ -10,15 +10,29 @@ use super::blocks::{Downsample, MidBlock, Norm, ResidualBlock};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
 use super::static_frames::static_chunks;
 use super::wan22::{AverageDown, Factor, patchify};
-use super::{TEMPORAL_STRIDE, VaeConfig};
+use super::{TEMPORAL_STRIDE, VaeConfig, tiny};
 use crate::model::{MemoryPlan, TensorSource};
 use crate::runtime::Device;
 
 /// The encoder half of the VAE with its weights.
 #[derive(Debug)]
 pub struct VaeEncoder {
-    z_dim: i32,
+    network: Network,
+    slots: usize,
     side: i32,
+    feature_channels: i32,
+}
+
+#[derive(Debug)]
+enum Network {
+    Causal(Box<Causal>),
+    Tiny(Box<tiny::Encoder>),
+}
+
+/// That of a whole VAE.
+#[derive(Debug)]
+struct Causal {
+    z_dim: i32,
     patch: i32,
     feature_channels: i32,
     conv_in: CausalConv,
@@ -27,7 +41,6 @@ pub struct VaeEncoder {
     norm_out: Norm,
     conv_out: CausalConv,
     quant_conv: Conv,
-    slots: usize,
     /// When its stages settle.
     settling: Vec<i32>,
 }
@@ -58,10 +71,97 @@ impl VaeEncoder {
     pub fn load(config: &VaeConfig, source: &mut dyn TensorSource, device: Device) -> Result<Self> {
         config.validate()?;
         let mut slots = 0;
+        let (network, feature_channels) = match config.tiny {
+            true => {
+                let loader = &mut Loader {
+                    source: source.scope("encoder"),
+                    device,
+                    slots: &mut slots,
+                };
+                let network = tiny::Encoder::load(config, loader)?;
+                (Network::Tiny(network.into()), config.base_dim)
+            }
+            false => {
+                let network = Causal::load(config, source, device, &mut slots)?;
+                let channels = network.feature_channels;
+                (Network::Causal(network.into()), channels)
+            }
+        };
+        Ok(Self {
+            network,
+            slots,
+            side: config.spatial_stride(),
+            feature_channels,
+        })
+    }
+
+    /// Starts a clip of whole frames.
+    pub fn stream(&self, memory: &MemoryPlan) -> EncoderStream<'_> {
+        EncoderStream {
+            encoder: self,
+            cache: self.new_cache(memory),
+        }
+    }
+
+    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
+        FeatureCache::new(self.slots, memory)
+    }
+
+    /// Pixels per latent row and column.
+    pub fn side(&self) -> i32 {
+        self.side
+    }
+
+    /// Channels of what [`Self::features`] returns.
+    pub(super) fn feature_channels(&self) -> i32 {
+        self.feature_channels
+    }
+
+    /// Chunk `index` of the `frames` of a clip, whose chunks `chunk` gives, as [`EncoderStream::push`] takes
+    /// it.
+    pub(super) fn chunk(
+        &self,
+        index: i32,
+        frames: i32,
+        chunk: &dyn Fn(i32) -> MlxResult<Chunk>,
+    ) -> MlxResult<Chunk> {
+        match self.network {
+            Network::Causal(_) => chunk(index),
+            Network::Tiny(_) => tiny::grouped(index, frames, chunk),
+        }
+    }
+
+    /// The part down to the latents' size: a chunk to features `[1, rows, columns, channels]`.
+    /// Convolutions alone, so a feature depends on nothing farther than some five latent rows and
+    /// columns away.
+    pub(super) fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
+        match &self.network {
+            Network::Causal(network) => network.features(chunk, cache),
+            Network::Tiny(network) => network.features(chunk, cache),
+        }
+    }
+
+    /// The rest, at the latents' size: features to the mean of one latent frame,
+    /// `[z_dim, 1, rows, columns]`. It holds all of the attention.
+    pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+        match &self.network {
+            Network::Causal(network) => network.mean(features, cache),
+            Network::Tiny(network) => network.mean(features, cache),
+        }
+    }
+}
+
+impl Causal {
+    fn load(
+        config: &VaeConfig,
+        source: &mut dyn TensorSource,
+        device: Device,
+        slots: &mut usize,
+    ) -> Result<Self> {
         let loader = &mut Loader {
             source: source.scope("encoder"),
             device,
-            slots: &mut slots,
+            slots: &mut *slots,
         };
         let mut channels = config.base_dim;
         let conv_in =
@@ -113,11 +213,10 @@ impl VaeEncoder {
         let loader = &mut Loader {
             source: source.scope("quant_conv"),
             device,
-            slots: &mut slots,
+            slots,
         };
         Ok(Self {
             z_dim: config.z_dim,
-            side: config.spatial_stride(),
             patch: config.patch(),
             feature_channels,
             conv_in,
@@ -126,37 +225,11 @@ impl VaeEncoder {
             norm_out,
             conv_out,
             quant_conv: Conv::load_pointwise(loader, [moments, moments], false)?,
-            slots,
             settling: static_chunks(config),
         })
     }
 
-    /// Starts a clip of whole frames.
-    pub fn stream(&self, memory: &MemoryPlan) -> EncoderStream<'_> {
-        EncoderStream {
-            encoder: self,
-            cache: self.new_cache(memory),
-        }
-    }
-
-    pub(super) fn new_cache(&self, memory: &MemoryPlan) -> FeatureCache {
-        FeatureCache::new(self.slots, memory)
-    }
-
-    /// Pixels per latent row and column.
-    pub fn side(&self) -> i32 {
-        self.side
-    }
-
-    /// Channels of what [`Self::features`] returns.
-    pub(super) fn feature_channels(&self) -> i32 {
-        self.feature_channels
-    }
-
-    /// The part down to the latents' size: a chunk to features `[1, rows, columns, channels]`.
-    /// Convolutions alone, so a feature depends on nothing farther than some five latent rows and
-    /// columns away.
-    pub(super) fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn features(&self, chunk: &Chunk, cache: &mut FeatureCache) -> MlxResult<Array> {
         let (start, mut x) = match (cache.static_frames.reused(), chunk) {
             (Some((stage, x)), Chunk::Blank) => (stage + 1, x),
             (_, Chunk::Blank) => (0, self.conv_in.forward(self.blank(cache)?, cache)?),
@@ -188,9 +261,7 @@ impl VaeEncoder {
         }
     }
 
-    /// The rest, at the latents' size: features to the mean of one latent frame,
-    /// `[z_dim, 1, rows, columns]`. It holds all of the attention.
-    pub(super) fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn mean(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         let stage = self.settling.len() - 1;
         if let Some((kept, mean)) = cache.static_frames.reused()
             && kept == stage
@@ -241,7 +312,8 @@ pub struct EncoderStream<'a> {
 
 impl EncoderStream<'_> {
     /// Encodes the next chunk to the mean of one latent frame: `[z_dim, 1, rows, columns]`, not
-    /// normalised; evaluated.
+    /// normalised; evaluated. A small encoder's chunks all have four frames, of which the last of
+    /// those that there are stands for others.
     ///
     /// # Errors
     /// When the first chunk is blank, or MLX fails.

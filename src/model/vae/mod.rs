@@ -6,6 +6,8 @@
 //! frames per latent frame, with the last frames of every causal convolution carried over in a
 //! [`FeatureCache`], so memory does not grow with the clip's length.
 //!
+//! The small autoencoders of the same latents (`tiny`) are other networks behind the same doors.
+//!
 //! Activations are channels-last `[frames, height, width, channels]`, float32.
 
 mod blocks;
@@ -15,6 +17,7 @@ mod decoder;
 mod encoder;
 mod static_frames;
 mod tiling;
+mod tiny;
 mod wan22;
 
 pub use conv::{FeatureCache, Slot, convolve};
@@ -74,6 +77,17 @@ pub struct VaeConfig {
     /// Channels out: as many, or four times as many for a picture twice as high and wide.
     #[serde(default = "rgb")]
     pub out_channels: i32,
+    /// Whether it is one of madebyollin's small ones, whose encoder has `base_dim` channels throughout.
+    #[serde(default)]
+    pub tiny: bool,
+}
+
+/// What a small autoencoder of so many latent channels is.
+pub fn small(z_dim: i32) -> &'static str {
+    match z_dim {
+        48 => "taew2_2, a small decoder for previews",
+        _ => "taew2_1, a small decoder for previews",
+    }
 }
 
 fn rgb() -> i32 {
@@ -146,6 +160,17 @@ impl VaeConfig {
             )?;
         }
         match self.is_residual {
+            _ if self.tiny => ensure!(
+                !self.is_residual
+                    && !upscaled
+                    && self.num_res_blocks as usize == tiny::BLOCKS
+                    && self.temperal_downsample == [true, true, false],
+                "a small autoencoder has {} blocks a level and halves frames in the first two; found {}, \
+                 {:?}",
+                tiny::BLOCKS,
+                self.num_res_blocks,
+                self.temperal_downsample
+            ),
             true => self.check_shortcuts()?,
             false => {
                 for level in 1..levels {

@@ -293,8 +293,7 @@ impl VaeDecoder {
 
 impl VaeEncoder {
     /// Encodes a clip of `frames` latent frames to `[z_dim, frames, rows, columns]`, not
-    /// normalised. `chunk` gives the chunk of a latent frame; with `tiling` it is asked for each
-    /// once per tile.
+    /// normalised. `chunk` gives the chunk of a latent frame, and is asked for some more than once.
     ///
     /// # Errors
     /// When the first chunk is blank, the tiling advances by nothing, or MLX or `advance` fails.
@@ -305,6 +304,7 @@ impl VaeEncoder {
         memory: &MemoryPlan,
         advance: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Array> {
+        let chunk = |i: i32| self.chunk(i, frames, chunk);
         let Chunk::Pixels(first) = chunk(0)? else {
             bail!("a clip's first chunk cannot be blank");
         };

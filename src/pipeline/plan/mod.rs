@@ -10,7 +10,7 @@ pub use budget::{
     Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, refusal_on_mac,
     shortage,
 };
-pub use published::{CLIPS, Fits, Published, plan_published};
+pub use published::{CLIPS, Fits, PlannedModel, Published, plan_published};
 
 use std::iter::once;
 
@@ -24,7 +24,7 @@ use crate::model::dit::{self, DitConfig};
 use crate::model::vae::Tiling;
 use crate::model::{clip_vision, umt5, vae};
 use crate::pipeline::image::encoded_grid;
-use crate::pipeline::{Phase, TEXT_LEN};
+use crate::pipeline::{Phase, TEXT_LEN, preview};
 use crate::runtime::Device;
 use crate::sampling::Schedule;
 use crate::weights::{Checkpoint, Conditioning, Expert, PartName};
@@ -38,6 +38,8 @@ pub struct Inputs {
     pub negative: Option<usize>,
     /// Pictures: none, the first, or the last one as well.
     pub pictures: usize,
+    /// Whether previews are decoded meanwhile.
+    pub previews: bool,
 }
 
 /// What one phase costs.
@@ -261,6 +263,11 @@ pub fn forecast(
         add((Phase::Image, None), operations, bytes, peak, works);
     }
 
+    // After a step, when none of its arrays is left.
+    let preview = match inputs.previews {
+        true => preview::peak_bytes(checkpoint.vae.z_dim, device, grid),
+        false => 0,
+    };
     let schedule = settings.schedule();
     let mut passes = 0;
     for (expert, config) in &checkpoint.experts {
@@ -324,7 +331,7 @@ pub fn forecast(
             ) + beside(held.beside, sequence, &products_of(&texts, features), steps),
             held.bytes,
             held.bytes
-                + dit::cost::peak_bytes(
+                + preview.max(dit::cost::peak_bytes(
                     config,
                     device,
                     memory,
@@ -337,7 +344,7 @@ pub fn forecast(
                         cells,
                         cache: settings.cache.method,
                     },
-                ),
+                )),
             works,
         );
     }
@@ -472,6 +479,7 @@ mod tests {
             prompt: 10,
             negative: Some(3),
             pictures: 1,
+            previews: false,
         };
         forecast(
             checkpoint,

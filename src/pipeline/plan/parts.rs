@@ -19,7 +19,7 @@ use crate::model::umt5::{self, Umt5, Umt5Config};
 use crate::model::vae::{Chunk, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::model::{MemoryPlan, Role, TensorSource, clip_vision};
 use crate::pipeline::TEXT_LEN;
-use crate::runtime::{self, Device};
+use crate::runtime::{self, Device, Mode};
 use crate::util::hex::to_hex;
 use crate::weights::naming::Kind;
 use crate::weights::part::may_quantize;
@@ -147,7 +147,7 @@ impl Work {
         };
         let one = layers(1);
         let values = umt5::cost::weights(&one);
-        let unpacked = match format.bits {
+        let unpacked = match format.packing {
             Some(_) => umt5::cost::unpacking(device, values, tokens as u64),
             None => Operations::default(),
         };
@@ -193,7 +193,7 @@ impl Work {
     ) -> Self {
         let of = |config: &DitConfig, tokens: usize| {
             let rows = dit::cost::text_rows(device, tokens, TEXT_LEN)[0];
-            let values = format.bits.map_or(0, |_| dit::cost::weights(config));
+            let values = format.packing.map_or(0, |_| dit::cost::weights(config));
             let memory = &MemoryPlan::WHOLE;
             dit::cost::prompt(config, rows)
                 + dit::cost::unpacking(config, device, memory, values, &[rows], [0, 0], [0, 0])
@@ -235,7 +235,7 @@ impl Work {
             let passes: Operations = passes
                 .map(|n| dit::cost::pass(config, tokens, [n, 0]))
                 .sum();
-            let values = format.bits.map_or(0, |_| dit::cost::weights(config));
+            let values = format.packing.map_or(0, |_| dit::cost::weights(config));
             dit::cost::start(config, tokens).times(starts)
                 + passes
                 + dit::cost::unpacking(config, device, memory, values, &[], [tokens, 0], steps)
@@ -609,23 +609,38 @@ impl TensorSource for Filling {
     fn weight(&mut self, name: &str, [outputs, inputs]: [i32; 2], role: Role) -> Result<Weight> {
         let shape = [outputs, inputs];
         let sides = shape.map(|side| side as usize);
-        let packed = (self.format.bits)
+        let packing = (self.format.packing)
             .filter(|_| role == Role::Matmul && may_quantize(self.kind, name, &sides));
-        let Some([bits, group_size]) = packed else {
+        let Some(packing) = packing else {
             return self.tensor(name, &shape, role).map(Weight::Dense);
         };
-        let dtype = self.device.dtype.matmul_dtype();
-        let side = |value| filled(&[outputs, inputs / group_size], value, dtype);
+        let [inputs, groups] = [inputs, inputs / packing.group_size];
         let words = Array::from_slice(&[0x7777_7777_u32], &[1]);
-        let packed = ops::full::<u32>(&[outputs, inputs * bits / 32], words)?;
+        let words_of_row = packing.words(inputs as usize) as i32;
+        let packed = ops::full::<u32>(&[outputs, words_of_row], words)?;
         packed.eval()?;
+        let (scales, biases) = match packing.mode {
+            Mode::Affine => {
+                let dtype = self.device.dtype.matmul_dtype();
+                let side = || filled(&[outputs, groups], 0.01 / inputs as f32, dtype);
+                (side()?, Some(side()?))
+            }
+            Mode::Mxfp8 | Mode::Mxfp4 | Mode::Nvfp4 => {
+                // Some hundredths, as an exponent or as a float8.
+                let scales =
+                    ops::full::<u8>(&[outputs, groups], Array::from_slice(&[0x20_u8], &[1]))?;
+                scales.eval()?;
+                (scales, None)
+            }
+        };
         Ok(Weight::Quantized(
             Quantized {
                 packed,
-                scales: side(0.01 / inputs as f32)?,
-                biases: side(0.01 / inputs as f32)?,
-                group_size,
-                bits,
+                scales,
+                biases,
+                packing,
+                factor: None,
+                rotation: None,
                 device: self.device,
             },
             Vec::new(),
@@ -637,7 +652,7 @@ impl TensorSource for Filling {
 mod tests {
     use super::*;
     use crate::model::vae;
-    use crate::runtime::{DeviceKind, Precision};
+    use crate::runtime::{DeviceKind, Packing, Precision};
     use crate::tiny;
     use crate::weights::{Bits, Loading, published};
     use std::cell::Cell;
@@ -645,11 +660,11 @@ mod tests {
     const DEVICE: Device = Device::new(DeviceKind::Cpu, None);
     const DENSE: Format = Format {
         stored: "bf16",
-        bits: None,
+        packing: None,
         wide: true,
     };
     const PACKED: Format = Format {
-        bits: Some([4, 64]),
+        packing: Some(Packing::affine(4, 64)),
         ..DENSE
     };
 

@@ -6,7 +6,7 @@ use super::budget::plan_settings;
 use super::{Budget, Inputs, PlannedMemory, Rates};
 use crate::clip::{Options, Size};
 use crate::runtime::{Device, DeviceKind, MACS, mac_budget};
-use crate::weights::{Bits, Checkpoint, Family, Loading};
+use crate::weights::{Bits, Checkpoint, Family, Loading, Scheme};
 
 /// Clips that tables show: the size's name, width and height, frames.
 pub const CLIPS: [(&str, [u32; 2], u32); 4] = [
@@ -59,6 +59,7 @@ impl Published {
                     prompt: TOKENS[0],
                     negative: Some(TOKENS[1]),
                     pictures: 1,
+                    previews: false,
                 };
                 if plan_settings(checkpoint, &settings, inputs, device, budget, None)?.fits {
                     *most = Some(*bits);
@@ -86,25 +87,73 @@ impl Published {
     }
 }
 
+/// What published files of so many bits take in memory, as a quantization that takes as much: of 4 bits
+/// Q4_K_M, in which a third of the values are Q6_K and are held in 8 bits; of 8 bits float8 and Q8_0.
+fn held_as(bits: u32) -> Option<Scheme> {
+    match bits {
+        4 => Some(Bits::Six.into()),
+        8 => Some(Bits::Eight.into()),
+        _ => None,
+    }
+}
+
+/// A clip of a published model.
+#[derive(Clone, Debug)]
+pub struct PlannedModel {
+    /// How it is computed, and what it costs.
+    pub memory: PlannedMemory,
+    /// What its files take in memory, as a quantization that takes as much.
+    pub held_as: Option<Scheme>,
+    /// What they are quantized to because they do not fit as they are: of 4 bits the third that has more.
+    pub quantized: Option<Scheme>,
+}
+
 /// How a clip of a published model, of these pixels and its own settings besides `options`, is computed with
-/// weights of so many bits, and what it costs.
+/// files of so many bits.
 ///
 /// # Errors
 /// Never of the published dimensions.
 pub fn plan_published(
     family: &'static Family,
     bits: u32,
+    sides: [u32; 2],
+    options: &Options,
+    device: Device,
+    budget: Budget,
+    rates: Option<&Rates>,
+) -> Result<PlannedModel> {
+    let plan = |held| plan_held(family, held, sides, options, device, budget, rates);
+    let held = held_as(bits);
+    let as_they_are = PlannedModel {
+        memory: plan(held)?,
+        held_as: held,
+        quantized: None,
+    };
+    if as_they_are.memory.fits || bits != 4 {
+        return Ok(as_they_are);
+    }
+    let four = Some(Bits::Four.into());
+    let memory = plan(four)?;
+    Ok(match memory.fits {
+        true => PlannedModel {
+            memory,
+            held_as: four,
+            quantized: four,
+        },
+        false => as_they_are,
+    })
+}
+
+fn plan_held(
+    family: &'static Family,
+    held: Option<Scheme>,
     [width, height]: [u32; 2],
     options: &Options,
     device: Device,
     budget: Budget,
     rates: Option<&Rates>,
 ) -> Result<PlannedMemory> {
-    let loading = match bits {
-        4 => Loading::all(Bits::Four),
-        8 => Loading::all(Bits::Eight),
-        _ => Loading::default(),
-    };
+    let loading = held.map(Loading::all).unwrap_or_default();
     let checkpoint = Checkpoint::published_as(family, loading);
     // The nearest of whole tokens.
     let token = checkpoint.token_side();
@@ -118,6 +167,7 @@ pub fn plan_published(
         prompt: TOKENS[0],
         negative: settings.guide_scale.needs_negative().then_some(TOKENS[1]),
         pictures: usize::from(family.conditioning.takes_picture()),
+        previews: false,
     };
     plan_settings(&checkpoint, &settings, inputs, device, budget, rates)
 }
@@ -166,6 +216,7 @@ mod tests {
             prompt: TOKENS[0],
             negative: Some(TOKENS[1]),
             pictures: 1,
+            previews: false,
         };
         let device = Device::new(DeviceKind::Gpu, None);
         let cost = |settings: &Settings, inputs| {

@@ -114,6 +114,7 @@ impl ActiveClip<'_> {
             phases: self.phases.clone(),
             memory: Memory::now(),
             settings: self.clip.job.settings.clone(),
+            frame_size: self.clip.job.frame_size(),
         })
     }
 }

@@ -31,6 +31,10 @@ thread_local! {
         |(x, h, gate): (&Array, &Array, &Array)| elementwise::add_gated(x, h, gate),
         true,
     )));
+    static SCALE_SHIFT: Kept<Ternary> = kept(Box::new(compile(
+        |(x, factor, bias): (&Array, &Array, &Array)| elementwise::scale_shift(x, factor, Some(bias)),
+        true,
+    )));
     // Its shapes are part of it.
     static ROTATE: Kept<Ternary> = kept(Box::new(compile(
         |(x, cos, sin): (&Array, &Array, &Array)| elementwise::rotate(x, cos, sin),
@@ -51,6 +55,11 @@ pub(crate) fn gelu_tanh(x: &Array) -> Result<Array> {
 /// As [`elementwise::add_gated`].
 pub(crate) fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
     ADD_GATED.with_borrow_mut(|f| f((x, h, gate)))
+}
+
+/// As [`elementwise::scale_shift`].
+pub(crate) fn scale_shift(x: &Array, factor: &Array, bias: &Array) -> Result<Array> {
+    SCALE_SHIFT.with_borrow_mut(|f| f((x, factor, bias)))
 }
 
 /// As [`elementwise::rotate`].
@@ -102,6 +111,11 @@ mod tests {
                 agree(
                     add_gated(&stream, &x, &gate),
                     elementwise::add_gated(&stream, &x, &gate),
+                );
+                let bias = values(&[36], dtype);
+                agree(
+                    scale_shift(&x, &gate, &bias),
+                    elementwise::scale_shift(&x, &gate, Some(&bias)),
                 );
             }
             let x = values(&[tokens, 3, 12], Dtype::Float32);

@@ -36,6 +36,16 @@ pub(crate) fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
     x.add(f32(h)?.multiply(gate)?)
 }
 
+/// `x * factor + bias`, computed in float32, in `x`'s dtype.
+pub(crate) fn scale_shift(x: &Array, factor: &Array, bias: Option<&Array>) -> Result<Array> {
+    let y = f32(x)?.multiply(factor)?;
+    let y = match bias {
+        Some(bias) => y.add(f32(bias)?)?,
+        None => y,
+    };
+    y.as_dtype(x.dtype())
+}
+
 /// Rotates adjacent pairs (2i, 2i+1) of `x` `[tokens, heads, head_dim]` by `cos` and `sin`
 /// `[tokens, 1, head_dim / 2]`.
 pub(crate) fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<Array> {

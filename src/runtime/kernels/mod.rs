@@ -7,11 +7,14 @@ pub mod cpu;
 mod elementwise;
 pub mod metal;
 mod mlx;
+mod rotation;
+
+pub(crate) use rotation::rotate_runs;
 
 use mlx_rs::error::Result;
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, Dtype};
 
-use super::{Device, DeviceKind, count_product, f32};
+use super::{Device, DeviceKind, Packing, count_product, f32, ffi};
 
 /// A set of functions that the networks compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,29 +192,61 @@ impl Device {
         }
     }
 
-    /// The dense weight of MLX's affine quantization: `packed` `[outputs, inputs * bits / 32]`,
-    /// uint32, and `scales` and `biases` `[outputs, inputs / group_size]` to `[outputs, inputs]` in
-    /// their dtype.
+    /// The dense weight `[outputs, inputs]` in `dtype` of a packed one: `packed` and `scales` as
+    /// [`Packing`] says, `biases` like the scales where the mode has them; in float32 times `factor`, `[1]`
+    /// or `[outputs]`.
     ///
     /// # Errors
     /// When MLX fails.
     pub fn dequantize(
         &self,
-        packed: &Array,
-        [scales, biases]: [&Array; 2],
-        group_size: i32,
-        bits: i32,
+        [packed, scales]: [&Array; 2],
+        biases: Option<&Array>,
+        packing: Packing,
+        factor: Option<&Array>,
+        dtype: Dtype,
     ) -> Result<Array> {
-        let exact = scales.dtype() == Dtype::Float32;
-        if self.kernels == Kernels::Cpu && exact && cpu::unpacks(bits, group_size) {
-            return cpu::dequantize(packed, [scales, biases], group_size, bits);
+        if self.kernels == Kernels::Cpu && dtype == Dtype::Float32 && cpu::unpacks(packing) {
+            return cpu::dequantize([packed, scales], biases, packing, factor);
         }
-        ops::dequantize(packed, scales, Some(biases), group_size, bits)
+        let weight = ffi::dequantize([packed, scales], biases, packing, dtype)?;
+        match factor {
+            Some(factor) => weight.multiply(factor.reshape(&[-1, 1])?.as_dtype(dtype)?),
+            None => Ok(weight),
+        }
+    }
+
+    /// `x` `[rows, inputs]` of a float dtype times the transposed packed weight `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn quantized_matmul(
+        &self,
+        x: &Array,
+        weight: [&Array; 2],
+        biases: Option<&Array>,
+        packing: Packing,
+    ) -> Result<Array> {
+        ffi::quantized_matmul(x, weight, biases, packing)
+    }
+
+    /// `x * factor + bias`, computed in float32, in `x`'s dtype: `x` `[rows, width]`, `factor` `[1]` or
+    /// `[width]`, `bias` `[width]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn scale_shift(&self, x: &Array, factor: &Array, bias: Option<&Array>) -> Result<Array> {
+        match (self.compiles(), bias) {
+            (true, Some(bias)) => compiled::scale_shift(x, factor, bias),
+            _ => elementwise::scale_shift(x, factor, bias),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::ops;
+
     use super::*;
     use crate::runtime::{Precision, to_host};
 
@@ -276,10 +311,15 @@ mod tests {
             for bits in [4, 8] {
                 let (packed, scales, biases) = ops::quantize(&weight, 64, bits).unwrap();
                 let [scales, biases] = [scales, biases].map(|x| x.as_dtype(dtype).unwrap());
+                let (parts, packing) = ([&packed, &scales], Packing::affine(bits, 64));
                 agree("dequantize", dtype, |device| {
-                    device.dequantize(&packed, [&scales, &biases], 64, bits)
+                    device.dequantize(parts, Some(&biases), packing, None, dtype)
                 });
             }
+            let (factor, bias) = (exact(&[36], 31), exact(&[36], 37));
+            agree("scale and shift", dtype, |device| {
+                device.scale_shift(&x, &factor, Some(&bias))
+            });
         }
         let x = exact(&[2, 5, 7, 24], 37);
         let (weight, bias) = (exact(&[24], 41), exact(&[24], 43));

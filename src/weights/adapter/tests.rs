@@ -160,7 +160,7 @@ fn loader<'a>(
     Loader {
         part,
         device: DEVICE,
-        bits: bits.into(),
+        bits: bits.into().map(Into::into),
         adapters,
         merges,
     }
@@ -461,8 +461,8 @@ fn forecasts_know_what_is_held_beside() {
         let (quantized, terms) = quantized(loader);
         let values: usize = terms.iter().map(|term| term.values()).sum();
         assert_eq!(held.beside, [values as u64, 0, 0], "{form}");
-        let arrays = [&quantized.packed, &quantized.scales, &quantized.biases];
-        let bytes: usize = arrays.iter().map(|array| array.nbytes()).sum();
+        let arrays = quantized.arrays();
+        let bytes: usize = arrays.map(|array| array.nbytes()).sum();
         assert_eq!(held.bytes, (bytes + 4 * values) as u64, "{form}");
     }
 }
@@ -667,10 +667,8 @@ fn a_conversion_puts_changes_in_before_it_quantizes() {
     let feed = LocalSource::new(&layout).unwrap();
     let mut feed = feed.with_adapters(&wanted).unwrap();
     let options = Options {
-        high: Some(convert::Bits::Four),
-        low: None,
-        text: None,
-        file_bytes: u64::MAX,
+        high: Some(convert::Bits::Eight),
+        ..Options::default()
     };
     let target = bench.0.path().join("converted");
     convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap();
@@ -686,7 +684,7 @@ fn a_conversion_puts_changes_in_before_it_quantizes() {
     let adapters = open(&wanted).unwrap();
     let plain = loader(&converted, None, &[], false);
     let own = adapters.of(Expert::HighNoise);
-    let merging = loader(&own_part, Bits::Four, own, true);
+    let merging = loader(&own_part, Bits::Eight, own, true);
     let [converted, merged] = [plain, merging].map(|mut loader| {
         let conv = [WIDTH as i32, 36, 1, 2, 2];
         let conv = loader
@@ -708,12 +706,7 @@ fn a_conversion_refuses_what_its_type_cannot_hold() {
     let path = bench.write("strong.safetensors", &moved(FLAT, &tensors));
     let feed = LocalSource::new(&miniature()).unwrap();
     let mut feed = feed.with_adapters(&[wanted(path, 1e38)]).unwrap();
-    let options = Options {
-        high: None,
-        low: None,
-        text: None,
-        file_bytes: u64::MAX,
-    };
+    let options = Options::default();
     let target = bench.0.path().join("converted");
     let error = convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap_err();
     let error = crate::util::show::chain(&error);

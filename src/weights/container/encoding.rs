@@ -39,11 +39,15 @@ pub enum Encoding {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    /// float4 (e2m1) with a power of two for each 32.
+    Mxfp4,
 }
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::F64,
         Self::F32,
         Self::F16,
@@ -69,6 +73,9 @@ impl Encoding {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
     ];
 
     /// Elements that are stored together: 1 for plain types.
@@ -114,6 +121,9 @@ impl Encoding {
             Self::Q4K => ("q4_k", 256, 144),
             Self::Q5K => ("q5_k", 256, 176),
             Self::Q6K => ("q6_k", 256, 210),
+            Self::Iq4Nl => ("iq4_nl", 32, 18),
+            Self::Iq4Xs => ("iq4_xs", 256, 136),
+            Self::Mxfp4 => ("mxfp4", 32, 17),
         }
     }
 
@@ -145,14 +155,19 @@ impl Encoding {
         )
     }
 
-    /// Writes the values of `bytes` to `out`: exact for the floats of up to 32 bits, rounded to
-    /// nearest for `F64`, and for the blocks what `gguf.quants.dequantize` computes in float32.
+    /// The scale and the minimum of the `group`th 32 elements of a `Q4K` or `Q5K` block.
+    pub fn scale_min(block: &[u8], group: usize) -> (f32, f32) {
+        blocks::scale_min(block, group)
+    }
+
+    /// Writes the values of `bytes` to `out`: exact for the floats of up to 32 bits and for signed bytes,
+    /// which stand for themselves before a scale, rounded to nearest for `F64`, and for the blocks what `gguf.quants.dequantize` computes in float32.
     ///
     /// # Errors
     /// When the encoding holds no real numbers, or `bytes` is not what `out` takes.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         ensure!(
-            self.is_float(),
+            self.is_float() || self == Self::I8,
             "the elements are {}, not real numbers",
             self.name()
         );
@@ -184,10 +199,13 @@ impl Encoding {
             Self::Q4K => blocks::each(bytes, out, blocks::q4_k),
             Self::Q5K => blocks::each(bytes, out, blocks::q5_k),
             Self::Q6K => blocks::each(bytes, out, blocks::q6_k),
+            Self::Iq4Nl => blocks::each(bytes, out, blocks::iq4_nl),
+            Self::Iq4Xs => blocks::each(bytes, out, blocks::iq4_xs),
+            Self::Mxfp4 => blocks::each(bytes, out, blocks::mxfp4),
+            Self::I8 => each(bytes, out, |[byte]| f32::from(byte.cast_signed())),
             Self::I64
             | Self::I32
             | Self::I16
-            | Self::I8
             | Self::U64
             | Self::U32
             | Self::U16
@@ -212,7 +230,10 @@ impl Encoding {
             Self::Bf16 => first(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
             Self::F8E4M3 => first(bytes, |[b]| b & 0x7f == 0x7f),
             Self::F8E5M2 => first(bytes, |[b]| b & 0x7c == 0x7c),
-            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => self.first_block(bytes, &[0]),
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 | Self::Iq4Nl | Self::Iq4Xs => {
+                self.first_block(bytes, &[0])
+            }
+            Self::Mxfp4 => self.first_with(bytes, |block| block[0] >= 0xfd),
             Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => self.first_block(bytes, &[0, 2]),
             Self::Q2K => self.first_block(bytes, &[80, 82]),
             Self::Q3K => self.first_block(bytes, &[108]),
@@ -227,6 +248,20 @@ impl Encoding {
             | Self::U8
             | Self::Bool => None,
         }
+    }
+
+    /// The first element that is not finite in a block that may have some.
+    fn first_with(self, bytes: &[u8], may: impl Fn(&[u8]) -> bool) -> Option<usize> {
+        let elements = self.block_elements();
+        let blocks = bytes.chunks_exact(self.block_bytes()).enumerate();
+        blocks
+            .filter(|(_, block)| may(block))
+            .find_map(|(index, block)| {
+                let mut values = vec![0.0; elements];
+                self.decode(block, &mut values).ok()?;
+                let within = values.iter().position(|value| !value.is_finite())?;
+                Some(index * elements + within)
+            })
     }
 
     /// The first element of the first block with a float16 at one of `places` that is not finite.

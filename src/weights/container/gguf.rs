@@ -254,12 +254,15 @@ fn encoding(number: u32) -> Result<Encoding> {
         12 => return Ok(Encoding::Q4K),
         13 => return Ok(Encoding::Q5K),
         14 => return Ok(Encoding::Q6K),
+        20 => return Ok(Encoding::Iq4Nl),
+        23 => return Ok(Encoding::Iq4Xs),
         24 => return Ok(Encoding::I8),
         25 => return Ok(Encoding::I16),
         26 => return Ok(Encoding::I32),
         27 => return Ok(Encoding::I64),
         28 => return Ok(Encoding::F64),
         30 => return Ok(Encoding::Bf16),
+        39 => return Ok(Encoding::Mxfp4),
         4 => "Q4_2",
         5 => "Q4_3",
         9 => "Q8_1",
@@ -268,22 +271,19 @@ fn encoding(number: u32) -> Result<Encoding> {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         29 => "IQ1_M",
         31..=33 => "a repacked Q4_0",
         34 => "TQ1_0",
         35 => "TQ2_0",
         36..=38 => "a repacked IQ4_NL",
-        39 => "MXFP4",
         40 => "NVFP4",
         41 => "Q1_0",
         _ => "unknown",
     };
     bail!(
         "stored as type {number} ({unsupported}), which is not supported\nhint: take a file with F32, \
-         F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K or Q2_K"
+         F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, IQ4_XS, MXFP4, Q3_K or Q2_K"
     )
 }

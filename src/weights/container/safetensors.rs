@@ -133,10 +133,11 @@ fn encoding(dtype: Dtype) -> Result<Encoding> {
         Dtype::U64 => Encoding::U64,
         Dtype::U32 => Encoding::U32,
         Dtype::U16 => Encoding::U16,
-        Dtype::U8 => Encoding::U8,
+        // An exponent alone, which only scales have.
+        Dtype::U8 | Dtype::F8_E8M0 => Encoding::U8,
         Dtype::BOOL => Encoding::Bool,
-        Dtype::F8_E8M0 | Dtype::F4 => bail!(
-            "it is of a model in mxfp8 or mxfp4, which is not read\nhint: take the model in fp16, bf16, \
+        Dtype::F4 => bail!(
+            "it is of a model in float4 of a kind that is not read\nhint: take the model in fp16, bf16, \
              fp8 (scaled) or as GGUF instead"
         ),
         other => bail!("it is stored as {other:?}, which is not supported"),

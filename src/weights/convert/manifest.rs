@@ -8,10 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::source::ConvertSource;
 use super::state::{FileState, Unfinished, write_whole};
-use super::{Bits, Converted, Options, PROGRAM};
+use super::{Bits, Converted, LayerKind, Options, PROGRAM};
 use crate::weights::config::{CONFIG, OWN_KEY, PartConfig};
 use crate::weights::files::Files;
-use crate::weights::quantize::GROUP_SIZE;
 use crate::weights::store::{Location, TensorStore};
 use crate::weights::{Conditioning, Family, PartName, settings};
 
@@ -23,6 +22,7 @@ pub fn write(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> 
     let mut bytes = 0;
     let mut parts = Vec::new();
     let mut report = Map::new();
+    let mut layers = Vec::new();
     for name in feed.parts() {
         let files: Vec<&FileState> = work.state.files.iter().filter(|f| f.part == name).collect();
         let mut weight_map = BTreeMap::new();
@@ -54,14 +54,17 @@ pub fn write(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> 
         }
         let tensors: Vec<_> = files.iter().flat_map(|file| &file.tensors).collect();
         let worst = tensors.iter().map(|t| t.relative_error).fold(0.0, f64::max);
-        report.insert(
-            name.key().into(),
-            json!({
-                "bytes": part_bytes,
-                "worst_relative_error": worst,
-                "tensors": tensors,
-            }),
-        );
+        let mut of_part = json!({
+            "bytes": part_bytes,
+            "worst_relative_error": worst,
+            "tensors": tensors,
+        });
+        if let Some(assigned) = work.state.assignment.get(&name) {
+            let own = LayerKind::all(name, assigned, &tensors);
+            of_part["layers"] = serde_json::to_value(&own)?;
+            layers.extend(own);
+        }
+        report.insert(name.key().into(), of_part);
         bytes += part_bytes;
         parts.push((name, worst));
     }
@@ -80,7 +83,11 @@ pub fn write(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> 
     if let Some(content) = &rest.settings {
         write_whole(&work.folder.join(settings::FILE), content)?;
     }
-    Ok(Converted { bytes, parts })
+    Ok(Converted {
+        bytes,
+        parts,
+        layers,
+    })
 }
 
 fn put(work: &Unfinished, name: &str, json: &Value) -> Result<()> {
@@ -215,7 +222,7 @@ fn config(feed: &dyn ConvertSource, options: &Options, work: &Unfinished) -> Res
     {
         put(
             "quantization",
-            json!({ "group_size": GROUP_SIZE, "bits": bits.number() }),
+            json!({ "group_size": options.group_size, "bits": bits.number() }),
         );
     }
     put(OWN_KEY, Value::Object(own));

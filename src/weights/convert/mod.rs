@@ -5,6 +5,7 @@
 //! folder `NAME.partial`, remembers what is done, and gets its name when every byte of it has been
 //! read back.
 
+mod assign;
 mod finished;
 mod item;
 mod manifest;
@@ -12,6 +13,7 @@ mod source;
 mod state;
 mod writer;
 
+pub use assign::{Assignment, LayerKind};
 pub use finished::{Finished, written_hashes};
 pub use manifest::REPORT;
 pub use source::{ConvertSource, LocalSource};
@@ -33,7 +35,7 @@ use super::adapter::Adapter;
 use super::config::PartConfig;
 use super::files::Files;
 use super::part::{Part, Trouble, may_quantize, usizes};
-use super::quantize::GROUP_SIZE;
+use super::quantize::{GROUP_SIZE, Scheme};
 use super::store::{Location, TensorStore};
 use super::{PartName, quantize};
 use crate::model::TensorSpec;
@@ -49,8 +51,14 @@ const HASH_CHUNK: usize = 8 << 20;
 /// Bits per weight of the linear layers inside the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bits {
-    /// MLX's affine quantization to 16 levels.
+    /// MLX's affine quantization to 8 levels.
+    Three,
+    /// To 16 levels.
     Four,
+    /// To 32 levels.
+    Five,
+    /// To 64 levels.
+    Six,
     /// To 256 levels.
     Eight,
     /// bfloat16, or float16 where the source has it.
@@ -61,7 +69,10 @@ impl Bits {
     /// How many.
     pub fn number(self) -> u32 {
         match self {
+            Bits::Three => 3,
             Bits::Four => 4,
+            Bits::Five => 5,
+            Bits::Six => 6,
             Bits::Eight => 8,
             Bits::Sixteen => 16,
         }
@@ -70,7 +81,10 @@ impl Bits {
     /// The quantization, when it is one.
     pub fn quantized(self) -> Option<quantize::Bits> {
         match self {
+            Bits::Three => Some(quantize::Bits::Three),
             Bits::Four => Some(quantize::Bits::Four),
+            Bits::Five => Some(quantize::Bits::Five),
+            Bits::Six => Some(quantize::Bits::Six),
             Bits::Eight => Some(quantize::Bits::Eight),
             Bits::Sixteen => None,
         }
@@ -86,11 +100,44 @@ pub struct Options {
     pub low: Option<Bits>,
     /// For the text encoder.
     pub text: Option<Bits>,
+    /// Bytes of the whole folder: within them each layer whose bits are not said gets those that its error is worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Inputs that share a scale and a bias.
+    #[serde(default = "usual_group", skip_serializing_if = "is_usual_group")]
+    pub group_size: usize,
     /// The most bytes of one file, unless a single tensor needs more.
     pub file_bytes: u64,
 }
 
+fn usual_group() -> usize {
+    GROUP_SIZE
+}
+
+fn is_usual_group(group_size: &usize) -> bool {
+    *group_size == GROUP_SIZE
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            high: None,
+            low: None,
+            text: None,
+            size: None,
+            group_size: GROUP_SIZE,
+            file_bytes: u64::MAX,
+        }
+    }
+}
+
 impl Options {
+    /// Whether some layer gets so few bits that its scales are searched for.
+    fn searches(&self) -> bool {
+        let few = |bits: &Bits| bits.number() < 8;
+        self.size.is_some() || [self.high, self.low, self.text].iter().flatten().any(few)
+    }
+
     fn bits(&self, name: PartName) -> Option<Bits> {
         match name {
             PartName::HighNoise | PartName::Transformer => self.high,
@@ -122,14 +169,14 @@ impl Options {
                 false => wide += elements(spec),
             }
         }
-        let packed_bits = match self.bits(name).and_then(Bits::quantized) {
-            // Scale and bias of every group are 16 bits each.
-            Some(bits) => bits.number() as u64 * GROUP_SIZE as u64 + 32,
-            None => 16 * GROUP_SIZE as u64,
+        let group_size = self.group_size;
+        let packed_bytes = match self.bits(name).and_then(Bits::quantized) {
+            Some(bits) => Scheme { bits, group_size }.bytes(packed as usize) as u64,
+            None => 2 * packed,
         };
         // What is not quantized keeps its type.
         let wide_bytes = if source_bytes > 3 * all { 4 } else { 2 };
-        Ok(packed / GROUP_SIZE as u64 * packed_bits / 8 + wide * wide_bytes)
+        Ok(packed_bytes + wide * wide_bytes)
     }
 }
 
@@ -138,6 +185,8 @@ impl Options {
 pub enum Event<'a> {
     /// It goes on where a former run stopped.
     Resumed,
+    /// So many bytes of the source will be sampled, before anything is converted.
+    Measuring(u64),
     /// So many bytes of the source will be read.
     Total(u64),
     /// A file of the source with so many bytes is being fetched.
@@ -163,6 +212,8 @@ pub struct Converted {
     pub bytes: u64,
     /// Each part with the largest relative error of one of its tensors.
     pub parts: Vec<(PartName, f64)>,
+    /// What kinds of layers were given, where a size was asked for.
+    pub layers: Vec<LayerKind>,
 }
 
 /// Converts what `feed` brings into the folder `target`.
@@ -189,14 +240,24 @@ pub fn convert_into(
     options: &Options,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Converted> {
-    let identity = json!({
+    let mut identity = json!({
         "source": feed.identity(),
         "options": options,
         "version": env!("CARGO_PKG_VERSION"),
     });
+    if options.searches() {
+        // Once the scales spanned each group; half a folder of those is not gone on with.
+        identity["scales"] = json!("least squares");
+    }
     let mut work = Unfinished::open(target, &identity)?;
     if work.resumed {
         on_event(Event::Resumed);
+    }
+    if let Some(size) = options.size
+        && work.state.assignment.is_empty()
+    {
+        work.state.assignment = assign::assign(feed, options, size, on_event)?;
+        work.save()?;
     }
     on_event(Event::Total(feed.total_bytes()));
     for name in feed.parts() {
@@ -273,6 +334,11 @@ fn convert_shard(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let specs = work.config(name)?.specs()?;
+    let assigned = work.state.assignment.get(&name);
+    let bits_of = |tensor: &str| {
+        let own = assigned.and_then(|layers| layers.get(tensor).copied());
+        own.or(options.bits(name))
+    };
     let mut items = Vec::new();
     for spec in &specs {
         match part.find(&spec.name, &usizes(&spec.shape)) {
@@ -281,7 +347,8 @@ fn convert_shard(
                     spec,
                     &found,
                     part,
-                    options.bits(name),
+                    bits_of(&spec.name),
+                    options.group_size,
                     adapters,
                 )?);
             }

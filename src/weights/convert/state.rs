@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::assign::Assignment;
 use super::finished::check_target;
 use crate::util::files::{is_litter, is_still, open_own, open_regular, read_small};
 use crate::util::show::Show;
@@ -68,6 +69,9 @@ pub struct State {
     identity: Value,
     /// The files written so far, in order.
     pub files: Vec<FileState>,
+    /// The bits that layers were given, where a size was asked for.
+    #[serde(default)]
+    pub assignment: Assignment,
     /// The dimensions of the parts begun so far.
     pub configs: BTreeMap<PartName, PartConfig>,
     /// Files of the source that are done with: nothing of them is needed any more.
@@ -166,6 +170,12 @@ impl Unfinished {
                     format!("{} is damaged\nhint: remove the folder", path.shown())
                 })?;
                 ensure!(
+                    !is_of_older_scales(&state.identity, identity),
+                    "{}: an unfinished conversion is in the way whose scales an older version chose, \
+                     otherwise than this one\nhint: remove the folder",
+                    folder.shown()
+                );
+                ensure!(
                     state.identity == *identity,
                     "{}: an unfinished conversion of another source or with other options is in \
                      the way{}; finish it with the same command, or remove the folder",
@@ -178,6 +188,7 @@ impl Unfinished {
                 State {
                     identity: identity.clone(),
                     files: Vec::new(),
+                    assignment: Assignment::new(),
                     configs: BTreeMap::new(),
                     shards_done: Vec::new(),
                 },
@@ -254,6 +265,15 @@ fn tidy(target: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether what was begun is the same but for the way in which scales are chosen.
+fn is_of_older_scales(begun: &Value, wanted: &Value) -> bool {
+    let mut now = wanted.clone();
+    let own = now
+        .as_object_mut()
+        .and_then(|fields| fields.remove("scales"));
+    own.is_some() && now == *begun
 }
 
 /// The revision of the hub that a conversion is of: a branch may have moved on.

@@ -9,7 +9,7 @@ pub enum Role {
     Fp8Marker,
     /// `value = stored * scale`: `scale_weight`, or `weight_scale` in newer files.
     WeightScale,
-    /// A second scale, which only 4-bit NVFP4 weights have.
+    /// A second scale, which only nvfp4 weights have.
     SecondScale,
     /// For float8 products on hardware that has them; the values do not depend on it.
     InputScale,
@@ -70,6 +70,10 @@ const OWNED: &[(&str, Role)] = &[
     (".weight_scale_2", Role::SecondScale),
     (".scale_input", Role::InputScale),
     (".input_scale", Role::InputScale),
+    (".output_scale", Role::InputScale),
+    (".weight_global_scale", Role::SecondScale),
+    (".input_global_scale", Role::SecondScale),
+    (".alpha", Role::SecondScale),
     (".comfy_quant", Role::QuantFormat),
     (".scales", Role::AffineScales),
     (".biases", Role::AffineBiases),

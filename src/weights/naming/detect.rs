@@ -38,6 +38,10 @@ const MARKS: &[(Kind, Naming, &[&str])] = &[
         "decoder.middle.{}.residual.layer_0.gamma", "encoder.middle.{}.residual.layer_0.gamma",
         "decoder.head.layer_0.gamma", "encoder.head.layer_0.gamma",
     ]),
+    // What makes frames of one and one of frames; the first not in taew2_2_super.
+    (Kind::Vae, Naming::Taehv, &[
+        "decoder.13.conv.weight", "decoder.7.conv.weight", "encoder.2.conv.weight", "encoder.7.conv.weight",
+    ]),
     (Kind::TextEncoder, Naming::Diffusers, &[
         "encoder.block.{}.layer.0.SelfAttention.q.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight",
         "encoder.block.{}.layer.1.DenseReluDense.wo.weight", "encoder.final_layer_norm.weight",

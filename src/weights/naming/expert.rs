@@ -81,6 +81,6 @@ pub(super) fn name(naming: Naming, name: &str) -> Option<String> {
             let name = name.replace(".ffn.net.0.proj.", ".ffn.net.0.");
             Some(name.replace(".ffn.net.2.", ".ffn.net.1."))
         }
-        Naming::LlamaCpp => None,
+        Naming::LlamaCpp | Naming::Taehv => None,
     }
 }

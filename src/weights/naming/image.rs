@@ -45,7 +45,7 @@ pub(super) fn name(naming: Naming, name: &str) -> Option<String> {
         Naming::Original => Some(original),
         // This program's own folders keep the canonical ones.
         Naming::Diffusers | Naming::MlxVideo => Some(name.to_owned()),
-        Naming::LlamaCpp | Naming::MlxGen => None,
+        Naming::LlamaCpp | Naming::MlxGen | Naming::Taehv => None,
     }
 }
 

@@ -172,6 +172,9 @@ fn patches(lookup: &Lookup, dim: i32, given: Option<[i32; 3]>) -> Result<(i32, [
 /// Names the tensor that is missing or has an impossible shape; refuses a VAE with other latent
 /// channels, whose statistics no tensor holds.
 pub(super) fn infer_vae(lookup: &Lookup) -> Result<VaeConfig> {
+    if lookup("decoder.13.conv.weight").is_some() {
+        return infer_tiny(lookup);
+    }
     let z_dim = axis(lookup, "post_quant_conv.bias", 0)?;
     let (latents_mean, latents_std) = match z_dim {
         16 => (LATENTS_MEAN.to_vec(), LATENTS_STD.to_vec()),
@@ -252,6 +255,49 @@ pub(super) fn infer_vae(lookup: &Lookup) -> Result<VaeConfig> {
         patch_size: (in_channels == 12).then_some(2),
         in_channels,
         out_channels,
+        tiny: false,
+    })
+}
+
+/// The dimensions of a small autoencoder, whose latents need no statistics.
+fn infer_tiny(lookup: &Lookup) -> Result<VaeConfig> {
+    let z_dim = axis(lookup, "encoder.17.bias", 0)?;
+    ensure!(
+        [16, 48].contains(&z_dim),
+        "a small autoencoder of {z_dim} latent channels, for another family; expected taew2_1 (16) or \
+         taew2_2 (48)"
+    );
+    let base_dim = axis(lookup, "encoder.0.bias", 0)?;
+    let in_channels = axis(lookup, "encoder.0.weight", 1)?;
+    let last = axis(lookup, "decoder.20.weight", 0)?;
+    let multiple = |name: &str| {
+        let width = axis(lookup, name, 0)?;
+        ensure!(
+            width % last == 0,
+            "{name} has {width} outputs, which are no multiple of the last level's {last} channels"
+        );
+        Ok(width / last)
+    };
+    Ok(VaeConfig {
+        base_dim,
+        decoder_base_dim: (last != base_dim).then_some(last),
+        z_dim,
+        dim_mult: vec![
+            1,
+            multiple("decoder.14.weight")?,
+            multiple("decoder.8.weight")?,
+            multiple("decoder.1.weight")?,
+        ],
+        num_res_blocks: 3,
+        attn_scales: Vec::new(),
+        temperal_downsample: vec![true, true, false],
+        latents_mean: vec![0.0; z_dim as usize],
+        latents_std: vec![1.0; z_dim as usize],
+        is_residual: false,
+        patch_size: (in_channels == 12).then_some(2),
+        in_channels,
+        out_channels: axis(lookup, "decoder.22.bias", 0)?,
+        tiny: true,
     })
 }
 

@@ -73,6 +73,8 @@ pub enum Naming {
     /// Those of lpalbou/mlx-gen's experts: diffusers' but for the feed-forward layers, with the patch
     /// embedding's input channels last.
     MlxGen,
+    /// Those of madebyollin/taehv's small autoencoders, which have no others.
+    Taehv,
 }
 
 impl std::fmt::Display for Naming {
@@ -83,6 +85,7 @@ impl std::fmt::Display for Naming {
             Naming::MlxVideo => "mlx-video",
             Naming::LlamaCpp => "llama.cpp",
             Naming::MlxGen => "mlx-gen",
+            Naming::Taehv => "taehv",
         })
     }
 }

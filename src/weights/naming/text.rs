@@ -47,6 +47,6 @@ pub(super) fn name(naming: Naming, name: &str) -> Option<String> {
         Naming::Original => look_up(ROWS, 0, name),
         Naming::MlxVideo => look_up(ROWS, 1, name),
         Naming::LlamaCpp => look_up(ROWS, 2, name),
-        Naming::MlxGen => None,
+        Naming::MlxGen | Naming::Taehv => None,
     }
 }

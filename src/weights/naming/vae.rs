@@ -43,13 +43,34 @@ pub(super) struct Levels {
 
 /// What `naming` calls the canonical tensor `name`.
 pub(super) fn name(naming: Naming, name: &str, levels: Levels) -> Option<String> {
+    if naming == Naming::Taehv {
+        return is_tiny(name).then(|| name.to_owned());
+    }
     let original = original(name, levels)?;
     match naming {
         Naming::Diffusers => Some(name.to_owned()),
         Naming::MlxVideo if levels.residual => Some(of_mlx_video(original)),
         Naming::Original | Naming::MlxVideo => Some(original),
-        Naming::LlamaCpp | Naming::MlxGen => None,
+        Naming::LlamaCpp | Naming::MlxGen | Naming::Taehv => None,
     }
+}
+
+/// Whether a small autoencoder may have such a tensor: `decoder.1.bias`, `decoder.7.conv.weight`,
+/// `decoder.3.conv.0.weight`.
+fn is_tiny(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('.').collect();
+    let (["encoder" | "decoder", index, inner @ ..], true) = (
+        parts.as_slice(),
+        name.ends_with(".weight") || name.ends_with(".bias"),
+    ) else {
+        return false;
+    };
+    is_index(index)
+        && match inner {
+            [_] | ["conv", "weight"] => true,
+            ["conv", index, _] => is_index(index),
+            _ => false,
+        }
 }
 
 /// An original name of the VAE with shortcuts as mlx-video has it: layers in a list have names there.

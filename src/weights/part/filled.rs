@@ -34,7 +34,8 @@ impl Part {
             let found = self.find(&spec.name, &usizes(&spec.shape)).ok()?;
             let entry = match found.values {
                 Values::Stored { entry, .. } => entry,
-                Values::Affine { packed, .. } => packed,
+                Values::Packed { packed, .. } => packed,
+                Values::Blocks { codes, .. } => codes,
             };
             let is_table = spec.role == Role::Table;
             let at = (spec.shape.len() > 1).then(|| self.zeros_at(entry, is_table))??;

@@ -1,7 +1,6 @@
 //! What a file with tensors is when it is no part that this program computes: another model, or this
 //! one in a form that is not read. Told by what the tools that write them call their tensors.
 
-use crate::weights::container::encoding::Encoding;
 use crate::weights::store::TensorStore;
 
 /// What to do about another model.
@@ -31,9 +30,12 @@ impl std::fmt::Display for Foreign {
 const NAMES: &[(&[&str], &str)] = &[
     (&[".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", "_lora.up.", "_lora.down."], LORA),
     (&["_checkpoint_wrapped_module.", ".int8_weight", ".attn_op.local_attn.proj_l."], "an expert of TurboDiffusion, which computes another attention"),
-    (&[".weight._data"], "a model quantized by quanto, as Wan2GP keeps models"),
-    (&[".quant_state.bitsandbytes__", ".weight.absmax"], "a model quantized by bitsandbytes (nf4, fp4 or int8)"),
-    (&[".weight_scale_2"], "a model quantized as nvfp4"),
+    (&[".weight._data._data", ".weight._shift"], "a model quantized by quanto to 4 or 2 bits"),
+    (&["_weight_qdata"], "a model quantized by torchao"),
+    (&[".quant_state.bitsandbytes__", ".weight.absmax"], "a model quantized by bitsandbytes (nf4 or fp4)"),
+    (&[".SCB"], "a model quantized by bitsandbytes to int8"),
+    (&[".weight_packed"], "a model quantized by compressed-tensors"),
+    (&[".W_q"], "a model quantized by HQQ"),
     (&[".wscales", ".smooth_factor"], "a model quantized by Nunchaku (SVDQuant)"),
     (&[".qweight"], "a model quantized by GPTQ or AWQ"),
     (&["vace_blocks.", "vace_patch_embedding."], "an expert of Wan VACE"),
@@ -54,7 +56,8 @@ const LORA: &str = "a LoRA, not a whole model";
 const VISION: &str = "a vision encoder, but not CLIP ViT-H/14's under a name that is known";
 /// What CLIP's vision encoder has and others do not, by transformers.
 const OF_CLIP: &str = "pre_layrnorm.weight";
-const TINY_VAE: &str = "a tiny autoencoder (TAEHV: taew2_1, lighttaew2_1)";
+const TINY_VAE: &str = "a tiny autoencoder for another family (TAESD, TAEHV)";
+const SUPER: &str = "taew2_2_super, a small decoder of another structure";
 
 /// What the files hold, when it is known and not computed here.
 pub fn foreign(store: &TensorStore) -> Option<Foreign> {
@@ -92,33 +95,19 @@ pub fn foreign(store: &TensorStore) -> Option<Foreign> {
             is_expert: false,
         });
     }
-    let form = |what| {
-        Some(Foreign {
-            what,
-            hint: OTHER_FORM,
-            is_expert: false,
-        })
-    };
-    let of_weight = |encoding: Encoding, end: &str| {
-        entries
-            .iter()
-            .any(|(name, entry)| entry.encoding == encoding && name.ends_with(end))
-    };
-    if of_weight(Encoding::U8, ".weight_scale") {
-        return form("a model quantized as mxfp8 or mxfp4");
-    }
-    if of_weight(Encoding::I8, ".weight") {
-        return form("a model quantized to int8");
-    }
     let tiny = [
         "encoder.0.weight",
         "decoder.1.weight",
         "taesd_decoder.1.weight",
     ];
-    let is_tiny = tiny.iter().any(|name| entries.contains_key(*name));
+    let has = |name: &str| entries.contains_key(name);
+    // taew2_1 and taew2_2 are computed.
+    let is_tiny = tiny.into_iter().any(has) && !has("decoder.13.conv.weight");
+    let is_super = has("decoder.0.weight") && has("decoder.7.conv.weight");
     is_tiny.then_some(Foreign {
-        what: TINY_VAE,
-        hint: "take the VAE of Wan2.1 (wan_2.1_vae.safetensors or Wan2.1_VAE.pth)",
+        what: if is_super { SUPER } else { TINY_VAE },
+        hint: "take taew2_1 or the VAE of Wan2.1 (wan_2.1_vae.safetensors or Wan2.1_VAE.pth); for TI2V-5B \
+               taew2_2 or Wan2.2's",
         is_expert: false,
     })
 }

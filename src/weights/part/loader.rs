@@ -10,11 +10,11 @@ use super::values::{PLAIN, array, quantize_parallel};
 use super::{Found, Part, Values, may_quantize, usizes};
 use crate::model::layers::{Quantized, Term, Weight};
 use crate::model::{Role, TensorSource, TensorSpec};
-use crate::runtime::{Device, to_host};
+use crate::runtime::{Device, Mode, Packing, to_host};
 use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
 use crate::weights::naming::{Arrangement, Kind};
-use crate::weights::quantize::{Bits, GROUP_SIZE, Packed};
+use crate::weights::quantize::{Packed, Scheme, Search};
 
 /// A part together with what decides how its tensors are held in memory.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub struct Loader<'a> {
     pub part: &'a Part,
     /// Where it will be computed.
     pub device: Device,
-    /// Bits that eligible weights are quantized to while they are loaded.
-    pub bits: Option<Bits>,
+    /// How eligible weights are quantized while they are loaded.
+    pub bits: Option<Scheme>,
     /// What changes its tensors, in this order.
     pub adapters: &'a [Adapter],
     /// Whether quantized weights take the changes in, and are quantized again.
@@ -36,9 +36,10 @@ pub struct Loader<'a> {
 enum Form {
     Dense,
     /// Quantized while it is loaded.
-    Packed(Bits),
-    /// As it is stored.
-    Affine {
+    Packed(Scheme),
+    /// In a packing of what is stored.
+    Kept {
+        packing: Packing,
         /// Whether the adapters' changes are in it, quantized again.
         merged: bool,
     },
@@ -78,20 +79,40 @@ impl Loader<'_> {
 
     /// How a weight of a linear layer is held, by header.
     fn form(&self, name: &str, found: &Found) -> Form {
-        let is_affine =
-            matches!(found.values, Values::Affine { .. }) && found.arrangement == Arrangement::AsIs;
+        let kept = match found.arrangement {
+            Arrangement::AsIs => found.values.kept(found.shape[1]),
+            _ => None,
+        };
         let narrow = self.adapters.iter().all(|adapter| adapter.is_beside(name));
         let changed = self.changes(name);
-        match (is_affine, self.bits) {
+        let fewer = self.bits.filter(|scheme| {
+            let is_fewer = kept.is_none_or(|kept| scheme.bits.number() < kept.bits);
+            // What MLX packed stays as it is: other bits are refused when the model is opened.
+            let may = !matches!(found.values, Values::Packed { .. });
+            is_fewer && may && may_quantize(self.part.names.kind, name, &found.shape)
+        });
+        match (fewer, kept) {
+            (Some(bits), _) => Form::Packed(bits),
             // What can be neither added beside it nor taken in without rounding makes it dense.
-            (true, _) if changed && !narrow && !self.merges => Form::Dense,
-            (true, _) => Form::Affine {
-                merged: changed && self.merges,
+            (None, Some(_)) if changed && !narrow && !self.merges => Form::Dense,
+            (None, Some(kept)) if changed && self.merges => Form::Kept {
+                packing: merged_packing(kept.packing),
+                merged: true,
             },
-            (false, Some(bits)) if may_quantize(self.part.names.kind, name, &found.shape) => {
-                Form::Packed(bits)
-            }
-            _ => Form::Dense,
+            (None, Some(kept)) => Form::Kept {
+                packing: kept.packing,
+                merged: false,
+            },
+            (None, None) => Form::Dense,
+        }
+    }
+
+    /// How the weight of a linear layer is packed in memory, by header; nothing where it is dense.
+    pub fn packing(&self, name: &str, found: &Found) -> Option<Packing> {
+        match self.form(name, found) {
+            Form::Dense => None,
+            Form::Packed(scheme) => Some(scheme.packing()),
+            Form::Kept { packing, .. } => Some(packing),
         }
     }
 
@@ -101,7 +122,7 @@ impl Loader<'_> {
         self.changes(name)
             && narrow
             && !self.merges
-            && matches!(form, Form::Packed(_) | Form::Affine { merged: false })
+            && matches!(form, Form::Packed(_) | Form::Kept { merged: false, .. })
     }
 
     fn changed(&self, name: &str, found: &Found) -> Result<Array> {
@@ -119,17 +140,20 @@ impl Loader<'_> {
     }
 
     /// A weight that is quantized while it is loaded.
-    fn packed(&self, found: &Found, bits: Bits, merged: Option<Array>) -> Result<Quantized> {
+    fn packed(&self, found: &Found, scheme: Scheme, merged: Option<Array>) -> Result<Quantized> {
         let mut all = Packed::default();
         match merged {
-            Some(array) => all = quantize_parallel(&to_host(&array)?, bits)?,
-            None => self.part.quantize(found, bits, &mut |packed| {
-                all.extend(packed);
-                Ok(())
-            })?,
+            Some(array) => all = quantize_parallel(&to_host(&array)?, scheme, Search::MinMax)?,
+            None => self
+                .part
+                .quantize(found, scheme, Search::MinMax, &mut |packed| {
+                    all.extend(packed);
+                    Ok(())
+                })?,
         }
         let (outputs, inputs) = (found.shape[0], found.shape[1]);
-        let groups = [outputs, inputs / GROUP_SIZE];
+        let Scheme { bits, group_size } = scheme;
+        let groups = [outputs, inputs / group_size];
         let dtype = self.device.dtype.matmul_dtype();
         let side = |bytes: &[u8]| {
             let array = array(bytes, &groups, Dtype::Bfloat16)?.as_dtype(dtype)?;
@@ -140,28 +164,38 @@ impl Loader<'_> {
         Ok(Quantized {
             packed: array(&all.words, &words, Dtype::Uint32)?,
             scales: side(&all.scales)?,
-            biases: side(&all.biases)?,
-            group_size: GROUP_SIZE as i32,
-            bits: bits.number() as i32,
+            biases: Some(side(&all.biases)?),
+            packing: scheme.packing(),
+            factor: None,
+            rotation: None,
             device: self.device,
         })
     }
 
-    /// A weight that is stored quantized, with its changes in the same form.
-    fn requantized(&self, name: &str, found: &Found) -> Result<Quantized> {
-        let stored = self.part.affine(found, self.device.dtype, self.device)?;
+    /// A weight that is stored quantized, with its changes and quantized again.
+    fn requantized(&self, name: &str, found: &Found, packing: Packing) -> Result<Quantized> {
         let changed = self.changed(name, found)?;
-        let (group_size, bits) = (stored.group_size, stored.bits);
-        let (packed, scales, biases) = quantize(&changed, group_size, bits)?;
+        let (packed, scales, biases) = quantize(&changed, packing.group_size, packing.bits)?;
         let dtype = self.device.dtype.matmul_dtype();
         let (scales, biases) = (scales.as_dtype(dtype)?, biases.as_dtype(dtype)?);
         eval([&packed, &scales, &biases])?;
         Ok(Quantized {
             packed,
             scales,
-            biases,
-            ..stored
+            biases: Some(biases),
+            packing,
+            factor: None,
+            rotation: None,
+            device: self.device,
         })
+    }
+}
+
+/// What a packed weight becomes with changes in it: small floats lose more than even steps.
+fn merged_packing(packing: Packing) -> Packing {
+    match packing.mode {
+        Mode::Affine => packing,
+        Mode::Mxfp8 | Mode::Mxfp4 | Mode::Nvfp4 => Packing::affine(packing.bits, 32),
     }
 }
 
@@ -190,7 +224,12 @@ impl std::iter::Sum for Held {
 impl Held {
     /// What tensors of a part take that no file holds yet: as of the published ones, experts in float32
     /// and the text encoder in bfloat16.
-    pub fn published(kind: Kind, specs: &[TensorSpec], device: Device, bits: Option<Bits>) -> Self {
+    pub fn published(
+        kind: Kind,
+        specs: &[TensorSpec],
+        device: Device,
+        bits: Option<Scheme>,
+    ) -> Self {
         let one = |spec: &TensorSpec| {
             let shape = usizes(&spec.shape);
             let bits = bits.filter(|_| may_quantize(kind, &spec.name, &shape));
@@ -219,17 +258,14 @@ impl Held {
             Role::Stored if changed || is_exact(stored_dtype, true) => 4,
             Role::Table | Role::Stored => 2,
         };
-        let packed = match (stored, form, spec.role) {
-            (Some(Values::Affine { packed, scales, .. }), Form::Affine { .. }, Role::Matmul) => {
-                let groups: u64 = scales.shape.iter().map(|&d| d as u64).product();
-                Some(packed.byte_len() as u64 + 2 * matmul * groups)
-            }
-            (_, Form::Packed(bits), Role::Matmul) => {
-                let groups = values / GROUP_SIZE as u64;
-                Some(bits.packed_bytes(values as usize) as u64 + 2 * matmul * groups)
-            }
-            _ => None,
+        let packing = match form {
+            Form::Dense => None,
+            Form::Packed(scheme) => Some(scheme.packing()),
+            Form::Kept { packing, .. } => Some(packing),
         };
+        let packed = packing
+            .filter(|_| spec.role == Role::Matmul)
+            .map(|packing| packing.bytes(values, matmul));
         Self {
             bytes: packed.unwrap_or(dense * values),
             quantized: packed.map_or(0, |_| values),
@@ -285,10 +321,11 @@ impl TensorSource for Loader<'_> {
         };
         let quantized = match form {
             Form::Dense => return self.tensor(name, &shape, role).map(Weight::Dense),
-            Form::Affine { merged: true } => self.requantized(name, &found)?,
-            Form::Affine { merged: false } => {
-                self.part.affine(&found, self.device.dtype, self.device)?
-            }
+            Form::Kept {
+                packing,
+                merged: true,
+            } => self.requantized(name, &found, packing)?,
+            Form::Kept { merged: false, .. } => self.part.kept(&found, self.device)?,
             Form::Packed(bits) => {
                 let merged = (self.changes(name) && terms.is_empty())
                     .then(|| self.changed(name, &found))
@@ -304,7 +341,7 @@ impl TensorSource for Loader<'_> {
 /// The dtype that keeps the values as they are stored: 16 bits or float32.
 fn stored_dtype(values: &Values) -> Dtype {
     match values {
-        Values::Stored { entry, scale } if scale.is_none() => match entry.encoding {
+        Values::Stored { entry, scale, .. } if scale.is_none() => match entry.encoding {
             Encoding::F16 => Dtype::Float16,
             Encoding::Bf16 => Dtype::Bfloat16,
             _ => Dtype::Float32,

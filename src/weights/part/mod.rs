@@ -3,6 +3,7 @@
 
 mod filled;
 mod foreign;
+mod formats;
 mod loader;
 mod values;
 
@@ -11,15 +12,17 @@ pub use foreign::{Foreign, foreign};
 pub use loader::{Held, Loader, stored_as_float32};
 pub use values::quantize_parallel;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail, ensure};
 
 use super::container::encoding::Encoding;
 use super::naming::{self, Arrangement, Detected, Kind, Naming};
-use super::quantize::{Bits, GROUP_SIZE};
+use super::quantize::{GROUP_SIZE, Scheme};
+use super::repack::{self, Kept};
 use super::store::{Container, Entry, Location, TensorStore};
 use crate::model::TensorSpec;
+use crate::runtime::{Mode, Packing};
 use crate::util::show::{Show, chain};
 
 /// How many missing or unexpected tensors an error lists.
@@ -30,6 +33,8 @@ const MAX_LISTED: usize = 8;
 pub struct Part {
     store: TensorStore,
     names: Detected,
+    /// What the files say of how weights are stored.
+    formats: BTreeMap<String, formats::Named>,
 }
 
 /// Where a canonical tensor's values are.
@@ -54,19 +59,34 @@ pub enum Values<'a> {
         entry: &'a Entry,
         /// The factor of scaled float8.
         scale: Scale<'a>,
+        /// How many inputs are rotated together, by a matrix that is its own inverse, where they are.
+        rotation: Option<usize>,
     },
-    /// MLX's affine quantization.
-    Affine {
+    /// Small floats with a scale for each 16 or 32.
+    Blocks {
+        /// The floats.
+        codes: &'a Entry,
+        /// The scales.
+        scales: &'a Entry,
+        /// The packing of MLX that holds the same.
+        packing: Packing,
+        /// Whether the upper half of a byte comes first.
+        high_first: bool,
+        /// Whether the scales lie in blocks (`formats::swizzled`).
+        swizzled: bool,
+        /// What all values are multiplied by.
+        factor: f32,
+    },
+    /// As MLX packs weights.
+    Packed {
         /// uint32 words.
         packed: &'a Entry,
         /// Scale of each group.
         scales: &'a Entry,
-        /// Bias of each group.
-        biases: &'a Entry,
-        /// Bits per weight.
-        bits: usize,
-        /// Inputs per group.
-        group_size: usize,
+        /// Bias of each group, where the packing has one.
+        biases: Option<&'a Entry>,
+        /// How it is packed.
+        packing: Packing,
     },
 }
 
@@ -86,26 +106,45 @@ impl Scale<'_> {
     }
 }
 
-impl Values<'_> {
+impl<'a> Values<'a> {
     /// How the values are stored, in a few letters.
     pub fn label(&self) -> String {
         match self {
             Values::Stored { entry, .. } => entry.encoding.name().to_owned(),
-            Values::Affine { bits, .. } => format!("{bits}-bit"),
+            Values::Packed { packing, .. } | Values::Blocks { packing, .. } => packing.to_string(),
+        }
+    }
+
+    /// What of the files holds them.
+    pub fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let all = match *self {
+            Values::Stored { entry, .. } => [Some(entry), None, None],
+            Values::Blocks { codes, scales, .. } => [Some(codes), Some(scales), None],
+            Values::Packed {
+                packed,
+                scales,
+                biases,
+                ..
+            } => [Some(packed), Some(scales), biases],
+        };
+        all.into_iter().flatten()
+    }
+
+    /// How a weight `[outputs, inputs]` with these values stays packed in memory, and the bits that its
+    /// values have; nothing where it is unpacked.
+    pub fn kept(&self, inputs: usize) -> Option<Kept> {
+        match *self {
+            Values::Packed { packing, .. } | Values::Blocks { packing, .. } => Some(Kept {
+                packing,
+                bits: packing.bits as usize,
+            }),
+            Values::Stored { entry, .. } => repack::kept(entry.encoding, inputs),
         }
     }
 
     /// Bytes in the files.
     pub fn byte_len(&self) -> usize {
-        match self {
-            Values::Stored { entry, .. } => entry.byte_len(),
-            Values::Affine {
-                packed,
-                scales,
-                biases,
-                ..
-            } => packed.byte_len() + scales.byte_len() + biases.byte_len(),
-        }
+        self.entries().map(Entry::byte_len).sum()
     }
 }
 
@@ -142,14 +181,19 @@ impl Part {
         }
         // What nothing is known of is compared with diffusers' names, which shows what it is not.
         let names = detect(&store, kind)?.unwrap_or(Detected::plain(kind, Naming::Diffusers));
-        Ok(Self::new(store, names))
+        Self::new(store, names)
     }
 
-    fn new(mut store: TensorStore, names: Detected) -> Self {
+    fn new(mut store: TensorStore, names: Detected) -> Result<Self> {
         if names.kind == Kind::ImageEncoder && names.naming == Naming::Original {
             store.take_apart(naming::FUSED, naming::APART);
         }
-        Self { store, names }
+        let formats = formats::named(&store)?;
+        Ok(Self {
+            store,
+            names,
+            formats,
+        })
     }
 
     /// As [`Self::open`], for files that may hold a share of the part only, whose names are known.
@@ -157,7 +201,7 @@ impl Part {
     /// # Errors
     /// Names the file that is missing or malformed.
     pub fn open_share(location: &Location, names: Detected) -> Result<Self> {
-        Ok(Self::new(TensorStore::open(location)?, names))
+        Self::new(TensorStore::open(location)?, names)
     }
 
     /// What kind of part it is, and whose names its tensors have.
@@ -195,28 +239,35 @@ impl Part {
         };
         let wrong = |text: String| Err(Trouble::Wrong(text));
         let sides = naming::affine_names(&stored)
-            .and_then(|(scales, biases)| Some((entries.get(&scales)?, entries.get(&biases)?)));
+            .and_then(|(scales, biases)| Some((entries.get(&scales)?, entries.get(&biases))));
         let mut arrangement = expected.arrangement;
+        let blocks = match self.blocks(&stored, entry, &expected.shape) {
+            Ok(blocks) => blocks,
+            Err(error) => return wrong(chain(&error)),
+        };
         let values = match sides {
+            _ if let Some(blocks) = blocks => blocks,
             Some((scales, biases)) if entry.encoding == Encoding::U32 => {
-                let layout = affine_layout(entry, scales, biases, &expected.shape);
-                let Some((bits, group_size)) = layout else {
+                let layout = packing(entry, scales, biases, &expected.shape);
+                let Some(packing) = layout else {
+                    let biases = match biases {
+                        Some(biases) => format!("biases {:?}", biases.shape),
+                        None => "no biases".into(),
+                    };
                     return wrong(format!(
-                        "{} has shape {:?} with scales {:?} and biases {:?}, which is no \
+                        "{} has shape {:?} with scales {:?} and {biases}, which is no \
                          quantization of {:?} that MLX knows",
                         stored.shown(),
                         entry.shape,
                         scales.shape,
-                        biases.shape,
                         expected.shape
                     ));
                 };
-                Values::Affine {
+                Values::Packed {
                     packed: entry,
                     scales,
                     biases,
-                    bits,
-                    group_size,
+                    packing,
                 }
             }
             _ => {
@@ -233,18 +284,32 @@ impl Part {
                 if arrangement == Arrangement::AsIs && entry.shape != shape {
                     arrangement = Arrangement::Reshaped;
                 }
-                if !entry.encoding.is_float() {
-                    return wrong(format!(
-                        "{} is stored as {}; expected real numbers",
-                        stored.shown(),
-                        entry.encoding.name()
-                    ));
-                }
                 let scale = match self.scale_of(&stored, entry) {
                     Ok(scale) => scale,
                     Err(error) => return wrong(chain(&error)),
                 };
-                Values::Stored { entry, scale }
+                // Bytes are a weight only with what they are multiplied by.
+                let scaled = entry.encoding == Encoding::I8 && scale.is_some();
+                if !entry.encoding.is_float() && !scaled {
+                    let without = match entry.encoding {
+                        Encoding::I8 => " without a scale",
+                        _ => "",
+                    };
+                    return wrong(format!(
+                        "{} is stored as {}{without}; expected real numbers",
+                        stored.shown(),
+                        entry.encoding.name()
+                    ));
+                }
+                let rotation = match self.rotation(&stored, entry) {
+                    Ok(rotation) => rotation,
+                    Err(error) => return wrong(chain(&error)),
+                };
+                Values::Stored {
+                    entry,
+                    scale: scale.unwrap_or(Scale::One(1.0)),
+                    rotation,
+                }
             }
         };
         Ok(Found {
@@ -255,15 +320,15 @@ impl Part {
         })
     }
 
-    /// The factor of a weight of a scaled float8 file; 1 elsewhere.
-    fn scale_of(&self, stored: &str, weight: &Entry) -> Result<Scale<'_>> {
+    /// The factor of a weight of a scaled float8 or int8 file.
+    fn scale_of(&self, stored: &str, weight: &Entry) -> Result<Option<Scale<'_>>> {
         let entries = self.store.entries();
         let found = naming::scale_names(stored)
             .into_iter()
             .flatten()
             .find_map(|name| Some((entries.get(&name)?, name)));
         let Some((entry, name)) = found else {
-            return Ok(Scale::One(1.0));
+            return Ok(None);
         };
         let of = || format!("{} has the scale {}", stored.shown(), name.shown());
         let elements: usize = entry.shape.iter().product();
@@ -278,12 +343,12 @@ impl Part {
             entry.shape
         );
         if elements != 1 {
-            return Ok(Scale::Rows(entry));
+            return Ok(Some(Scale::Rows(entry)));
         }
         let mut scale = [0.0];
         entry.encoding.decode(self.store.bytes(entry), &mut scale)?;
         ensure!(scale[0].is_finite(), "{}, which is {}", of(), scale[0]);
-        Ok(Scale::One(scale[0]))
+        Ok(Some(Scale::One(scale[0])))
     }
 
     /// The shape that a canonical tensor would have as the file stores it; `None` when it is not
@@ -299,6 +364,15 @@ impl Part {
         {
             // The usual group; the check against the tensors shows when it is another.
             *inputs = groups.checked_mul(GROUP_SIZE)?;
+        }
+        if entry.encoding == Encoding::U8
+            && let Some([_, scales]) = naming::scale_names(&stored)
+            && let Some(scales) = self.store.entries().get(&scales)
+            && let Some(inputs) = shape.last_mut()
+            // Two float4 in a byte: with a scale for 16 values or 32.
+            && scales.shape.iter().product::<usize>() / entry.shape[0].next_multiple_of(128) > *inputs / 32
+        {
+            *inputs *= 2;
         }
         Some(self.names.canonical_shape(name, &shape))
     }
@@ -370,20 +444,28 @@ impl Part {
         )
     }
 
-    /// Checks that no weight is stored in another quantization than the one that is asked for.
+    /// Checks that no weight is stored in another of MLX's packings than the one that is asked for.
     ///
     /// # Errors
     /// Names the weight and its bits.
-    pub fn check_bits(&self, specs: &[TensorSpec], wanted: Bits) -> Result<()> {
+    pub fn check_bits(&self, specs: &[TensorSpec], wanted: Scheme) -> Result<()> {
         for spec in specs {
-            if let Values::Affine { bits, .. } =
+            if let Values::Packed { packing, .. } =
                 self.expect(&spec.name, &usizes(&spec.shape))?.values
             {
+                let (bits, group_size) = (packing.bits as usize, packing.group_size as usize);
+                let location = self.store.location();
                 ensure!(
-                    bits == wanted.number(),
-                    "{}: {} is quantized to {bits} bits already; leave --bits away, or take the \
+                    bits == wanted.bits.number(),
+                    "{location}: {} is quantized to {bits} bits already; leave --bits away, or take the \
                      unquantized model",
-                    self.store.location(),
+                    spec.name
+                );
+                // The usual groups need not have been asked for.
+                ensure!(
+                    [GROUP_SIZE, group_size].contains(&wanted.group_size),
+                    "{location}: {} is quantized in groups of {group_size} already; leave --group-size away, \
+                     or take the unquantized model",
                     spec.name
                 );
             }
@@ -463,34 +545,38 @@ pub fn parts(store: &TensorStore) -> Vec<Detected> {
     )
 }
 
-/// Bits and group size of a quantized weight, from the shapes.
-fn affine_layout(
+/// How a quantized weight is packed, from the shapes.
+fn packing(
     packed: &Entry,
     scales: &Entry,
-    biases: &Entry,
+    biases: Option<&Entry>,
     shape: &[usize],
-) -> Option<(usize, usize)> {
-    let ([outputs, inputs], [rows, words], [scale_rows, groups]) = (
-        shape.first_chunk::<2>().filter(|_| shape.len() == 2)?,
-        packed
-            .shape
-            .first_chunk::<2>()
-            .filter(|_| packed.shape.len() == 2)?,
-        scales
-            .shape
-            .first_chunk::<2>()
-            .filter(|_| scales.shape.len() == 2)?,
-    );
-    let bits = words.checked_mul(32)?.checked_div(*inputs)?;
-    let group_size = inputs.checked_div(*groups)?;
-    // ml-explore/mlx, `mlx/ops.cpp`: what affine quantization takes.
-    let known = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size);
+) -> Option<Packing> {
+    let matrix = |shape: &[usize]| match *shape {
+        [rows, columns] => Some([rows, columns]),
+        _ => None,
+    };
+    let [outputs, inputs] = matrix(shape)?;
+    let ([rows, words], [scale_rows, groups]) = (matrix(&packed.shape)?, matrix(&scales.shape)?);
+    let bits = words.checked_mul(32)?.checked_div(inputs)?;
+    let group_size = inputs.checked_div(groups)?;
+    let packing = match biases {
+        Some(_) => Packing::affine(i32::try_from(bits).ok()?, i32::try_from(group_size).ok()?),
+        // ml-explore/mlx, `mlx/ops.cpp`: the other modes have one form each, with bytes as scales.
+        None => [Packing::MXFP8, Packing::MXFP4, Packing::NVFP4]
+            .into_iter()
+            .find(|p| [p.bits, p.group_size].map(|n| n as usize) == [bits, group_size])
+            .filter(|_| scales.encoding == Encoding::U8)?,
+    };
+    // As there: what affine quantization takes.
+    let known = packing.mode != Mode::Affine
+        || ([2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size));
     let fits = rows == outputs
         && scale_rows == outputs
-        && scales.shape == biases.shape
+        && biases.is_none_or(|biases| scales.shape == biases.shape)
         && bits * inputs == 32 * words
-        && group_size * groups == *inputs;
-    (known && fits).then_some((bits, group_size))
+        && group_size * groups == inputs;
+    (known && fits).then_some(packing)
 }
 
 /// A network's shape as a file's.

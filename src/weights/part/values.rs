@@ -7,13 +7,14 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 use rayon::prelude::*;
 
-use super::{Found, Part, Scale, Values};
+use super::{Found, Part, Scale, Values, formats};
 use crate::model::layers::Quantized;
-use crate::runtime::{Device, Precision};
+use crate::runtime::{Device, DeviceKind, Mode, Packing, Precision, to_host};
 use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
-use crate::weights::naming::Arrangement;
-use crate::weights::quantize::{self, Bits, Packed};
+use crate::weights::naming::{self, Arrangement};
+use crate::weights::quantize::{self, Packed, Scheme, Search};
+use crate::weights::repack::{self, Kept};
 use crate::weights::store::Entry;
 
 /// Elements that are converted at a time; a multiple of every block and group.
@@ -29,16 +30,7 @@ impl Part {
     /// Lets the machine forget the pages of a tensor that has been copied: with them a model would
     /// take its size twice.
     pub(super) fn release(&self, found: &Found) {
-        let entries = match found.values {
-            Values::Stored { entry, .. } => [Some(entry), None, None],
-            Values::Affine {
-                packed,
-                scales,
-                biases,
-                ..
-            } => [Some(packed), Some(scales), Some(biases)],
-        };
-        for entry in entries.into_iter().flatten() {
+        for entry in found.values.entries() {
             self.store.release(entry, 0..entry.byte_len());
         }
     }
@@ -125,11 +117,19 @@ impl Part {
     pub(super) fn dense(&self, found: &Found, dtype: Dtype, device: Device) -> Result<Array> {
         let shape = dimensions(&found.shape)?;
         match found.values {
-            Values::Affine { .. } => {
-                let dense = self.affine(found, Precision::F32, device)?.dequantize()?;
+            Values::Packed { .. }
+            | Values::Blocks { .. }
+            | Values::Stored {
+                rotation: Some(_), ..
+            } => {
+                let exact = Device {
+                    dtype: Precision::F32,
+                    ..device
+                };
+                let dense = self.kept(found, exact)?.dequantize()?;
                 arrange(&dense, found, &shape)?.as_dtype(dtype)
             }
-            Values::Stored { entry, scale } => {
+            Values::Stored { entry, scale, .. } => {
                 let plain = PLAIN
                     .iter()
                     .find(|(encoding, _)| *encoding == entry.encoding);
@@ -147,6 +147,14 @@ impl Part {
             }
         }
         .map_err(Into::into)
+    }
+
+    /// All values of a found tensor, in canonical order.
+    ///
+    /// # Errors
+    /// When one is not finite.
+    pub fn values(&self, found: &Found) -> Result<Vec<f32>> {
+        Ok(to_host(&self.dense(found, Dtype::Float32, EXACT)?)?)
     }
 
     /// A found tensor with adapters' changes, float32.
@@ -189,48 +197,280 @@ impl Part {
         Ok(bytes)
     }
 
-    /// A found tensor that is stored in MLX's quantization, in `dtype`.
-    pub(super) fn affine(
-        &self,
-        found: &Found,
-        dtype: Precision,
-        device: Device,
-    ) -> Result<Quantized> {
-        let Values::Affine {
-            packed,
+    /// A found weight in the packing that it is kept in, for products in the dtype of `device`.
+    ///
+    /// # Errors
+    /// When a value is not finite, or it is kept in none.
+    pub(in crate::weights) fn kept(&self, found: &Found, device: Device) -> Result<Quantized> {
+        let [outputs, inputs] = *found.shape else {
+            bail!("{} is no weight of a linear layer", found.name);
+        };
+        let kept = found.values.kept(inputs);
+        let Kept { packing, .. } =
+            kept.with_context(|| format!("{} is not quantized", found.name))?;
+        let shape = [outputs, inputs];
+        let mut rotation = None;
+        let (words, scales, biases, factor) = match found.values {
+            Values::Packed {
+                packed,
+                scales,
+                biases,
+                ..
+            } => {
+                let words = array(self.store.bytes(packed), &packed.shape, Dtype::Uint32)?;
+                let scales = self.beside(found, scales, "scales", packing, device)?;
+                let biases = biases
+                    .map(|biases| self.beside(found, biases, "biases", packing, device))
+                    .transpose()?;
+                let factor = match naming::scale_names(&found.name) {
+                    Some([_, name]) => self.store.entries().get(&name),
+                    None => None,
+                };
+                let factor = factor.map(|entry| self.scales(&found.name, Scale::Rows(entry)));
+                let factor = factor
+                    .transpose()?
+                    .map(|v| Array::from_slice(&v, &[v.len() as i32]));
+                (words, scales, biases, factor)
+            }
+            Values::Blocks { .. } => self.reordered(found)?,
+            Values::Stored {
+                entry,
+                scale,
+                rotation: size,
+            } => match entry.encoding {
+                Encoding::F8E4M3 | Encoding::F8E5M2 | Encoding::I8 => {
+                    rotation = size.map(i32::try_from).transpose()?;
+                    self.scaled(found, entry, scale, packing, device)?
+                }
+                _ => self.repacked(found, entry, packing, device)?,
+            },
+        };
+        let groups = [outputs, packing.groups(inputs)];
+        debug_assert_eq!(
+            words.shape(),
+            dimensions(&[outputs, packing.words(inputs)])?
+        );
+        debug_assert_eq!(scales.shape(), dimensions(&groups)?, "{shape:?}");
+        Ok(Quantized {
+            packed: words,
             scales,
             biases,
-            bits,
-            group_size,
-        } = found.values
-        else {
-            bail!("{} is not quantized", found.name);
-        };
-        let dtype = dtype.matmul_dtype();
-        let side = |entry: &Entry, end: &str| {
-            let name = format!("{} ({end})", found.name);
-            let stored = PLAIN
-                .iter()
-                .find(|(encoding, _)| *encoding == entry.encoding);
-            let &(_, stored) = stored.with_context(|| {
-                format!(
-                    "{name} are {}; expected f32, f16 or bf16",
-                    entry.encoding.name()
-                )
-            })?;
-            self.ensure_finite(&name, entry)?;
-            let array = array(self.store.bytes(entry), &entry.shape, stored)?.as_dtype(dtype)?;
-            array.eval()?;
-            anyhow::Ok(array)
-        };
-        Ok(Quantized {
-            packed: array(self.store.bytes(packed), &packed.shape, Dtype::Uint32)?,
-            scales: side(scales, "scales")?,
-            biases: side(biases, "biases")?,
-            group_size: group_size as i32,
-            bits: bits as i32,
+            packing,
+            factor,
+            rotation,
             device,
         })
+    }
+
+    /// Blocks of small floats in the order of MLX's packing.
+    fn reordered(&self, found: &Found) -> Result<Parts> {
+        let Values::Blocks {
+            codes,
+            scales,
+            packing,
+            high_first,
+            swizzled,
+            factor,
+        } = found.values
+        else {
+            bail!("{} is not in blocks", found.name);
+        };
+        let (rows, groups) = (found.shape[0], packing.groups(found.shape[1]));
+        let bytes = self.store.bytes(codes);
+        let not_finite = || {
+            anyhow::anyhow!(
+                "{}: the tensor {} holds a value that is not finite (NaN or infinite); the file is \
+                 damaged, download it again",
+                self.store.location(),
+                found.name
+            )
+        };
+        if packing.bits == 8 {
+            let bad = Encoding::F8E4M3.first_non_finite(bytes);
+            ensure!(bad.is_none(), not_finite());
+        }
+        let words = match high_first {
+            true => {
+                let swapped: Vec<u8> = bytes.iter().map(|byte| byte.rotate_left(4)).collect();
+                array(
+                    &swapped,
+                    &[rows, packing.words(found.shape[1])],
+                    Dtype::Uint32,
+                )?
+            }
+            false => array(bytes, &[rows, packing.words(found.shape[1])], Dtype::Uint32)?,
+        };
+        let stored = self.store.bytes(scales);
+        let ordered: Vec<u8> = match swizzled {
+            true => (0..rows * groups)
+                .into_par_iter()
+                .map(|at| stored[formats::swizzled(at / groups, at % groups, groups)])
+                .collect(),
+            false => stored.to_vec(),
+        };
+        let bad = |code: &u8| match packing.mode {
+            Mode::Nvfp4 => code & 0x7f == 0x7f,
+            _ => *code == 0xff,
+        };
+        ensure!(!ordered.iter().any(bad), not_finite());
+        let scales = Array::from_slice(&ordered, &dimensions(&[rows, groups])?);
+        let factor = (factor != 1.0).then(|| Array::from_slice(&[factor], &[1]));
+        Ok((words, scales, None, factor))
+    }
+
+    /// Scales or biases that are stored as MLX has them.
+    fn beside(
+        &self,
+        found: &Found,
+        entry: &Entry,
+        end: &str,
+        packing: Packing,
+        device: Device,
+    ) -> Result<Array> {
+        let name = format!("{} ({end})", found.name);
+        if packing.mode != Mode::Affine {
+            let bytes = self.store.bytes(entry);
+            // The two codes of e8m0 and e4m3 that are no numbers.
+            let bad = match packing.mode {
+                Mode::Nvfp4 => bytes.iter().any(|byte| byte & 0x7f == 0x7f),
+                _ => bytes.contains(&0xff),
+            };
+            ensure!(
+                !bad,
+                "{}: the tensor {name} holds a value that is not finite (NaN or infinite); the file \
+                 is damaged, download it again",
+                self.store.location()
+            );
+            return Ok(Array::from_slice(bytes, &dimensions(&entry.shape)?));
+        }
+        let stored = PLAIN
+            .iter()
+            .find(|(encoding, _)| *encoding == entry.encoding);
+        let &(_, stored) = stored.with_context(|| {
+            format!(
+                "{name} are {}; expected f32, f16 or bf16",
+                entry.encoding.name()
+            )
+        })?;
+        self.ensure_finite(&name, entry)?;
+        let dtype = device.dtype.matmul_dtype();
+        let array = array(self.store.bytes(entry), &entry.shape, stored)?.as_dtype(dtype)?;
+        array.eval()?;
+        Ok(array)
+    }
+
+    /// float8 and int8: the bytes as they are, the power of two of their scale beside the groups, and the
+    /// rest of it as a factor of the products.
+    fn scaled(
+        &self,
+        found: &Found,
+        entry: &Entry,
+        scale: Scale,
+        packing: Packing,
+        device: Device,
+    ) -> Result<Parts> {
+        self.ensure_finite(&found.name, entry)?;
+        let bytes = self.store.bytes(entry);
+        let [outputs, inputs] = [entry.shape[0], entry.shape[1]];
+        let groups = packing.groups(inputs);
+        let mut numbers = self.scales(&found.name, scale)?;
+        if numbers.is_empty() {
+            numbers.push(1.0);
+        }
+        let (mut powers, factors): (Vec<i32>, Vec<f32>) =
+            numbers.into_iter().map(repack::split).unzip();
+        let is_one = factors.iter().all(|&factor| factor == 1.0);
+        let factor = (!is_one).then(|| Array::from_slice(&factors, &[factors.len() as i32]));
+        if powers.len() == 1 {
+            powers.resize(outputs, powers[0]);
+        }
+        let (sides, shape) = (
+            dimensions(&[outputs, groups])?,
+            [outputs, packing.words(inputs)],
+        );
+        if packing.mode == Mode::Affine {
+            let words = Array::from_slice(&repack::int8(bytes), &dimensions(&shape)?);
+            let scale = |power: &i32| std::iter::repeat_n(repack::power(*power), groups);
+            let scales: Vec<f32> = powers.iter().flat_map(scale).collect();
+            let biases: Vec<f32> = scales.iter().map(|scale| -128.0 * scale).collect();
+            let [scales, biases] = [scales, biases].map(|side| to_side(&side, &sides, device));
+            return Ok((words, scales?, Some(biases?), factor));
+        }
+        let mut codes = repack::float8(&powers, groups);
+        let words = match entry.encoding {
+            Encoding::F8E5M2 => {
+                let mut out = vec![0_u8; bytes.len()];
+                let powers = powers
+                    .par_iter()
+                    .flat_map_iter(|&power| std::iter::repeat_n(power, groups));
+                (out.as_chunks_mut().0.par_iter_mut())
+                    .zip(bytes.as_chunks().0)
+                    .zip(codes.par_iter_mut().zip(powers.collect::<Vec<_>>()))
+                    .for_each(|((out, bytes), (code, power))| {
+                        *code = repack::from_e5m2(bytes, power, out);
+                    });
+                array(&out, &shape, Dtype::Uint32)?
+            }
+            _ => array(bytes, &shape, Dtype::Uint32)?,
+        };
+        Ok((words, Array::from_slice(&codes, &sides), None, factor))
+    }
+
+    /// GGUF's blocks as groups that MLX knows.
+    fn repacked(
+        &self,
+        found: &Found,
+        entry: &Entry,
+        packing: Packing,
+        device: Device,
+    ) -> Result<Parts> {
+        /// Values that a core takes at once; a multiple of every block.
+        const CHUNK: usize = 1 << 16;
+        self.store.verify(&found.name, entry)?;
+        let encoding = entry.encoding;
+        let values: usize = entry.shape.iter().product();
+        let inputs = *entry.shape.last().unwrap_or(&1);
+        let rows = values / inputs.max(1);
+        let groups = packing.groups(values);
+        let words_of_group = packing.words(packing.group_size as usize);
+        let many = CHUNK / packing.group_size as usize;
+        let mut words = vec![0_u32; packing.words(values)];
+        let [mut scales, mut biases] = [(); 2].map(|()| vec![0_f32; groups]);
+        let round: fn(f32) -> f32 = match device.dtype {
+            Precision::F32 => |value| value,
+            Precision::F16 => |value| f16::from_f32(value).to_f32(),
+            Precision::Bf16 => |value| bf16::from_f32(value).to_f32(),
+        };
+        let chunk = CHUNK / encoding.block_elements() * encoding.block_bytes();
+        self.store
+            .bytes(entry)
+            .par_chunks(chunk)
+            .zip(words.par_chunks_mut(many * words_of_group))
+            .zip(scales.par_chunks_mut(many).zip(biases.par_chunks_mut(many)))
+            .try_for_each(|((bytes, words), (scales, biases))| {
+                ensure!(
+                    encoding.first_non_finite(bytes).is_none(),
+                    "{}: the tensor {} holds a value that is not finite (NaN or infinite); the file is \
+                     damaged, download it again",
+                    self.store.location(),
+                    found.name
+                );
+                let sides = repack::Sides {
+                    words,
+                    scales,
+                    biases,
+                };
+                repack::blocks(encoding, bytes, sides, round);
+                Ok(())
+            })?;
+        let words = Array::from_slice(&words, &dimensions(&[rows, packing.words(inputs)])?);
+        let shape = dimensions(&[rows, packing.groups(inputs)])?;
+        if packing.mode != Mode::Affine {
+            let codes: Vec<u8> = scales.iter().map(|&code| code as u8).collect();
+            return Ok((words, Array::from_slice(&codes, &shape), None, None));
+        }
+        let scales = to_side(&scales, &shape, device)?;
+        Ok((words, scales, Some(to_side(&biases, &shape, device)?), None))
     }
 
     /// Quantizes a found weight `[outputs, inputs]`, a chunk at a time.
@@ -240,30 +480,54 @@ impl Part {
     pub fn quantize(
         &self,
         found: &Found,
-        bits: Bits,
+        scheme: Scheme,
+        search: Search,
         each: &mut dyn FnMut(Packed) -> Result<()>,
     ) -> Result<()> {
-        let Values::Stored { entry, scale } = found.values else {
-            bail!("{} is quantized already", found.name);
+        let Values::Stored {
+            entry,
+            scale,
+            rotation: None,
+        } = found.values
+        else {
+            // In a piece: few are stored like this.
+            let values = self.values(found)?;
+            return each(
+                quantize_parallel(&values, scheme, search).with_context(|| found.name.clone())?,
+            );
         };
         let elements: usize = entry.shape.iter().product();
         for start in (0..elements).step_by(CHUNK) {
             let range = start..(start + CHUNK).min(elements);
             let values = self.decode(&found.name, entry, scale, range)?;
-            each(quantize_parallel(&values, bits).with_context(|| found.name.clone())?)?;
+            let packed = quantize_parallel(&values, scheme, search);
+            each(packed.with_context(|| found.name.clone())?)?;
         }
         Ok(())
     }
+}
+
+/// For values of no more than they are.
+const EXACT: Device = Device::new(DeviceKind::Cpu, Some(Precision::F32));
+
+/// Words, scales, biases and factor of a packed weight.
+type Parts = (Array, Array, Option<Array>, Option<Array>);
+
+/// Scales or biases in the dtype of the products.
+fn to_side(values: &[f32], shape: &[i32], device: Device) -> Result<Array> {
+    let array = Array::from_slice(values, shape).as_dtype(device.dtype.matmul_dtype())?;
+    array.eval()?;
+    Ok(array)
 }
 
 /// [`quantize::quantize`] on every core; the same bytes.
 ///
 /// # Errors
 /// As there.
-pub fn quantize_parallel(values: &[f32], bits: Bits) -> Result<Packed> {
+pub fn quantize_parallel(values: &[f32], scheme: Scheme, search: Search) -> Result<Packed> {
     let parts = values
         .par_chunks(1 << 16)
-        .map(|values| quantize::quantize(values, bits))
+        .map(|values| quantize::quantize(values, scheme, search))
         .collect::<Result<Vec<_>>>()?;
     let mut all = Packed::default();
     for part in parts {
@@ -342,4 +606,105 @@ fn dimensions(shape: &[usize]) -> Result<Vec<i32>> {
         .iter()
         .map(|&d| i32::try_from(d).with_context(|| format!("the shape {shape:?} is too large")))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::layers::{Linear, Weight};
+    use crate::runtime::Kernels;
+    use crate::weights::naming::{Detected, Kind, Naming};
+    use crate::weights::store::{Location, TensorStore};
+
+    const NAME: &str = "blocks.0.ffn.net.0.proj.weight";
+    const SHAPE: [usize; 2] = [160, 64];
+
+    fn part(form: &str) -> (Part, Vec<f32>) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/packed")
+            .join(format!("{form}.safetensors"));
+        let location = Location::at(&file).unwrap();
+        let store = TensorStore::open(&location).unwrap();
+        let mut expected = vec![0.0; SHAPE.iter().product()];
+        let entry = &store.entries()["dequantized"];
+        let bytes = store.bytes(entry);
+        entry.encoding.decode(bytes, &mut expected).unwrap();
+        let names = Detected::plain(Kind::Expert, Naming::Original);
+        (Part::open_share(&location, names).unwrap(), expected)
+    }
+
+    /// Fails unless values are as near as sums of the reference's in another order.
+    fn assert_near(what: &str, ours: &[f32], expected: &[f32], most: f32) {
+        let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let off = (ours.iter().zip(expected)).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+        assert_eq!(ours.len(), expected.len(), "{what}");
+        assert!(off <= most * largest, "{what}: {off:.2e} of {largest:.2e}");
+    }
+
+    /// Against the matrices that the forms' own programs make of them (scripts/golden_packed.py).
+    #[test]
+    fn every_quantized_form_is_kept_packed_and_is_its_values() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        let affine = |group| Packing::affine(8, group);
+        for (form, packing) in [
+            ("comfy_fp8_e5m2", Packing::MXFP8),
+            ("comfy_int8", affine(64)),
+            ("comfy_int8_rotated", affine(64)),
+            ("comfy_mxfp8", Packing::MXFP8),
+            ("comfy_nvfp4", Packing::NVFP4),
+            ("lightx2v_fp8", Packing::MXFP8),
+            ("lightx2v_mxfp4", Packing::MXFP4),
+            ("lightx2v_mxfp8", Packing::MXFP8),
+            ("lightx2v_nvfp4", Packing::NVFP4),
+            ("mlx_mxfp4", Packing::MXFP4),
+            ("mlx_mxfp8", Packing::MXFP8),
+            ("mlx_nvfp4", Packing::NVFP4),
+            ("modelopt_nvfp4", Packing::NVFP4),
+            ("quanto_int8", affine(64)),
+        ] {
+            let (part, expected) = part(form);
+            let found = part.find(NAME, &SHAPE).unwrap();
+            assert_eq!(found.values.kept(64).unwrap().packing, packing, "{form}");
+            // float8 of five exponent bits has values below a 2^15th of their group's largest.
+            let most = if form.ends_with("e5m2") { 4e-6 } else { 5e-7 };
+            assert_near(form, &part.values(&found).unwrap(), &expected, most);
+            let x: Vec<f32> = (0..40 * 64)
+                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0)
+                .collect();
+            let product = |row: usize, output: usize| -> f32 {
+                let (x, w) = (&x[64 * row..][..64], &expected[64 * output..][..64]);
+                x.iter()
+                    .zip(w)
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                    .sum::<f64>() as f32
+            };
+            let products: Vec<f32> = (0..40 * 160)
+                .map(|at| product(at / 160, at % 160))
+                .collect();
+            for (kernels, dtype, most) in [
+                (Kernels::Cpu, Precision::F32, 2e-6),
+                (Kernels::Mlx, Precision::F32, 2e-6),
+                // MLX's CPU backend sums in them.
+                (Kernels::Mlx, Precision::Bf16, 0.04),
+                (Kernels::Mlx, Precision::F16, 5e-3),
+            ] {
+                for dense_above in [0, i32::MAX] {
+                    let device = Device {
+                        dense_above,
+                        ..Device::with_kernels(DeviceKind::Cpu, Some(dtype), kernels)
+                    };
+                    let kept = part.kept(&found, device).unwrap();
+                    let linear = Linear::from_weight(Weight::Quantized(kept, Vec::new()), None);
+                    let y = linear
+                        .unwrap()
+                        .forward(&Array::from_slice(&x, &[40, 64]))
+                        .unwrap();
+                    let what = format!("{form} by {kernels:?} in {dtype:?} above {dense_above}");
+                    assert_near(&what, &to_host(&y).unwrap(), &products, most);
+                }
+            }
+        }
+    }
 }

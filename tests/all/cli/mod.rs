@@ -28,6 +28,7 @@ mod resume;
 mod running;
 mod runs;
 mod settings;
+mod small_vae;
 mod stopping;
 mod strips;
 mod surroundings;

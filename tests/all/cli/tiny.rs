@@ -1,5 +1,7 @@
 //! The built-in miniature, used when no model is named.
 
+use std::fs;
+
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 use wan_i2v::model::vae::VaeConfig;
@@ -105,6 +107,78 @@ fn bits_that_a_model_does_not_have_are_refused() {
     assert_eq!(made.status.code(), Some(0), "{made:?}");
 }
 
+/// Bits by measured errors within a size, in a report; groups of 32 in a clip's own record.
+#[test]
+fn bits_within_a_size_and_smaller_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    RgbImage::new(16, 16).save(path("p.png")).unwrap();
+    let run = |args: &[&str]| {
+        let output = program().current_dir(folder.path()).args(args).output();
+        let output = output.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, _, stderr) = run(&["convert", TINY, "auto", "--bits", "auto:0.01"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    for words in ["bits by kind of layer", "attn1.to_q", "layers x bits"] {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
+    let files = fs::read_dir(path("auto")).unwrap();
+    let bytes: u64 = files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!((9_000_000..=10_000_000).contains(&bytes), "{bytes}");
+    let report = fs::read(path("auto/conversion.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let layer = &report["parts"]["high_noise_model"]["layers"][0];
+    assert!(
+        layer["name"].is_string() && layer["bits"].is_object(),
+        "{layer}"
+    );
+    let (code, stdout, _) = run(&["inspect", "auto"]);
+    assert!(code == Some(0) && stdout.contains("-bit"), "{stdout}");
+
+    let clip = [
+        "--image", "p.png", "--prompt", "x", "--model", TINY, "--frames", "5", "--steps", "2",
+    ];
+    let (code, _, stderr) = run(&[&clip[..], &["--bits", "auto:1"]].concat());
+    assert!(
+        code == Some(1) && stderr.contains("wan-i2v convert"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(&["pull", "a/b", "--output", "c", "--bits", "auto:1"]);
+    assert!(
+        code == Some(1) && stderr.contains("without --output"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(&["convert", TINY, "none", "--bits", "auto"]);
+    assert!(code == Some(2) && stderr.contains("auto:20"), "{stderr}");
+
+    let groups = ["--bits", "5", "--group-size", "32", "--output", "c.gif"];
+    let (code, _, stderr) = run(&[&clip[..], &groups].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    let (_, stdout, _) = run(&["show", "c.gif"]);
+    for words in ["--high-bits 5", "--group-size 32"] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+    run(&[
+        "convert",
+        TINY,
+        "small",
+        "--bits",
+        "4",
+        "--group-size",
+        "32",
+    ]);
+    let (_, stdout, _) = run(&["inspect", "small"]);
+    assert!(stdout.contains("4-bit in groups of 32"), "{stdout}");
+}
+
 /// As spacepxl's Wan2.1-VAE-upscale2x, of random weights.
 #[test]
 fn a_vae_may_decode_to_twice_the_size() {
@@ -159,6 +233,29 @@ fn a_vae_may_decode_to_twice_the_size() {
         );
         let size = image::image_dimensions(folder.path().join(first)).unwrap();
         assert_eq!(size, (96, 64));
+        let shown = program()
+            .arg("show")
+            .arg(folder.path().join(first))
+            .output();
+        let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+        let said = "48 x 32 pixels, decoded to 96 x 64, ";
+        assert!(shown.contains(said), "{shown}");
+        let planned = program()
+            .current_dir(folder.path())
+            .args([
+                "plan",
+                "--model",
+                TINY,
+                "--vae",
+                "vae.safetensors",
+                "--size",
+                "48x32",
+                "--machine",
+                "16",
+            ])
+            .output();
+        let planned = String::from_utf8(planned.unwrap().stdout).unwrap();
+        assert!(planned.contains(said), "{planned}");
     }
 }
 

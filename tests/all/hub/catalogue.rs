@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::hub::Bench;
 use crate::hub::models::Model;
+use crate::support::assert_holds;
 
 /// The bench with the miniature's parts as a repository, and a catalogue that names them.
 fn bench() -> Bench {
@@ -91,6 +92,38 @@ fn a_model_is_planned_by_its_dimensions() {
     );
     let named = "Wan2.2 I2V-A14B: 832 x 480 pixels, 81 frames, 4 steps, 4 passes.";
     assert!(planned.stdout.contains(named), "{}", planned.stdout);
+    // It has no tokenizer, which matters to nobody who gives no prompt.
+    assert!(!planned.stderr.contains("note: "), "{}", planned.stderr);
+    let planned = bench.offline(&[&args[..], &["--prompt", "rain"], &CONFIG].concat());
+    assert!(planned.stderr.contains("note: "), "{}", planned.stderr);
+}
+
+/// Of a Mac that is not here nothing is timed; every line has room in 80 columns.
+#[test]
+fn models_are_listed_for_a_mac_that_is_not_here() {
+    let bench = bench();
+    let list = |more: &[&str]| bench.offline(&[&["models"][..], more, &CONFIG].concat());
+    for memory in ["16", "128"] {
+        let listed = list(&["--machine", memory]);
+        assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+        let text = &listed.stdout;
+        let named = [
+            "\na14b-lightning: the same in 4 passes instead of 80\n",
+            "  Wan2.2 I2V-A14B, Apache-2.0; from Comfy-Org, QuantStack, city96\n",
+            "\n   4 bits, GGUF Q4_K_M  ",
+            &format!("on a Mac with {memory} GB"),
+        ];
+        assert_holds(text, &named);
+        assert!(!text.contains('?') && !text.contains("time"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert_eq!(text.contains("  (30.8 GB)"), memory == "16", "{text}");
+    }
+    // On this one there are times.
+    let here = list(&["a14b", "--device", "cpu"]).stdout;
+    assert_holds(&here, &["Memory and time of", "on this machine"]);
+    assert!(here.lines().all(|line| line.len() <= 80), "{here}");
+    let refused = list(&["--machine", "32", "--device", "cpu"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
 }
 
 #[test]

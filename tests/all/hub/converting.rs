@@ -25,7 +25,7 @@ pub fn options() -> Options {
         high: Some(Bits::Four),
         low: Some(Bits::Four),
         text: Some(Bits::Eight),
-        file_bytes: u64::MAX,
+        ..Options::default()
     }
 }
 
@@ -149,10 +149,9 @@ fn sharded_experts() {
     assert_streams(&model, &options());
     // As they are, and in small files.
     let small = Options {
-        high: None,
         low: Some(Bits::Sixteen),
-        text: None,
         file_bytes: 1_000_000,
+        ..Options::default()
     };
     assert_streams(&model, &small);
 }
@@ -163,6 +162,17 @@ fn the_original_layout() {
     assert_streams(&Model::original(".safetensors"), &options());
 }
 
+/// Wan2.1 I2V-14B's, whose index tells the branch for pictures and CLIP's file the rest, and TI2V-5B's: one
+/// transformer in shards.
+#[test]
+fn the_original_layout_of_one_transformer() {
+    for five in [false, true] {
+        let model = Model::single(five);
+        assert!(model.0.contains_key(&crate::hub::models::shard(2)));
+        assert_streams(&model, &options());
+    }
+}
+
 /// A converted model on the hub has the indexes of all its parts in one folder.
 #[test]
 fn a_converted_model_in_shards() {
@@ -170,8 +180,8 @@ fn a_converted_model_in_shards() {
     let small = Options {
         high: Some(Bits::Eight),
         low: Some(Bits::Eight),
-        text: None,
         file_bytes: 1_000_000,
+        ..Options::default()
     };
     let folder = reference(&Model::miniature(), &small, bench.folder.path());
     let mut model = Model(Default::default());

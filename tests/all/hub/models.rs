@@ -4,13 +4,22 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
+use wan_i2v::model::dit::DitConfig;
+use wan_i2v::model::vae::VaeConfig;
 use wan_i2v::tiny;
+use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::container::encoding::Encoding;
+use wan_i2v::weights::layout::Layout;
 use wan_i2v::weights::naming::{Detected, Kind, Naming};
+use wan_i2v::weights::{PartName, published};
 
 use crate::hub::pth;
 use crate::hub::server::Server;
-use crate::support::scratch::{Tensors, file_of, tensors_of};
+use crate::reference::clip::original_content;
+use crate::support::layouts::{self, Stored};
+use crate::support::scratch::{Tensor, Tensors, file_of, tensors_of};
 
 /// Where the parts of a file lie in the diffusers layout.
 pub const HIGH: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -84,6 +93,96 @@ impl Model {
         model
     }
 
+    /// In the original's layout with one transformer, in shards in the root: of Wan2.1 I2V-14B's kind,
+    /// or of TI2V-5B's. Random weights.
+    pub fn single(five: bool) -> Self {
+        let [expert, _, vae, text] = layouts::Model::random().configs;
+        let (PartConfig::Expert(expert), PartConfig::Vae(vae)) = (expert, vae) else {
+            unreachable!();
+        };
+        let (expert, vae) = match five {
+            true => (
+                DitConfig {
+                    in_channels: 48,
+                    out_channels: 48,
+                    ..expert
+                },
+                VaeConfig {
+                    base_dim: 8,
+                    decoder_base_dim: Some(12),
+                    ..published::wan22_vae()
+                },
+            ),
+            // Before the files have come features are taken to be as wide as the published encoder's.
+            false => (
+                DitConfig {
+                    image_dim: Some(1280),
+                    added_kv_proj_dim: Some(expert.dim()),
+                    ..expert
+                },
+                vae,
+            ),
+        };
+        let config = json!({
+            "_class_name": "WanModel", "model_type": if five { "ti2v" } else { "i2v" }, "dim": expert.dim(),
+            "ffn_dim": expert.ffn_dim, "freq_dim": expert.freq_dim, "in_dim": expert.in_channels,
+            "out_dim": expert.out_channels, "num_heads": expert.num_attention_heads,
+            "num_layers": expert.num_layers, "text_len": 512, "text_dim": expert.text_dim, "eps": 1e-6,
+        });
+        let part = |config: PartConfig, kind| {
+            let names = Detected {
+                residual: five && kind == Kind::Vae,
+                ..Detected::plain(kind, Naming::Original)
+            };
+            let named = |tensor: layouts::Tensor| {
+                let name = names.name(&tensor.name).unwrap();
+                (name, Tensor::f32(&tensor.shape, &tensor.values))
+            };
+            let tensors = layouts::random_part("single", &config);
+            tensors.into_iter().map(named).collect::<Tensors>()
+        };
+        let mut model = Self(BTreeMap::new());
+        model
+            .0
+            .insert("config.json".into(), config.to_string().into_bytes());
+        model.cut("", &part(PartConfig::Expert(expert), Kind::Expert));
+        let name = if five {
+            "Wan2.2_VAE.pth"
+        } else {
+            "Wan2.1_VAE.pth"
+        };
+        let mut put =
+            |name: &str, tensors: &Tensors| model.0.insert(name.into(), pth::write(tensors));
+        put(name, &part(PartConfig::Vae(vae), Kind::Vae));
+        put(
+            "models_t5_umt5-xxl-enc-bf16.pth",
+            &part(text, Kind::TextEncoder),
+        );
+        if !five {
+            let clip = original_content().into_iter().map(|(name, stored)| {
+                assert_eq!(stored.encoding, Encoding::F32);
+                let Stored { shape, bytes, .. } = stored;
+                (
+                    name,
+                    Tensor {
+                        dtype: Dtype::F32,
+                        shape,
+                        bytes,
+                    },
+                )
+            });
+            put(
+                "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+                &clip.collect(),
+            );
+        }
+        let tokenizer = Self::miniature().0["tokenizer/tokenizer.json"].clone();
+        model
+            .0
+            .insert("google/umt5-xxl/tokenizer.json".into(), tokenizer);
+        model
+    }
+
     /// Adds an expert as shards with an index; neighbours by name lie in different ones.
     fn cut(&mut self, folder: &str, tensors: &Tensors) {
         let mut shards = vec![Tensors::new(); SHARDS];
@@ -92,13 +191,18 @@ impl Model {
             shards[i % SHARDS].insert(name.clone(), tensor.clone());
             weight_map.insert(name.clone(), shard(i % SHARDS + 1));
         }
+        let mut put = |name: String, content| {
+            let path = format!("{folder}/{name}")
+                .trim_start_matches('/')
+                .to_owned();
+            self.0.insert(path, content);
+        };
         for (i, tensors) in shards.iter().enumerate() {
-            let path = format!("{folder}/{}", shard(i + 1));
-            self.0.insert(path, file_of(tensors));
+            put(shard(i + 1), file_of(tensors));
         }
         let index = json!({ "metadata": {}, "weight_map": weight_map }).to_string();
-        let path = format!("{folder}/diffusion_pytorch_model.safetensors.index.json");
-        self.0.insert(path, index.into_bytes());
+        let name = "diffusion_pytorch_model.safetensors.index.json";
+        put(name.into(), index.into_bytes());
     }
 
     /// What is in these folders alone.
@@ -146,7 +250,7 @@ impl Model {
     /// The files with weights, in the order in which they are converted.
     pub fn weights(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.0.keys().filter(|p| is_weights(p)).cloned().collect();
-        let part = |path: &String| wan_i2v::weights::layout::Layout::part_of(path);
+        let part = |path: &String| Layout::part_of(path).unwrap_or(PartName::Transformer);
         paths.sort_by_key(part);
         paths
     }

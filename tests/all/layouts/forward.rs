@@ -1,10 +1,14 @@
 //! What quantization costs: the error of one forward pass of an expert.
 
+use std::fs;
+
 use mlx_rs::Array;
 use wan_i2v::model::MemoryPlan;
 use wan_i2v::model::dit::{Dit, DitConfig, Rope};
 use wan_i2v::runtime::{Device, Precision, to_host};
 use wan_i2v::weights::config::PartConfig;
+use wan_i2v::weights::convert::{self, LocalSource, Options};
+use wan_i2v::weights::layout::Layout;
 use wan_i2v::weights::part::{Loader, Part};
 use wan_i2v::weights::store::Location;
 use wan_i2v::weights::{Bits, PartName};
@@ -26,7 +30,7 @@ fn forward(part: &Part, config: &DitConfig, device: Device, bits: Option<Bits>) 
     let mut loader = Loader {
         part,
         device,
-        bits,
+        bits: bits.map(Into::into),
         adapters: &[],
         merges: false,
     };
@@ -62,6 +66,41 @@ fn a_forward_pass_of_512_channels() {
         ..f32
     };
     let exact = forward(&part, &config, f32, None);
+    let converted = |options: Options, name: &str| {
+        let target = folder.path().join(name);
+        let path = folder.path().join(form.place(PartName::HighNoise));
+        let layout = Layout::of_path(&path, Some(PartName::HighNoise)).unwrap();
+        let mut feed = LocalSource::new(&layout).unwrap();
+        convert::convert(&mut feed, &target, &options, &mut |_| ()).unwrap();
+        let bytes: u64 = fs::read_dir(&target)
+            .unwrap()
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
+        let place = Location::at(&target.join("high_noise_model.safetensors")).unwrap();
+        let part = Part::open(&place, PartName::HighNoise.kind()).unwrap();
+        (
+            rms_error(&forward(&part, &config, f32, None), &exact),
+            bytes,
+        )
+    };
+    let four = |group_size| Options {
+        high: Some(convert::Bits::Four),
+        group_size,
+        ..Options::default()
+    };
+    let quick = rms_error(&forward(&part, &config, f32, Some(Bits::Four)), &exact);
+    let (searched, bytes) = converted(four(64), "four");
+    let (smaller, _) = converted(four(32), "groups");
+    let within = Options {
+        size: Some(bytes + bytes / 50),
+        ..Options::default()
+    };
+    let (within, within_bytes) = converted(within, "within");
+    println!(
+        "measured conversions to 4 bits: {quick:.3e} without a search, {searched:.3e} with it, {smaller:.3e} in groups of \
+         32, {within:.3e} by errors within {within_bytes} bytes of {bytes}"
+    );
+    assert!(searched < 0.9 * quick && smaller < 0.98 * searched && within < 1.05 * searched);
     let rounded = forward(&part, &config, bf16, None);
     println!(
         "measured bf16 without quantization: {:.3e}",

@@ -317,12 +317,20 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
     };
     let folder = tempfile::tempdir().unwrap();
     let form = "\nhint: take the model in fp16";
-    let files: [(Content, &str, &str); 12] = [
-        (quantized("weight._data", Encoding::I8), "quanto", form),
+    let files: [(Content, &str, &str); 13] = [
+        (
+            quantized("weight._data._data", Encoding::U8),
+            "quanto",
+            form,
+        ),
         (quantized("weight.absmax", F32), "bitsandbytes", form),
-        (quantized("weight_scale_2", F32), "nvfp4", form),
-        (quantized("weight_scale", Encoding::U8), "mxfp8", form),
-        (quantized("weight", Encoding::I8), "int8", form),
+        (quantized("SCB", F32), "bitsandbytes to int8", form),
+        (
+            quantized("weight_packed", Encoding::U8),
+            "compressed-tensors",
+            form,
+        ),
+        (quantized("_weight_qdata", Encoding::I8), "torchao", form),
         (
             named(&["diffusion_model.blocks.0.self_attn.q.lora_down.weight"]),
             "a LoRA",
@@ -341,7 +349,16 @@ fn what_is_no_part_and_what_is_in_another_form_is_named() {
         (
             named(&["decoder.1.weight", "encoder.0.weight"]),
             "tiny autoencoder",
-            "Wan2.1",
+            "taew2_1 or the VAE of Wan2.1",
+        ),
+        (
+            named(&[
+                "decoder.0.weight",
+                "decoder.7.conv.weight",
+                "encoder.0.weight",
+            ]),
+            "taew2_2_super",
+            "taew2_2",
         ),
         (
             named(&["double_blocks.0.img_attn.qkv.weight"]),

@@ -120,8 +120,8 @@ fn our_own() {
     let options = Options {
         high: Some(Bits::Four),
         low: Some(Bits::Eight),
-        text: None,
         file_bytes: 1 << 20,
+        ..Options::default()
     };
     convert::convert(
         &mut LocalSource::new(&layout).unwrap(),

@@ -17,6 +17,7 @@ use wan_i2v::sampling::{Sigmas, Solver};
 use wan_i2v::weights::adapter::{Source, Wanted};
 use wan_i2v::weights::naming::Kind;
 use wan_i2v::weights::part::may_quantize;
+use wan_i2v::weights::quantize::Search;
 use wan_i2v::weights::{Bits, Checkpoint, Expert, Loading, Sources, quantize};
 
 use super::dit::{encoded_text, hidden, rope};
@@ -139,8 +140,8 @@ fn dense(adapters: Vec<Wanted>) -> Loading {
 
 fn packed(bits: Bits, adapters: Vec<Wanted>) -> Loading {
     Loading {
-        high: Some(bits),
-        low: Some(bits),
+        high: Some(bits.into()),
+        low: Some(bits.into()),
         ..dense(adapters)
     }
 }
@@ -222,7 +223,7 @@ fn unpack(folder: &Path, bits: Bits) {
     let mut tensors = read_tensors(&path);
     for (name, tensor) in &mut tensors {
         if may_quantize(Kind::Expert, name, &tensor.shape) {
-            let packed = quantize::quantize(&tensor.values(), bits).unwrap();
+            let packed = quantize::quantize(&tensor.values(), bits, Search::MinMax).unwrap();
             let values = quantize::dequantize(&packed, bits).unwrap();
             *tensor = Tensor::f32(&tensor.shape.clone(), &values);
         }

@@ -71,7 +71,7 @@ fn original(name: &str, shape: &[usize]) -> (String, Vec<usize>) {
 }
 
 /// Wan's own file: three projections in one, and the rest of CLIP.
-fn original_content() -> Content {
+pub fn original_content() -> Content {
     let mut content = Content::new();
     let all = published();
     for (name, (shape, values)) in &all {

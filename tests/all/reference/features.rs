@@ -168,8 +168,8 @@ fn adapters_change_the_image_branch() {
         };
         for bits in [None, Some(Bits::Eight)] {
             let loading = Loading {
-                high: bits,
-                low: bits,
+                high: bits.map(Into::into),
+                low: bits.map(Into::into),
                 adapters: vec![wanted.clone()],
                 ..Loading::default()
             };

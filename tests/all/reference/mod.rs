@@ -3,7 +3,7 @@
 //! The golden data and what it holds: `scripts/golden/README.md`.
 
 mod adapters;
-mod clip;
+pub mod clip;
 mod dit;
 mod family;
 mod faults;

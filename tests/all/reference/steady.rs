@@ -58,6 +58,10 @@ fn blank_chunks_are_reused_to_the_bit() {
         ("vae22", F32, [21, 2, 3], &[0, 20], tiles),
         ("vae22", MLX, [9, 2, 1], &[0], None),
         ("vae22_odd", F32, [16, 1, 2], &[0, 15], None),
+        ("taew", F32, [21, 2, 3], &[0], None),
+        ("taew", MLX, [14, 2, 3], &[0, 13], None),
+        ("taew22", F32, [21, 2, 3], &[0, 20], tiles),
+        ("taew", F32, [14, 2, 2], &[0, 3], None),
         // A picture amid blank ones; longer than the latents take to settle.
         ("a", F32, [14, 2, 2], &[0, 3], None),
         ("a", F32, [38, 1, 1], &[0, 36], None),

@@ -62,6 +62,25 @@ pub fn of_case(case: &str) -> TempDir {
     folder
 }
 
+/// As [`of_case`], with another feed-forward width in the only transformer.
+pub fn of_case_with_ffn(case: &str, ffn_dim: i32) -> TempDir {
+    let [configs, folder] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (golden, configs) = (golden_dir(case), configs.path());
+    let small = ["model_index.json", "scheduler/scheduler_config.json"].map(str::to_owned);
+    let parts = parts(&golden).into_iter();
+    let files = small
+        .into_iter()
+        .chain(parts.map(|part| format!("{part}/config.json")));
+    files.for_each(|file| copy(&golden, configs, &file).unwrap());
+    let path = configs.join("transformer/config.json");
+    let mut config: serde_json::Value = read(&path).unwrap();
+    config["ffn_dim"] = ffn_dim.into();
+    fs::write(path, config.to_string()).unwrap();
+    let tokenizer = tests_dir().join("data/tokenizer");
+    write(configs, &tokenizer, folder.path(), case).unwrap();
+    folder
+}
+
 /// Copies the configurations of `configs` and the tokenizer to `target` and adds random weights
 /// for the generator's `case`; sharded where `configs` has a `shards.json`.
 fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Result<()> {
@@ -107,6 +126,21 @@ fn write(configs: &Path, tokenizer: &Path, target: &Path, case: &str) -> Result<
         }
     }
     Ok(())
+}
+
+/// Writes the small autoencoder of a case, `taew` or `taew22`, as it is published.
+pub fn write_small_vae(case: &str, path: &Path) {
+    let tensors: Vec<_> = specs(&golden_dir(case), "vae")
+        .unwrap()
+        .into_iter()
+        .map(|spec| {
+            let shape: Vec<usize> = spec.shape.iter().map(|&side| side as usize).collect();
+            let values = portable::weights(case, "vae", &spec.name, &shape);
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (spec.name, shape, bytes)
+        })
+        .collect();
+    save(path, &tensors, |_| true).unwrap();
 }
 
 /// Names and shapes of a part's tensors, by the configuration in `configs`.

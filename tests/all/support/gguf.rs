@@ -80,6 +80,7 @@ pub fn quantize(encoding: Encoding, values: &[f32]) -> Vec<u8> {
         Encoding::Q4K => |v: &[f32]| q45_k(v, 15.0),
         Encoding::Q5K => |v: &[f32]| q45_k(v, 31.0),
         Encoding::Q6K => q6_k,
+        Encoding::Iq4Nl => iq4_nl,
         other => panic!("no quantizer for {}", other.name()),
     };
     let blocks = values.chunks_exact(encoding.block_elements());
@@ -100,6 +101,22 @@ fn q8_0(values: &[f32]) -> Vec<u8> {
 fn q4_0(values: &[f32]) -> Vec<u8> {
     let (mut out, scale) = rounded(largest(values) / 7.5);
     let q = |i: usize| (level(values[i], scale, -8.0, 7.0) + 8.0) as u8;
+    out.extend((0..16).map(|i| q(i) | q(i + 16) << 4));
+    out
+}
+
+/// The nearest of ggml's uneven levels.
+fn iq4_nl(values: &[f32]) -> Vec<u8> {
+    const LEVELS: [f32; 16] = [
+        -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
+        69.0, 89.0, 113.0,
+    ];
+    let (mut out, scale) = rounded(largest(values) / 113.0);
+    let distance = |i: usize, level: usize| (values[i] - scale * LEVELS[level]).abs();
+    let q = |i: usize| -> u8 {
+        let near = (0..16).min_by(|&a, &b| distance(i, a).total_cmp(&distance(i, b)));
+        near.unwrap() as u8
+    };
     out.extend((0..16).map(|i| q(i) | q(i + 16) << 4));
     out
 }
@@ -192,6 +209,7 @@ pub fn kind(encoding: Encoding) -> u32 {
         Encoding::Q4K => 12,
         Encoding::Q5K => 13,
         Encoding::Q6K => 14,
+        Encoding::Iq4Nl => 20,
         other => panic!("no type number for {}", other.name()),
     }
 }

@@ -147,7 +147,7 @@ impl Case {
     /// The cases, differently shaped; see `scripts/golden/README.md`.
     pub const ALL: [&'static str; 4] = ["a", "b", "c", "d"];
     /// Those of a VAE alone, of another kind.
-    pub const VAES: [&'static str; 3] = ["vae22", "vae22_odd", "vae_upscale"];
+    pub const VAES: [&'static str; 5] = ["vae22", "vae22_odd", "vae_upscale", "taew", "taew22"];
 
     pub fn load(name: &'static str) -> Self {
         let mlx = mlx();

@@ -111,6 +111,7 @@ fn configs() -> [PartConfig; 4] {
         patch_size: None,
         in_channels: 3,
         out_channels: 3,
+        tiny: false,
     };
     let text = Umt5Config {
         d_model: 256,

@@ -122,7 +122,7 @@ fn the_gguf_packages_file_is_read() {
         .iter()
         .map(|t| (t.name.as_str(), t.encoding, t.shape.as_slice()))
         .collect();
-    let expected: [(&str, Encoding, &[usize]); 20] = [
+    let expected: [(&str, Encoding, &[usize]); 23] = [
         ("q4_0", Encoding::Q4_0, &[2, 160]),
         ("q4_1", Encoding::Q4_1, &[2, 160]),
         ("q5_0", Encoding::Q5_0, &[2, 160]),
@@ -133,6 +133,9 @@ fn the_gguf_packages_file_is_read() {
         ("q4_k", Encoding::Q4K, &[2, 512]),
         ("q5_k", Encoding::Q5K, &[2, 512]),
         ("q6_k", Encoding::Q6K, &[2, 512]),
+        ("iq4_nl", Encoding::Iq4Nl, &[2, 160]),
+        ("iq4_xs", Encoding::Iq4Xs, &[2, 512]),
+        ("mxfp4", Encoding::Mxfp4, &[2, 160]),
         ("f64", Encoding::F64, &[3, 7]),
         ("f32", Encoding::F32, &[3, 7]),
         ("f16", Encoding::F16, &[3, 7]),
@@ -412,10 +415,8 @@ fn impossible_shapes_are_refused() {
 fn unsupported_types_are_named() {
     for (kind, name) in [
         (9, "Q8_1"),
-        (20, "IQ4_NL"),
-        (23, "IQ4_XS"),
+        (21, "IQ3_S"),
         (34, "TQ1_0"),
-        (39, "MXFP4"),
         (1000, "unknown"),
         (u32::MAX, "unknown"),
     ] {

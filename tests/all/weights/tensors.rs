@@ -120,7 +120,7 @@ fn wrong_shapes_and_dtypes_are_named() {
         });
         let dtype = dtype.to_string().to_lowercase();
         let expected = match dtype.as_str() {
-            "i8" => "a model quantized to int8".to_owned(),
+            "i8" => "stored as i8 without a scale; expected real numbers".to_owned(),
             _ => format!("{name} is stored as {dtype}; expected real numbers"),
         };
         assert_holds(&message, &[&expected]);

@@ -58,7 +58,7 @@ fn row(number: usize, outcome: &Outcome, ready: Option<&Ready>) -> Vec<String> {
     let (settings, state) = match ready {
         Some(Ready { entry, status, .. }) => {
             let clip = entry.settings();
-            let (width, height) = (clip.width, clip.height);
+            let (width, height) = entry.job().frame_size();
             (
                 format!(
                     "{width}x{height}, {} frames, {} steps",

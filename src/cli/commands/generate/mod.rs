@@ -65,13 +65,13 @@ impl GenerateArgs {
         let (is_tiny, dumps) = (request.model == Model::Tiny, request.dump.is_some());
         let mut job = Job::prepare(request)?;
         let console = MultiProgress::new();
+        let mut device = machine.device()?;
         if let Some(screen) = screen {
-            preview::attach(&preview, &mut job, screen, console.clone())?;
+            preview::attach(&preview, &mut job, screen, device, console.clone())?;
         }
         for warning in job.warnings() {
             stderr::warning(&warning);
         }
-        let mut device = machine.device()?;
         let budget = machine.budget(device);
         let mut planned = job.plan_memory_or_refuse(device, budget, None)?;
         stderr::warn_of_shortage(device, planned.forecast.peak_bytes);

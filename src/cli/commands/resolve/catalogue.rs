@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use super::model::fetch;
+use super::fetch::fetch;
 use crate::cli::config::{
     Catalogue, CatalogueEntry, CatalogueFile, CataloguePlace, CatalogueSource,
 };
 use crate::cli::ui::{confirm, human_bytes, info};
 use crate::clip::Options;
 use crate::hub::{Hub, RepoId, free_disk, pull};
-use crate::pipeline::plan::{Budget, PlannedMemory, plan_published};
+use crate::pipeline::plan::{Budget, PlannedModel, plan_published};
 use crate::runtime::Device;
 use crate::util::show::Show;
 use crate::weights::Sources;
@@ -75,7 +75,7 @@ fn choose<'a>(
         return Ok(here);
     }
     for source in modest() {
-        if fits_here(entry, source, device, budget)?.fits {
+        if fits_here(entry, source, device, budget)?.memory.fits {
             return Ok(source);
         }
     }
@@ -96,13 +96,25 @@ pub(crate) fn choose_here<'a>(
     choose(name, entry, bits, hub, device, Budget::of_machine(device))
 }
 
+/// A form's clip at 480p on this machine.
+///
+/// # Errors
+/// Never of the published dimensions.
+pub(crate) fn planned_here(
+    entry: &CatalogueEntry,
+    source: &CatalogueSource,
+) -> Result<PlannedModel> {
+    let device = Device::select(None, None)?;
+    fits_here(entry, source, device, Budget::of_machine(device))
+}
+
 /// A form's clip at 480p on a machine.
 fn fits_here(
     entry: &CatalogueEntry,
     source: &CatalogueSource,
     device: Device,
     budget: Budget,
-) -> Result<PlannedMemory> {
+) -> Result<PlannedModel> {
     let own = Options::default();
     plan_published(entry.family, source.bits, SIZE, &own, device, budget, None)
 }
@@ -121,7 +133,7 @@ pub(crate) fn suits(
             continue;
         };
         for source in entry.sources.iter().filter(|source| source.bits <= 8) {
-            let planned = fits_here(entry, source, device, budget)?;
+            let planned = fits_here(entry, source, device, budget)?.memory;
             if planned.fits {
                 return Ok(Some(format!(
                     "{name} suits this machine: {}; {} to fetch, {} of memory at 480p\n\

@@ -2,6 +2,7 @@
 //! this nothing is read but variables and the config file.
 
 pub(super) mod catalogue;
+pub(super) mod fetch;
 pub(super) mod model;
 pub(super) mod picture;
 mod prompt;
@@ -128,6 +129,7 @@ pub(crate) fn clip(
     let mut request = request(clip.model, image, prompt, clip.sampling, elsewhere)?;
     request.output = path.context("--output is missing")?;
     (request.strip, request.dump) = (output.strip, output.dump);
+    request.preview_vae = output.preview.decoder().cloned();
     request.metadata = !clip.no_metadata;
     request.overwrite = clip.overwrite;
     request.options.seed = Some(seed);
@@ -209,6 +211,7 @@ fn request(
         overwrite: false,
         metadata: true,
         dump: None,
+        preview_vae: None,
     })
 }
 

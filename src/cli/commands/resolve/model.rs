@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::clip::Model;
-use crate::hub::pull::{self, Heads, Progress};
-use crate::hub::{Hub, Listing, RepoId, Selection, is_address};
+use crate::hub::pull::{self, Heads};
+use crate::hub::{Hub, RepoId, is_address};
 use crate::util::suggest::did_you_mean_path;
 use crate::weights::adapter::{Source, Wanted};
 use crate::weights::convert::Bits;
@@ -13,9 +13,10 @@ use crate::weights::{Family, Loading, Sources, quantize};
 use anyhow::{Context, Result, bail};
 
 use super::catalogue;
+use super::fetch::fetch;
 use crate::cli::config::{Catalogue, CatalogueEntry, CataloguePlace, CatalogueSource};
 use crate::cli::flags::{LoraArgs, ModelArgs};
-use crate::cli::ui::{Fetching, Transfer, confirm, human_bytes, info};
+use crate::cli::ui::{confirm, human_bytes, info};
 use crate::util::quote::quoted;
 use crate::util::show::Show;
 
@@ -113,10 +114,9 @@ impl Models {
                     for (own, found) in sources.parts.iter_mut().zip(found.sources.parts) {
                         *own = own.take().or(found);
                     }
+                    // What fits stays as it is.
                     if wanted.is_none() {
-                        let text = loading.text.or(found.bits);
-                        (loading.high, loading.low) = (found.bits, found.bits);
-                        loading.text = text;
+                        (loading.high, loading.low) = (found.quantized, found.quantized);
                     }
                     loading.adapters = found.adapters;
                 }
@@ -144,7 +144,7 @@ impl Models {
         &self,
         model: &Model,
         wanted: Option<u32>,
-    ) -> Result<Option<(&'static Family, Option<quantize::Bits>)>> {
+    ) -> Result<Option<(&'static Family, Option<quantize::Scheme>)>> {
         let Model::Disk(sources) = model else {
             return Ok(None);
         };
@@ -162,7 +162,13 @@ impl Models {
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let source = catalogue::choose_here(name, entry, wanted, &hub)?;
         let is_away = !catalogue::is_here(&hub, source);
-        Ok(is_away.then(|| (entry.family, of_bits(source.bits))))
+        match is_away {
+            true => Ok(Some((
+                entry.family,
+                catalogue::planned_here(entry, source)?.held_as,
+            ))),
+            false => Ok(None),
+        }
     }
 
     /// A model of the catalogue, in the form for `wanted` bits; of one that is not here the heads or, once
@@ -175,7 +181,6 @@ impl Models {
     ) -> Result<OfCatalogue> {
         let hub = Hub::from_env(crate::cli::ui::stderr::warning)?;
         let source = catalogue::choose_here(name, entry, wanted, &hub)?;
-        let bits = of_bits(source.bits);
         let found = match (self.heads_only, &source.place) {
             (true, CataloguePlace::Repository(repo, _)) => catalogue::Fetched {
                 sources: Sources::folder(self.local(Path::new(repo))?),
@@ -189,7 +194,7 @@ impl Models {
         Ok(OfCatalogue {
             sources: found.sources,
             adapters: found.adapters,
-            bits,
+            quantized: catalogue::planned_here(entry, source)?.quantized,
         })
     }
 
@@ -334,21 +339,12 @@ impl Models {
     }
 }
 
-/// What files of a form are loaded with: they are quantized to what it is named for, not unpacked.
-fn of_bits(bits: u32) -> Option<quantize::Bits> {
-    match bits {
-        4 => Some(quantize::Bits::Four),
-        8 => Some(quantize::Bits::Eight),
-        _ => None,
-    }
-}
-
 /// A model of the catalogue.
 struct OfCatalogue {
     sources: Sources,
     adapters: Vec<Wanted>,
-    /// What it is loaded with where nobody says otherwise.
-    bits: Option<quantize::Bits>,
+    /// What the transformers are quantized to where they do not fit as they are.
+    quantized: Option<quantize::Scheme>,
 }
 
 /// What fetches files of a repository.
@@ -412,48 +408,4 @@ fn repository(source: &Path) -> Option<RepoId> {
 pub(crate) fn pull(hub: &Hub, repo: &RepoId, files: &[String]) -> Result<PathBuf> {
     let (listing, selection) = pull::select(hub, repo, files)?;
     fetch(hub, repo, &listing, &selection)
-}
-
-/// The command line as it was given, for a shell.
-pub(crate) fn this_command() -> String {
-    let words = std::env::args_os().skip(1);
-    let words = words.map(|word| quoted(&word.to_string_lossy()));
-    let words: Vec<String> = ["wan-i2v".to_owned()].into_iter().chain(words).collect();
-    words.join(" ")
-}
-
-pub(super) fn fetch(
-    hub: &Hub,
-    repo: &RepoId,
-    listing: &Listing,
-    selection: &Selection,
-) -> Result<PathBuf> {
-    for missing in &selection.missing {
-        info!("note: {repo} has no {missing}");
-    }
-    let there = hub.fetched_bytes(repo, &listing.commit, selection);
-    info!(
-        "{repo}: {} in {} files ({}), {} of it there already; {} not needed",
-        human_bytes(selection.bytes()),
-        selection.files.len(),
-        selection.layout,
-        human_bytes(there),
-        human_bytes(selection.skipped_bytes)
-    );
-    let _fetching = Fetching::start(this_command())?;
-    let mut transfer = Transfer::default();
-    let folder = pull::fetch(
-        hub,
-        repo,
-        &listing.commit,
-        selection,
-        &mut |progress| match progress {
-            Progress::Total(bytes) => transfer.start("fetching", bytes),
-            Progress::There(bytes) => transfer.skip(bytes),
-            Progress::File(path) => transfer.detail(path),
-            Progress::Done(bytes) => transfer.advance(bytes),
-        },
-    )?;
-    transfer.finish();
-    Ok(folder)
 }

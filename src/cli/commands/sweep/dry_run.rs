@@ -62,8 +62,9 @@ pub(super) fn show(checked: &Checked, outcomes: &Outcomes, as_json: bool) -> Res
 
 fn figures(ready: &Ready) -> [String; 5] {
     let (plan, forecast) = (ready.entry.settings(), ready.entry.forecast());
+    let (width, height) = ready.entry.job().frame_size();
     [
-        format!("{}x{}", plan.width, plan.height),
+        format!("{width}x{height}"),
         plan.frames.to_string(),
         forecast.passes.to_string(),
         human_bytes(forecast.peak_bytes),
@@ -73,9 +74,10 @@ fn figures(ready: &Ready) -> [String; 5] {
 
 fn json(ready: &Ready) -> Value {
     let (plan, forecast) = (ready.entry.settings(), ready.entry.forecast());
+    let (width, height) = ready.entry.job().frame_size();
     json!({
-        "width": plan.width,
-        "height": plan.height,
+        "width": width,
+        "height": height,
         "frames": plan.frames,
         "passes": forecast.passes,
         "peak_bytes": forecast.peak_bytes,

@@ -1,16 +1,16 @@
 //! Matrix products: dense and quantized, few rows and many, wide and narrow.
 
 use anyhow::Result;
-use mlx_rs::ops::{quantized_matmul, transpose};
+use mlx_rs::ops::transpose;
 use mlx_rs::{Array, Dtype};
 
 use super::{Case, TALL, array, is_used, precisions, products_tolerance};
 use crate::diagnose::doctor::reference::{self, uniform};
 use crate::diagnose::doctor::{CheckRunner, Group};
 use crate::model::layers::{Linear, Quantized, Weight};
-use crate::runtime::{Device, DeviceKind, Precision};
+use crate::runtime::{Device, DeviceKind, Mode, Packing, Precision, packed_number};
 use crate::util::show::chain;
-use crate::weights::quantize::{self, Bits, GROUP_SIZE};
+use crate::weights::quantize::{Bits, GROUP_SIZE};
 
 /// Rows, inner width and columns: odd; as wide as a transformer block of 14B; a whole clip.
 const DENSE: [(i32, i32, i32); 3] = [(257, 129, 65), (24, 5120, 1024), (TALL, 64, 32)];
@@ -51,20 +51,50 @@ pub fn examine(round: &mut CheckRunner<'_>) {
             });
         }
     }
-    for bits in [Bits::Eight, Bits::Four] {
+    let own = [Bits::Eight, Bits::Four].map(|bits| bits.number() as i32);
+    let own = own.map(|bits| Packing::affine(bits, GROUP_SIZE as i32));
+    for packing in own {
         for precision in precisions(round.settings.device) {
             let sizes = PACKED.map(|size| (size, i32::MAX));
             let unpacked = UNPACKED.map(|size| (size, device.dense_above));
             for ((rows, inner, columns), dense_above) in sizes.into_iter().chain(unpacked) {
-                let size = format!("{bits} bits, {precision}, {rows} x {inner} x {columns}");
+                let size = format!("{packing}, {precision}, {rows} x {inner} x {columns}");
                 if let Err(error) = quantized(
                     round,
-                    bits,
+                    packing,
                     precision,
                     [rows, inner, columns],
                     dense_above,
                     &size,
                 ) {
+                    round.fail(Group::Kernel, &size, &error);
+                }
+            }
+        }
+    }
+    of_other_programs(round);
+}
+
+/// What other programs' weights stay packed as, multiplied as they are and unpacked.
+fn of_other_programs(round: &mut CheckRunner<'_>) {
+    let device = round.settings.device;
+    for packing in [
+        Packing::affine(4, 32),
+        Packing::affine(5, 32),
+        Packing::affine(6, 32),
+        Packing::affine(8, 128),
+        Packing::MXFP8,
+        Packing::MXFP4,
+        Packing::NVFP4,
+    ] {
+        for precision in precisions(device) {
+            // As they are, and just beyond the rows from which they are unpacked.
+            let unpacked = (device.dense_above.min(4000) + 40, 256, 96);
+            let both = [((12, 512, 96), i32::MAX), (unpacked, device.dense_above)];
+            for ((rows, inner, columns), above) in both {
+                let size = format!("{packing}, {precision}, {rows} x {inner} x {columns}");
+                let sizes = [rows, inner, columns];
+                if let Err(error) = quantized(round, packing, precision, sizes, above, &size) {
                     round.fail(Group::Kernel, &size, &error);
                 }
             }
@@ -106,44 +136,18 @@ impl Product {
 
 fn quantized(
     round: &mut CheckRunner<'_>,
-    bits: Bits,
+    packing: Packing,
     precision: Precision,
     [rows, inner, columns]: [i32; 3],
     dense_above: i32,
     size: &str,
 ) -> Result<()> {
     let product = Product::new(precision, rows, inner, columns);
-    let packed = quantize::quantize(&product.w, bits)?;
-    let weights = quantize::dequantize(&packed, bits)?;
-    let [words, scales, biases] = packed.fields();
-    let words: Vec<u32> = words
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| u32::from_le_bytes(*b))
-        .collect();
-    let side = |bytes: &[u8]| -> Result<Array> {
-        let values: Vec<f32> = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| half::bf16::from_le_bytes(*b).to_f32())
-            .collect();
-        let groups = inner / GROUP_SIZE as i32;
-        Ok(array(&values, &[columns, groups], precision)?)
+    let device = Device {
+        dense_above,
+        ..round.settings.device
     };
-    let words = Array::from_slice(&words, &[columns, words.len() as i32 / columns]);
-    let quantized = Quantized {
-        packed: words,
-        scales: side(scales)?,
-        biases: side(biases)?,
-        group_size: GROUP_SIZE as i32,
-        bits: bits.number() as i32,
-        device: Device {
-            dense_above,
-            ..round.settings.device
-        },
-    };
+    let (quantized, weights) = packed(packing, precision, [inner, columns], device)?;
     let tolerance = products_tolerance(precision);
     let expected = reference::linear(&product.x, &weights, Some(&product.bias), inner as usize);
     let way = if rows > dense_above {
@@ -170,9 +174,11 @@ fn quantized(
         let case = Case::new(name, tolerance, columns as usize, &expected).only_noted_if(true);
         round.kernel(&case, &|| {
             let [x, ..] = product.arrays(precision)?;
-            let (scales, biases) = (&quantized.scales, Some(&quantized.biases));
-            let (group, bits) = (quantized.group_size, quantized.bits);
-            quantized_matmul(&x, &quantized.packed, scales, biases, true, group, bits)
+            let (parts, biases) = (
+                [&quantized.packed, &quantized.scales],
+                quantized.biases.as_ref(),
+            );
+            device.quantized_matmul(&x, parts, biases, quantized.packing)
         });
     }
     if rows == 200 {
@@ -184,10 +190,78 @@ fn quantized(
             Precision::F16 => 0.5_f64.powi(9),
             Precision::Bf16 => 0.5_f64.powi(6),
         };
-        let name = format!("dequantize, {bits} bits, {precision}, {columns} x {inner}");
+        let name = format!("dequantize, {packing}, {precision}, {columns} x {inner}");
         let case = Case::new(name, tolerance, inner as usize, &expected);
         let case = case.only_noted_if(!is_used(device, precision));
         round.kernel(&case, &|| quantized.dequantize()?.as_dtype(Dtype::Float32));
     }
     Ok(())
+}
+
+/// A weight of random numbers, and the values that they stand for.
+fn packed(
+    packing: Packing,
+    precision: Precision,
+    [inner, columns]: [i32; 2],
+    device: Device,
+) -> Result<(Quantized, Vec<f32>)> {
+    let [row_words, row_groups] = [
+        packing.words(inner as usize),
+        packing.groups(inner as usize),
+    ]
+    .map(|side| side as i32);
+    let bytes = uniform(2, (4 * row_words * columns) as usize, 128.0);
+    let bytes = bytes.iter().map(|value| (value + 128.0) as u8);
+    // Two codes of float8 are no numbers.
+    let codes: Vec<u8> = match packing.mode {
+        Mode::Mxfp8 => bytes.map(|byte| byte & 0xbf).collect(),
+        _ => bytes.collect(),
+    };
+    let words: Vec<u32> = codes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| u32::from_le_bytes(*b))
+        .collect();
+    let groups = [columns, row_groups];
+    let count = (columns * row_groups) as usize;
+    let spread = uniform(4, count, 1.0);
+    let largest = f64::from((1_u32 << packing.bits) - 1);
+    let (scales, biases, sides): (_, _, Vec<[f64; 2]>) = match packing.mode {
+        Mode::Affine => {
+            // From minus one to one.
+            let scale = |value: &f32| (1.5 + 0.5 * f64::from(*value)) / largest;
+            let scales = precision.round(spread.iter().map(|v| scale(v) as f32).collect());
+            let biases = precision.round(spread.iter().map(|v| -0.5 * (1.5 + 0.5 * v)).collect());
+            let sides = scales
+                .iter()
+                .zip(&biases)
+                .map(|(s, b)| [f64::from(*s), f64::from(*b)]);
+            let sides = sides.collect();
+            let biases = array(&biases, &groups, precision)?;
+            (array(&scales, &groups, precision)?, Some(biases), sides)
+        }
+        mode => {
+            let middle = if mode == Mode::Nvfp4 { 40.0 } else { 124.0 };
+            let codes: Vec<u8> = spread.iter().map(|v| (middle + 3.0 * v) as u8).collect();
+            let sides = codes.iter().map(|&code| [mode.scale(code), 0.0]).collect();
+            (Array::from_slice(&codes, &groups), None, sides)
+        }
+    };
+    let value = |at: usize| {
+        let number = packed_number(&codes, at * packing.bits as usize, packing.bits as usize);
+        let [scale, bias] = sides[at / packing.group_size as usize];
+        (scale * packing.mode.level(number) + bias) as f32
+    };
+    let weights = (0..(inner * columns) as usize).map(value).collect();
+    let quantized = Quantized {
+        packed: Array::from_slice(&words, &[columns, row_words]),
+        scales,
+        biases,
+        packing,
+        factor: None,
+        rotation: None,
+        device,
+    };
+    Ok((quantized, weights))
 }

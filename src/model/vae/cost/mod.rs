@@ -6,6 +6,7 @@
 
 mod meter;
 mod tiles;
+mod tiny;
 
 use std::collections::BTreeMap;
 
@@ -97,7 +98,13 @@ pub fn encode_phases(
 ) -> Vec<Footprint> {
     let [frames, rows, columns] = grid;
     let whole = Size::new(1, rows, columns);
-    let inputs = whole.times(1, config.spatial_stride()).volume(3);
+    // A small encoder's chunk has frames of the next one.
+    let chunk = if config.tiny && frames > 1 {
+        1 + TEMPORAL_STRIDE
+    } else {
+        1
+    };
+    let inputs = whole.times(chunk, config.spatial_stride()).volume(3);
     let latents = values(&[config.z_dim, frames, rows, columns]);
 
     let tile = part(memory.encode_tiling, rows, columns);
@@ -179,6 +186,11 @@ pub fn encode_operations(
 ) -> Operations {
     let [frames, rows, columns] = grid;
     let settling = static_chunks(config);
+    let has_picture = |chunk: i32| {
+        // A small encoder's chunk has frames of the next one.
+        let next = config.tiny && chunk + 1 < frames && pictures.contains(&(chunk + 1));
+        next || pictures.contains(&chunk)
+    };
     let of_chunk = |chunk: i32, settled: usize| {
         let time = if chunk == 0 { 1 } else { TEMPORAL_STRIDE };
         let mut channels = 0;
@@ -201,7 +213,7 @@ pub fn encode_operations(
     let mut blank = 0;
     let mut sum = Operations::default();
     for chunk in 0..frames {
-        blank = match pictures.contains(&chunk) {
+        blank = match has_picture(chunk) {
             true => 0,
             false => blank + 1,
         };
@@ -240,6 +252,9 @@ fn part(tiling: Option<Tiling>, rows: i32, columns: i32) -> Option<[i32; 2]> {
 
 /// [`VaeDecoder::features`](super::VaeDecoder); returns the values of one frame's features.
 fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
+    if config.tiny {
+        return tiny::decoder_features(config, meter, size);
+    }
     let channels = config.decoder_dim() * config.dim_mult[LEVELS - 1];
     let z = Held::new(size, config.z_dim);
     let x = meter.conv(z, config.z_dim, [1, 1, 1], [1, 1, 1], 0);
@@ -256,6 +271,9 @@ fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
 
 /// [`VaeDecoder::pixels`](super::VaeDecoder).
 fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
+    if config.tiny {
+        return tiny::decoder_pixels(config, meter, size);
+    }
     let widths: Vec<i32> = config
         .dim_mult
         .iter()
@@ -309,6 +327,13 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
 /// [`VaeEncoder::features`](super::VaeEncoder) of `[frames, height, width]` pixels, of which the first
 /// `settled` levels are not computed; returns the features' channels.
 fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: usize) -> i32 {
+    if config.tiny {
+        let channels = tiny::encoder_features(config, meter, [size.h, size.w]);
+        if settled > 0 {
+            meter.operations = Operations::default();
+        }
+        return channels;
+    }
     let patch = config.patch();
     let patches = Size::new(size.t, size.h / patch, size.w / patch);
     let pixels = Held::new(patches, config.in_channels);
@@ -341,6 +366,9 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
 
 /// [`VaeEncoder::mean`](super::VaeEncoder) of features.
 fn encoder_mean(config: &VaeConfig, meter: &mut Meter, size: Size, channels: i32) {
+    if config.tiny {
+        return tiny::encoder_mean(config, meter, size);
+    }
     let outputs = config.base_dim * config.dim_mult[LEVELS - 1];
     let x = Held::new(size, channels);
     let added = shortcut(config, meter, x, outputs, None);

@@ -43,6 +43,7 @@ macro_rules! vectorised {
         }
     };
 }
+pub(crate) use vectorised;
 
 mod attention;
 mod cores;

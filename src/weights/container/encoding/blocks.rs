@@ -127,9 +127,8 @@ fn crumbs(group: usize) -> (usize, usize) {
 ///
 /// The low halves of 32 bytes hold 32 elements, the high halves the next 32.
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let (scale, min) = (half(block, 0), half(block, 2));
     for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, min) = scale_min(block, group, scale, min);
+        let (scale, min) = scale_min(block, group);
         let shift = 4 * (group % 2);
         for (out, byte) in out.iter_mut().zip(&block[16 + 32 * (group / 2)..]) {
             *out = scale * f32::from(byte >> shift & 15) - min;
@@ -140,9 +139,8 @@ pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 /// As [`q4_k`], with 256 fifth bits before the numbers: bit `i` of 32 bytes holds those of
 /// elements 32 `i` to 32 `i` + 31.
 pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (scale, min) = (half(block, 0), half(block, 2));
     for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, min) = scale_min(block, group, scale, min);
+        let (scale, min) = scale_min(block, group);
         let shift = 4 * (group % 2);
         let bytes = &block[48 + 32 * (group / 2)..][..32];
         for ((out, byte), fifth) in out.iter_mut().zip(bytes).zip(&block[16..48]) {
@@ -154,7 +152,8 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 
 /// The scale and minimum of the `group`th 32 elements of a `Q4K` or `Q5K` block, from bytes 4 to
 /// 15: six bits each, the later four groups' upper two in the earlier ones' bytes.
-fn scale_min(block: &[u8], group: usize, scale: f32, min: f32) -> (f32, f32) {
+pub(super) fn scale_min(block: &[u8], group: usize) -> (f32, f32) {
+    let (scale, min) = (half(block, 0), half(block, 2));
     let packed = &block[4..16];
     let (s, m) = if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)
@@ -184,5 +183,48 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             let q = lower >> low & 15 | (upper >> high & 3) << 4;
             *out = scale * (f32::from(q) - 32.0);
         }
+    }
+}
+
+/// The uneven levels of IQ4 (ggml-org/ggml, src/ggml-common.h, `kvalues_iq4nl`).
+const LEVELS: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+fn levels(scale: f32, numbers: [u8; 32], out: &mut [f32]) {
+    for (out, number) in out.iter_mut().zip(numbers) {
+        *out = scale * f32::from(LEVELS[usize::from(number)]);
+    }
+}
+
+/// Scale; 32 numbers of levels.
+pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
+    levels(half(block, 0), nibbles(&block[2..]), out);
+}
+
+/// Scale; 16 bits with the upper two bits of 8 scales, 4 bytes with their lower four bits, 32 meaning zero;
+/// 256 numbers of levels.
+pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
+    let scale = half(block, 0);
+    let upper = u16::from_le_bytes([block[2], block[3]]);
+    for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
+        let high = (upper >> (2 * group) & 3) as u8;
+        let scale = scale * (f32::from(low | high << 4) - 32.0);
+        levels(scale, nibbles(&block[8 + 16 * group..]), out);
+    }
+}
+
+/// An exponent; 32 float4.
+pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+    const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let scale = match block[0] {
+        0 => f32::from_bits(1 << 22),
+        code => f32::from_bits(u32::from(code) << 23),
+    };
+    for (out, number) in out.iter_mut().zip(nibbles(&block[1..])) {
+        let magnitude = scale * MAGNITUDES[usize::from(number & 7)];
+        // Zero has one sign there.
+        *out = if number > 8 { -magnitude } else { magnitude };
     }
 }

@@ -236,6 +236,7 @@ fn a_vae_is_the_same_in_every_layout() {
                 patch_size: None,
                 in_channels: 3,
                 out_channels: 3,
+                tiny: false,
             }
         );
         shapes.insert("decoder.norm_out.gamma".into(), vec![6, 1, 1, 1]);
