@@ -14,6 +14,7 @@ mod quantize;
 mod schedule;
 mod source;
 mod umt5;
+mod unpack;
 mod vae;
 
 use std::time::Duration;

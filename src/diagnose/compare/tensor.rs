@@ -115,6 +115,9 @@ impl<'a> Tensor<'a> {
         let store = part.store();
         let tensor = match found.values {
             Values::Blocks { .. }
+            | Values::Packed {
+                factor: Some(_), ..
+            }
             | Values::Stored {
                 rotation: Some(_), ..
             } => {
@@ -125,7 +128,9 @@ impl<'a> Tensor<'a> {
                     shape: found.shape.clone(),
                     label: found.values.label(),
                     tolerance: match found.values {
-                        Values::Blocks { packing, .. } if packing.bits == 4 => {
+                        Values::Blocks { packing, .. } | Values::Packed { packing, .. }
+                            if packing.bits == 4 =>
+                        {
                             tolerance(Encoding::Mxfp4)
                         }
                         _ => tolerance(Encoding::F8E4M3),
@@ -142,6 +147,10 @@ impl<'a> Tensor<'a> {
                     scales: part.scales(&found.name, scale)?,
                 },
                 mapped: Some((store, vec![entry])),
+                tolerance: match entry.encoding {
+                    Encoding::I8 => affine_tolerance(8),
+                    encoding => tolerance(encoding),
+                },
                 ..Self::plain(
                     &found.name,
                     entry.encoding,
@@ -154,6 +163,7 @@ impl<'a> Tensor<'a> {
                 scales,
                 biases,
                 packing,
+                ..
             } => Self {
                 name: found.name.clone(),
                 shape: found.shape.clone(),

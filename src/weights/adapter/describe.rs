@@ -47,7 +47,9 @@ pub struct Description {
 /// When they cannot be read.
 pub fn describe(location: &Location) -> Result<Option<Description>> {
     let store = TensorStore::open(location)?;
-    if !store.entries().keys().any(|name| keys::is_key(name)) {
+    let mut keys = store.entries().keys().filter(|name| keys::is_key(name));
+    // Quantized weights have an alpha, too (LightX2V's nvfp4).
+    if keys.all(|name| name.ends_with(".alpha")) {
         return Ok(None);
     }
     let mut modules: BTreeMap<String, BTreeMap<Slot, &String>> = BTreeMap::new();

@@ -203,6 +203,7 @@ impl Item {
                     packed,
                     scales,
                     biases,
+                    factor,
                     packing,
                 },
             ) => {
@@ -212,12 +213,18 @@ impl Item {
                     _ => Dtype::U8,
                 };
                 let biases = biases.map(|biases| tensor(&biases_name, side, &biases.shape));
+                let [factor_name, _] = beside_names(&out.name)?;
+                let factor = factor.map(|factor| {
+                    let dtype = float_type(factor.encoding, false, false, Role::Exact);
+                    tensor(&factor_name, dtype, &factor.shape)
+                });
                 [
                     tensor(&out.name, Dtype::U32, &packed.shape),
                     tensor(&scales_name, side, &scales.shape),
                 ]
                 .into_iter()
                 .chain(biases)
+                .chain(factor)
                 .collect()
             }
             (Target::Copied, Values::Blocks { .. }) => bail!("{} is in blocks", found.name),
@@ -342,6 +349,10 @@ impl Item {
         match (self.target, found.values) {
             (Target::Copied, values) => {
                 let store = part.store();
+                if matches!(values, Values::Packed { .. }) {
+                    // Its scales are numbers that only loading knows to be none.
+                    part.kept(&found, Recorder::DEVICE)?;
+                }
                 for (i, entry) in values.entries().enumerate() {
                     part.ensure_finite(&found.name, entry)?;
                     for chunk in store.bytes(entry).chunks(CHUNK) {
@@ -372,7 +383,9 @@ impl Item {
                 match (packing.mode, &kept.biases) {
                     (Mode::Affine, Some(biases)) => {
                         for side in [&kept.scales, biases] {
-                            all.push(encode(&to_host(side)?, Dtype::F16).0);
+                            let (bytes, after) = encode(&to_host(side)?, Dtype::F16);
+                            ensure_held(&found, part, &after, Dtype::F16)?;
+                            all.push(bytes);
                         }
                     }
                     _ => all.push(kept.scales.try_as_slice::<u8>()?.to_vec()),
@@ -427,6 +440,7 @@ impl Item {
                     let values = part.decode(&found.name, entry, scale, 0..elements)?;
                     let values = self.rearranged(&found, entry.shape.clone(), values)?;
                     let (bytes, after) = encode(&values, dtype);
+                    ensure_held(&found, part, &after, dtype)?;
                     writer.write(first, &bytes)?;
                     errors.add(&values, &after);
                     part.store().release(entry, 0..entry.byte_len());
@@ -435,6 +449,7 @@ impl Item {
                     each_chunk(part, &found, on_read, &mut |range| {
                         let values = part.decode(&found.name, entry, scale, range)?;
                         let (bytes, after) = encode(&values, dtype);
+                        ensure_held(&found, part, &after, dtype)?;
                         writer.write(first, &bytes)?;
                         errors.add(&values, &after);
                         Ok(())
@@ -541,6 +556,19 @@ impl Item {
         };
         out.iter().copied().collect()
     }
+}
+
+/// Refuses values that became infinite when they were rounded.
+fn ensure_held(found: &Found, part: &Part, after: &[f32], dtype: Dtype) -> Result<()> {
+    ensure!(
+        after.iter().all(|value| value.is_finite()),
+        "{}: the tensor {} has values that are too large for {}; no trained weights are\nhint: download the \
+         file again",
+        part.store().location(),
+        found.name,
+        format!("{dtype:?}").to_lowercase()
+    );
+    Ok(())
 }
 
 /// Whether the bytes of a weight are of a type that safetensors has.

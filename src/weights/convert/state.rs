@@ -155,6 +155,16 @@ pub struct Unfinished {
     reserved: Reserved,
 }
 
+/// What was refused before anything was written is not in the way of the corrected command.
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.resumed && self.state.files.is_empty() {
+            // What cannot be removed does no harm.
+            let _ = fs::remove_file(self.folder.join(FILE));
+        }
+    }
+}
+
 impl Unfinished {
     /// What a former run has done in the folder, or nothing yet.
     ///

@@ -57,8 +57,12 @@ pub(super) fn named(store: &TensorStore) -> Result<BTreeMap<String, Named>> {
         let Some(module) = name.strip_suffix(END) else {
             continue;
         };
-        let named = serde_json::from_slice(store.bytes(entry))
-            .with_context(|| format!("{location}: {} is no JSON", name.shown()))?;
+        let named = serde_json::from_slice(store.bytes(entry)).with_context(|| {
+            format!(
+                "{location}: {} does not say how a weight is stored",
+                name.shown()
+            )
+        })?;
         all.insert(module.to_owned(), named);
     }
     if let Some(text) = store.metadata().get(METADATA) {
@@ -147,6 +151,16 @@ impl Part {
             ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise"].contains(&format)
                 || format == "float8_e4m3fn_rowwise"
         };
+        let scales = ["weight_scale", "scale_weight"].map(|end| self.beside_weight(stored, end));
+        if let Some(format) = format {
+            ensure!(
+                scales.iter().flatten().count() == 1,
+                "{} is stored as {}, with {} scales beside it; expected one",
+                stored.shown(),
+                format.shown(),
+                scales.iter().flatten().count()
+            );
+        }
         match format {
             None => {}
             Some("mxfp8" | "nvfp4") => {}
@@ -222,15 +236,21 @@ impl Part {
 
     /// What nvfp4 of a weight is multiplied by.
     fn factor(&self, stored: &str) -> Result<f32> {
-        if let Some(second) = self.number(stored, "weight_scale_2")? {
-            return Ok(second);
-        }
-        if let Some(global) = self.number(stored, "weight_global_scale")? {
-            return Ok(global.recip());
-        }
         let alpha = self.number(stored, "alpha")?;
         let input = self.number(stored, "input_global_scale")?;
-        Ok(alpha.unwrap_or(1.0) * input.unwrap_or(1.0))
+        let second = self.number(stored, "weight_scale_2")?;
+        let global = self.number(stored, "weight_global_scale")?;
+        let factor = second
+            .or(global.map(f32::recip))
+            .or(alpha.zip(input).map(|(alpha, input)| alpha * input));
+        let factor = factor.filter(|factor| factor.is_finite());
+        factor.with_context(|| {
+            format!(
+                "{} is nvfp4 without a second scale that is a number; expected weight_scale_2, \
+                 weight_global_scale, or alpha and input_global_scale",
+                stored.shown()
+            )
+        })
     }
 }
 

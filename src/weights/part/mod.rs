@@ -85,6 +85,8 @@ pub enum Values<'a> {
         scales: &'a Entry,
         /// Bias of each group, where the packing has one.
         biases: Option<&'a Entry>,
+        /// What all values, or those of each row, are multiplied by; as this program writes it.
+        factor: Option<&'a Entry>,
         /// How it is packed.
         packing: Packing,
     },
@@ -118,14 +120,15 @@ impl<'a> Values<'a> {
     /// What of the files holds them.
     pub fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
         let all = match *self {
-            Values::Stored { entry, .. } => [Some(entry), None, None],
-            Values::Blocks { codes, scales, .. } => [Some(codes), Some(scales), None],
+            Values::Stored { entry, .. } => [Some(entry), None, None, None],
+            Values::Blocks { codes, scales, .. } => [Some(codes), Some(scales), None, None],
             Values::Packed {
                 packed,
                 scales,
                 biases,
+                factor,
                 ..
-            } => [Some(packed), Some(scales), biases],
+            } => [Some(packed), Some(scales), biases, factor],
         };
         all.into_iter().flatten()
     }
@@ -267,6 +270,7 @@ impl Part {
                     packed: entry,
                     scales,
                     biases,
+                    factor: naming::scale_names(&stored).and_then(|[_, name]| entries.get(&name)),
                     packing,
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use crate::model::layers::Quantized;
 use crate::runtime::{Device, DeviceKind, Mode, Packing, Precision, to_host};
 use crate::weights::adapter::Adapter;
 use crate::weights::container::encoding::Encoding;
-use crate::weights::naming::{self, Arrangement};
+use crate::weights::naming::Arrangement;
 use crate::weights::quantize::{self, Packed, Scheme, Search};
 use crate::weights::repack::{self, Kept};
 use crate::weights::store::Entry;
@@ -33,6 +33,15 @@ impl Part {
         for entry in found.values.entries() {
             self.store.release(entry, 0..entry.byte_len());
         }
+    }
+
+    /// What is said of a tensor with a value that is not finite.
+    fn not_finite(&self, name: &str) -> anyhow::Error {
+        anyhow!(
+            "{}: the tensor {name} holds a value that is not finite (NaN or infinite); the file \
+             is damaged, download it again",
+            self.store.location()
+        )
     }
 
     /// Refuses a stored tensor with a value that is not finite.
@@ -215,17 +224,18 @@ impl Part {
                 packed,
                 scales,
                 biases,
+                factor,
                 ..
             } => {
+                if packing.mode == Mode::Mxfp8 {
+                    let bad = Encoding::F8E4M3.first_non_finite(self.store.bytes(packed));
+                    ensure!(bad.is_none(), self.not_finite(&found.name));
+                }
                 let words = array(self.store.bytes(packed), &packed.shape, Dtype::Uint32)?;
                 let scales = self.beside(found, scales, "scales", packing, device)?;
                 let biases = biases
                     .map(|biases| self.beside(found, biases, "biases", packing, device))
                     .transpose()?;
-                let factor = match naming::scale_names(&found.name) {
-                    Some([_, name]) => self.store.entries().get(&name),
-                    None => None,
-                };
                 let factor = factor.map(|entry| self.scales(&found.name, Scale::Rows(entry)));
                 let factor = factor
                     .transpose()?
@@ -277,17 +287,9 @@ impl Part {
         };
         let (rows, groups) = (found.shape[0], packing.groups(found.shape[1]));
         let bytes = self.store.bytes(codes);
-        let not_finite = || {
-            anyhow::anyhow!(
-                "{}: the tensor {} holds a value that is not finite (NaN or infinite); the file is \
-                 damaged, download it again",
-                self.store.location(),
-                found.name
-            )
-        };
         if packing.bits == 8 {
             let bad = Encoding::F8E4M3.first_non_finite(bytes);
-            ensure!(bad.is_none(), not_finite());
+            ensure!(bad.is_none(), self.not_finite(&found.name));
         }
         let words = match high_first {
             true => {
@@ -312,7 +314,7 @@ impl Part {
             Mode::Nvfp4 => code & 0x7f == 0x7f,
             _ => *code == 0xff,
         };
-        ensure!(!ordered.iter().any(bad), not_finite());
+        ensure!(!ordered.iter().any(bad), self.not_finite(&found.name));
         let scales = Array::from_slice(&ordered, &dimensions(&[rows, groups])?);
         let factor = (factor != 1.0).then(|| Array::from_slice(&[factor], &[1]));
         Ok((words, scales, None, factor))
@@ -335,12 +337,7 @@ impl Part {
                 Mode::Nvfp4 => bytes.iter().any(|byte| byte & 0x7f == 0x7f),
                 _ => bytes.contains(&0xff),
             };
-            ensure!(
-                !bad,
-                "{}: the tensor {name} holds a value that is not finite (NaN or infinite); the file \
-                 is damaged, download it again",
-                self.store.location()
-            );
+            ensure!(!bad, self.not_finite(&name));
             return Ok(Array::from_slice(bytes, &dimensions(&entry.shape)?));
         }
         let stored = PLAIN

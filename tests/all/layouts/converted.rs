@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use tempfile::TempDir;
+use wan_i2v::diagnose::compare::{Input, compare};
 use wan_i2v::weights::container::encoding::Encoding;
 use wan_i2v::weights::convert::{self, Bits, Converted, Event, LocalSource, Options};
 use wan_i2v::weights::layout::Layout;
@@ -280,6 +281,8 @@ fn within_a_size() {
     );
 
     let refused = convert_to(source.path(), &place("none"), &within(1000)).unwrap_err();
+    // Nothing is in the way of the corrected command.
+    assert!(!place("none.partial").exists());
     let message = format!("{refused:#}");
     let least = message
         .split("takes ")
@@ -479,8 +482,17 @@ fn from_small_floats_and_rotated_bytes() {
     form.write(&model, &contents, source.path());
     let before = run_folder(source.path());
     assert!(rms_error(&before.latents, &reference(&model).latents) > 0.01);
-    let kept = ours(&convert(source.path(), [None; 3]));
-    assert_identical(&kept, &before, "kept");
+    let kept = convert(source.path(), [None; 3]);
+    assert_identical(&ours(&kept), &before, "kept");
+    let again = ours(&convert(&kept.path().join("ours"), [None; 3]));
+    assert_identical(&again, &before, "converted again");
+    let [stored, own] =
+        [source.path(), &kept.path().join("ours")].map(|path| Input::open(path).unwrap());
+    let compared = compare(&stored, &own, Some(1e-6), &mut |_| {}).unwrap();
+    let blocks = compared.rows.iter().filter(|row| row.name.contains("ffn"));
+    for row in blocks {
+        assert!(row.inside, "{row:?}");
+    }
     let unpacked = ours(&convert(source.path(), [Some(Bits::Sixteen); 3]));
     let error = rms_error(&unpacked.latents, &before.latents);
     println!("measured small floats and rotated bytes in 16 bits: {error:.2e}");
