@@ -158,7 +158,9 @@ pub struct Unfinished {
 /// What was refused before anything was written is not in the way of the corrected command.
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if !self.resumed && self.state.files.is_empty() {
+        // Beside the state and the lock there is what has been fetched of a source, which belongs to it.
+        let is_bare = names(&self.folder).count() == 2;
+        if !self.resumed && self.state.files.is_empty() && is_bare {
             // What cannot be removed does no harm.
             let _ = fs::remove_file(self.folder.join(FILE));
         }
