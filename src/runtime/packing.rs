@@ -37,6 +37,14 @@ impl Mode {
         }
     }
 
+    /// Whether a byte beside a group is a number: e8m0 and e4m3 have codes that are none.
+    pub fn is_scale(self, code: u8) -> bool {
+        match self {
+            Mode::Nvfp4 => code & 0x7f != 0x7f,
+            Mode::Affine | Mode::Mxfp8 | Mode::Mxfp4 => code != 0xff,
+        }
+    }
+
     /// What a byte beside a group multiplies its levels by; the affine mode has none.
     pub fn scale(self, code: u8) -> f64 {
         match self {

@@ -47,12 +47,7 @@ impl Part {
     /// Refuses a stored tensor with a value that is not finite.
     pub fn ensure_finite(&self, name: &str, entry: &Entry) -> Result<()> {
         self.store.verify(name, entry)?;
-        ensure!(
-            self.store.is_finite(entry),
-            "{}: the tensor {name} holds a value that is not finite (NaN or infinite); the file \
-             is damaged, download it again",
-            self.store.location()
-        );
+        ensure!(self.store.is_finite(entry), self.not_finite(name));
         Ok(())
     }
 
@@ -82,12 +77,8 @@ impl Part {
             .zip(bytes.par_chunks((1 << 16) / block * block_bytes))
             .enumerate()
             .try_for_each(|(chunk, (values, bytes))| {
-                ensure!(
-                    entry.encoding.first_non_finite(bytes).is_none(),
-                    "{}: the tensor {name} holds a value that is not finite (NaN or infinite); \
-                     the file is damaged, download it again",
-                    self.store.location()
-                );
+                let bad = entry.encoding.first_non_finite(bytes);
+                ensure!(bad.is_none(), self.not_finite(name));
                 entry.encoding.decode(bytes, values)?;
                 match *scales.as_slice() {
                     [] => {}
@@ -310,11 +301,8 @@ impl Part {
                 .collect(),
             false => stored.to_vec(),
         };
-        let bad = |code: &u8| match packing.mode {
-            Mode::Nvfp4 => code & 0x7f == 0x7f,
-            _ => *code == 0xff,
-        };
-        ensure!(!ordered.iter().any(bad), self.not_finite(&found.name));
+        let bad = !ordered.iter().all(|&code| packing.mode.is_scale(code));
+        ensure!(!bad, self.not_finite(&found.name));
         let scales = Array::from_slice(&ordered, &dimensions(&[rows, groups])?);
         let factor = (factor != 1.0).then(|| Array::from_slice(&[factor], &[1]));
         Ok((words, scales, None, factor))
@@ -332,11 +320,7 @@ impl Part {
         let name = format!("{} ({end})", found.name);
         if packing.mode != Mode::Affine {
             let bytes = self.store.bytes(entry);
-            // The two codes of e8m0 and e4m3 that are no numbers.
-            let bad = match packing.mode {
-                Mode::Nvfp4 => bytes.iter().any(|byte| byte & 0x7f == 0x7f),
-                _ => bytes.contains(&0xff),
-            };
+            let bad = !bytes.iter().all(|&code| packing.mode.is_scale(code));
             ensure!(!bad, self.not_finite(&name));
             return Ok(Array::from_slice(bytes, &dimensions(&entry.shape)?));
         }
@@ -397,14 +381,11 @@ impl Part {
         let words = match entry.encoding {
             Encoding::F8E5M2 => {
                 let mut out = vec![0_u8; bytes.len()];
-                let powers = powers
-                    .par_iter()
-                    .flat_map_iter(|&power| std::iter::repeat_n(power, groups));
                 (out.as_chunks_mut().0.par_iter_mut())
                     .zip(bytes.as_chunks().0)
-                    .zip(codes.par_iter_mut().zip(powers.collect::<Vec<_>>()))
-                    .for_each(|((out, bytes), (code, power))| {
-                        *code = repack::from_e5m2(bytes, power, out);
+                    .zip(&mut codes)
+                    .for_each(|((out, bytes), code)| {
+                        *code = repack::from_e5m2(bytes, i32::from(*code) - 127, out);
                     });
                 array(&out, &shape, Dtype::Uint32)?
             }
@@ -445,13 +426,8 @@ impl Part {
             .zip(words.par_chunks_mut(many * words_of_group))
             .zip(scales.par_chunks_mut(many).zip(biases.par_chunks_mut(many)))
             .try_for_each(|((bytes, words), (scales, biases))| {
-                ensure!(
-                    encoding.first_non_finite(bytes).is_none(),
-                    "{}: the tensor {} holds a value that is not finite (NaN or infinite); the file is \
-                     damaged, download it again",
-                    self.store.location(),
-                    found.name
-                );
+                let bad = encoding.first_non_finite(bytes);
+                ensure!(bad.is_none(), self.not_finite(&found.name));
                 let sides = repack::Sides {
                     words,
                     scales,
