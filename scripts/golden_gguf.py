@@ -32,8 +32,9 @@ SCALES = {
     Type.Q6_K: [208],
     Type.IQ4_NL: [0],
     Type.IQ4_XS: [0],
-    # An exponent of one byte.
+    # An exponent of one byte, and four float8.
     Type.MXFP4: [],
+    Type.NVFP4: [],
 }
 
 
@@ -47,6 +48,9 @@ def random_blocks(rng, kind):
         blocks[:, place : place + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
     if kind is Type.MXFP4:
         blocks[:, 0] = rng.integers(80, 150, len(blocks))
+    if kind is Type.NVFP4:
+        # Not 0x7f, for which gguf has 0; the sign counts for nothing.
+        blocks[:, :4] = rng.integers(0, 0x7F, (len(blocks), 4)) | rng.choice([0, 0x80], (len(blocks), 4))
     return blocks.reshape(2, per_row * size)
 
 

@@ -9,11 +9,13 @@ use serde::Serialize;
 
 use super::digest::Hash;
 use super::transfer::hash_of;
+use crate::runtime::Mode;
 use crate::util::show::{Show, chain};
 use crate::weights::config::CONFIG;
+use crate::weights::container::encoding::Encoding;
 use crate::weights::convert::{REPORT, written_hashes};
 use crate::weights::layout::{Layout, MODEL_INDEX, TokenizerAt};
-use crate::weights::store::{Container, Location, TensorStore};
+use crate::weights::store::{Container, Entry, Location, TensorStore};
 use crate::weights::{Files, PartName, SETTINGS};
 
 /// What was found out about a file.
@@ -213,7 +215,7 @@ fn tensors(files: &Files, file: &str, written: &BTreeMap<String, String>) -> (Ou
                 false => damaged.push(name),
             }
         }
-        if !store.is_finite(entry) {
+        if !store.is_finite(entry) || has_no_number(&store, name, entry) {
             infinite.push(name.as_str());
         }
         store.release(entry, 0..entry.byte_len());
@@ -234,6 +236,24 @@ fn tensors(files: &Files, file: &str, written: &BTreeMap<String, String>) -> (Ou
         None => Outcome::Right("finite".into()),
     };
     (checksums, values)
+}
+
+/// Whether bytes beside a weight, the scales of its groups, have a code that is no number.
+fn has_no_number(store: &TensorStore, name: &str, entry: &Entry) -> bool {
+    let ends = [".scales", ".weight_scale"];
+    let Some(module) = ends.iter().find_map(|end| name.strip_suffix(end)) else {
+        return false;
+    };
+    let weight = store.entries().get(&format!("{module}.weight"));
+    // As MLX packs them: 16 values of 4 bits have a scale, and more in its other modes.
+    let is_nvfp4 = weight.is_some_and(|weight| {
+        weight.encoding == Encoding::U32 && weight.byte_len() == 8 * entry.byte_len()
+    });
+    let mode = match is_nvfp4 {
+        true => Mode::Nvfp4,
+        false => Mode::Mxfp8,
+    };
+    entry.encoding == Encoding::U8 && !store.bytes(entry).iter().all(|&code| mode.is_scale(code))
 }
 
 /// The first name, and how many more there are.

@@ -1,12 +1,14 @@
 //! Calls of mlx-c, OpenBLAS and libc that mlx-rs has no safe function for.
 
 use std::ffi::CStr;
+use std::io;
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::zeros_dtype;
 use mlx_rs::{Array, Dtype, Stream};
 
 use super::Packing;
+use crate::util::npy::Header;
 
 /// MLX's version, such as `0.32.2`.
 pub fn mlx_version() -> String {
@@ -240,6 +242,90 @@ fn from_parts(
     )))
 }
 
+/// A float32 array in the host's memory whose values nobody writes. MLX has no such call, but it
+/// allocates what it loads, and leaves the writing to whoever it loads from: here to nobody.
+pub(super) fn unwritten(shape: &[i32]) -> Result<Array> {
+    let sides: Vec<u64> = shape.iter().map(|&side| side as u64).collect();
+    let mut header = Vec::new();
+    Header::write(&mut header, "<f4", &sides).map_err(|e| Exception::custom(e.to_string()))?;
+    install_error_handler();
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the functions of the table take the header that is given with it, which `free` takes back when
+    // the array is evaluated and the handle freed.
+    unsafe {
+        let header = Box::into_raw(Box::new(io::Cursor::new(header)));
+        let reader = mlx_sys::mlx_io_reader_new(header.cast(), nobody::TABLE);
+        let mut result = mlx_sys::mlx_array_new();
+        let status = mlx_sys::mlx_load_reader(&mut result, reader, stream.as_ptr());
+        mlx_sys::mlx_io_reader_free(reader);
+        if status != 0 {
+            mlx_sys::mlx_array_free(result);
+            return Err(Exception::custom(format!("MLX allocates no {shape:?}")));
+        }
+        Ok(Array::from_ptr(result))
+    }
+}
+
+/// A file of numbers that has no more than a header.
+mod nobody {
+    use std::ffi::{c_char, c_int, c_void};
+    use std::io::{Cursor, Read};
+
+    pub(super) const TABLE: mlx_sys::mlx_io_vtable = mlx_sys::mlx_io_vtable_ {
+        is_open: Some(yes),
+        good: Some(yes),
+        tell: Some(nowhere),
+        seek: Some(never),
+        read: Some(read),
+        read_at_offset: Some(leave),
+        write: Some(refuse),
+        label: Some(label),
+        free: Some(free),
+    };
+
+    unsafe extern "C" fn yes(_: *mut c_void) -> bool {
+        true
+    }
+
+    unsafe extern "C" fn nowhere(_: *mut c_void) -> usize {
+        0
+    }
+
+    unsafe extern "C" fn never(_: *mut c_void, _: i64, _: c_int) -> c_int {
+        -1
+    }
+
+    /// The header, a piece at a time.
+    unsafe extern "C" fn read(header: *mut c_void, data: *mut c_char, n: usize) -> usize {
+        // SAFETY: mlx-c passes on what the reader was made with, and a place for `n` bytes.
+        let (header, data) = unsafe {
+            (
+                &mut *header.cast::<Cursor<Vec<u8>>>(),
+                std::slice::from_raw_parts_mut(data.cast::<u8>(), n),
+            )
+        };
+        header.read(data).unwrap_or(0)
+    }
+
+    /// The values, which stay as they are.
+    unsafe extern "C" fn leave(_: *mut c_void, _: *mut c_char, n: usize, _: usize) -> usize {
+        n
+    }
+
+    unsafe extern "C" fn refuse(_: *mut c_void, _: *const c_char, _: usize) -> usize {
+        0
+    }
+
+    unsafe extern "C" fn label(_: *mut c_void) -> *const c_char {
+        c"an array".as_ptr()
+    }
+
+    unsafe extern "C" fn free(header: *mut c_void) {
+        // SAFETY: it came from a box, and nobody asks for it any more.
+        drop(unsafe { Box::from_raw(header.cast::<Cursor<Vec<u8>>>()) });
+    }
+}
+
 /// A number that MLX knows of the Metal device.
 pub(super) fn metal_size(key: &CStr) -> Option<u64> {
     if !metal_is_available() {
@@ -290,5 +376,25 @@ fn mlx_string(fill: impl FnOnce(*mut mlx_sys::mlx_string) -> i32) -> Option<Stri
             .then(|| CStr::from_ptr(data).to_string_lossy().into_owned());
         mlx_sys::mlx_string_free(handle);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of one dimension and several; MLX counts them as any other, and frees them.
+    #[test]
+    fn arrays_that_nobody_writes_are_counted_by_mlx() {
+        mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+        for shape in [&[7][..], &[1 << 10, 1 << 12], &[1, 3, 5, 1]] {
+            let array = unwritten(shape).unwrap();
+            array.eval().unwrap();
+            assert_eq!(array.shape(), shape);
+            assert_eq!(array.dtype(), Dtype::Float32);
+            let values: i32 = shape.iter().product();
+            assert_eq!(array.as_slice::<f32>().len(), values as usize);
+            assert!(mlx_rs::memory::active_memory().unwrap() >= 4 * values as usize);
+        }
     }
 }

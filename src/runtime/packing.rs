@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::fmt;
 
+use crate::util::float::e8m0;
+
 /// What a packed number and what stands beside its group mean (ml-explore/mlx, `mlx/primitives.h`,
 /// `QuantizationMode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +52,7 @@ impl Mode {
         match self {
             Mode::Affine => 1.0,
             Mode::Nvfp4 => Mode::Mxfp8.level(u32::from(code)),
-            Mode::Mxfp8 | Mode::Mxfp4 => 2_f64.powi(i32::from(code) - 127),
+            Mode::Mxfp8 | Mode::Mxfp4 => f64::from(e8m0(code)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod files;
+pub(crate) mod float;
 pub(crate) mod hex;
 pub(crate) mod html;
 pub(crate) mod limits;

@@ -367,10 +367,11 @@ impl TensorStore {
                 end: tensor.end,
                 record,
             };
-            let (name, len) = (
-                of_quanto(tensor.name),
-                entry.encoding.byte_len(&entry.shape),
-            );
+            let name = match container {
+                Container::Gguf => of_gguf(tensor.name),
+                _ => of_quanto(tensor.name),
+            };
+            let len = entry.encoding.byte_len(&entry.shape);
             ensure!(
                 entry.end <= map.len() && entry.start <= entry.end && len == Some(entry.byte_len()),
                 "{path}: the tensor {} is cut off\nhint: download the file again",
@@ -573,6 +574,14 @@ fn of_quanto(name: String) -> String {
                 .then(|| format!("{weight}{new}"))
         });
     renamed.unwrap_or(name)
+}
+
+/// llama.cpp's name of what multiplies a weight's products (`conversion/base.py`) as others have it.
+fn of_gguf(name: String) -> String {
+    match name.strip_suffix(".scale") {
+        Some(module) => format!("{module}.weight_scale"),
+        None => name,
+    }
 }
 
 /// Reads the header of a file of any kind, told by its first bytes.

@@ -22,7 +22,7 @@ use std::ffi::{OsStr, OsString};
 
 use crate::util::show::Show;
 use crate::util::suggest::did_you_mean;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 use self::file::ConfigFile;
@@ -35,6 +35,18 @@ const PREFIX: &str = "WAN_I2V_";
 const GENERATE: &str = "generate";
 /// Commands that make or plan clips, and so take the settings of clips.
 const OF_CLIPS: [&str; 4] = [GENERATE, "plan", "batch", "sweep"];
+
+/// Flags that change nothing without one of others, and these.
+const BESIDE: [(&str, &[&str]); 3] = [
+    (
+        "group-size",
+        &["bits", "high-bits", "low-bits", "text-bits"],
+    ),
+    ("preview-vae", &["preview"]),
+    ("preview-every", &["preview"]),
+];
+/// Commands whose clips may have such others of their own.
+const OF_MANY: [&str; 2] = ["batch", "sweep"];
 
 /// The variables of the environment that are this program's, without their prefix.
 pub(crate) type Variables = BTreeMap<String, OsString>;
@@ -96,9 +108,14 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         return Ok(bare(arguments));
     };
     let (name, matches) = matches.subcommand().unwrap_or((GENERATE, &matches));
-    let Some(command) = command_of(&root, name).filter(is_set_by_files) else {
+    let Some(command) = command_of(&root, name) else {
         return Ok(bare(arguments));
     };
+    let command_line = Layer::of_command_line(&command, matches);
+    if !is_set_by_files(&command) {
+        ensure_heard(&command_line, &command_line)?;
+        return Ok(bare(arguments));
+    }
     let mut ambient = Vec::new();
     let mut unknown = Vec::new();
     if OF_CLIPS.contains(&name) {
@@ -127,7 +144,6 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         .flatten()
         .map(OsStr::to_owned)
         .collect();
-    let command_line = Layer::of_command_line(&command, matches);
     let all = std::iter::once(&command_line).chain(&ambient);
     let (all, found) = presets.beside(&command, all)?;
     let (mut merged, mut added) = (command_line.clone(), Layer::default());
@@ -137,6 +153,9 @@ pub(crate) fn layered(arguments: Vec<OsString>, variables: &Variables) -> Result
         check(&mut root, &start, &open)?;
         merged.settings.extend(open.settings.iter().cloned());
         added.settings.extend(open.settings);
+    }
+    if !OF_MANY.contains(&name) {
+        ensure_heard(&command_line, &merged)?;
     }
     // Before the others: these may end in words that are no flags.
     let rest = arguments.get(start.len()..).unwrap_or_default().to_vec();
@@ -180,6 +199,21 @@ impl Layered {
         let places: Vec<String> = places.collect();
         (!places.is_empty()).then(|| places.join("; "))
     }
+}
+
+/// Refuses a flag of the command line that changes nothing without others that no place has.
+fn ensure_heard(command_line: &Layer, merged: &Layer) -> Result<()> {
+    for (flag, others) in BESIDE {
+        let is_heard = others.iter().any(|other| merged.has(other));
+        let names: Vec<String> = others.iter().map(|other| format!("--{other}")).collect();
+        ensure!(
+            is_heard || !command_line.has(flag),
+            "--{flag} changes nothing without {}{}",
+            if names.len() > 1 { "one of " } else { "" },
+            names.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// The command that settings call by this name.

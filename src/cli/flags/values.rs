@@ -244,7 +244,8 @@ impl TypedValueParser for AllBitsParser {
         value: &OsStr,
     ) -> Result<AllBits, clap::Error> {
         let parse: fn(&str) -> Result<AllBits, String> = |text| match text.split_once(':') {
-            Some(("auto", size)) => parse_gigabytes(size).map(AllBits::Within),
+            // What is too little for a model is told with what it needs.
+            Some(("auto", size)) => gigabytes(size, 1e-9).map(AllBits::Within),
             _ => <Bits as ValueEnum>::from_str(text, false)
                 .map(AllBits::Fixed)
                 .map_err(|_| "expected 3, 4, 5, 6, 8, 16 or auto:GB, such as auto:20".into()),
@@ -268,9 +269,13 @@ pub(crate) fn parse_group_size(text: &str) -> Result<usize, String> {
 
 /// Gigabytes (1e9), as bytes.
 pub(crate) fn parse_gigabytes(text: &str) -> Result<u64, String> {
+    gigabytes(text, 0.01)
+}
+
+fn gigabytes(text: &str, least: f64) -> Result<u64, String> {
     let number = text.trim().trim_end_matches("GB").trim().parse::<f64>();
     match number {
-        Ok(number) if (0.01..=1e6).contains(&number) => Ok((number * 1e9) as u64),
+        Ok(number) if (least..=1e6).contains(&number) => Ok((number * 1e9) as u64),
         _ => Err("expected gigabytes, such as 24 or 0.5".into()),
     }
 }

@@ -65,7 +65,7 @@ pub fn tolerance(encoding: Encoding) -> f64 {
         E::Q5_0 | E::Q5_1 | E::Q5K => affine_tolerance(5),
         E::Q4_0 | E::Q4_1 | E::Q4K | E::Iq4Nl | E::Iq4Xs => affine_tolerance(4),
         // Half the distance of the two largest levels.
-        E::Mxfp4 => 0.2,
+        E::Mxfp4 | E::Nvfp4 => 0.2,
         E::Q3K => affine_tolerance(3),
         E::Q2K => affine_tolerance(2),
         // Identities.

@@ -43,11 +43,13 @@ pub enum Encoding {
     Iq4Xs,
     /// float4 (e2m1) with a power of two for each 32.
     Mxfp4,
+    /// float4 (e2m1) with a float8 (e4m3) for each 16.
+    Nvfp4,
 }
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::F64,
         Self::F32,
         Self::F16,
@@ -76,6 +78,7 @@ impl Encoding {
         Self::Iq4Nl,
         Self::Iq4Xs,
         Self::Mxfp4,
+        Self::Nvfp4,
     ];
 
     /// Elements that are stored together: 1 for plain types.
@@ -124,6 +127,7 @@ impl Encoding {
             Self::Iq4Nl => ("iq4_nl", 32, 18),
             Self::Iq4Xs => ("iq4_xs", 256, 136),
             Self::Mxfp4 => ("mxfp4", 32, 17),
+            Self::Nvfp4 => ("nvfp4", 64, 36),
         }
     }
 
@@ -202,6 +206,7 @@ impl Encoding {
             Self::Iq4Nl => blocks::each(bytes, out, blocks::iq4_nl),
             Self::Iq4Xs => blocks::each(bytes, out, blocks::iq4_xs),
             Self::Mxfp4 => blocks::each(bytes, out, blocks::mxfp4),
+            Self::Nvfp4 => blocks::each(bytes, out, blocks::nvfp4),
             Self::I8 => each(bytes, out, |[byte]| f32::from(byte.cast_signed())),
             Self::I64
             | Self::I32
@@ -234,6 +239,9 @@ impl Encoding {
                 self.first_block(bytes, &[0])
             }
             Self::Mxfp4 => self.first_with(bytes, |block| block[0] >= 0xfd),
+            Self::Nvfp4 => self.first_with(bytes, |block| {
+                block[..4].iter().any(|scale| scale & 0x7f == 0x7f)
+            }),
             Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => self.first_block(bytes, &[0, 2]),
             Self::Q2K => self.first_block(bytes, &[80, 82]),
             Self::Q3K => self.first_block(bytes, &[108]),

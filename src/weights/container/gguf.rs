@@ -263,6 +263,7 @@ fn encoding(number: u32) -> Result<Encoding> {
         28 => return Ok(Encoding::F64),
         30 => return Ok(Encoding::Bf16),
         39 => return Ok(Encoding::Mxfp4),
+        40 => return Ok(Encoding::Nvfp4),
         4 => "Q4_2",
         5 => "Q4_3",
         9 => "Q8_1",
@@ -278,12 +279,11 @@ fn encoding(number: u32) -> Result<Encoding> {
         34 => "TQ1_0",
         35 => "TQ2_0",
         36..=38 => "a repacked IQ4_NL",
-        40 => "NVFP4",
         41 => "Q1_0",
         _ => "unknown",
     };
     bail!(
         "stored as type {number} ({unsupported}), which is not supported\nhint: take a file with F32, \
-         F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, IQ4_XS, MXFP4, Q3_K or Q2_K"
+         F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q3_K or Q2_K"
     )
 }

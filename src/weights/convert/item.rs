@@ -258,26 +258,26 @@ impl Item {
                 let (scales, biases) = side_names(&out.name)?;
                 let groups = [outputs, packing.groups(inputs)];
                 let words = tensor(&out.name, Dtype::U32, &[outputs, packing.words(inputs)]);
-                match packing.mode {
+                let sides = match packing.mode {
                     // GGUF's own scales have these.
                     Mode::Affine => vec![
-                        words,
                         tensor(&scales, Dtype::F16, &groups),
                         tensor(&biases, Dtype::F16, &groups),
                     ],
-                    _ => {
-                        let factor = match found.values {
-                            Values::Blocks { factor: 1.0, .. } => None,
-                            Values::Blocks { .. } => Some(beside_names(&out.name)?),
-                            _ => None,
-                        };
-                        let factor = factor.map(|[name, _]| tensor(&name, Dtype::F32, &[1]));
-                        [words, tensor(&scales, Dtype::U8, &groups)]
-                            .into_iter()
-                            .chain(factor)
-                            .collect()
-                    }
-                }
+                    _ => vec![tensor(&scales, Dtype::U8, &groups)],
+                };
+                let factor = match found.values {
+                    Values::Blocks { factor: 1.0, .. } => None,
+                    Values::Stored { scale, .. } if scale.is_none() => None,
+                    Values::Stored {
+                        scale: Scale::Rows(scales),
+                        ..
+                    } => Some(scales.shape.as_slice()),
+                    _ => Some(&[1][..]),
+                };
+                let [name, _] = beside_names(&out.name)?;
+                let factor = factor.map(|shape| tensor(&name, Dtype::F32, shape));
+                [words].into_iter().chain(sides).chain(factor).collect()
             }
             (Target::Quantized(Scheme { bits, group_size }), _) => {
                 let (outputs, inputs) = (found.shape[0], found.shape[1]);

@@ -243,7 +243,7 @@ impl Part {
                     rotation = size.map(i32::try_from).transpose()?;
                     self.scaled(found, entry, scale, packing, device)?
                 }
-                _ => self.repacked(found, entry, packing, device)?,
+                _ => self.repacked(found, entry, scale, packing, device)?,
             },
         };
         let groups = [outputs, packing.groups(inputs)];
@@ -394,11 +394,12 @@ impl Part {
         Ok((words, Array::from_slice(&codes, &sides), None, factor))
     }
 
-    /// GGUF's blocks as groups that MLX knows.
+    /// GGUF's blocks as groups that MLX knows, and their scale as a factor of the products.
     fn repacked(
         &self,
         found: &Found,
         entry: &Entry,
+        scale: Scale,
         packing: Packing,
         device: Device,
     ) -> Result<Parts> {
@@ -437,13 +438,17 @@ impl Part {
                 Ok(())
             })?;
         let words = Array::from_slice(&words, &dimensions(&[rows, packing.words(inputs)])?);
+        let factors = self.scales(&found.name, scale)?;
+        let factor =
+            (!factors.is_empty()).then(|| Array::from_slice(&factors, &[factors.len() as i32]));
         let shape = dimensions(&[rows, packing.groups(inputs)])?;
         if packing.mode != Mode::Affine {
             let codes: Vec<u8> = scales.iter().map(|&code| code as u8).collect();
-            return Ok((words, Array::from_slice(&codes, &shape), None, None));
+            return Ok((words, Array::from_slice(&codes, &shape), None, factor));
         }
         let scales = to_side(&scales, &shape, device)?;
-        Ok((words, scales, Some(to_side(&biases, &shape, device)?), None))
+        let biases = to_side(&biases, &shape, device)?;
+        Ok((words, scales, Some(biases), factor))
     }
 
     /// Quantizes a found weight `[outputs, inputs]`, a chunk at a time.

@@ -81,6 +81,7 @@ pub fn blocks(encoding: Encoding, bytes: &[u8], out: Sides, round: fn(f32) -> f3
             nibbles(&block[1..], &mut group.numbers);
             group.scale = f32::from(block[0]);
         }),
+        E::Nvfp4 => nvfp4(bytes, out),
         E::Q2K => fitted::<84, 256, 8, 5>(encoding, bytes, out, round),
         E::Q3K => fitted::<110, 256, 8, 6>(encoding, bytes, out, round),
         E::Q6K => fitted::<210, 256, 8, 8>(encoding, bytes, out, round),
@@ -144,6 +145,26 @@ fn fit(values: &[f32; 32], levels: f32, round: fn(f32) -> f32) -> Group {
         numbers: values.map(number),
         scale,
         bias,
+    }
+}
+
+/// Blocks of 36 bytes: four scales, without their signs, and 8 bytes for each 16 numbers, of which the low halves
+/// come first.
+fn nvfp4(bytes: &[u8], out: Sides) {
+    let blocks = bytes.as_chunks::<36>().0.iter();
+    let sides = (out.words.as_chunks_mut::<8>().0.iter_mut()).zip(out.scales.chunks_mut(4));
+    for (block, (words, scales)) in blocks.zip(sides) {
+        let (codes, numbers) = block.split_at(4);
+        for (scale, code) in scales.iter_mut().zip(codes) {
+            *scale = f32::from(code & 0x7f);
+        }
+        let groups = words.as_chunks_mut::<2>().0.iter_mut();
+        for ([low, high], bytes) in groups.zip(numbers.chunks(8)) {
+            for byte in bytes.iter().rev().copied().map(u32::from) {
+                *low = *low << 4 | byte & 15;
+                *high = *high << 4 | byte >> 4;
+            }
+        }
     }
 }
 

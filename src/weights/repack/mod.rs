@@ -38,6 +38,7 @@ pub fn kept(encoding: Encoding, inputs: usize) -> Option<Kept> {
         E::Q2K => affine(5, 2),
         E::Iq4Nl | E::Iq4Xs => affine(6, 4),
         E::Mxfp4 => of(Packing::MXFP4, 4),
+        E::Nvfp4 => of(Packing::NVFP4, 4),
         E::F8E4M3 | E::F8E5M2 => of(Packing::MXFP8, 8),
         E::I8 => {
             let group = [128, 64, 32]
@@ -136,16 +137,22 @@ mod tests {
             (Encoding::Q4K, &[0, 2]),
             (Encoding::Q5K, &[0, 2]),
             (Encoding::Mxfp4, &[]),
+            (Encoding::Nvfp4, &[]),
         ] {
             let mut bytes = random(encoding, places);
-            if encoding == Encoding::Mxfp4 {
-                for block in bytes.chunks_mut(encoding.block_bytes()) {
-                    block[0] = 100 + block[0] % 40;
+            for block in bytes.chunks_mut(encoding.block_bytes()) {
+                match encoding {
+                    Encoding::Mxfp4 => block[0] = 100 + block[0] % 40,
+                    // Of both signs, and numbers.
+                    Encoding::Nvfp4 => block[..4].iter_mut().for_each(|scale| {
+                        *scale -= u8::from(*scale & 0x7f == 0x7f);
+                    }),
+                    _ => {}
                 }
             }
             let expected = decoded(encoding, &bytes);
             assert_eq!(repacked(encoding, &bytes, |v| v), expected, "{encoding:?}");
-            if encoding == Encoding::Mxfp4 {
+            if [Encoding::Mxfp4, Encoding::Nvfp4].contains(&encoding) {
                 continue;
             }
             // With scales in 16 bits: one rounding of each, of 8 or 11 significant bits.

@@ -136,8 +136,8 @@ fn small_decoders_for_other_models_and_damaged_ones_are_refused() {
     let whole = bench.checkpoint.path("vae");
     preview(whole.to_str().unwrap()).assert_refused(1, &["--preview-vae", "this is a whole VAE"]);
     preview("none.safetensors").assert_refused(1, &["--preview-vae", "none.safetensors"]);
-    // Nobody asks for previews.
-    with(&["--preview-vae", "none.safetensors"]).assert_wrote("clip.mp4");
+    let unseen = with(&["--preview-vae", two]);
+    unseen.assert_refused(2, &["--preview-vae changes nothing without --preview"]);
     // One tensor short.
     let content = fs::read(two).unwrap();
     let mut tensors = crate::support::scratch::tensors_of(&content);

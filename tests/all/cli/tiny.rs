@@ -156,6 +156,25 @@ fn bits_within_a_size_and_smaller_groups() {
         code == Some(1) && stderr.contains("without --output"),
         "{stderr}"
     );
+    // Too little for any model, and still told with what this one takes.
+    for size in ["0.001", "0.0001"] {
+        let (code, _, stderr) = run(&["convert", TINY, "none", "--bits", &format!("auto:{size}")]);
+        let says = [size, "GB are too little for this model, which takes 0.00"];
+        assert!(
+            code == Some(1) && says.iter().all(|words| stderr.contains(words)),
+            "{stderr}"
+        );
+    }
+    for command in [
+        &["convert", TINY, "none"][..],
+        &["pull", "a/b", "--output", "none"],
+        &["plan", "--model", TINY, "--image", "p.png"],
+        &clip,
+    ] {
+        let (code, _, stderr) = run(&[command, &["--group-size", "32"]].concat());
+        let says = "--group-size changes nothing without one of --bits, --high-bits";
+        assert!(code == Some(2) && stderr.contains(says), "{stderr}");
+    }
     let (code, _, stderr) = run(&["convert", TINY, "none", "--bits", "auto"]);
     assert!(code == Some(2) && stderr.contains("auto:20"), "{stderr}");
 

@@ -11,6 +11,7 @@ use super::program::finish;
 use super::server::{COMMIT, Fault, sha256};
 use super::{Bench, content, repo};
 use crate::support::isolated::program;
+use crate::support::scratch::{read_tensors, write_tensors};
 use serde_json::Value;
 
 #[test]
@@ -179,6 +180,44 @@ fn a_tampered_blob_is_found_and_not_converted() {
     let refused = bench.offline(&["convert", "owner/model", "converted"]);
     refused.assert_fails(&[HIGH, "not what was published", "hint: remove "]);
     assert!(!bench.folder.path().join("converted").exists());
+}
+
+/// The scales of small floats, which are bytes to their file: e8m0's and e4m3's codes that are no number.
+#[test]
+fn scales_that_are_no_numbers_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/packed");
+    for (form, end, code) in [
+        ("mlx_mxfp4", "scales", 0xff),
+        ("mlx_mxfp8", "scales", 0xff),
+        ("mlx_nvfp4", "scales", 0x7f),
+        ("comfy_mxfp8", "weight_scale", 0xff),
+        ("comfy_nvfp4", "weight_scale", 0x7f),
+    ] {
+        let mut tensors = read_tensors(&packed.join(form).with_extension("safetensors"));
+        let path = folder.path().join("model.safetensors");
+        let verify = || {
+            finish(
+                program()
+                    .arg("inspect")
+                    .arg(&path)
+                    .args(["--verify", "--part", "transformer"]),
+            )
+        };
+        write_tensors(&path, &tensors);
+        let ran = verify();
+        assert!(ran.stdout.contains("finite"), "{form}: {}", ran.stdout);
+        assert!(!ran.stdout.contains("NaN"), "{form}: {}", ran.stdout);
+        let name = format!("blocks.0.ffn.0.{end}");
+        tensors.get_mut(&name).unwrap().bytes[5] = code;
+        write_tensors(&path, &tensors);
+        let (ran, said) = (
+            verify(),
+            format!("NaN or infinite values in the tensor {name}"),
+        );
+        assert_eq!(ran.code, Some(1), "{form}");
+        assert!(ran.stdout.contains(&said), "{form}: {}", ran.stdout);
+    }
 }
 
 #[test]

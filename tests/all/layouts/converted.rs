@@ -88,6 +88,7 @@ fn from_quantized_layouts() {
     for (form, most) in [
         (Form::Scaled { newer: false }, 0.01),
         (Form::Gguf(Encoding::Q5K, Patch::Whole), 0.01),
+        (Form::Gguf(Encoding::Nvfp4, Patch::Whole), 0.0),
         (Form::MlxQuantized { bits: 4, group: 32 }, 0.0),
     ] {
         let (source, _) = folder(form, &model);

@@ -87,6 +87,17 @@ fn gguf_iq4_nl() {
     check_near(Form::Gguf(Encoding::Iq4Nl, Patch::Dropped), 0.05, 0.5);
 }
 
+#[test]
+fn gguf_mxfp4() {
+    check(Form::Gguf(Encoding::Mxfp4, Patch::Whole), 0.5);
+}
+
+/// With a scale of each weight beside it.
+#[test]
+fn gguf_nvfp4() {
+    check_near(Form::Gguf(Encoding::Nvfp4, Patch::Whole), 1e-5, 0.5);
+}
+
 /// Fails unless `form` is its values but for a share of what it lost before.
 fn check_near(form: Form, near: f64, most: f64) {
     let _mlx = mlx();

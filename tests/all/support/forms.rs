@@ -56,6 +56,11 @@ impl Form {
                 let [scales, biases] = ["scales", "biases"].map(|end| beside(&name, end));
                 return [name, scales, biases].into_iter().zip(kept).collect();
             }
+            Form::Gguf(Encoding::Nvfp4, _)
+                if is_linear(tensor) && self.encoding(kind, tensor) == Encoding::Nvfp4 =>
+            {
+                return nvfp4(name, tensor);
+            }
             _ => {}
         }
         let encoding = self.encoding(kind, tensor);
@@ -202,6 +207,21 @@ fn scaled(newer: bool, kind: Kind, name: &str, tensor: &mut Tensor) -> Vec<(Stri
         }
     }
     kept
+}
+
+/// A weight as GGUF's nvfp4, with the scale that takes its largest value to the largest of nvfp4 beside it.
+fn nvfp4(name: String, tensor: &mut Tensor) -> Vec<(String, Stored)> {
+    let largest = tensor.values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    let scale = largest / (6.0 * 448.0);
+    let small: Vec<f32> = tensor.values.iter().map(|value| value / scale).collect();
+    let weight = stored(Encoding::Nvfp4, &tensor.shape, &small);
+    let values = decode(Encoding::Nvfp4, &weight.bytes).into_iter();
+    tensor.values = values.map(|value| value * scale).collect();
+    let second = (
+        beside(&name, "scale"),
+        stored(Encoding::F32, &[1], &[scale]),
+    );
+    vec![(name, weight), second]
 }
 
 /// Values with the axes in another order.

@@ -3,6 +3,8 @@
 use half::{bf16, f16};
 use wan_i2v::weights::container::encoding::Encoding;
 
+use super::layouts::{decode, encode};
+
 /// A value of the metadata.
 #[derive(Clone, Debug)]
 pub enum Value {
@@ -81,6 +83,8 @@ pub fn quantize(encoding: Encoding, values: &[f32]) -> Vec<u8> {
         Encoding::Q5K => |v: &[f32]| q45_k(v, 31.0),
         Encoding::Q6K => q6_k,
         Encoding::Iq4Nl => iq4_nl,
+        Encoding::Mxfp4 => mxfp4,
+        Encoding::Nvfp4 => nvfp4,
         other => panic!("no quantizer for {}", other.name()),
     };
     let blocks = values.chunks_exact(encoding.block_elements());
@@ -119,6 +123,35 @@ fn iq4_nl(values: &[f32]) -> Vec<u8> {
     };
     out.extend((0..16).map(|i| q(i) | q(i + 16) << 4));
     out
+}
+
+fn mxfp4(values: &[f32]) -> Vec<u8> {
+    let power = (largest(values) / 6.0).log2().ceil().max(-126.0);
+    let q = |i: usize| float4(values[i] / power.exp2());
+    let numbers = (0..16).map(|i| q(i) | q(i + 16) << 4);
+    std::iter::once((power + 127.0) as u8)
+        .chain(numbers)
+        .collect()
+}
+
+fn nvfp4(values: &[f32]) -> Vec<u8> {
+    let groups = values.chunks(16);
+    let scales: Vec<f32> = groups.map(|group| largest(group) / 6.0).collect();
+    let mut out = encode(Encoding::F8E4M3, &scales);
+    let scales = decode(Encoding::F8E4M3, &out);
+    for (group, scale) in values.chunks(16).zip(scales) {
+        let q = |i: usize| float4(group[i] / scale.max(1e-9));
+        out.extend((0..8).map(|i| q(i) | q(i + 8) << 4));
+    }
+    out
+}
+
+/// The nearest float4.
+fn float4(value: f32) -> u8 {
+    const LEVELS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let distance = |level: usize| (value.abs() - LEVELS[level]).abs();
+    let near = (0..8).min_by(|&a, &b| distance(a).total_cmp(&distance(b)));
+    near.unwrap() as u8 | u8::from(value < 0.0) << 3
 }
 
 /// Q4_K where the highest level is 15, Q5_K where it is 31.
@@ -210,6 +243,8 @@ pub fn kind(encoding: Encoding) -> u32 {
         Encoding::Q5K => 13,
         Encoding::Q6K => 14,
         Encoding::Iq4Nl => 20,
+        Encoding::Mxfp4 => 39,
+        Encoding::Nvfp4 => 40,
         other => panic!("no type number for {}", other.name()),
     }
 }

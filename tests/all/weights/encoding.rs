@@ -185,6 +185,8 @@ fn the_first_non_finite_element_is_found() {
             Encoding::F8E4M3 => vec![vec![0x7f], vec![0xff]],
             Encoding::F8E5M2 => vec![vec![0x7c], vec![0xfd]],
             Encoding::Mxfp4 => vec![vec![0xff]],
+            // Each of a block's scales, whatever their signs.
+            Encoding::Nvfp4 => vec![vec![0x7f; 4], vec![0xff; 4]],
             _ => [f16::NAN, f16::NEG_INFINITY]
                 .map(|v| v.to_le_bytes().to_vec())
                 .into(),

@@ -122,7 +122,7 @@ fn the_gguf_packages_file_is_read() {
         .iter()
         .map(|t| (t.name.as_str(), t.encoding, t.shape.as_slice()))
         .collect();
-    let expected: [(&str, Encoding, &[usize]); 23] = [
+    let expected: [(&str, Encoding, &[usize]); 24] = [
         ("q4_0", Encoding::Q4_0, &[2, 160]),
         ("q4_1", Encoding::Q4_1, &[2, 160]),
         ("q5_0", Encoding::Q5_0, &[2, 160]),
@@ -136,6 +136,7 @@ fn the_gguf_packages_file_is_read() {
         ("iq4_nl", Encoding::Iq4Nl, &[2, 160]),
         ("iq4_xs", Encoding::Iq4Xs, &[2, 512]),
         ("mxfp4", Encoding::Mxfp4, &[2, 160]),
+        ("nvfp4", Encoding::Nvfp4, &[2, 320]),
         ("f64", Encoding::F64, &[3, 7]),
         ("f32", Encoding::F32, &[3, 7]),
         ("f16", Encoding::F16, &[3, 7]),

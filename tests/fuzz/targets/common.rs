@@ -10,6 +10,11 @@ pub mod container {
     pub mod safetensors;
 }
 
+#[path = "../../../src/util"]
+pub mod util {
+    pub mod float;
+}
+
 use container::header::Header;
 
 /// Reads a file; if it is accepted, what is found has to lie within it and be of the right size.

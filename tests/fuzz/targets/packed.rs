@@ -13,31 +13,42 @@ mod weights {
     pub mod gguf;
 }
 
+#[allow(dead_code)]
+#[path = "../../../src/runtime/packing.rs"]
+mod packing;
+#[path = "../../../src/util"]
+mod util {
+    pub mod float;
+}
+
+use packing::{Mode, Packing};
 use weights::container::encoding::Encoding;
 use weights::{float8, gguf};
 
-/// Encodings, the bits of MLX's numbers, and whether these are the stored ones.
-const FORMS: [(Encoding, usize, bool); 13] = [
-    (Encoding::Q4_0, 4, true),
-    (Encoding::Q4_1, 4, true),
-    (Encoding::Q5_0, 5, true),
-    (Encoding::Q5_1, 5, true),
-    (Encoding::Q8_0, 8, true),
-    (Encoding::Q4K, 4, true),
-    (Encoding::Q5K, 5, true),
-    (Encoding::Q2K, 5, false),
-    (Encoding::Q3K, 6, false),
-    (Encoding::Q6K, 8, false),
-    (Encoding::Iq4Nl, 6, false),
-    (Encoding::Iq4Xs, 6, false),
-    (Encoding::F8E5M2, 8, false),
+/// Encodings, MLX's packing, and whether its numbers are the stored ones.
+const FORMS: [(Encoding, Packing, bool); 15] = [
+    (Encoding::Q4_0, Packing::affine(4, 32), true),
+    (Encoding::Q4_1, Packing::affine(4, 32), true),
+    (Encoding::Q5_0, Packing::affine(5, 32), true),
+    (Encoding::Q5_1, Packing::affine(5, 32), true),
+    (Encoding::Q8_0, Packing::affine(8, 32), true),
+    (Encoding::Q4K, Packing::affine(4, 32), true),
+    (Encoding::Q5K, Packing::affine(5, 32), true),
+    (Encoding::Q2K, Packing::affine(5, 32), false),
+    (Encoding::Q3K, Packing::affine(6, 32), false),
+    (Encoding::Q6K, Packing::affine(8, 32), false),
+    (Encoding::Iq4Nl, Packing::affine(6, 32), false),
+    (Encoding::Iq4Xs, Packing::affine(6, 32), false),
+    (Encoding::Mxfp4, Packing::MXFP4, true),
+    (Encoding::Nvfp4, Packing::NVFP4, true),
+    (Encoding::F8E5M2, Packing::MXFP8, false),
 ];
 
 libfuzzer_sys::fuzz_target!(|file: &[u8]| {
     let Some((&first, rest)) = file.split_first() else {
         return;
     };
-    let (encoding, bits, exact) = FORMS[usize::from(first) % FORMS.len()];
+    let (encoding, packing, exact) = FORMS[usize::from(first) % FORMS.len()];
     if encoding == Encoding::F8E5M2 {
         return float8_groups(rest);
     }
@@ -47,8 +58,8 @@ libfuzzer_sys::fuzz_target!(|file: &[u8]| {
     encoding.decode(rest, &mut values).expect("whole blocks");
     let finite = encoding.first_non_finite(rest).is_none();
     assert_eq!(finite, values.iter().all(|value| value.is_finite()));
-    let groups = values.len() / 32;
-    let mut words = vec![0_u32; groups * bits];
+    let (bits, groups) = (packing.bits as usize, packing.groups(values.len()));
+    let mut words = vec![0_u32; packing.words(values.len())];
     let (mut scales, mut biases) = (vec![0.0; groups], vec![0.0; groups]);
     let sides = gguf::Sides {
         words: &mut words,
@@ -63,8 +74,12 @@ libfuzzer_sys::fuzz_target!(|file: &[u8]| {
         let bit = at * bits;
         let word = |index: usize| u64::from(words.get(index).copied().unwrap_or(0));
         let both = (word(bit / 32) | word(bit / 32 + 1) << 32) >> (bit % 32);
-        let number = (both & ((1 << bits) - 1)) as f32;
-        let (scale, bias) = (scales[at / 32], biases[at / 32]);
+        let number = packing.mode.level((both & ((1 << bits) - 1)) as u32) as f32;
+        let group = at / packing.group_size as usize;
+        let (scale, bias) = match packing.mode {
+            Mode::Affine => (scales[group], biases[group]),
+            mode => (mode.scale(scales[group] as u8) as f32, 0.0),
+        };
         let ours = number * scale + bias;
         // A step is the most that choosing anew may take; huge ranges lose bits of float32 as well.
         let most = if exact { 0.0 } else { scale.abs() + 1e-5 * bias.abs() };

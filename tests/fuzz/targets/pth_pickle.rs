@@ -4,6 +4,7 @@
 mod common;
 
 use common::container::pth;
+use common::util;
 
 libfuzzer_sys::fuzz_target!(|pickle: &[u8]| common::check(&archive(pickle), pth::header));
 

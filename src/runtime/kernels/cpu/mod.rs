@@ -12,6 +12,8 @@ use mlx_rs::ops::zeros_dtype;
 use mlx_rs::{Array, Dtype};
 use rayon::prelude::*;
 
+use crate::runtime::ffi;
+
 /// Defines a function whose loops are compiled for several vector widths, of which a call takes
 /// the widest that the processor has. Neither width nor processor changes a bit of the result.
 macro_rules! vectorised {
@@ -174,12 +176,18 @@ fn each_row(from: &Rows, shape: &[i32], fill: impl Fn(&[f32], &mut [f32]) + Sync
     })
 }
 
-/// A float32 array that `fill` has written, in row-major order.
+/// A float32 array of which `fill` writes every value, in row-major order.
 fn new_array(shape: &[i32], fill: impl FnOnce(&mut [f32])) -> Result<Array> {
-    let array = zeros_dtype(shape, Dtype::Float32)?;
+    /// Values whose zeros, which MLX writes on one thread, take longer than to do without them.
+    const MANY: usize = 1 << 18;
+    let values: usize = shape.iter().map(|&side| side as usize).product();
+    let array = match values {
+        ..MANY => zeros_dtype(shape, Dtype::Float32)?,
+        _ => ffi::unwritten(shape)?,
+    };
     array.eval()?;
-    // SAFETY: MLX has allocated and filled a buffer for this array alone, and no other handle to it
-    // exists yet.
+    // SAFETY: MLX has allocated a buffer for this array alone, and no other handle to it exists yet; what
+    // was in the memory before are some numbers.
     fill(unsafe { values_mut(&array) });
     Ok(array)
 }

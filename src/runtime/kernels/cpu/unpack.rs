@@ -1,9 +1,10 @@
 //! Quantized weights.
 
-use std::borrow::Cow;
+use std::array;
+use std::ops::Range;
 
+use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::{Array, Dtype};
 use rayon::prelude::*;
 
 use super::{new_array, parcel_rows, vector};
@@ -20,7 +21,9 @@ pub fn unpacks(packing: Packing) -> bool {
         Mode::Affine => {
             [2, 3, 4, 5, 6, 8].contains(&bits) && group_size > 0 && group_size % 32 == 0
         }
-        Mode::Mxfp8 | Mode::Mxfp4 | Mode::Nvfp4 => true,
+        Mode::Mxfp8 | Mode::Mxfp4 | Mode::Nvfp4 => {
+            [Packing::MXFP8, Packing::MXFP4, Packing::NVFP4].contains(&packing)
+        }
     }
 }
 
@@ -51,13 +54,15 @@ pub fn dequantize(
         Some(factor) => Some(vector(factor, factor.size())?),
         None => None,
     };
-    let scales = beside(scales, packing.mode, factor)?;
-    let biases = match biases {
-        Some(biases) => beside(biases, Mode::Affine, factor)?,
-        None => Cow::Owned(vec![0.0; scales.len()]),
-    };
-    if biases.len() != scales.len() {
-        return Err(Exception::custom("biases of another shape than the scales"));
+    let sides = Sides::new(scales, biases, packing.mode)?;
+    let mut beside = [Some(scales), biases].into_iter().flatten();
+    if beside.any(|side| side.shape() != [rows, groups])
+        || factor.is_some_and(|factor| ![1, rows as usize].contains(&factor.len()))
+    {
+        return Err(Exception::custom(format!(
+            "scales, biases or factors of another shape than {:?} asks for",
+            packed.shape()
+        )));
     }
     let many = parcel_rows(group_size);
     let unpack = match (packing.mode, packing.bits) {
@@ -73,8 +78,21 @@ pub fn dequantize(
     new_array(&[rows, groups * packing.group_size], |out| {
         out.par_chunks_mut(many * group_size)
             .zip(words.par_chunks(many * words_of_group))
-            .zip(scales.par_chunks(many).zip(biases.par_chunks(many)))
-            .for_each(|((out, words), (scales, biases))| unpack(words, scales, biases, out));
+            .enumerate()
+            .for_each(|(parcel, (out, words))| {
+                let first = parcel * many;
+                let mut sides = sides.of(first..first + out.len() / group_size);
+                for side in &mut sides {
+                    for (group, number) in (first..).zip(side) {
+                        *number *= match factor {
+                            None => break,
+                            Some([one]) => one,
+                            Some(factor) => &factor[group / groups as usize],
+                        };
+                    }
+                }
+                unpack(words, &sides[0], &sides[1], out);
+            });
     })
 }
 
@@ -84,77 +102,74 @@ fn slice<T: mlx_rs::ArrayElement>(array: &Array) -> Result<&[T]> {
         .map_err(|e| Exception::custom(e.to_string()))
 }
 
-/// The numbers `[outputs, groups]` that stand beside groups, times the factor of their row.
-fn beside<'a>(numbers: &'a Array, mode: Mode, factor: Option<&[f32]>) -> Result<Cow<'a, [f32]>> {
-    let mut numbers: Cow<[f32]> = match (mode, numbers.dtype()) {
-        (Mode::Affine, Dtype::Float32) => Cow::Borrowed(slice::<f32>(numbers)?),
-        (Mode::Mxfp8 | Mode::Mxfp4, Dtype::Uint8) => {
-            let codes = slice::<u8>(numbers)?.iter();
-            Cow::Owned(codes.map(|&code| power_of_two(code)).collect())
-        }
-        (Mode::Nvfp4, Dtype::Uint8) => {
-            let codes = slice::<u8>(numbers)?.iter();
-            Cow::Owned(codes.map(|&code| float8(u32::from(code))).collect())
-        }
-        (_, dtype) => {
-            return Err(Exception::custom(format!("scales of {dtype:?}")));
-        }
-    };
-    if let Some(factor) = factor {
-        let of_row = numbers.len().div_ceil(factor.len().max(1)).max(1);
-        let rows = numbers.to_mut().chunks_mut(of_row);
-        for (row, factor) in rows.zip(factor) {
-            row.iter_mut().for_each(|number| *number *= factor);
-        }
-    }
-    Ok(numbers)
+/// What stands beside groups.
+enum Sides<'a> {
+    /// Scales and biases.
+    Floats([&'a [f32]; 2]),
+    /// Scales, and what each code of them is.
+    Codes(&'a [u8], Box<[f32; 256]>),
 }
 
-/// An e8m0: an exponent alone.
-fn power_of_two(code: u8) -> f32 {
-    match code {
-        // The smallest is below what a float32 holds in full.
-        0 => f32::from_bits(1 << 22),
-        code => f32::from_bits(u32::from(code) << 23),
+impl<'a> Sides<'a> {
+    fn new(scales: &'a Array, biases: Option<&'a Array>, mode: Mode) -> Result<Self> {
+        Ok(match (mode, biases) {
+            (Mode::Affine, Some(biases)) => Self::Floats([slice(scales)?, slice(biases)?]),
+            (Mode::Affine, None) => return Err(Exception::custom("no biases")),
+            _ => {
+                let value = |code| mode.scale(code as u8) as f32;
+                Self::Codes(slice(scales)?, Box::new(array::from_fn(value)))
+            }
+        })
+    }
+
+    /// The scales and the biases of some groups, without biases where there are none.
+    fn of(&self, groups: Range<usize>) -> [Vec<f32>; 2] {
+        match self {
+            Self::Floats(sides) => sides.map(|side| side[groups.clone()].to_vec()),
+            Self::Codes(codes, values) => {
+                let codes = codes[groups].iter();
+                let scales = codes.map(|&code| values[usize::from(code)]).collect();
+                [scales, Vec::new()]
+            }
+        }
     }
 }
 
 /// An e4m3 without infinities that is a number.
 #[inline(always)]
-fn float8(code: u32) -> f32 {
-    let magnitude = code & 0x7f;
+fn float8(code: u8) -> f32 {
+    // The sign where a float32 has it.
+    let wide = i32::from(code.cast_signed());
+    let magnitude = wide & 0x7f;
     // Without a branch, so that the loop vectorises; a subnormal float32 on the way would be slow.
-    let normal = f32::from_bits((magnitude << 20) + (120 << 23));
-    let small = (magnitude as i32) as f32 * (1.0 / 512.0);
+    let normal = f32::from_bits((magnitude << 20) as u32 + (120 << 23));
+    let small = magnitude as f32 * (1.0 / 512.0);
     let value = if magnitude < 8 { small } else { normal };
-    f32::from_bits(value.to_bits() | (code & 0x80) << 24)
+    f32::from_bits(value.to_bits() | (wide as u32) & 0x8000_0000)
 }
 
-/// An e2m1.
+/// An e2m1, of which no more than the lowest four bits count.
 #[inline(always)]
 fn float4(code: u32) -> f32 {
-    let magnitude = code & 7;
-    let normal = f32::from_bits((magnitude << 22) + (126 << 23));
-    let small = (magnitude as i32) as f32 * 0.5;
-    let value = if magnitude < 2 { small } else { normal };
+    /// Twice the magnitudes, in four bits each: looked up by a shift, which is a vector's too.
+    const DOUBLED: u32 = 0xc864_3210;
+    let doubled = DOUBLED >> (4 * (code & 7)) & 15;
+    let value = integer(doubled) * 0.5;
     f32::from_bits(value.to_bits() | (code & 8) << 28)
 }
 
-/// Calls `each` with the words, the scale, the bias and the place of each group.
+/// The words and the place of each of so many groups.
 #[inline(always)]
-fn each_group(
-    words: &[u32],
-    scales: &[f32],
-    biases: &[f32],
-    out: &mut [f32],
-    mut each: impl FnMut(&[u32], f32, f32, &mut [f32]),
-) {
-    let groups = scales.len().max(1);
-    let group = out.chunks_exact_mut(out.len() / groups);
-    let words = words.chunks_exact(words.len() / groups);
-    for ((out, words), (&scale, &bias)) in group.zip(words).zip(scales.iter().zip(biases)) {
-        each(words, scale, bias, out);
-    }
+fn each_group<'a>(
+    words: &'a [u32],
+    groups: usize,
+    out: &'a mut [f32],
+) -> impl Iterator<Item = (&'a [u32], &'a mut [f32])> {
+    let groups = groups.max(1);
+    let [values, words_each] = [out.len() / groups, words.len() / groups];
+    words
+        .chunks_exact(words_each)
+        .zip(out.chunks_exact_mut(values))
 }
 
 /// Numbers of which a word holds several whole ones.
@@ -164,22 +179,24 @@ fn whole<const BITS: u32, const IN_A_WORD: usize>(
     scales: &[f32],
     biases: &[f32],
     out: &mut [f32],
-    value: impl Fn(u32) -> f32,
 ) {
-    each_group(words, scales, biases, out, |words, scale, bias, out| {
+    let groups = each_group(words, scales.len(), out);
+    for ((words, out), (&scale, &bias)) in groups.zip(scales.iter().zip(biases)) {
         let (out, _) = out.as_chunks_mut::<IN_A_WORD>();
         for (out, word) in out.iter_mut().zip(words) {
             for (i, out) in (0..).zip(out) {
-                *out = value((word >> (BITS * i)) & ((1 << BITS) - 1)) * scale + bias;
+                let number = (word >> (BITS * i)) & ((1 << BITS) - 1);
+                *out = integer(number) * scale + bias;
             }
         }
-    });
+    }
 }
 
 /// Numbers that lie across words: 32 in `BITS` of these.
 #[inline(always)]
 fn across<const BITS: usize>(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-    each_group(words, scales, biases, out, |words, scale, bias, out| {
+    let groups = each_group(words, scales.len(), out);
+    for ((words, out), (&scale, &bias)) in groups.zip(scales.iter().zip(biases)) {
         let (words, _) = words.as_chunks::<BITS>();
         for (out, words) in out.as_chunks_mut::<32>().0.iter_mut().zip(words) {
             for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -194,7 +211,7 @@ fn across<const BITS: usize>(words: &[u32], scales: &[f32], biases: &[f32], out:
                 }
             }
         }
-    });
+    }
 }
 
 /// A signed conversion is one instruction, an unsigned one several.
@@ -205,7 +222,7 @@ fn integer(number: u32) -> f32 {
 
 vectorised! {
     fn unpack_2_bits(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-        whole::<2, 16>(words, scales, biases, out, integer);
+        whole::<2, 16>(words, scales, biases, out);
     }
 }
 
@@ -217,7 +234,7 @@ vectorised! {
 
 vectorised! {
     fn unpack_4_bits(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-        whole::<4, 8>(words, scales, biases, out, integer);
+        whole::<4, 8>(words, scales, biases, out);
     }
 }
 
@@ -235,25 +252,39 @@ vectorised! {
 
 vectorised! {
     fn unpack_8_bits(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-        whole::<8, 4>(words, scales, biases, out, integer);
+        whole::<8, 4>(words, scales, biases, out);
     }
 }
 
 vectorised! {
-    fn unpack_float8(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-        whole::<8, 4>(words, scales, biases, out, float8);
+    fn unpack_float8(words: &[u32], scales: &[f32], _biases: &[f32], out: &mut [f32]) {
+        for ((words, out), scale) in each_group(words, scales.len(), out).zip(scales) {
+            // The first lies in a word's lowest byte, which is its first: MLX runs where that is so.
+            let (codes, _) = bytemuck::cast_slice::<_, u8>(words).as_chunks::<32>();
+            for (out, codes) in out.as_chunks_mut::<32>().0.iter_mut().zip(codes) {
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = float8(*code) * scale;
+                }
+            }
+        }
     }
 }
 
 vectorised! {
-    fn unpack_float4(words: &[u32], scales: &[f32], biases: &[f32], out: &mut [f32]) {
-        whole::<4, 8>(words, scales, biases, out, float4);
+    fn unpack_float4(words: &[u32], scales: &[f32], _biases: &[f32], out: &mut [f32]) {
+        for ((words, out), scale) in each_group(words, scales.len(), out).zip(scales) {
+            for (out, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+                for (i, out) in (0..).zip(out) {
+                    *out = float4(word >> (4 * i)) * scale;
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, ops};
+    use mlx_rs::{Device, Dtype, ops};
 
     use super::*;
     use crate::runtime::ffi;
@@ -338,6 +369,11 @@ mod tests {
             let mlx = ffi::dequantize([&packed, &scales], None, packing, Dtype::Float32).unwrap();
             mlx.eval().unwrap();
             assert_eq!(ours.as_slice::<f32>(), mlx.as_slice::<f32>(), "{packing}");
+            let groups = columns / packing.group_size;
+            let short = Array::from_slice(&vec![0_u8; groups as usize], &[1, groups]);
+            assert!(dequantize([&packed, &short], None, packing, None).is_err());
+            let factor = Array::from_slice(&[1.0_f32; 3], &[3]);
+            assert!(dequantize([&packed, &scales], None, packing, Some(&factor)).is_err());
         }
     }
 }

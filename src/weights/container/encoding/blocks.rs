@@ -6,6 +6,9 @@
 
 use half::f16;
 
+use super::E4M3;
+use crate::util::float::e8m0;
+
 /// Decodes block by block: `B` bytes become `E` values.
 pub(super) fn each<const B: usize, const E: usize>(
     bytes: &[u8],
@@ -217,14 +220,29 @@ pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
 
 /// An exponent; 32 float4.
 pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
-    const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-    let scale = match block[0] {
-        0 => f32::from_bits(1 << 22),
-        code => f32::from_bits(u32::from(code) << 23),
-    };
+    let scale = e8m0(block[0]);
     for (out, number) in out.iter_mut().zip(nibbles(&block[1..])) {
-        let magnitude = scale * MAGNITUDES[usize::from(number & 7)];
-        // Zero has one sign there.
-        *out = if number > 8 { -magnitude } else { magnitude };
+        *out = scaled_float4(scale, number);
     }
+}
+
+/// Four float8, whose signs count for nothing; 64 float4, of which each 16 lie in 8 bytes.
+pub(super) fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
+    let (scales, numbers) = block.split_at(4);
+    let groups = out.as_chunks_mut::<16>().0.iter_mut().zip(scales);
+    for ((out, scale), bytes) in groups.zip(numbers.chunks(8)) {
+        let scale = E4M3[usize::from(scale & 0x7f)];
+        let (low, high) = out.split_at_mut(8);
+        for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+            *low = scaled_float4(scale, byte & 15);
+            *high = scaled_float4(scale, byte >> 4);
+        }
+    }
+}
+
+fn scaled_float4(scale: f32, number: u8) -> f32 {
+    const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let magnitude = scale * MAGNITUDES[usize::from(number & 7)];
+    // Zero has one sign there.
+    if number > 8 { -magnitude } else { magnitude }
 }
