@@ -64,7 +64,7 @@ impl std::fmt::Display for Network {
 }
 
 /// Memory at some moment, in bytes; 0 where it is unknown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// What MLX has in use.
     pub active: u64,
@@ -92,7 +92,7 @@ impl Memory {
 }
 
 /// Passes through a transformer, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passes {
     /// Those that were computed.
     pub computed: usize,
@@ -114,7 +114,7 @@ impl Passes {
 }
 
 /// What was made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The settings it was made with.
     pub settings: Settings,
@@ -122,6 +122,8 @@ pub struct Summary {
     pub frame_size: (u32, u32),
     /// Passes through the transformers.
     pub passes: Passes,
+    /// Bytes of arrays that this machine has sent to others.
+    pub sent: u64,
     /// Its phases, in order.
     pub phases: Vec<PhaseReport>,
     /// Memory at its end.
@@ -154,7 +156,7 @@ pub struct StepReport {
 }
 
 /// A phase that has ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseReport {
     /// Which one.
     pub phase: Phase,

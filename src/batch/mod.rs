@@ -2,12 +2,13 @@
 //!
 //! [`table`] reads a file of jobs, [`seeds`] and [`template`] say which clips a job stands for and
 //! what they are called, an [`Entry`] is one of them, checked, [`run`] makes them, and [`report`]
-//! and [`gallery`] are what is left on disk of how it went.
+//! and [`gallery`] are what is left on disk of how it went. `ranks` shares them with other machines.
 
 mod capacity;
 mod costs;
 mod entry;
 pub mod gallery;
+pub(crate) mod ranks;
 pub mod report;
 mod run;
 pub mod seeds;

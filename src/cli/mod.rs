@@ -11,10 +11,15 @@ use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use self::commands::GoOn;
-use self::ui::{Colours, stderr, terminal};
+use signal_hook::low_level;
+
+use self::commands::{GoOn, LOST};
+use self::flags::GroupArgs;
+use self::ui::{Colours, Style, stderr, terminal};
 use self::usage::explained;
-use crate::runtime::{prepare_environment, start_threads};
+use crate::runtime::{
+    RankLost, is_abandoned, prepare_environment, prepare_host_file, start_threads,
+};
 use crate::util::show::{Show as _, chain};
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
@@ -27,7 +32,7 @@ const LICENSES: &str = include_str!("../../THIRD-PARTY.txt");
 /// The exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
 
-/// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 101 an error of the program,
+/// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 another machine is lost, 101 an error of the program,
 /// 130 stopped by Ctrl-C, 143 by SIGTERM.
 pub fn main() -> ExitCode {
     prepare_environment();
@@ -69,7 +74,13 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    if let Some(file) = cli.group().and_then(|group| group.machines.as_deref()) {
+        prepare_host_file(file);
+    }
     if let Some(reporting) = cli.reporting() {
+        if cli.group().is_some_and(GroupArgs::serves) {
+            stderr::set_style(Style::Quiet);
+        }
         if let Some(style) = reporting.style() {
             stderr::set_style(style);
         }
@@ -102,8 +113,12 @@ pub fn main() -> ExitCode {
         Ok(Err(error)) => match error.downcast::<GoOn>() {
             Ok(next) => next.execute(),
             Err(error) => {
-                stderr::error(&ui::with_advice(&error), 1);
-                ExitCode::FAILURE
+                let code = if error.is::<RankLost>() { LOST } else { 1 };
+                stderr::error(&ui::with_advice(&error), code);
+                if is_abandoned() {
+                    low_level::exit(code.into());
+                }
+                ExitCode::from(code)
             }
         },
         Err(_) => {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::Tuning;
@@ -218,6 +219,28 @@ impl Identity {
         let items: Vec<_> = items.map(|item| (&item.name, &item.value)).collect();
         let text = format!("{items:?}");
         blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Checks that `machine` makes the same clip as this one does, whatever the parts that each computes it
+    /// in.
+    ///
+    /// # Errors
+    /// Names what differs.
+    pub(crate) fn check_rank(&self, machine: &str, here: &Self) -> Result<()> {
+        let mut there = self.clone();
+        there.mix_parts();
+        let differences = there.differences(here);
+        let lines = differences.iter().map(|difference| {
+            let [there, here] = difference.values();
+            format!("\n  {}: {there} there, {here} here", difference.name())
+        });
+        let lines: String = lines.collect();
+        ensure!(
+            lines.is_empty(),
+            "{machine} makes another clip:{lines}\n\
+             hint: give every machine the same flags, pictures and model"
+        );
+        Ok(())
     }
 
     /// The differences of `now` from this saved run, in what its latents and pixels depend on.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
+use std::io::{BufWriter, ErrorKind, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -78,6 +78,14 @@ impl SavedRun {
         })
     }
 
+    /// The state that another machine has sent, as [`to_bytes`] makes it.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<State> {
+        Ok(Self::parse(Path::new(""), bytes)?.state)
+    }
+
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let (header, views) = format::parse(bytes)?;
         let arrays = views
@@ -121,6 +129,32 @@ impl SavedRun {
 /// # Errors
 /// When the disk is full or gone, or MLX fails.
 pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
+    check_replace(path)?;
+    let mut writer = BufWriter::new(temporary::file(path)?);
+    write_to(&mut writer, identity, state)?;
+    let file = writer.into_inner()?;
+    file.as_file().sync_data()?;
+    let file = file.persist(path)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    // The name too; what cannot be synced is as safe as any other file.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    Ok(file.metadata()?.len())
+}
+
+/// A state for another machine.
+///
+/// # Errors
+/// When MLX fails.
+pub(crate) fn to_bytes(state: &State) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    write_to(&mut bytes, &Identity::from(Vec::new()), state)?;
+    Ok(bytes)
+}
+
+fn write_to(writer: &mut impl Write, identity: &Identity, state: &State) -> Result<()> {
     let arrays = state
         .arrays
         .iter()
@@ -150,7 +184,6 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
         (CHECKSUM.to_owned(), checksum.hex()),
     ]);
 
-    check_replace(path)?;
     let mut end = 0;
     let infos = stored.iter().map(|(name, array)| {
         let start = end;
@@ -166,22 +199,12 @@ pub fn write(path: &Path, identity: &Identity, state: &State) -> Result<u64> {
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let mut writer = BufWriter::new(temporary::file(path)?);
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
     writer.write_all(&header)?;
     for (_, array) in &stored {
         writer.write_all(array.bytes)?;
     }
-    let file = writer.into_inner()?;
-    file.as_file().sync_data()?;
-    let file = file.persist(path)?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    // The name too; what cannot be synced is as safe as any other file.
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    Ok(file.metadata()?.len())
+    Ok(())
 }
 
 /// What lies in a state's file, as far as its size is what its header says: no more is read.

@@ -98,9 +98,10 @@ impl Job {
         };
 
         // 4. Denoising: noise to latents, step by step.
-        let mut denoiser = denoiser.observed_by(self.observer.take());
+        let denoiser = denoiser.observed_by(self.observer.take());
+        let mut denoiser = denoiser.shared_with(self.partner.take())?;
         let latents = denoiser.run_saved(dump, writer, progress)?;
-        let passes = denoiser.passes();
+        let (passes, sent) = (denoiser.passes(), denoiser.sent());
         drop(denoiser);
 
         // 5. Decoding, and 6. the file: latents to frames, each written as soon as it is decoded.
@@ -121,6 +122,7 @@ impl Job {
             frame_size: settings.frame_size(&checkpoint.vae),
             settings,
             passes,
+            sent,
             phases: recorder.phases,
             memory: Memory::now(),
             seconds: start.elapsed().as_secs_f64(),

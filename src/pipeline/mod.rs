@@ -36,4 +36,5 @@ pub use preview::PreviewDecoder;
 pub use text::{EncodedPrompts, PromptIds, TEXT_LEN, encode_prompts, tokenize};
 
 pub(crate) use crate::persist::EmbeddingStore;
+pub(crate) use denoise::Partner;
 pub(crate) use schedule::{Clip, ClipObserver, Keys, Scheduler};

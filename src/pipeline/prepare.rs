@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ndarray::Array3;
 
 use super::InputCache;
-use super::denoise::Observer;
+use super::denoise::{Observer, Partner};
 use super::file::title;
 use super::image::Ends;
 use super::plan::{self, Budget, Inputs, PlannedMemory, Rates, plan_memory, plan_memory_or_refuse};
@@ -38,6 +38,7 @@ pub struct Job {
     pub(super) prompts: PromptIds,
     pub(super) settings: Settings,
     pub(super) observer: Option<Box<dyn Observer>>,
+    pub(super) partner: Option<Partner>,
     preview: Option<PreviewDecoder>,
 }
 
@@ -137,6 +138,7 @@ impl Job {
             prompts,
             settings,
             observer: None,
+            partner: None,
             preview,
         })
     }

@@ -1,6 +1,7 @@
 //! What MLX reads from the environment.
 
 use std::env;
+use std::path::Path;
 
 /// Variables that are set for MLX unless the user has set them.
 ///
@@ -22,4 +23,10 @@ pub fn prepare_environment() {
             unsafe { env::set_var(name, value) };
         }
     }
+}
+
+/// Names the file of the machines for MLX's ring; when [`prepare_environment`] may be called.
+pub fn prepare_host_file(path: &Path) {
+    // SAFETY: nothing else runs yet that could read the environment meanwhile.
+    unsafe { env::set_var("MLX_HOSTFILE", path) };
 }

@@ -361,6 +361,126 @@ pub(super) fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(super) fn keep_freed_memory() {}
 
+/// MLX's ranks, and the stream that they talk on. An error of one of its operations poisons that stream,
+/// which is therefore no other's.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    group: mlx_sys::mlx_distributed_group,
+    stream: Stream,
+}
+
+/// A connected group, on its way from the thread that has waited for it.
+pub(super) struct Connected(mlx_sys::mlx_distributed_group);
+
+// SAFETY: it is a pointer to a shared group that belongs to no thread.
+unsafe impl Send for Connected {}
+
+impl Connected {
+    /// Connects to the other ranks as `MLX_RANK` and `MLX_HOSTFILE` say; waits for them, forever if need be.
+    pub(super) fn wait() -> Option<Self> {
+        install_error_handler();
+        // SAFETY: the call writes one handle; the name is a constant.
+        unsafe {
+            let mut group = mlx_sys::mlx_distributed_group_new();
+            match mlx_sys::mlx_distributed_init(&mut group, true, c"ring".as_ptr()) {
+                0 => Some(Self(group)),
+                _ => None,
+            }
+        }
+    }
+}
+
+impl Ranks {
+    /// The group, for this thread.
+    pub(super) fn of(Connected(group): Connected) -> Self {
+        Self {
+            group,
+            stream: Stream::new_with_device(&mlx_rs::Device::cpu()),
+        }
+    }
+
+    /// This rank and how many there are.
+    pub(super) fn place(&self) -> (i32, i32) {
+        // SAFETY: the handle is alive.
+        unsafe {
+            (
+                mlx_sys::mlx_distributed_group_rank(self.group),
+                mlx_sys::mlx_distributed_group_size(self.group),
+            )
+        }
+    }
+
+    /// Everybody's `x`, in the order of ranks along the first axis.
+    pub(super) fn all_gather(&self, x: &Array) -> Result<Array> {
+        // SAFETY: the handles are alive during the call, which keeps none of them.
+        self.made(|result, stream| unsafe {
+            mlx_sys::mlx_distributed_all_gather(result, x.as_ptr(), self.group, stream)
+        })
+    }
+
+    /// Hands `x` to a neighbour; what is returned is evaluated when it is gone.
+    pub(super) fn send(&self, x: &Array, to: i32) -> Result<Array> {
+        // SAFETY: the handles are alive during the call, which keeps none of them.
+        self.made(|result, stream| unsafe {
+            mlx_sys::mlx_distributed_send(result, x.as_ptr(), to, self.group, stream)
+        })
+    }
+
+    /// What a neighbour hands over.
+    pub(super) fn receive(&self, shape: &[i32], dtype: Dtype, from: i32) -> Result<Array> {
+        // SAFETY: the handles are alive during the call, which keeps none of them.
+        self.made(|result, stream| unsafe {
+            mlx_sys::mlx_distributed_recv(
+                result,
+                shape.as_ptr(),
+                shape.len(),
+                dtype.into(),
+                from,
+                self.group,
+                stream,
+            )
+        })
+    }
+
+    fn made(
+        &self,
+        call: impl FnOnce(*mut mlx_sys::mlx_array, mlx_sys::mlx_stream) -> i32,
+    ) -> Result<Array> {
+        // SAFETY: the handle is an array's where the call succeeds, and freed where it does not.
+        unsafe {
+            let mut result = mlx_sys::mlx_array_new();
+            if call(&mut result, self.stream.as_ptr()) == 0 {
+                return Ok(Array::from_ptr(result));
+            }
+            mlx_sys::mlx_array_free(result);
+        }
+        Err(Exception::custom(
+            "MLX refuses an exchange between machines",
+        ))
+    }
+
+    /// Whether `array`, whose evaluation has begun, is there.
+    pub(super) fn is_done(&self, array: &Array) -> Result<bool> {
+        let mut done = false;
+        // SAFETY: the handle is alive, and the call writes one bool.
+        match unsafe { mlx_sys::_mlx_array_is_available(&mut done, array.as_ptr()) } {
+            0 => Ok(done),
+            _ => Err(Exception::custom(
+                "MLX has lost an exchange between machines",
+            )),
+        }
+    }
+
+    /// What has failed on the stream.
+    pub(super) fn check(&self) -> Result<()> {
+        // SAFETY: the handle is alive.
+        match unsafe { mlx_sys::mlx_synchronize(self.stream.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(Exception::custom("an exchange between machines has failed")),
+        }
+    }
+}
+
 /// mlx-c ends the process on an error until mlx-rs's first call puts its own handler in place.
 fn install_error_handler() {
     let _ = mlx_rs::Device::try_default();

@@ -12,6 +12,7 @@ mod dtype;
 mod environment;
 mod ffi;
 mod gpu_error;
+mod group;
 pub mod kernels;
 mod library;
 mod memory;
@@ -27,9 +28,10 @@ pub use arrays::{
 pub use counters::{count_product, count_unpacked, operations, unpacked};
 pub use device::{Device, DeviceKind, machine, on_cpu};
 pub use dtype::Precision;
-pub use environment::{ENVIRONMENT, prepare_environment};
+pub use environment::{ENVIRONMENT, prepare_environment, prepare_host_file};
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use gpu_error::{GpuError, evaluate};
+pub use group::{Group, Heard, Hosts, Links, RankLost, is_abandoned};
 pub use kernels::Kernels;
 pub use library::{faster_mlx, mlx_library};
 pub use memory::{

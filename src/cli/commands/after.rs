@@ -153,6 +153,8 @@ fn run(command: &ExecCommand, clip: &Path) -> Result<()> {
     let stdout = Stdio::from(terminal::raw_stderr());
     let ended = Command::new(command.program())
         .args(&arguments)
+        // What it starts is no rank.
+        .env_remove("MLX_RANK")
         .stdout(stdout)
         .status();
     let status = ended.with_context(said)?;

@@ -3,14 +3,15 @@
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry};
+use crate::batch::{self, BatchOptions, Capacity, ClipStatus, Costs, Entry, ranks};
 use crate::clip::Model;
 use crate::persist::{SavedRun, state_path};
 use crate::pipeline::plan::{Budget, Rates};
-use crate::pipeline::{InputCache, Interrupted, Progress};
-use crate::runtime::{self, Device, DeviceKind};
+use crate::pipeline::{Event, InputCache, Interrupted, Progress};
+use crate::runtime::{self, Device, DeviceKind, Links, RankLost};
 use crate::tiny;
 use anyhow::{Context, Result};
 
@@ -24,7 +25,7 @@ use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::{self, Many};
 use crate::cli::ui::{Listener, Stoppable, Style, info, stderr, style, with_advice};
 use crate::util::files::cache_folder;
-use crate::util::show::Show;
+use crate::util::show::{Show, gist};
 
 /// A clip to be made.
 #[derive(Debug)]
@@ -269,6 +270,7 @@ impl Checked {
     pub(super) fn make(
         mut self,
         options: BatchOptions<'_>,
+        links: Option<Links>,
         client: &mut (impl Client + 'static),
     ) -> Result<Option<u8>> {
         let budgets = self.ready.iter().map(|(_, clip)| clip.budget.bytes);
@@ -344,12 +346,18 @@ impl Checked {
             listener: &listener,
             advanced: false,
         };
-        match batch::run(clips, options, &mut progress) {
+        let is_shared = links.is_some();
+        let ran = match links {
+            Some(links) => ranks::run(clips, options, links, &mut progress),
+            None => batch::run(clips, options, &mut progress),
+        };
+        match ran {
             Ok(()) => Ok(None),
             Err(error) if error.is::<Interrupted>() => Ok(Some(listener.exit_code().unwrap_or(1))),
             Err(error) => {
                 let against = match options {
                     _ if listener.exit_code().is_some() => Some("the clips were to stop"),
+                    _ if is_shared => Some("the other machines cannot follow"),
                     _ if self.no_retry => {
                         Some("the clips are not resumed by themselves (--no-retry)")
                     }
@@ -373,6 +381,70 @@ impl Checked {
             }
         }
     }
+}
+
+/// Makes the clips that rank 0 hands out. `wanted` are all of them, in the folder of `many`, which is to be
+/// nobody else's.
+///
+/// # Errors
+/// As [`ranks::serve`].
+pub(super) fn serve(
+    wanted: Vec<Wanted>,
+    many: &ManyArgs,
+    catalogue: &Catalogue,
+    links: &Links,
+) -> Result<ExitCode> {
+    let mut client = Unseen(Many::new(Vec::new()));
+    let served = || {
+        let mut folders = Folders::default();
+        let checked = Checked::new(wanted, many, catalogue, &mut folders, &mut client);
+        let budgets = checked.ready.iter().map(|(_, clip)| clip.budget.bytes);
+        if let Some(bytes) = budgets.max() {
+            runtime::limit_memory(bytes)?;
+        }
+        let lock = batch::lock(&many.output_dir)?;
+        let options = BatchOptions {
+            folder: &many.output_dir,
+            lock: &lock,
+            capacity: checked.capacity()?,
+            every: None,
+            fresh: true,
+        };
+        awake::keep(checked.allow_sleep);
+        let entries = checked.ready.into_iter();
+        let entries = entries.map(|(number, clip)| (number, clip.entry));
+        ranks::serve(entries.collect(), options, links)
+    };
+    let served = served();
+    if let Err(error) = &served
+        && !error.is::<RankLost>()
+    {
+        links.fail(&gist(error));
+    }
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Orders what rank 0 hands out, and tells nobody.
+struct Unseen(Many);
+
+impl Client for Unseen {
+    fn status(&mut self, _number: usize, _entry: &Entry) -> Result<ClipStatus> {
+        Ok(ClipStatus::Missing)
+    }
+
+    fn fail(&mut self, _number: usize, _error: &str) {
+        // Whoever can make it gets it, and rank 0 says why it cannot.
+    }
+
+    fn begin(&mut self, _capacity: Capacity) {}
+
+    fn reporter(&self) -> &Many {
+        &self.0
+    }
+}
+
+impl Progress for Unseen {
+    fn on_event(&mut self, _event: &Event<'_>) {}
 }
 
 /// Tells what the miniature is, and of the real model that suits a machine with a GPU, once a day.

@@ -9,7 +9,9 @@ mod compare;
 mod convert;
 mod doctor;
 mod generate;
+mod group;
 mod inspect;
+mod launch;
 mod many;
 mod models;
 mod place;
@@ -24,6 +26,7 @@ mod sweep;
 mod tune;
 
 pub(crate) use again::GoOn;
+pub(crate) use group::LOST;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,7 @@ pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
         (Some(Command::Analyze(args)), _) => args.run(),
         (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Batch(args)), _) => args.run(layers),
+        (Some(Command::Launch(args)), _) => args.run(),
         (Some(Command::Doctor(args)), _) => args.run(&layers.catalogue),
         (Some(Command::Tune(args)), _) => args.run().map(|()| ExitCode::SUCCESS),
         (Some(Command::Show(args)), _) => args.run().map(|()| ExitCode::SUCCESS),

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 
 use crate::clip::{Model, Request, Settings, Size};
 use crate::media::picture::Picture;
+use crate::model::dit::share::sent_bytes;
 use crate::model::vae::Tiling;
 use crate::pipeline::plan::{
     CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
     plan_memory,
 };
-use crate::pipeline::tokenize;
+use crate::pipeline::{Phase, tokenize};
+use crate::runtime::{Device, Precision};
 use crate::util::show::chain;
 use crate::weights::quantize::{Bits, Scheme};
 use crate::weights::{Checkpoint, Loading};
@@ -40,7 +42,7 @@ const STEPS: [u32; 2] = [20, 40];
 impl PlanArgs {
     /// Prints the forecast; fails when the clip does not fit.
     pub(crate) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
-        let (as_json, fresh) = (self.json, self.measure);
+        let (as_json, fresh, machines) = (self.json, self.measure, self.machines);
         let place = Place::of(&self.machine, self.mac)?;
         let Place { device, budget, .. } = place;
         let mut elsewhere = Elsewhere::new(true, catalogue);
@@ -81,6 +83,7 @@ impl PlanArgs {
         let few = in_few_steps(clip, place, rates.as_mut(), settled.forecast.passes)?;
         let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
+        let shared = machines.map(|machines| Shared::of(machines, &settled.forecast, clip, device));
         let macs = Published::default().macs()?;
         if as_json {
             let macs = macs.iter().map(|(memory, fits)| {
@@ -89,7 +92,7 @@ impl PlanArgs {
                 });
                 json!({ "memory_gb": memory, "clips": clips.collect::<Vec<_>>() })
             });
-            let report = json!({
+            let mut report = json!({
                 "width": settings.width,
                 "height": settings.height,
                 "frame_size": settings.frame_size(&checkpoint.vae),
@@ -109,6 +112,9 @@ impl PlanArgs {
                 }),
                 "published_on_macs": macs.collect::<Vec<_>>(),
             });
+            if let Some(shared) = &shared {
+                report["machines"] = json!(shared);
+            }
             print_json(&report)?;
         } else {
             let mut text = answer(&settled, clip, &settings, place);
@@ -121,6 +127,7 @@ impl PlanArgs {
             text.push('\n');
             text += &phases(&settled.forecast);
             let _ = writeln!(text, "\nComputed with {}.", ways.describe(&checkpoint));
+            text += &shared.map(|shared| shared.describe()).unwrap_or_default();
             if let Some(rates) = &rates {
                 let _ = writeln!(text, "Times at the rates of {}.", rates.machine);
             }
@@ -179,6 +186,69 @@ fn answer(settled: &PlannedMemory, clip: Clip<'_>, settings: &Settings, place: P
         settings.steps,
         passes(made),
     )
+}
+
+/// Bytes a second of a wire, at most.
+const WIRES: [(&str, f64); 2] = [
+    ("Thunderbolt 5 (10 GB/s)", 10e9),
+    ("10 GbE (1.25 GB/s)", 1.25e9),
+];
+
+/// The clip on several machines.
+#[derive(Debug, Serialize)]
+struct Shared {
+    machines: u64,
+    /// Whether half of them predict for the negative prompt.
+    guidance: bool,
+    /// How many share the sequence of a pass.
+    sequence: u64,
+    /// Bytes that each sends a guided step, or a pass.
+    sent_bytes: u64,
+    /// The most bytes on a machine that has the transformers alone; rank 0 takes what one machine does.
+    peak_bytes: u64,
+}
+
+impl Shared {
+    fn of(machines: u64, forecast: &Forecast, clip: Clip<'_>, device: Device) -> Self {
+        let grid = clip.settings.latent_grid(&clip.checkpoint.vae);
+        let product = if device.dtype == Precision::F32 { 4 } else { 2 };
+        let guidance = matches!(machines, 2 | 4) && clip.inputs.negative.is_some();
+        let sequence = if guidance { machines / 2 } else { machines };
+        let [step, pass] = sent_bytes(clip.checkpoint.dit(), grid, product, sequence);
+        let denoising = forecast
+            .phases
+            .iter()
+            .filter(|phase| phase.phase == Phase::Denoising);
+        Self {
+            machines,
+            guidance,
+            sequence,
+            sent_bytes: if sequence == 1 { step } else { pass },
+            peak_bytes: denoising
+                .map(|phase| phase.peak_bytes)
+                .max()
+                .unwrap_or_default(),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let (machines, peak) = (self.machines, human_bytes(self.peak_bytes));
+        let (what, each, ways) = match (self.guidance, self.sequence) {
+            (true, 1) => ("guidance", "guided step", 2.0),
+            (true, _) => ("guidance and the sequence", "pass", 1.0),
+            (false, _) => ("the sequence", "pass", 1.0),
+        };
+        let times = WIRES.map(|(wire, rate)| {
+            let seconds = human_time(ways * self.sent_bytes as f64 / rate);
+            format!("{seconds} over {wire}")
+        });
+        format!(
+            "\n{machines} machines share {what}: each sends {} a {each}, {} at the wire's rate; \
+             all but the first need {peak} at most.\n",
+            human_bytes(self.sent_bytes),
+            times.join(", "),
+        )
+    }
 }
 
 /// How many passes, and their time where it is known.

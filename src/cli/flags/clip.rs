@@ -9,12 +9,12 @@ use clap::Args;
 
 use super::values::{
     Steps, parse_area, parse_cache, parse_fps, parse_frames, parse_guide_scale, parse_interval,
-    parse_machine, parse_prompt, parse_seconds, parse_seed, parse_shift, parse_side, parse_sigmas,
-    parse_size, parse_steps,
+    parse_machine, parse_machines, parse_prompt, parse_seconds, parse_seed, parse_shift,
+    parse_side, parse_sigmas, parse_size, parse_steps,
 };
 use super::{
-    AfterArgs, ConfigArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource, ReportingArgs,
-    ResumeArgs,
+    AfterArgs, ConfigArgs, GroupArgs, MachineArgs, ModelArgs, OutputArgs, PromptSource,
+    ReportingArgs, ResumeArgs,
 };
 
 /// A clip and the run that makes it.
@@ -34,6 +34,9 @@ pub(crate) struct GenerateArgs {
 
     #[command(flatten)]
     pub(crate) after: AfterArgs,
+
+    #[command(flatten)]
+    pub(crate) group: GroupArgs,
 }
 
 /// A clip: whatever its pixels and its file depend on.
@@ -295,6 +298,10 @@ pub(crate) struct PlanArgs {
     /// Whatever this machine is. Its rates are not known, so there are no times.
     #[arg(long = "machine", value_name = "GB", value_parser = parse_machine, allow_negative_numbers = true, conflicts_with_all = ["device", "memory_budget", "measure"], help_heading = "Machine")]
     pub(crate) mac: Option<u64>,
+
+    /// Answer for N machines that share the clip: what each sends and holds (docs/machines.md)
+    #[arg(long, value_name = "N", value_parser = parse_machines, allow_negative_numbers = true, help_heading = "Machine", hide_short_help = true)]
+    pub(crate) machines: Option<u64>,
 
     /// Measure this machine's rates again, while nothing else runs
     #[arg(long, help_heading = "Machine", hide_short_help = true)]

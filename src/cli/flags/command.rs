@@ -8,7 +8,7 @@ use super::{Cli, foreign};
 
 /// The commands by what they are for.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Make clips", &["batch", "sweep"]),
+    ("Make clips", &["batch", "sweep", "launch"]),
     ("Models", &["models", "pull", "convert", "inspect"]),
     ("Look", &["plan", "presets", "show", "analyze", "compare"]),
     ("Machine", &["doctor", "tune"]),

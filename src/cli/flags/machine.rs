@@ -1,6 +1,10 @@
 //! Where a clip is computed.
 
-use clap::Args;
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
 
 use super::values::{parse_gigabytes, parse_rows};
 use crate::model::tune::Store;
@@ -41,6 +45,83 @@ pub(crate) struct MachineArgs {
     /// Compute without what `wan-i2v tune` has chosen, and don't tune before a first long run
     #[arg(long, hide_short_help = true)]
     pub(crate) no_tune: bool,
+}
+
+/// Other machines.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct GroupArgs {
+    /// Share the work with the machines of this file (docs/machines.md); MLX_RANK says which of them this
+    /// one is, and `wan-i2v launch` starts them all
+    #[arg(long, hide_short_help = true, value_name = "HOSTFILE", value_hint = ValueHint::FilePath)]
+    pub(crate) machines: Option<PathBuf>,
+}
+
+/// Start a command on several machines, which share its work
+///
+/// One clip, or the clips of a batch or sweep, on any number.
+/// Starts itself on this machine and, over ssh, on the others; see docs/machines.md. Shows what rank 0,
+/// the first machine, shows, and errors of the others. When one ends, all do. Every machine has to have
+/// the model and the pictures at the same paths. The exit code is rank 0's, or that of a rank without which it cannot begin.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct LaunchArgs {
+    /// Machines in the order of ranks, the first being the one that writes: NAME or NAME=ADDRESS
+    ///
+    /// ssh reaches a machine by its name, the others by its IPv4 address, such as that of its
+    /// Thunderbolt port [default address: what the name stands for]
+    #[arg(long, required = true, value_name = "HOST,...", value_delimiter = ',', value_parser = parse_host)]
+    pub(crate) hosts: Vec<Host>,
+
+    /// First port; each machine has one, and rank 0 the one after all of them too
+    /// [default: 32323, or free ones where all run on this machine]
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    pub(crate) port: Option<u16>,
+
+    /// The program on other machines [default: the path that it has here]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::Other)]
+    pub(crate) program: Option<PathBuf>,
+
+    /// What to do: the flags of a clip, or batch, sweep or doctor with theirs
+    #[arg(last = true, required = true, value_name = "FLAGS")]
+    pub(crate) flags: Vec<OsString>,
+}
+
+/// A machine to start a rank on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// What ssh calls it.
+    pub(crate) name: String,
+    /// Where the other machines reach it.
+    pub(crate) address: Option<Ipv4Addr>,
+}
+
+fn parse_host(text: &str) -> std::result::Result<Host, String> {
+    let (name, address) = match text.split_once('=') {
+        Some((name, address)) => {
+            let parsed = address.parse().map_err(|_| {
+                format!("\"{address}\" is no IPv4 address; expected one such as 10.0.0.1")
+            })?;
+            (name, Some(parsed))
+        }
+        None => (text, None),
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    if name.is_empty() || name.starts_with('-') || !name.chars().all(is_name) {
+        return Err(format!(
+            "\"{name}\" is no machine; expected a name or an IPv4 address"
+        ));
+    }
+    let name = name.to_owned();
+    Ok(Host { name, address })
+}
+
+fn parse_port(text: &str) -> std::result::Result<u16, String> {
+    let port = text
+        .parse()
+        .ok()
+        .filter(|port| (1024..=65000).contains(port));
+    port.ok_or_else(|| format!("\"{text}\" is no port; expected a number from 1024 to 65000"))
 }
 
 impl DeviceArgs {

@@ -9,7 +9,7 @@ use clap::{Args, Command};
 
 use super::command::arranged;
 use super::values::parse_count;
-use super::{AfterArgs, ClipArgs, GenerateArgs, ReportingArgs};
+use super::{AfterArgs, ClipArgs, GenerateArgs, GroupArgs, ReportingArgs};
 
 /// Make the clips of a job file
 ///
@@ -124,6 +124,9 @@ pub(crate) struct SweepArgs {
 
     #[command(flatten)]
     pub(crate) clip: ClipArgs,
+
+    #[command(flatten)]
+    pub(crate) group: GroupArgs,
 }
 
 fn parse_axis(text: &str) -> std::result::Result<Axis, String> {

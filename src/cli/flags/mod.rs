@@ -23,7 +23,7 @@ pub(crate) use clip::{ClipArgs, GenerateArgs, PlanArgs, SamplingArgs};
 pub(crate) use command::{command, parse};
 pub(crate) use diagnose::{AnalyzeArgs, CompareArgs, DoctorArgs, TuneArgs};
 pub(crate) use foreign::advice;
-pub(crate) use machine::MachineArgs;
+pub(crate) use machine::{GroupArgs, Host, LaunchArgs, MachineArgs};
 pub(crate) use many::{BatchArgs, ManyArgs, SweepArgs, clip_command, job_command};
 pub(crate) use model::{ConvertArgs, InspectArgs, LoraArgs, ModelArgs, PullArgs};
 pub(crate) use output::{OutputArgs, PreviewArgs, ReportingArgs, ResumeArgs, ResumeFrom};
@@ -89,6 +89,7 @@ Exit codes:
     0  done
     1  failed: the lines from error: on say why
     2  wrong usage: of the command line, a variable or the config file
+    3  another machine that shares the work is lost; the same command resumes
   101  a bug in the program
   130  stopped by Ctrl-C; the same command resumes
   143  stopped by SIGTERM; the same command resumes";
@@ -133,6 +134,17 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
+    /// The other machines that share the work.
+    pub(crate) fn group(&self) -> Option<&GroupArgs> {
+        match &self.command {
+            None => Some(&self.generate.group),
+            Some(Command::Batch(args)) => Some(&args.generate.group),
+            Some(Command::Sweep(args)) => Some(&args.group),
+            Some(Command::Doctor(args)) => Some(&args.group),
+            Some(_) => None,
+        }
+    }
+
     /// How a run is reported, of commands that make clips.
     pub(crate) fn reporting(&self) -> Option<&ReportingArgs> {
         match &self.command {
@@ -149,6 +161,7 @@ impl Cli {
 pub(crate) enum Command {
     Batch(Box<BatchArgs>),
     Sweep(Box<SweepArgs>),
+    Launch(LaunchArgs),
     Models(Box<ModelsArgs>),
     Pull(PullArgs),
     Convert(ConvertArgs),

@@ -197,6 +197,15 @@ pub(crate) fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
     })
 }
 
+/// Machines that share a clip.
+pub(crate) fn parse_machines(text: &str) -> Result<u64, String> {
+    let what = "a number of machines, from 2 to 64";
+    number(text, what, |count| {
+        ensure!((2..=64).contains(&count), "expected {what}");
+        Ok(())
+    })
+}
+
 /// A prompt with something in it, unless it is read from elsewhere.
 pub(crate) fn parse_prompt(text: &str) -> Result<PromptSource, String> {
     let prompt = PromptSource::from(text.to_owned());

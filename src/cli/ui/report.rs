@@ -589,7 +589,11 @@ fn made(summary: &Summary, device: Device, output: &Path) -> Value {
 /// Tells what was made.
 pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
     if style() == Style::Json {
-        event("result", made(summary, device, output));
+        let mut fields = made(summary, device, output);
+        if summary.sent > 0 {
+            fields["sent_bytes"] = summary.sent.into();
+        }
+        event("result", fields);
         return;
     }
     let phases = summary.phases.iter();
@@ -612,8 +616,12 @@ pub(crate) fn finish(summary: &Summary, device: Device, output: &Path) {
         0 => String::new(),
         reused => format!(" and {reused} reused"),
     };
+    let sent = match summary.sent {
+        0 => String::new(),
+        bytes => format!("; {} sent to other machines", human_bytes(bytes)),
+    };
     detail(&format!(
-        "{}; {} passes{spared}; peak memory of the process {}",
+        "{}; {} passes{spared}{sent}; peak memory of the process {}",
         phases.join(", "),
         summary.passes.computed,
         human_bytes(summary.memory.process_peak)

@@ -11,6 +11,7 @@ use mlx_rs::transforms::eval;
 
 use super::keys::{Gathered, laid_out};
 use super::padding::copies_as_offsets;
+use super::share::gather_heads;
 use super::{DitConfig, Rope, Stream, TimeEmbedding};
 use crate::model::layers::{Linear, f32};
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
@@ -311,6 +312,9 @@ impl Block {
             let modulation = modulations.of(start);
             self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)
         };
+        // Of this machine's rows, where others have the rest.
+        let first = x.shared().map_or(0, |shared| shared.first);
+        let own = x.ranges().last().map_or(0, |(_, end)| end - first);
         let mut kv: Option<[Gathered; 2]> = None;
         for (x, (start, end)) in x.chunks().iter().zip(x.ranges()) {
             let h = modulated(x, start)?;
@@ -321,20 +325,28 @@ impl Block {
             let [all_keys, all_values] = match &mut kv {
                 Some(kv) => kv,
                 None => {
-                    let room = || Gathered::of_rows(self.device, rope.tokens(), &keys);
+                    let room = || Gathered::of_rows(self.device, own, &keys);
                     kv.insert([room()?, room()?])
                 }
             };
-            all_keys.put(start..end, &keys)?;
-            all_values.put(start..end, &values)?;
+            let place = start - first..end - first;
+            all_keys.put(place.clone(), &keys)?;
+            all_values.put(place, &values)?;
             eval([all_keys.so_far(), all_values.so_far()])?;
         }
         let Some([keys, values]) = kv else {
             return Ok(x);
         };
+        let all = |part: Gathered| match x.shared() {
+            Some(shared) => {
+                let all = gather_heads(&*shared.with, &part.finished()?, shared.tokens)?;
+                laid_out(self.device, all)
+            }
+            None => part.finished(),
+        };
         let kv = CrossKv {
-            keys: keys.finished()?,
-            values: values.finished()?,
+            keys: all(keys)?,
+            values: all(values)?,
             weights: None,
             image: None,
         };

@@ -12,12 +12,15 @@ mod image;
 pub(super) mod keys;
 mod padding;
 mod rope;
+pub mod share;
 mod stream;
 
 pub use block::{CrossKv, LARGE_BYTES};
 pub use embed::{patchify, time_sinusoid, unpatchify};
 pub use rope::Rope;
 pub use stream::Stream;
+
+use std::rc::Rc;
 
 use anyhow::{Result, ensure};
 use mlx_rs::error::Result as MlxResult;
@@ -35,6 +38,8 @@ use super::{
 use crate::runtime::{Device, rows};
 use block::Block;
 use image::ImageEmbedder;
+use share::{Share, own_rows};
+use stream::Shared;
 
 /// Dimensions of one expert, with diffusers' names (`transformer/config.json`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -446,6 +451,21 @@ impl Dit {
         given: i32,
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
+        self.embed_shared(noise, condition, given, memory, None)
+    }
+
+    /// As [`Self::embed`], of this machine's rows where the sequence is shared.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn embed_shared(
+        &self,
+        noise: &Array,
+        condition: Option<&Array>,
+        given: i32,
+        memory: &MemoryPlan,
+        share: Option<&Rc<dyn Share>>,
+    ) -> MlxResult<Stream> {
         let patches = |x: &Array| patchify(&f32(x)?, self.config.patch_size);
         let noise = patches(noise)?;
         let beside = self.patch_condition.as_ref().zip(condition);
@@ -463,9 +483,23 @@ impl Dit {
                 None => Ok(x),
             }
         };
-        let chunks = memory.ranges(noise.dim(0), given);
-        if let [(start, end)] = *chunks.as_slice() {
-            return Ok(embed(start, end)?.into());
+        let tokens = noise.dim(0);
+        let mut chunks = memory.ranges(tokens, given);
+        let shared = share.map(|share| {
+            let (first, end) = own_rows(&**share, tokens);
+            chunks.retain_mut(|(from, to)| {
+                (*from, *to) = ((*from).max(first), (*to).min(end));
+                from < to
+            });
+            let with = Rc::clone(share);
+            Shared {
+                with,
+                first,
+                tokens,
+            }
+        });
+        if let ([(start, end)], None) = (chunks.as_slice(), &shared) {
+            return Ok(embed(*start, *end)?.into());
         }
         let chunk = |&(start, end): &(i32, i32)| {
             let x = embed(start, end)?;
@@ -473,7 +507,7 @@ impl Dit {
             Ok(x)
         };
         let chunks = chunks.iter().map(chunk);
-        Ok(Stream::of_chunks(chunks.collect::<MlxResult<_>>()?))
+        Ok(Stream::of_chunks(chunks.collect::<MlxResult<_>>()?, shared))
     }
 
     /// What a pass computes before it meets a prompt, shared by the conditional and the
@@ -590,7 +624,7 @@ impl Dit {
         };
         let chunks = x.chunks().iter().zip(x.ranges());
         let chunks = chunks.map(head).collect::<MlxResult<_>>()?;
-        let x = Stream::of_chunks(chunks).whole()?;
+        let x = Stream::of_chunks(chunks, x.shared().cloned()).gathered()?;
         unpatchify(&x, grid, self.config.patch_size)?.as_dtype(Dtype::Float32)
     }
 }

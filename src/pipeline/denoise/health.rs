@@ -12,7 +12,7 @@ const COLLAPSED: f64 = 1e-6;
 /// A prediction that is not finite.
 #[derive(Debug)]
 pub(super) struct NotFinite {
-    place: String,
+    pub(super) place: String,
 }
 
 impl std::fmt::Display for NotFinite {

@@ -1,12 +1,14 @@
 //! From noise to latents, with one expert in memory at a time.
 //!
 //! Here is the loop over the steps; [`step`] is one of them, [`saved`] what a run keeps on disk,
-//! [`health`] refuses broken results.
+//! [`health`] refuses broken results, [`partner`] is a second machine's part.
 
 mod health;
+mod partner;
 mod saved;
 mod step;
 
+pub(crate) use partner::Partner;
 pub use step::guide;
 
 use std::time::Instant;
@@ -29,7 +31,7 @@ use crate::persist::dump::Dump;
 use crate::progress::{
     EventKind, Memory, Passes, Phase, Progress, RunningPhase, StepReport, check_stop,
 };
-use crate::runtime::{Device, Precision};
+use crate::runtime::{Device, Precision, RankLost};
 use crate::sampling::{Sampler, Schedule};
 use crate::weights::{Checkpoint, Expert};
 
@@ -73,6 +75,8 @@ pub struct Denoiser<'a> {
     left_f16: bool,
     eta: Option<Eta>,
     observer: Option<Box<dyn Observer + 'a>>,
+    /// The other machines.
+    partner: Option<Partner>,
 }
 
 /// The expert that is loaded.
@@ -112,6 +116,7 @@ impl<'a> Denoiser<'a> {
             left_f16: false,
             eta: None,
             observer: None,
+            partner: None,
         })
     }
 
@@ -222,7 +227,14 @@ impl<'a> Denoiser<'a> {
             let index = self.sampler.step_index();
             let (start, before) = (Instant::now(), self.passes);
             let dit = loaded(experts)?;
+            // Without what the step leaves behind before another machine is lost.
+            let state = self.partner.is_some().then(|| self.state());
             if let Err(error) = self.step(dit, dump) {
+                if let (Some(state), Some(writer)) = (state, writer.as_deref_mut())
+                    && error.is::<RankLost>()
+                {
+                    writer.save(index, || state, progress);
+                }
                 self.leave_f16(error, progress)?;
                 self.load(expert, experts, dump, writer.as_deref_mut(), progress)?;
                 self.step(loaded(experts)?, dump)?;
@@ -308,15 +320,23 @@ impl<'a> Denoiser<'a> {
         self.passes
     }
 
+    /// Bytes of arrays that this machine has sent to others.
+    pub(super) fn sent(&self) -> u64 {
+        self.partner.as_ref().map_or(0, Partner::sent)
+    }
+
+    /// Whether an expert's predictions are guided, at steps that `guide_interval` covers.
+    fn guides(&self, expert: Expert) -> bool {
+        self.prompts.negative.is_some() && self.settings.guide_scale.of(expert) != 1.0
+    }
+
     /// The passes of every step of the schedule, without a cache.
     fn planned_steps(&self) -> Vec<PlannedStep> {
         let schedule = self.sampler.schedule();
         let steps = schedule.steps();
         let step = |index| {
             let expert = self.checkpoint.expert_at(schedule, index)?;
-            let guided = self.prompts.negative.is_some()
-                && self.settings.guide_scale.of(expert) != 1.0
-                && self.settings.guide_interval.covers(index, steps);
+            let guided = self.guides(expert) && self.settings.guide_interval.covers(index, steps);
             let passes = 1 + usize::from(guided);
             Some(PlannedStep { expert, passes })
         };

@@ -24,6 +24,11 @@ pub(super) struct Restored {
 }
 
 impl Restored {
+    /// Has it without what would be reused.
+    pub(super) fn forget(&mut self) {
+        (self.prompt, self.negative) = (None, None);
+    }
+
     /// Gives it to its expert, once that is loaded.
     pub(super) fn give(self, prepared: &mut Prepared) {
         if self.expert != prepared.expert {
@@ -60,9 +65,12 @@ impl<'a> Denoiser<'a> {
         {
             state.set_count("cache.expert", prepared.expert as usize);
             prepared.cache.save(&mut state);
-            state.set_optional("cache.prompt", prepared.prompt.reusable.as_ref());
-            let negative = prepared.negative.as_ref();
-            state.set_optional("cache.negative", negative.and_then(|n| n.reusable.as_ref()));
+            // Of a run on several machines this one has a part.
+            if self.partner.is_none() {
+                state.set_optional("cache.prompt", prepared.prompt.reusable.as_ref());
+                let negative = prepared.negative.as_ref();
+                state.set_optional("cache.negative", negative.and_then(|n| n.reusable.as_ref()));
+            }
         }
         state
     }

@@ -1,21 +1,24 @@
 //! A step: the expert's predictions, guidance between them, and the solver.
 
 use std::iter;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use mlx_rs::Array;
 
-use super::{Denoiser, health};
+use super::{Denoiser, Partner, health};
 use crate::clip::CacheMethod;
 use crate::model::MemoryPlan;
+use crate::model::dit::share::Share;
 use crate::model::dit::{CrossKv, Dit, Rope, Stream, TimeEmbedding};
 use crate::model::umt5::pad_rows;
 use crate::persist::dump::Dump;
 use crate::pipeline::experts::Experts;
+use crate::pipeline::image::Condition;
 use crate::pipeline::text::TEXT_LEN;
 use crate::progress::Progress;
 use crate::runtime::{all_finite, evaluate};
-use crate::sampling::StepCache;
+use crate::sampling::{Schedule, StepCache};
 use crate::weights::Expert;
 
 /// Classifier-free guidance: `uncond + scale * (cond - uncond)`.
@@ -48,10 +51,8 @@ impl Denoiser<'_> {
     pub(super) fn step(&mut self, dit: &Dit, dump: Option<&Dump>) -> Result<()> {
         let index = self.sampler.step_index();
         let timestep = self.sampler.schedule().timesteps[index];
-        let Some(loaded) = &mut self.prepared else {
-            bail!("no expert is prepared");
-        };
-        let expert = loaded.expert;
+        let expert = self.prepared.as_ref().map(|loaded| loaded.expert);
+        let expert = expert.context("no expert is prepared")?;
 
         let steps = self.sampler.schedule().steps();
         let place = || {
@@ -61,34 +62,49 @@ impl Denoiser<'_> {
                 expert.in_words()
             )
         };
-        let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
-        let given = self.condition.given_tokens(dit.config(), grid);
+        let guides = self.guides(expert);
+        let rows = self.partner.as_ref().and_then(Partner::rows);
+        let Some(loaded) = &mut self.prepared else {
+            bail!("no expert is prepared");
+        };
         let pass = Pass {
             dit,
             rope: &loaded.rope,
-            time: dit.embed_times(timestep, given)?,
+            time: time(dit, timestep, &self.latents, &self.condition)?,
             latents: &self.latents,
             condition: self.condition.beside.as_ref(),
             method: self.settings.cache.method,
             memory: &self.memory,
+            share: rows.as_ref(),
         };
         let guided = self.settings.guide_interval.covers(index, steps);
-        self.passes.unguided += usize::from(loaded.negative.is_some() && !guided);
+        self.passes.unguided += usize::from(guides && !guided);
+        let mut partner = self.partner.as_mut();
         let negative = loaded.negative.as_mut().filter(|_| guided);
         let mut branches: Vec<&mut Branch> =
             iter::once(&mut loaded.prompt).chain(negative).collect();
         // The first guided step after unguided ones has nothing to reuse for the negative prompt,
         // and guidance between a new and an old prediction would magnify their difference in age.
-        let ready = branches.iter().all(|branch| branch.reusable.is_some());
+        let ready = branches.iter().all(|branch| branch.reusable.is_some())
+            && (partner.as_ref()).is_none_or(|partner| partner.is_ready() || !(guides && guided));
         let left = steps - index - 1;
         let skips = loaded
             .cache
             .may_skip(&self.latents, &pass.time.projection, left, ready)?;
-        let predictions = match skips {
-            true => pass.reuse(&branches),
-            false => pass.compute(&mut branches),
+        if let Some(partner) = &mut partner {
+            let began = partner.begin(index, &self.latents, skips, guides && guided);
+            began.with_context(place)?;
         }
-        .with_context(place)?;
+        let predictions = pass.predict(&mut branches, skips);
+        if let (Err(_), Some(partner)) = (&predictions, &partner) {
+            partner.check().with_context(place)?;
+        }
+        let mut predictions = predictions.with_context(place)?;
+        let halves = partner.filter(|partner| partner.parts.halves && guides && guided);
+        if let Some(partner) = halves {
+            let uncond = partner.prediction(self.latents.shape());
+            predictions.push(uncond.with_context(place)?);
+        }
         let time_projection = pass.time.projection;
         let (cond, uncond) = match predictions.as_slice() {
             [cond] => (cond, None),
@@ -131,6 +147,35 @@ impl Denoiser<'_> {
         Ok(())
     }
 
+    /// The prediction for each prompt at step `index`, for a machine that takes the step, of which this one
+    /// may have `rows`; `reuse` has what the last step left taken for it.
+    pub(super) fn predict(
+        &mut self,
+        dit: &Dit,
+        index: usize,
+        reuse: bool,
+        rows: Option<&Rc<dyn Share>>,
+    ) -> Result<Vec<Array>> {
+        let Schedule { timesteps, .. } = self.sampler.schedule();
+        let timestep = *timesteps.get(index).context("no such step")?;
+        let guided = self.settings.guide_interval.covers(index, timesteps.len());
+        let loaded = self.prepared.as_mut().context("no expert is prepared")?;
+        let pass = Pass {
+            dit,
+            rope: &loaded.rope,
+            time: time(dit, timestep, &self.latents, &self.condition)?,
+            latents: &self.latents,
+            condition: self.condition.beside.as_ref(),
+            method: self.settings.cache.method,
+            memory: &self.memory,
+            share: rows,
+        };
+        let negative = loaded.negative.as_mut().filter(|_| guided);
+        let mut branches: Vec<&mut Branch> =
+            iter::once(&mut loaded.prompt).chain(negative).collect();
+        pass.predict(&mut branches, reuse)
+    }
+
     /// Has `expert` loaded, and computes with it what it needs once per clip; returns the seconds
     /// that loading took unless it was loaded already.
     pub(super) fn prepare(
@@ -140,6 +185,9 @@ impl Denoiser<'_> {
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
     ) -> Result<Option<f64>> {
+        if let Some(partner) = &mut self.partner {
+            partner.load(expert, self.left_f16)?;
+        }
         let seconds = experts.load(expert, self.device, progress)?;
         let Some((_, dit)) = experts.loaded() else {
             bail!("no expert is loaded");
@@ -172,8 +220,9 @@ impl Denoiser<'_> {
             }
             Ok(Branch { kv, reusable: None })
         };
-        let guided = self.settings.guide_scale.of(expert) != 1.0;
-        let negative = self.prompts.negative.as_ref().filter(|_| guided);
+        let is_here = !(self.partner.as_ref()).is_some_and(|partner| partner.parts.halves);
+        let is_here = is_here && self.guides(expert);
+        let negative = self.prompts.negative.as_ref().filter(|_| is_here);
         let mut prepared = Prepared {
             expert,
             rope: Rope::new(tokens, dit.config().attention_head_dim),
@@ -189,6 +238,12 @@ impl Denoiser<'_> {
     }
 }
 
+/// A timestep as an expert sees it.
+fn time(dit: &Dit, timestep: f64, latents: &Array, condition: &Condition) -> Result<TimeEmbedding> {
+    let grid = [1, 2, 3].map(|axis| latents.dim(axis));
+    Ok(dit.embed_times(timestep, condition.given_tokens(dit.config(), grid))?)
+}
+
 /// What the passes of a step have in common.
 struct Pass<'a> {
     dit: &'a Dit,
@@ -198,6 +253,8 @@ struct Pass<'a> {
     condition: Option<&'a Array>,
     method: CacheMethod,
     memory: &'a MemoryPlan,
+    /// The machines that have the other rows.
+    share: Option<&'a Rc<dyn Share>>,
 }
 
 impl Pass<'_> {
@@ -211,12 +268,20 @@ impl Pass<'_> {
         let given = self.time.given.as_ref().map_or(0, |given| given.tokens);
         Ok(self
             .dit
-            .embed(self.latents, self.condition, given, self.memory)?)
+            .embed_shared(self.latents, self.condition, given, self.memory, self.share)?)
     }
 
     fn start(&self) -> Result<Stream> {
         let (tokens, time) = (self.tokens()?, &self.time);
         Ok(self.dit.start(tokens, time, self.rope, self.memory)?)
+    }
+
+    /// The prediction for each prompt, from what its last pass left or from the network.
+    fn predict(&self, branches: &mut [&mut Branch], reuse: bool) -> Result<Vec<Array>> {
+        match reuse {
+            true => self.reuse(branches),
+            false => self.compute(branches),
+        }
     }
 
     /// The prediction for each prompt, from what its last pass left.
@@ -228,8 +293,9 @@ impl Pass<'_> {
             .map(|reusable| {
                 Ok(match self.method {
                     CacheMethod::TeaCache { .. } => {
-                        let x = self.tokens()?.whole()?.add(reusable)?;
-                        self.dit.head(&x.into(), &self.time, self.grid())?
+                        let tokens = self.tokens()?;
+                        let x = tokens.of_same_rows(tokens.whole()?.add(reusable)?);
+                        self.dit.head(&x, &self.time, self.grid())?
                     }
                     _ => self.latents.add(reusable)?,
                 })
@@ -240,7 +306,8 @@ impl Pass<'_> {
     /// The prediction for each prompt, from the network: jointly, or one after the other.
     fn compute(&self, branches: &mut [&mut Branch]) -> Result<Vec<Array>> {
         let (dit, time, memory) = (self.dit, &self.time, self.memory);
-        if let ([cond, uncond], true) = (&mut *branches, memory.joint_passes) {
+        let jointly = memory.joint_passes && self.share.is_none();
+        if let ([cond, uncond], true) = (&mut *branches, jointly) {
             let both = [cond.kv.as_slice(), uncond.kv.as_slice()];
             let start = self.start()?;
             let x = dit.finish_both(&start, time, self.rope, both, memory, &mut |_, _| Ok(()))?;

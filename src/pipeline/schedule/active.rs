@@ -111,6 +111,7 @@ impl ActiveClip<'_> {
         Ok(Summary {
             seconds: self.phases.iter().map(|phase| phase.seconds).sum(),
             passes,
+            sent: 0,
             phases: self.phases.clone(),
             memory: Memory::now(),
             settings: self.clip.job.settings.clone(),

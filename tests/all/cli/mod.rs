@@ -17,6 +17,7 @@ mod gpu;
 mod help;
 mod hostile;
 mod limits;
+mod machines;
 mod metadata;
 mod plan;
 mod previews;

@@ -24,7 +24,8 @@ const PROMPTS: [&str; 2] = ["prompt", "negative-prompt"];
 /// Flags that name what is written, by templates, in the batch's folder.
 const TEMPLATES: [&str; 4] = ["output", "strip", "preview", "dump"];
 /// Flags that are no single job's.
-const OF_ALL: [&str; 18] = [
+const OF_ALL: [&str; 19] = [
+    "machines",
     "yes",
     "allow-sleep",
     "no-retry",

@@ -13,10 +13,11 @@ use anyhow::{Context, Result};
 use self::jobs::Jobs;
 use self::outcome::Outcome;
 use super::after::Ended;
-use super::many::{Checked, Folders};
+use super::many::{self, Checked, Folders, Wanted};
 use crate::cli::config::Layers;
 use crate::cli::flags::{BatchArgs, ResumeFrom};
 use crate::cli::ui::exit_code;
+use crate::runtime::Links;
 
 impl BatchArgs {
     /// Makes the clips, or says what they will cost.
@@ -24,24 +25,43 @@ impl BatchArgs {
     /// # Errors
     /// When what is said of all jobs is wrong; what is wrong with one is reported.
     pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+        let links = match self.many.dry_run {
+            true => None,
+            false => self.generate.group.meet()?,
+        };
+        if let Some(links) = links.as_ref().filter(|links| links.rank() > 0) {
+            return self.serve(layers, links);
+        }
         let after = self.generate.after.clone();
         after.check()?;
         let folder = self.many.output_dir.clone();
-        after.all_ended(self.make(layers), &folder)
+        after.all_ended(self.make(layers, links), &folder)
     }
 
-    fn make(self, layers: &Layers) -> Result<Ended> {
-        let resume = &self.generate.resume;
-        resume.check_for_many()?;
-        let folder = &self.many.output_dir;
+    /// Makes what rank 0 hands out, in a folder that vanishes.
+    fn serve(mut self, layers: &Layers, links: &Links) -> Result<ExitCode> {
+        let folder = tempfile::tempdir()?;
+        self.many.output_dir = folder.path().to_owned();
+        let wanted = self.wanted(layers)?;
+        many::serve(wanted, &self.many, &layers.catalogue, links)
+    }
+
+    fn wanted(&self, layers: &Layers) -> Result<Vec<Wanted>> {
         let jobs = Jobs {
             layers,
             file: &self.jobs,
-            folder,
+            folder: &self.many.output_dir,
         };
         let mut wanted = jobs.clips(table::read(&self.jobs)?)?;
         jobs::part(&mut wanted);
+        Ok(wanted)
+    }
 
+    fn make(self, layers: &Layers, links: Option<Links>) -> Result<Ended> {
+        let resume = &self.generate.resume;
+        resume.check_for_many()?;
+        let folder = &self.many.output_dir;
+        let wanted = self.wanted(layers)?;
         let mut folders = Folders::default();
         folders.make(folder).context("--output-dir")?;
         // No job has one of its own.
@@ -70,7 +90,7 @@ impl BatchArgs {
             every: resume.every(),
             fresh,
         };
-        let stopped = checked.make(options, &mut outcome)?;
+        let stopped = checked.make(options, links, &mut outcome)?;
         let text = Some(outcome.tally());
         Ok(match stopped {
             None => (exit_code(outcome.finish()), text),

@@ -2,6 +2,7 @@
 //! attach to an issue.
 
 mod around;
+mod machines;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -28,6 +29,9 @@ use crate::util::show::Show;
 impl DoctorArgs {
     /// Makes the checks. The exit code says whether all is well.
     pub(crate) fn run(self, catalogue: &Catalogue) -> Result<ExitCode> {
+        if let Some(links) = self.group.meet()? {
+            return machines::measure(links, self.json).map(|()| ExitCode::SUCCESS);
+        }
         // Before minutes have gone by.
         let report = self.report.as_deref().map(open_report).transpose()?;
         let mut models = Models::new(true, catalogue);

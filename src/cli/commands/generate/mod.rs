@@ -1,14 +1,16 @@
 //! `wan-i2v` without a command: one clip.
 
 mod resume;
+mod serve;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use crate::clip::Model;
 use crate::pipeline::plan::{PlannedMemory, Rates};
-use crate::pipeline::{Interrupted, Job};
-use crate::runtime::{self, Tuning};
+use crate::pipeline::{Interrupted, Job, Partner};
+use crate::runtime::{self, Group, Tuning};
 use crate::tiny;
 use crate::util::show::{Show, chain, gist};
 use anyhow::{Context, Result, bail};
@@ -23,7 +25,7 @@ use crate::cli::config::Catalogue;
 use crate::cli::flags::{AfterArgs, GenerateArgs};
 use crate::cli::ui::desktop::{Share, Signs};
 use crate::cli::ui::report::Outlook;
-use crate::cli::ui::{Listener, Stoppable, human_time, print_path, report, stderr};
+use crate::cli::ui::{Listener, Stoppable, human_time, info, print_path, report, stderr};
 
 impl GenerateArgs {
     /// Makes the clip and prints its path.
@@ -43,7 +45,14 @@ impl GenerateArgs {
     }
 
     fn make(self, after: &AfterArgs, catalogue: &Catalogue) -> Result<ExitCode> {
-        let resume = self.resume;
+        let (links, resume) = (self.group.meet()?, self.resume);
+        let group = links.map(Group::connect).transpose()?;
+        let group = match group {
+            Some(group) if group.rank() > 0 => {
+                return serve::serve(self.clip, self.output, &Rc::new(group), catalogue);
+            }
+            group => group,
+        };
         let mut folders = Folders::default();
         if self.output.parents {
             let preview = self.output.preview.preview.as_deref();
@@ -144,6 +153,10 @@ impl GenerateArgs {
         if is_tiny {
             tell_of_miniature(device, catalogue);
         }
+        if let Some(group) = group {
+            let shared = job.share_with(Partner::meet(group, &identify(&job, tuning)?)?)?;
+            info!("machines  {shared}");
+        }
         awake::keep(allow_sleep);
         if start.from.is_none()
             && !is_tiny
@@ -160,6 +173,7 @@ impl GenerateArgs {
             (memory, forecast) = (planned.memory, planned.forecast.timed(rates));
             start.writer.change(identify(&job, tuning)?);
         }
+        let is_shared = job.is_shared();
         let listener = Listener::start()?;
         let outlook = Outlook::of(&forecast);
         let share = Share::of_clip(outlook.phases());
@@ -192,6 +206,7 @@ impl GenerateArgs {
                 let latest = start.writer.latest();
                 let against = match listener.exit_code() {
                     Some(_) => Some("the run was to stop"),
+                    None if is_shared => Some("the other machine cannot follow"),
                     None if no_retry => Some("the run is not resumed by itself (--no-retry)"),
                     None => start.unsaved(),
                 };

@@ -17,10 +17,11 @@ use clap::{Arg, Command};
 
 use self::outcomes::Outcomes;
 use super::after::Ended;
-use super::many::{Checked, Folders, Wanted};
+use super::many::{self, Checked, Folders, Wanted};
 use crate::cli::config::{Layer, Layers, flag};
 use crate::cli::flags::{GenerateArgs, SweepArgs, clip_command, command, parse, reason};
 use crate::cli::ui::{exit_code, stderr};
+use crate::runtime::Links;
 
 /// The exit code of wrong usage, clap's own.
 const USAGE: u8 = 2;
@@ -31,13 +32,24 @@ impl SweepArgs {
     /// # Errors
     /// When nothing can be made, or what all runs gave cannot be written. A run that fails is no
     /// error but an exit code.
-    pub(super) fn run(self, layers: &Layers) -> Result<ExitCode> {
+    pub(super) fn run(mut self, layers: &Layers) -> Result<ExitCode> {
+        let links = match self.many.dry_run {
+            true => None,
+            false => self.group.meet()?,
+        };
+        if let Some(links) = links.as_ref().filter(|links| links.rank() > 0) {
+            let folder = tempfile::tempdir()?;
+            self.many.output_dir = folder.path().to_owned();
+            let (outcomes, args) = self.plan(layers)?;
+            let wanted = wanted(args, &outcomes);
+            return many::serve(wanted, &self.many, &layers.catalogue, links);
+        }
         self.after.check()?;
-        let ran = self.make(layers);
+        let ran = self.make(layers, links);
         self.after.all_ended(ran, &self.many.output_dir)
     }
 
-    fn make(&self, layers: &Layers) -> Result<Ended> {
+    fn make(&self, layers: &Layers, links: Option<Links>) -> Result<Ended> {
         let (mut outcomes, args) = match self.plan(layers) {
             Ok(planned) => planned,
             Err(error) => {
@@ -49,14 +61,7 @@ impl SweepArgs {
         let folder = &self.many.output_dir;
         let mut folders = Folders::default();
         folders.make(folder).context("--output-dir")?;
-        let wanted = args.into_iter().zip(&outcomes.runs);
-        let wanted = wanted.map(|(args, run)| Wanted {
-            place: String::new(),
-            name: Some(run.name.clone()),
-            seed: args.clip.seed,
-            args: Ok(Box::new(args)),
-        });
-        let wanted = wanted.collect();
+        let wanted = wanted(args, &outcomes);
         let checked = Checked::new(
             wanted,
             &self.many,
@@ -76,7 +81,7 @@ impl SweepArgs {
             every: Some(1),
             fresh: false,
         };
-        if let Some(code) = checked.make(options, &mut outcomes)? {
+        if let Some(code) = checked.make(options, links, &mut outcomes)? {
             outcomes.interrupted(code);
             return Ok((ExitCode::from(code), Some(outcomes.tally())));
         }
@@ -111,6 +116,18 @@ impl SweepArgs {
         let pictures = pictures.map(|args| args.clip.image.clone());
         Ok((Outcomes::new(axes, runs, folder, pictures.collect()), args))
     }
+}
+
+/// The clips of the runs.
+fn wanted(args: Vec<GenerateArgs>, outcomes: &Outcomes) -> Vec<Wanted> {
+    let wanted = args.into_iter().zip(&outcomes.runs);
+    let wanted = wanted.map(|(args, run)| Wanted {
+        place: String::new(),
+        name: Some(run.name.clone()),
+        seed: args.clip.seed,
+        args: Ok(Box::new(args)),
+    });
+    wanted.collect()
 }
 
 /// The flags of a run: what is varied, then the settings of all other places.

@@ -1,0 +1,63 @@
+//! Whether other machines share the work, and which of them this one is.
+
+use std::env;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::launch;
+use crate::cli::flags::GroupArgs;
+use crate::runtime::{Hosts, Links};
+use crate::util::show::Show;
+
+/// The exit code when another machine is lost, or has failed.
+pub(crate) const LOST: u8 = 3;
+
+impl GroupArgs {
+    /// Whether this is a rank that rank 0 reports for.
+    pub(crate) fn serves(&self) -> bool {
+        let named = self.machines.is_some() || env::var_os("MLX_HOSTFILE").is_some();
+        named && env::var_os("MLX_RANK").is_some_and(|rank| rank != "0")
+    }
+
+    /// The other machines, once all are there.
+    ///
+    /// # Errors
+    /// When one is missing or another.
+    pub(super) fn meet(&self) -> Result<Option<Links>> {
+        launch::end_with_input()?;
+        let place = self.place()?;
+        place
+            .map(|(hosts, rank)| Links::meet(hosts, rank))
+            .transpose()
+    }
+
+    /// The machines, and which of them this one is: as the flag says, or MLX's own variables.
+    fn place(&self) -> Result<Option<(Hosts, usize)>> {
+        let rank = env::var_os("MLX_RANK");
+        let file = env::var_os("MLX_HOSTFILE").filter(|_| rank.is_some());
+        let (what, file) = match (&self.machines, &file) {
+            (Some(file), _) => ("--machines", file.as_path()),
+            (None, Some(file)) => ("MLX_HOSTFILE", Path::new(file)),
+            (None, None) => return Ok(None),
+        };
+        let Some(rank) = rank else {
+            bail!(
+                "--machines: MLX_RANK is not set; expected this machine's place in the file, from 0\n\
+                 hint: wan-i2v launch sets it"
+            );
+        };
+        let hosts = Hosts::read(file).context(what)?;
+        let number = rank.to_str().and_then(|rank| rank.parse().ok());
+        let number = number.filter(|rank| *rank < hosts.size());
+        let number = number.with_context(|| {
+            let (most, rank) = (hosts.size() - 1, rank.to_string_lossy());
+            format!(
+                "MLX_RANK: \"{}\" is no place in {}; expected 0 to {most}",
+                rank.as_ref().shown(),
+                file.shown()
+            )
+        })?;
+        Ok(Some((hosts, number)))
+    }
+}

@@ -1,0 +1,592 @@
+//! Ranks of several machines: messages over TCP between rank 0 and the others, and arrays over MLX's own
+//! ring.
+//!
+//! MLX waits for a rank forever, and keeps a core busy meanwhile. Ranks therefore agree by messages when
+//! an exchange of arrays begins, and wait for one another there, where a rank that is lost is noticed.
+
+mod hosts;
+mod link;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::env;
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use mlx_rs::transforms::async_eval;
+use mlx_rs::{Array, Dtype};
+use serde::{Deserialize, Serialize};
+
+use self::link::{Incoming, Link, read_greeting, write_greeting};
+use super::ffi::{Connected, Ranks};
+use super::{mlx_version, to_host};
+use crate::util::show::{Show, gist};
+
+pub use hosts::Hosts;
+
+/// Seconds after which a rank that shows no sign of life is lost.
+const PATIENCE: f64 = 30.0;
+/// Seconds that ranks wait for one another before they begin.
+const JOINING: u64 = 120;
+/// Seconds between looks at what may have happened.
+const LOOK: Duration = Duration::from_millis(20);
+/// The same while arrays are exchanged.
+const SHORT_LOOK: Duration = Duration::from_micros(200);
+/// The most bytes of a greeting.
+const GREETING: usize = 4096;
+
+/// Whether MLX was left waiting for a rank.
+static ABANDONED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process cannot end as others do, since MLX waits for a rank that is lost.
+pub fn is_abandoned() -> bool {
+    ABANDONED.load(Ordering::Relaxed)
+}
+
+/// A rank that has died or stalled.
+#[derive(Clone, Debug)]
+pub struct RankLost {
+    name: String,
+    what: String,
+}
+
+impl fmt::Display for RankLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.what)
+    }
+}
+
+impl std::error::Error for RankLost {}
+
+/// What is heard of a rank.
+#[derive(Debug)]
+pub enum Heard {
+    /// A message.
+    Message(Vec<u8>),
+    /// It is not there any more, and why.
+    Left(String),
+}
+
+/// What a rank says first.
+#[derive(Debug, Serialize, Deserialize)]
+struct Greeting {
+    rank: usize,
+    size: usize,
+    program: String,
+    mlx: String,
+}
+
+/// The connections between rank 0 and the others, as one of them has them.
+#[derive(Debug)]
+pub struct Links {
+    hosts: Hosts,
+    rank: usize,
+    /// Rank 0's to all others, and theirs to it.
+    links: Vec<Link>,
+    inbox: Receiver<(usize, Incoming)>,
+    /// Messages that came while another rank's was waited for.
+    waiting: RefCell<VecDeque<(usize, Option<Vec<u8>>)>>,
+    lost: RefCell<Option<RankLost>>,
+}
+
+/// The machines that make a clip together: linked, and connected by MLX.
+#[derive(Debug)]
+pub struct Group {
+    links: Links,
+    ranks: Ranks,
+    sent: Cell<u64>,
+}
+
+impl Deref for Group {
+    type Target = Links;
+
+    fn deref(&self) -> &Links {
+        &self.links
+    }
+}
+
+impl Links {
+    /// Meets the other ranks as `rank`, and checks that they are of one version.
+    ///
+    /// # Errors
+    /// When a rank is missing or another.
+    pub fn meet(hosts: Hosts, rank: usize) -> Result<Self> {
+        let patience = patience();
+        let (sender, inbox) = mpsc::channel();
+        let link = |(rank, stream)| Link::start(rank, stream, patience, sender.clone());
+        let links = match rank {
+            0 => meet_all(&hosts)?
+                .into_iter()
+                .map(link)
+                .collect::<Result<_>>()?,
+            _ => vec![link((0, meet(&hosts, rank)?))?],
+        };
+        Ok(Self {
+            hosts,
+            rank,
+            links,
+            inbox,
+            waiting: RefCell::default(),
+            lost: RefCell::default(),
+        })
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.hosts.size()
+    }
+
+    /// A rank as messages name it.
+    pub fn name(&self, rank: usize) -> String {
+        self.hosts.name(rank)
+    }
+
+    /// Sends a message to a rank that this one is linked with.
+    ///
+    /// # Errors
+    /// [`RankLost`].
+    pub fn write(&self, rank: usize, message: &[u8]) -> Result<()> {
+        // Where that fails, what is read next says why.
+        if !self.post(rank, message) {
+            self.read(rank)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::write`], for whoever hears of lost ranks anyway; whether it was sent.
+    pub fn post(&self, rank: usize, message: &[u8]) -> bool {
+        let link = self.links.iter().find(|link| link.rank == rank);
+        link.is_some_and(|link| link.message(message).is_ok())
+    }
+
+    /// The next message of a rank, waited for as long as every rank shows signs of life; `None` when the
+    /// rank is done.
+    ///
+    /// # Errors
+    /// [`RankLost`].
+    pub fn next(&self, rank: usize) -> Result<Option<Vec<u8>>> {
+        loop {
+            let mut waiting = self.waiting.borrow_mut();
+            let found = waiting.iter().position(|(from, _)| *from == rank);
+            if let Some((_, message)) = found.and_then(|at| waiting.remove(at)) {
+                return Ok(message);
+            }
+            drop(waiting);
+            self.look(LOOK)?;
+        }
+    }
+
+    /// As [`Self::next`] of a rank that cannot be done yet.
+    ///
+    /// # Errors
+    /// [`RankLost`].
+    pub fn read(&self, rank: usize) -> Result<Vec<u8>> {
+        let message = self.next(rank)?;
+        message.ok_or_else(|| self.lost(rank, "has ended".into()).into())
+    }
+
+    /// What the next rank to say something says, or that it is not there any more; `None` when none does
+    /// within `pause`.
+    pub fn hear(&self, pause: Duration) -> Option<(usize, Heard)> {
+        let earlier = self.waiting.borrow_mut().pop_front();
+        let earlier = earlier.map(|(rank, message)| {
+            let message = message.map(Incoming::Message);
+            (rank, message.unwrap_or(Incoming::Ended))
+        });
+        let next = || {
+            let next = self.inbox.recv_timeout(pause);
+            if matches!(next, Err(RecvTimeoutError::Disconnected)) {
+                // No rank is left to say anything.
+                thread::sleep(pause);
+            }
+            next.ok()
+        };
+        let (rank, incoming) = earlier.or_else(next)?;
+        let heard = match incoming {
+            Incoming::Message(message) => Heard::Message(message),
+            Incoming::Ended => Heard::Left("has ended".into()),
+            Incoming::Failed(why) => Heard::Left(format!("has failed: {}", why.shown())),
+            Incoming::Gone(why) => Heard::Left(format!("is lost: {why}")),
+        };
+        Some((rank, heard))
+    }
+
+    /// Fails if a rank is known to be lost.
+    ///
+    /// # Errors
+    /// [`RankLost`].
+    pub fn check(&self) -> Result<()> {
+        self.look(Duration::ZERO)
+    }
+
+    /// Whether rank 0 wants nothing more, or is lost.
+    pub fn is_over(&self) -> bool {
+        self.look(Duration::ZERO).is_err() || self.ended().is_some()
+    }
+
+    /// A rank that is done.
+    fn ended(&self) -> Option<usize> {
+        let waiting = self.waiting.borrow();
+        let mut ended = waiting.iter().filter(|(_, message)| message.is_none());
+        ended.next().map(|(rank, _)| *rank)
+    }
+
+    /// Tells the others that this rank ends, and why.
+    pub fn fail(&self, why: &str) {
+        for link in &self.links {
+            // One that is gone need not know.
+            let _ = link.failure(why);
+        }
+    }
+
+    /// Takes notice of what has come, waiting for it for so long.
+    fn look(&self, pause: Duration) -> Result<()> {
+        let lost = self.lost.borrow().clone();
+        if let Some(lost) = lost {
+            bail!(lost);
+        }
+        let (rank, what) = match self.inbox.recv_timeout(pause) {
+            Ok((rank, Incoming::Message(message))) => {
+                self.waiting.borrow_mut().push_back((rank, Some(message)));
+                return Ok(());
+            }
+            Ok((rank, Incoming::Ended)) => {
+                self.waiting.borrow_mut().push_back((rank, None));
+                return Ok(());
+            }
+            Ok((rank, Incoming::Failed(why))) => (rank, format!("has failed: {}", why.shown())),
+            Ok((rank, Incoming::Gone(why))) => (rank, format!("is lost: {why}")),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            // No rank is left to say anything.
+            Err(RecvTimeoutError::Disconnected) => {
+                let rank = self.links.first().map_or(0, |link| link.rank);
+                (rank, "has ended".into())
+            }
+        };
+        bail!(self.lost(rank, what))
+    }
+
+    fn lost(&self, rank: usize, what: String) -> RankLost {
+        let name = self.name(rank);
+        let lost = RankLost { name, what };
+        *self.lost.borrow_mut() = Some(lost.clone());
+        lost
+    }
+
+    /// Has MLX connect the ranks.
+    fn connect(&self) -> Result<Ranks> {
+        let (sender, connected) = mpsc::channel();
+        if self.rank > 0 {
+            self.read(0)?;
+        }
+        thread::Builder::new().spawn(move || sender.send(Connected::wait()))?;
+        if self.rank == 0 {
+            // Ranks accept before they connect, the last one the other way round; one that connects too
+            // early tries again after a second.
+            thread::sleep(LOOK);
+            (1..self.size()).try_for_each(|rank| {
+                if rank + 1 == self.size() {
+                    thread::sleep(LOOK * 5);
+                }
+                self.write(rank, b"connect")
+            })?;
+        }
+        let end = Instant::now() + patience() + Duration::from_secs(JOINING);
+        let connected = loop {
+            match connected.try_recv() {
+                Ok(connected) => break connected,
+                Err(_) if Instant::now() > end => break None,
+                Err(_) => {
+                    let looked = self.look(LOOK);
+                    looked.inspect_err(|_| ABANDONED.store(true, Ordering::Relaxed))?;
+                }
+            }
+        };
+        let ranks = connected.map(Ranks::of).context(
+            "MLX cannot connect the machines\n\
+             hint: see to it that the ports of the host file are free and reachable; MLX_RING_VERBOSE=1 \
+             says more",
+        )?;
+        let (place, expected) = (ranks.place(), (self.rank as i32, self.size() as i32));
+        ensure!(
+            place == expected,
+            "MLX has connected rank {} of {}; expected {} of {}\n\
+             hint: MLX_RANK and MLX_HOSTFILE have to be those of --machines",
+            place.0,
+            place.1,
+            expected.0,
+            expected.1
+        );
+        Ok(ranks)
+    }
+}
+
+impl Group {
+    /// Has MLX connect the ranks, and checks that arrays arrive as they were sent. MLX itself reads `MLX_RANK`
+    /// and `MLX_HOSTFILE`.
+    ///
+    /// # Errors
+    /// [`RankLost`], or arrays do not arrive.
+    pub fn connect(links: Links) -> Result<Self> {
+        let fail = |error: &anyhow::Error| links.fail(&gist(error));
+        let ranks = links.connect().inspect_err(fail)?;
+        let sent = Cell::default();
+        let group = Self { links, ranks, sent };
+        let checked = group.check_gathered();
+        checked.inspect_err(|error| group.fail(&gist(error)))?;
+        Ok(group)
+    }
+
+    /// Bytes of arrays that this rank has sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// Everybody's `x`, in the order of ranks along the first axis.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn all_gather(&self, x: &Array) -> Result<Array> {
+        let gathered = self.ranks.all_gather(x)?;
+        self.sent
+            .update(|sent| sent + (x.nbytes() * (self.size() - 1)) as u64);
+        self.exchanged(gathered)
+    }
+
+    /// Hands `x` to a neighbour in the ring, which takes it at the same time.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn send(&self, x: &Array, to: usize) -> Result<()> {
+        // As it lies in memory, so it goes.
+        let x = x.contiguous()?;
+        x.eval()?;
+        self.exchanged(self.ranks.send(&x, to as i32)?)?;
+        self.sent.update(|sent| sent + x.nbytes() as u64);
+        Ok(())
+    }
+
+    /// Exchanges `x` for what a neighbour has in its place, which does the same.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn swap(&self, x: &Array, with: usize) -> Result<Array> {
+        let receive = || self.receive(x.shape(), x.dtype(), with);
+        // Both at once would wait for each other.
+        if self.rank() < with {
+            self.send(x, with)?;
+            return receive();
+        }
+        let other = receive()?;
+        self.send(x, with)?;
+        Ok(other)
+    }
+
+    /// Takes what a neighbour hands over.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn receive(&self, shape: &[i32], dtype: Dtype, from: usize) -> Result<Array> {
+        self.exchanged(self.ranks.receive(shape, dtype, from as i32)?)
+    }
+
+    /// The array once it has been exchanged.
+    fn exchanged(&self, array: Array) -> Result<Array> {
+        async_eval([&array])?;
+        let done = loop {
+            match self.ranks.is_done(&array) {
+                Ok(false) => {}
+                Ok(true) => break self.ranks.check(),
+                Err(error) => break Err(error),
+            }
+            if let Err(error) = self.look(SHORT_LOOK) {
+                // MLX still writes there.
+                std::mem::forget(array);
+                ABANDONED.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
+        if let Err(error) = done {
+            ABANDONED.store(true, Ordering::Relaxed);
+            // The link knows who it was, a moment later.
+            let end = Instant::now() + patience();
+            while Instant::now() < end {
+                self.look(LOOK)?;
+                if let Some(rank) = self.ended() {
+                    return Err(self.lost(rank, "has ended".into()).into());
+                }
+            }
+            return Err(error.into());
+        }
+        Ok(array)
+    }
+
+    /// Gathers a pattern of which every value says where it comes from: engines have gathered wrongly.
+    fn check_gathered(&self) -> Result<()> {
+        // More than goes over one connection, and not by equal parts.
+        const VALUES: usize = 200_003;
+        let pattern = |rank: usize| (0..VALUES).map(move |at| (rank * VALUES + at) as f32);
+        let own: Vec<f32> = pattern(self.rank).collect();
+        let gathered = self.all_gather(&Array::from_slice(&own, &[VALUES as i32]))?;
+        let gathered = to_host(&gathered)?;
+        let expected = (0..self.size()).flat_map(pattern);
+        let wrong = gathered.iter().zip(expected).position(|(a, b)| *a != b);
+        ensure!(
+            wrong.is_none() && gathered.len() == VALUES * self.size(),
+            "MLX's exchange between the machines is wrong: value {} of {} of a known pattern is another\n\
+             hint: use MLX's ring over TCP",
+            wrong.unwrap_or_default(),
+            gathered.len()
+        );
+        self.sent.set(0);
+        Ok(())
+    }
+}
+
+/// How long a rank may show no sign of life. `WAN_TEST_PATIENCE`, for this project's tests, has other
+/// seconds.
+fn patience() -> Duration {
+    let seconds = env::var("WAN_TEST_PATIENCE").ok();
+    let seconds = seconds.and_then(|text| text.parse().ok());
+    let seconds = seconds.filter(|seconds| (0.1..=PATIENCE).contains(seconds));
+    Duration::from_secs_f64(seconds.unwrap_or(PATIENCE))
+}
+
+/// Waits for all other ranks; returns their connections.
+fn meet_all(hosts: &Hosts) -> Result<Vec<(usize, TcpStream)>> {
+    let address = hosts.control()?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("rank 0 cannot listen at {address}, the port after MLX's"))?;
+    listener.set_nonblocking(true)?;
+    let end = Instant::now() + Duration::from_secs(JOINING);
+    let mut found: Vec<(usize, TcpStream)> = Vec::new();
+    while found.len() + 1 < hosts.size() {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                // A stranger is of no concern, a rank of another program is.
+                let Some((rank, stream)) = greeted(hosts, stream, peer)? else {
+                    continue;
+                };
+                let is_known = found.iter().any(|(known, _)| *known == rank);
+                ensure!(!is_known, "two machines have MLX_RANK={rank}");
+                found.push((rank, stream));
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(LOOK),
+            Err(error) => return Err(error).context("cannot wait for the machines"),
+        }
+        if Instant::now() > end {
+            let is_missing = |rank: &usize| !found.iter().any(|(known, _)| known == rank);
+            let missing = (1..hosts.size()).filter(is_missing);
+            let missing: Vec<String> = missing.map(|rank| hosts.name(rank)).collect();
+            bail!(
+                "{} did not connect to {address} within {JOINING} s\n\
+                 hint: start the same command on every machine, each with its MLX_RANK",
+                missing.join(", ")
+            );
+        }
+    }
+    found.sort_by_key(|(rank, _)| *rank);
+    for (_, stream) in &mut found {
+        write_greeting(stream, Ok(&greeting(hosts, 0)?))?;
+    }
+    Ok(found)
+}
+
+/// The rank that a connection is of; `None` where it is nobody's who was listed.
+fn greeted(
+    hosts: &Hosts,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<Option<(usize, TcpStream)>> {
+    stream.set_nonblocking(false)?;
+    // Ten times that, for whoever says nothing.
+    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let listed = (1..hosts.size()).any(|rank| hosts.has(rank, peer.ip()));
+    let Some(bytes) = read_greeting(&mut stream, GREETING).ok().filter(|_| listed) else {
+        return Ok(None);
+    };
+    let Ok(said) = serde_json::from_slice::<Greeting>(&bytes) else {
+        return Ok(None);
+    };
+    let rank = said.rank;
+    if rank == 0 || !hosts.has(rank, peer.ip()) {
+        return Ok(None);
+    }
+    match said.differs(hosts, rank) {
+        None => Ok(Some((rank, stream))),
+        Some(difference) => {
+            let text = format!("{}: {difference}", hosts.name(rank));
+            // It need not be told.
+            let _ = write_greeting(&mut stream, Err(&text));
+            Err(anyhow!(text))
+        }
+    }
+}
+
+/// Connects to rank 0.
+fn meet(hosts: &Hosts, rank: usize) -> Result<TcpStream> {
+    let address = hosts.control()?;
+    let end = Instant::now() + Duration::from_secs(JOINING);
+    let mut stream = loop {
+        let wait = Duration::from_secs(5);
+        match TcpStream::connect_timeout(&SocketAddr::V4(address), wait) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < end => thread::sleep(LOOK * 5),
+            Err(error) => {
+                let text = format!("rank 0 does not listen at {address} within {JOINING} s");
+                return Err(error).context(text);
+            }
+        }
+    };
+    write_greeting(&mut stream, Ok(&greeting(hosts, rank)?))?;
+    stream.set_read_timeout(Some(Duration::from_secs(JOINING) / 10))?;
+    let answer = read_greeting(&mut stream, GREETING);
+    let answer =
+        answer.with_context(|| format!("{} has no place for rank {rank}", hosts.name(0)))?;
+    let said: Greeting = serde_json::from_slice(&answer)?;
+    match said.differs(hosts, 0) {
+        None => Ok(stream),
+        Some(difference) => bail!("{}: {difference}", hosts.name(0)),
+    }
+}
+
+fn greeting(hosts: &Hosts, rank: usize) -> Result<Vec<u8>> {
+    Ok(serde_json::to_vec(&Greeting::of(hosts, rank))?)
+}
+
+impl Greeting {
+    fn of(hosts: &Hosts, rank: usize) -> Self {
+        Self {
+            rank,
+            size: hosts.size(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            mlx: mlx_version(),
+        }
+    }
+
+    /// What a rank has that this one has not.
+    fn differs(&self, hosts: &Hosts, rank: usize) -> Option<String> {
+        let here = Self::of(hosts, rank);
+        let facts = [
+            ("machines", self.size.to_string(), here.size.to_string()),
+            ("wan-i2v", self.program.clone(), here.program),
+            ("MLX", self.mlx.clone(), here.mlx),
+        ];
+        let other = facts.into_iter().find(|(_, there, here)| there != here);
+        other.map(|(name, there, here)| {
+            format!("{name} {there} there, {here} here; expected the same on every machine")
+        })
+    }
+}

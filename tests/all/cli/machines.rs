@@ -1,0 +1,585 @@
+//! Clips that several processes make together, on this machine's own address.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use npyz::NpyFile;
+use serde_json::Value;
+use wan_i2v::persist::SavedRun;
+
+use crate::cli::running::{FLAGS, Running, bytes, succeed};
+use crate::cli::{Bench, run};
+use crate::support::isolated::program;
+
+/// A rank other than 0, killed when dropped.
+struct Rank(Child);
+
+impl Rank {
+    fn end(mut self) -> (Option<i32>, String) {
+        let output = self.0.stderr.take().unwrap();
+        let said = std::io::read_to_string(output).unwrap();
+        (self.0.wait().unwrap().code(), said)
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        let kill = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(kill.success());
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// So many free ports in a row.
+fn free_ports(count: u16) -> u16 {
+    let start = || {
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    };
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    std::iter::repeat_with(start)
+        .find(|start| *start < 65000 && (*start..start + count).all(is_free))
+        .unwrap()
+}
+
+impl Bench {
+    /// The file of two ranks on this machine.
+    fn hosts(&self) -> PathBuf {
+        let (path, port) = (self.path("hosts.json"), free_ports(3));
+        let text = format!(r#"[["127.0.0.1:{port}"], ["127.0.0.1:{}"]]"#, port + 1);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A command as rank 1.
+    fn second(&self, hosts: &Path, command: &mut Command) -> Rank {
+        let command = command.env("MLX_RANK", "1").env("MLX_HOSTFILE", hosts);
+        let command = command.env("WAN_TEST_PATIENCE", "2");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        Rank(child.spawn().unwrap())
+    }
+
+    /// A command as rank 0, with the flag.
+    fn first(&self, hosts: &Path, mut command: Command) -> Command {
+        command.arg("--machines").arg(hosts).env("MLX_RANK", "0");
+        command.env("WAN_TEST_PATIENCE", "2");
+        command
+    }
+}
+
+/// The same command on so many ranks that `launch` starts.
+fn launch(ranks: usize, command: &Command) -> Command {
+    let mut launch = program();
+    launch.args([
+        "launch",
+        "--hosts",
+        &vec!["localhost"; ranks].join(","),
+        "--",
+    ]);
+    launch.args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        launch.current_dir(folder);
+    }
+    launch
+}
+
+fn array(path: &Path) -> Vec<f32> {
+    NpyFile::new(File::open(path).unwrap())
+        .unwrap()
+        .into_vec()
+        .unwrap()
+}
+
+/// With every way in which the ranks depend on one another: caches' decisions, an interval without
+/// guidance, an expert's change.
+#[test]
+fn two_make_the_clip_of_one() {
+    let bench = Bench::new("a");
+    fs::write(
+        bench.checkpoint.path("wan_i2v.json"),
+        r#"{"teacache": [1.0, 0.0]}"#,
+    )
+    .unwrap();
+    for (name, flags) in [
+        ("plain", &[][..]),
+        (
+            "interval",
+            &["--guide-interval", "0.3,0.9", "--solver", "dpm++"],
+        ),
+        (
+            "easy",
+            &["--cache", "easycache,threshold=9", "--steps", "9"],
+        ),
+        ("tea", &["--cache", "teacache,threshold=9", "--steps", "9"]),
+    ] {
+        let run = |which: &str| {
+            let (clip, dump) = (format!("{name}-{which}.mp4"), format!("{name}-{which}"));
+            let flags = [flags, &["--dump", &dump, "--progress", "json"]].concat();
+            (bench.clip(&clip, &flags), bench.path(&dump))
+        };
+        let ((alone, one), (together, two)) = (run("one"), run("two"));
+        let result = |ran: &str| -> Value {
+            let last = ran
+                .lines()
+                .rfind(|line| line.contains(r#""event":"result""#));
+            serde_json::from_str(last.unwrap()).unwrap()
+        };
+        let alone = result(&succeed(&mut { alone }).stderr);
+        let ran = succeed(&mut launch(2, &together));
+        assert_eq!(ran.stdout, format!("{name}-two.mp4\n").as_bytes());
+        let shared = result(&ran.stderr);
+        assert_eq!(alone["passes"], shared["passes"], "{name}");
+
+        let latents =
+            |dump: &Path, step: u64| array(&dump.join(format!("step_{step:03}_latents.npy")));
+        let steps = alone["settings"]["steps"].as_u64().unwrap();
+        let mut guided = 0;
+        for step in 0..steps {
+            let (a, b) = (latents(&one, step), latents(&two, step));
+            let most = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(
+                a.len() == b.len() && most <= 1e-5,
+                "{name}, step {step}: {most}"
+            );
+            guided += u64::from(two.join(format!("step_{step:03}_uncond.npy")).exists());
+        }
+        assert_eq!(guided < steps, name == "interval");
+        // The latents at every guided step, and nothing else; a prediction comes back.
+        let expected = guided * 4 * latents(&one, 0).len() as u64;
+        assert_eq!(shared["sent_bytes"], expected, "{name}");
+        assert_eq!(alone["sent_bytes"], Value::Null);
+        assert!(!bench.state(&format!("{name}-two.mp4")).exists());
+    }
+}
+
+/// Without guidance, with more machines than guidance has halves, with a token count that they do not
+/// divide, with caches and bfloat16.
+#[test]
+fn rows_are_shared_by_any_number() {
+    let bench = Bench::new("a");
+    fs::write(
+        bench.checkpoint.path("wan_i2v.json"),
+        r#"{"teacache": [1.0, 0.0]}"#,
+    )
+    .unwrap();
+    const SIZE: [&str; 2] = ["--size", "48x48"];
+    for (name, machines, flags) in [
+        ("unguided", 2, &["--guide-scale", "1"][..]),
+        (
+            "three",
+            3,
+            &["--cache", "teacache,threshold=9", "--steps", "9"],
+        ),
+        // Two by two.
+        ("four", 4, &["--guide-interval", "0.3,0.9"]),
+        (
+            "tea",
+            4,
+            &["--cache", "teacache,threshold=9", "--steps", "9"],
+        ),
+        (
+            "easy",
+            4,
+            &["--cache", "easycache,threshold=9", "--steps", "9"],
+        ),
+    ] {
+        let command = |which: &str| {
+            let (clip, dump) = (format!("{name}-{which}.mp4"), format!("{name}-{which}"));
+            let flags = [&SIZE, flags, &["--dump", &dump, "--progress", "json"]].concat();
+            (bench.clip(&clip, &flags), bench.path(&dump))
+        };
+        let ((mut alone, one), (together, two)) = (command("one"), command("two"));
+        succeed(&mut alone);
+        let ran = succeed(&mut launch(machines, &together));
+        let result: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+        let steps = result["settings"]["steps"].as_u64().unwrap();
+        let mut largest = 0.0_f32;
+        for step in 0..steps {
+            let file = format!("step_{step:03}_latents.npy");
+            let (a, b) = (array(&one.join(&file)), array(&two.join(&file)));
+            let most = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(
+                a.len() == b.len() && most <= 1e-5,
+                "{name}, step {step}: {most}"
+            );
+            largest = largest.max(most);
+        }
+        println!(
+            "measured: {name}: {largest:.1e}, {} bytes sent, {}",
+            result["sent_bytes"], result["passes"]
+        );
+        if name != "unguided" {
+            continue;
+        }
+        let config = fs::read(bench.checkpoint.path("transformer/config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        let of = |key: &str| config[key].as_u64().unwrap();
+        // Latents of 3 frames, 6 x 6; tokens of 2 x 2 of them.
+        let (others, tokens) = (machines as u64 - 1, 3 * 3 * 3);
+        let rows = u64::div_ceil(tokens, machines as u64);
+        let width = of("num_attention_heads") * of("attention_head_dim");
+        let pass = 4 * rows * (2 * of("num_layers") * width + 4 * of("out_channels"));
+        let passes = result["passes"]["computed"].as_u64().unwrap();
+        let starts = steps * 4 * of("out_channels") * 3 * 6 * 6;
+        assert_eq!(result["sent_bytes"], others * (passes * pass + starts));
+    }
+}
+
+#[test]
+fn whoever_dies_or_stalls_is_named_and_one_machine_goes_on() {
+    let bench = Bench::new("a");
+    let flags = ["--steps", "60"];
+    succeed(&mut bench.clip("whole.mp4", &flags));
+    let hosts = bench.hosts();
+    for (signal, said) in [
+        (
+            "-KILL",
+            "rank 1 (127.0.0.1) is lost: its connection has ended",
+        ),
+        (
+            "-STOP",
+            "rank 1 (127.0.0.1) is lost: no sign of life for 2 s",
+        ),
+    ] {
+        let second = bench.second(&hosts, &mut bench.clip("nowhere.mp4", &flags));
+        let mut first = Running::start(&mut bench.first(&hosts, bench.clip("clip.mp4", &flags)));
+        while first.wait_for("step")["step"] != 3 {}
+        second.signal(signal);
+        let since = Instant::now();
+        let (code, events) = first.end();
+        assert!(since.elapsed() < Duration::from_secs(8));
+        let last = events.last().unwrap();
+        let message = last["message"].as_str().unwrap();
+        assert_eq!(
+            (code, &last["exit_code"]),
+            (Some(3), &3.into()),
+            "{message}"
+        );
+        assert!(
+            message.contains(said) && message.contains("step "),
+            "{message}"
+        );
+        let saved = SavedRun::read(&bench.state("clip.mp4"))
+            .unwrap()
+            .steps_taken();
+        assert!(saved >= 3, "{saved}");
+        if signal == "-STOP" {
+            second.signal("-CONT");
+            let (code, said) = second.end();
+            // What rank 0 has said last is still there.
+            assert!(
+                code == Some(0) || said.contains("rank 0 (127.0.0.1) has ended"),
+                "{said}"
+            );
+        }
+        let (code, events) = Running::start(&mut bench.clip("clip.mp4", &flags)).end();
+        assert_eq!(code, Some(0), "{events:#?}");
+        let resume = events
+            .iter()
+            .find(|event| event["event"] == "resume")
+            .unwrap();
+        assert_eq!(resume["step"], saved);
+        assert!(bytes(&bench.path("clip.mp4")) == bytes(&bench.path("whole.mp4")));
+        fs::remove_file(bench.path("clip.mp4")).unwrap();
+    }
+    // The other way round.
+    for (signal, said) in [
+        (
+            "-KILL",
+            "rank 0 (127.0.0.1) is lost: its connection has ended",
+        ),
+        (
+            "-STOP",
+            "rank 0 (127.0.0.1) is lost: no sign of life for 2 s",
+        ),
+    ] {
+        let second = bench.second(&hosts, &mut bench.clip("nowhere.mp4", &flags));
+        let mut first = Running::start(&mut bench.first(&hosts, bench.clip("clip.mp4", &flags)));
+        first.wait_for("step");
+        first.signal(signal);
+        let (code, said_by) = second.end();
+        assert!(code == Some(3) && said_by.contains(said), "{said_by}");
+    }
+    assert!(!bench.path("nowhere.mp4").exists());
+}
+
+#[test]
+fn who_makes_another_clip_is_refused_with_the_difference() {
+    let (bench, other) = (Bench::new("a"), Bench::new("b"));
+    let hosts = bench.hosts();
+    let refused = |second: &mut Command, flags: &[&str]| {
+        let second = bench.second(&hosts, second);
+        let ran = run(&mut bench.first(&hosts, bench.clip("clip.mp4", flags)));
+        let (code, said) = second.end();
+        assert!(code.is_some_and(|code| code != 101), "{code:?}: {said}");
+        assert_eq!(bench.written(), ["hosts.json".to_owned()].into());
+        ran
+    };
+    let ran = refused(&mut bench.clip("clip.mp4", &["--shift", "3"]), &[]);
+    assert_eq!(ran.code, Some(1));
+    let said = "rank 1 (127.0.0.1) makes another clip:\n  --shift: 3 there, 5 here\nhint: ";
+    assert!(
+        ran.stderr.replace("error: ", "").contains(said),
+        "{}",
+        ran.stderr
+    );
+    // Of the same names and shapes.
+    let model = other.checkpoint.root().to_str().unwrap();
+    let mut another = program();
+    another
+        .current_dir(bench.work.path())
+        .args(["--model", model, "--image"]);
+    another
+        .arg(bench.picture())
+        .args(FLAGS)
+        .args(["--output", "clip.mp4"]);
+    let ran = refused(&mut another, &[]);
+    assert!(ran.stderr.contains("the VAE: "), "{}", ran.stderr);
+    // What is wrong with rank 1 alone, rank 0 says too.
+    let ran = refused(
+        &mut bench.clip("clip.mp4", &["--lora", "none.safetensors"]),
+        &[],
+    );
+    assert_eq!(ran.code, Some(3));
+    assert!(
+        ran.stderr.contains("rank 1 (127.0.0.1) has failed: "),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn places_are_refused_before_anything_is_computed() {
+    let bench = Bench::new("a");
+    let hosts = bench.hosts();
+    let refused = |rank: Option<&str>, file: &Path, parts: &[&str]| {
+        let mut command = bench.clip("clip.mp4", &[]);
+        command.arg("--machines").arg(file);
+        if let Some(rank) = rank {
+            command.env("MLX_RANK", rank);
+        }
+        run(&mut command).assert_refused(1, parts);
+    };
+    refused(
+        None,
+        &hosts,
+        &["--machines: MLX_RANK is not set", "hint: wan-i2v launch"],
+    );
+    refused(
+        Some("2"),
+        &hosts,
+        &["MLX_RANK: \"2\" is no place in ", "expected 0 to 1"],
+    );
+    let missing = bench.path("missing.json");
+    refused(
+        Some("0"),
+        &missing,
+        &["--machines: cannot read ", "missing.json"],
+    );
+}
+
+#[test]
+fn launch_ends_all_when_one_ends_or_is_told_to() {
+    let bench = Bench::new("a");
+    let mut failing = launch(2, &bench.clip("clip.mp4", &["--lora", "none.safetensors"]));
+    let ran = run(failing.stdin(Stdio::null()));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    bench.assert_only(&[]);
+
+    // A signal is rank 0's.
+    let flags = ["--steps", "130"];
+    let mut running = Running::start(&mut launch(2, &bench.clip("clip.mp4", &flags)));
+    running.wait_for("step");
+    running.signal("-INT");
+    let (code, events) = running.end();
+    assert_eq!(code, Some(130), "{events:#?}");
+    let saved = SavedRun::read(&bench.state("clip.mp4"))
+        .unwrap()
+        .steps_taken();
+    // And what is saved goes on with two.
+    let (code, events) = Running::start(&mut launch(2, &bench.clip("clip.mp4", &flags))).end();
+    assert_eq!(code, Some(0), "{events:#?}");
+    let resume = events
+        .iter()
+        .find(|event| event["event"] == "resume")
+        .unwrap();
+    assert_eq!(resume["step"], saved);
+    bench.assert_only(&["clip.mp4"]);
+
+    for (words, said) in [
+        (
+            &["--hosts", "localhost"][..],
+            "--hosts: 1 machine; expected at least 2",
+        ),
+        (
+            &["--hosts", "localhost,192.0.2.1"],
+            "localhost cannot be reached from the other machines",
+        ),
+        (&["--hosts", "a=1,b=2"], "\"1\" is no IPv4 address"),
+        (&["--hosts", "a;b,c"], "\"a;b\" is no machine"),
+    ] {
+        let ran = run(program()
+            .arg("launch")
+            .args(words)
+            .args(["--", "--prompt", "x"]));
+        assert!(
+            ran.code != Some(0) && ran.stderr.contains(said),
+            "{}",
+            ran.stderr
+        );
+    }
+    let ran = run(&mut launch(2, program().arg("plan")));
+    assert!(
+        ran.stderr.contains("plan is nothing that machines share"),
+        "{}",
+        ran.stderr
+    );
+}
+
+const JOBS: &str = r#"{"name": "a", "prompt": "a cat", "seed": [1, 2, 3], "strip": "{name}_{seed}.png"}
+{"name": "b", "prompt": "a dog", "seed": [4, 5], "no-metadata": true}
+{"name": "c", "prompt": "a dog", "seed": 6, "output": "c/{seed}/"}"#;
+
+impl Bench {
+    /// The clips of a folder, by name.
+    fn files(&self, folder: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut all = Vec::new();
+        for name in ["", "c/6"] {
+            let path = self.path(folder).join(name);
+            let files = fs::read_dir(path).into_iter().flatten().flatten();
+            let files = files.filter(|entry| entry.path().is_file());
+            let files = files.filter(|entry| {
+                !["wan-batch.json", "index.html"].contains(&entry.file_name().to_str().unwrap())
+            });
+            all.extend(files.map(|entry| {
+                (
+                    Path::new(name).join(entry.file_name()),
+                    fs::read(entry.path()).unwrap(),
+                )
+            }));
+        }
+        all.sort();
+        all
+    }
+}
+
+/// Numbers of the clips that are made, and of those whose steps are told.
+fn made(events: &[Value]) -> [std::collections::BTreeSet<u64>; 2] {
+    let of = |name: &str| {
+        let named = events.iter().filter(|event| event["event"] == name);
+        named.filter_map(|event| event["clip"].as_u64()).collect()
+    };
+    [of("clip_end"), of("step")]
+}
+
+#[test]
+fn clips_go_to_free_machines_and_are_the_same_bytes() {
+    let bench = Bench::new("a");
+    let flags = ["--jobs-at-once", "2"];
+    succeed(&mut bench.batch("jobs.jsonl", JOBS, &flags));
+    fs::rename(bench.path("out"), bench.path("alone")).unwrap();
+    let launch = || launch(3, &bench.batch("jobs.jsonl", JOBS, &flags));
+    let (code, events) = Running::start(&mut launch()).end();
+    assert_eq!(code, Some(0), "{events:#?}");
+    let [ended, own] = made(&events);
+    assert_eq!(ended, (1..=6).collect());
+    assert!(own.len() < 6, "{own:?}");
+    let expected = bench.files("alone");
+    assert_eq!(expected.len(), 3 + 5 + 5, "strips, clips and frames");
+    assert!(bench.files("out") == expected);
+    let report = |folder: &str| -> Value {
+        let text = fs::read(bench.path(folder).join("wan-batch.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let digests = |report: &Value| -> Vec<Value> {
+        let clips = report["clips"].as_array().unwrap().iter();
+        clips
+            .map(|clip| serde_json::json!([clip["digest"], clip["bytes"], clip["status"]]))
+            .collect()
+    };
+    assert_eq!(digests(&report("alone")), digests(&report("out")));
+    // All are there.
+    let (code, events) = Running::start(&mut launch()).end();
+    assert_eq!((code, made(&events)), (Some(0), Default::default()));
+
+    // One that dies returns its clips.
+    let hosts = bench.hosts();
+    fs::remove_dir_all(bench.path("out")).unwrap();
+    let long = JOBS.replace(r#""seed": 6"#, r#""seed": 6, "steps": 3"#);
+    let command = || bench.batch("long.jsonl", &long, &flags);
+    let second = bench.second(&hosts, &mut command());
+    let mut first = Running::start(&mut bench.first(&hosts, command()));
+    first.wait_for("step");
+    second.signal("-KILL");
+    let (code, events) = first.end();
+    assert_eq!(code, Some(0), "{events:#?}");
+    let lost = "rank 1 (127.0.0.1) is lost: its connection has ended; its clips (";
+    let warned = |event: &Value| {
+        event["message"]
+            .as_str()
+            .is_some_and(|text| text.starts_with(lost))
+    };
+    assert!(events.iter().any(warned), "{events:#?}");
+    assert_eq!(bench.files("out").len(), expected.len());
+}
+
+#[test]
+fn doctor_measures_between_machines() {
+    let ran = succeed(&mut launch(2, program().args(["doctor", "--json"])));
+    let measured: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(measured["machines"][1], "rank 1 (127.0.0.1)");
+    assert!(
+        measured["bytes_per_second"].as_f64().unwrap() > 1e6,
+        "{measured}"
+    );
+    assert_eq!(measured["clips"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn plan_says_what_machines_send_and_hold() {
+    let bench = Bench::new("a");
+    let plan = |more: &[&str]| {
+        let mut command = program();
+        command
+            .arg("plan")
+            .arg("--model")
+            .arg(bench.checkpoint.root());
+        command.args(["--size", "48x48", "--frames", "9", "--device", "cpu"]);
+        succeed(command.args(more))
+    };
+    let ran = plan(&["--machines", "2", "--json"]);
+    let two: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    // 3 frames of 6 x 6 latents in float32.
+    assert_eq!(two["machines"]["sent_bytes"], 4 * 16 * 3 * 6 * 6);
+    assert_eq!(two["machines"]["guidance"], true);
+    let held = two["machines"]["peak_bytes"].as_u64();
+    assert!(held > Some(0) && held <= two["forecast"]["peak_bytes"].as_u64());
+    let ran = plan(&["--machines", "3", "--json"]);
+    let three: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(three["machines"]["guidance"], false);
+    // Predictions of 9 of 27 rows for two others, and keys and values as well.
+    let predictions = 2 * 9 * 4 * 4 * 16;
+    assert!(three["machines"]["sent_bytes"].as_u64() > Some(predictions));
+}
