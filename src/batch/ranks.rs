@@ -52,9 +52,8 @@ impl Said {
     fn bytes(&self, files: &[Vec<u8>]) -> Result<Vec<u8>> {
         let mut head = serde_json::to_vec(self)?;
         head.push(0);
-        Ok(files
-            .iter()
-            .fold(head, |all, file| [&all[..], file].concat()))
+        files.iter().for_each(|file| head.extend_from_slice(file));
+        Ok(head)
     }
 
     /// What is said, and the bytes after it.
