@@ -11,6 +11,7 @@ use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use anyhow::anyhow;
 use signal_hook::low_level;
 
 use self::commands::{GoOn, LOST};
@@ -21,6 +22,10 @@ use crate::runtime::{
     RankLost, is_abandoned, prepare_environment, prepare_host_file, start_threads,
 };
 use crate::util::show::{Show as _, chain};
+
+/// Where the system refuses the program, or a library that cannot do without, a thread.
+const NO_THREAD: &str = "the system allows no further thread\nhint: raise the limit of processes, such as \
+                         with ulimit -u";
 
 /// The message of a panic, kept back from the terminal until it is known that nobody caught it: the
 /// tokenizer's library panics on damaged files, which becomes an ordinary error.
@@ -106,7 +111,7 @@ pub fn main() -> ExitCode {
         }
     }));
     match panic::catch_unwind(|| {
-        start_threads();
+        start_threads().map_err(|_| anyhow!(NO_THREAD))?;
         commands::run(cli, &layered.layers)
     }) {
         Ok(Ok(code)) => code,
@@ -124,11 +129,8 @@ pub fn main() -> ExitCode {
         Err(_) => {
             let message = PANIC.lock().ok().and_then(|mut m| m.take());
             let message = message.unwrap_or_default();
-            // What the standard library says in libraries that cannot do without.
             if message.contains("failed to spawn thread") {
-                let text = "the system allows no further thread\nhint: raise the limit of processes, \
-                            such as with ulimit -u";
-                stderr::error(text, 1);
+                stderr::error(NO_THREAD, 1);
                 return ExitCode::FAILURE;
             }
             let text = format!(
