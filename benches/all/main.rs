@@ -10,6 +10,7 @@
 mod attention;
 mod dit;
 mod media;
+mod product;
 mod quantize;
 mod schedule;
 mod source;

@@ -93,6 +93,17 @@ void cblas_cgemm(enum CBLAS_ORDER order, enum CBLAS_TRANSPOSE trans_a,
   leave(large);
 }
 
+/* As cblas_sgemm, on the calling thread however large: for a program that has threads of its own. */
+void mlx_shim_sgemm(enum CBLAS_ORDER order, enum CBLAS_TRANSPOSE trans_a,
+                    enum CBLAS_TRANSPOSE trans_b, blasint m, blasint n, blasint k,
+                    float alpha, const float *a, blasint lda, const float *b,
+                    blasint ldb, float beta, float *c, blasint ldc) {
+  enter(0);
+  scipy_cblas_sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb,
+                    beta, c, ldc);
+  leave(0);
+}
+
 /* mlx-rs seeds its default random state with this function of macOS. */
 uint64_t mach_approximate_time(void) {
   struct timespec now;

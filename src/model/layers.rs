@@ -6,7 +6,7 @@ use mlx_rs::ops::addmm;
 use mlx_rs::{Array, Dtype};
 
 use super::{Role, TensorSource};
-use crate::runtime::kernels::rotate_runs;
+use crate::runtime::kernels::{cpu, rotate_runs};
 use crate::runtime::{Device, Kernels, Packing, count_product, count_unpacked, in_row_chunks};
 
 /// Inputs that share a scale and a bias in what this program writes.
@@ -137,6 +137,8 @@ pub enum Weight {
 enum Matrix {
     /// Transposed view of the checkpoint's `[out, in]` weight.
     Transposed(Array),
+    /// `[out, in]`, float32, for this program's own product.
+    Own(Array),
     Quantized(Quantized),
 }
 
@@ -186,6 +188,19 @@ impl Linear {
         })
     }
 
+    /// The same as `device` computes it best.
+    pub fn on(self, device: Device) -> AnyResult<Self> {
+        let matrix = match self.matrix {
+            Matrix::Transposed(weight)
+                if device.kernels == Kernels::Cpu && weight.dtype() == Dtype::Float32 =>
+            {
+                Matrix::Own(weight.transpose()?)
+            }
+            other => other,
+        };
+        Ok(Self { matrix, ..self })
+    }
+
     /// The same with its products in float32; its weight stays as it is.
     pub fn in_float32(self) -> Self {
         Self { wide: true, ..self }
@@ -204,11 +219,13 @@ impl Linear {
     fn product(&self, x: &Array) -> Result<Array> {
         let outputs = match &self.matrix {
             Matrix::Transposed(weight) => weight.dim(1),
+            Matrix::Own(weight) => weight.dim(0),
             Matrix::Quantized(q) => q.packed.dim(0),
         };
         count_product(x.dim(0), x.dim(1), outputs);
         match &self.matrix {
             Matrix::Transposed(weight) => self.dense(x, weight, self.bias.as_ref()),
+            Matrix::Own(weight) => self.own(x, weight),
             Matrix::Quantized(q) if x.dim(0) > q.device.dense_above => {
                 let (q, dtype) = self.widened(q)?;
                 // A float32 takes the factor in without a loss; what has fewer bits would be rounded twice.
@@ -217,9 +234,13 @@ impl Linear {
                     Dtype::Float32 => (factor, None),
                     _ => (None, factor),
                 };
-                let weight = q.dense(within, dtype)?.transpose()?;
+                let weight = q.dense(within, dtype)?;
                 count_unpacked(weight.size());
                 let x = &q.rotated(x)?;
+                if q.device.kernels == Kernels::Cpu && dtype == Dtype::Float32 {
+                    return self.own(x, &weight);
+                }
+                let weight = weight.transpose()?;
                 let y = match after {
                     Some(factor) => {
                         self.scaled(&self.dense(x, &weight, None)?, factor, &q.device)?
@@ -243,6 +264,12 @@ impl Linear {
                 }
             }
         }
+    }
+
+    fn own(&self, x: &Array, weight: &Array) -> Result<Array> {
+        // A bias that is kept as it is stored may have 16 bits.
+        let bias = self.bias.as_ref().map(f32).transpose()?;
+        cpu::linear(&f32(x)?, weight, bias.as_ref())
     }
 
     fn dense(&self, x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> {

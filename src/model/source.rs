@@ -36,6 +36,12 @@ pub trait TensorSource {
     fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> Result<Weight> {
         self.tensor(name, &shape, role).map(Weight::Dense)
     }
+
+    /// Whether the tensors stand in for a model's: what takes long to prepare for is then prepared when it
+    /// is used.
+    fn stands_in(&self) -> bool {
+        false
+    }
 }
 
 /// One part of a network's tensors: their names are relative to the part's.
@@ -75,6 +81,10 @@ impl TensorSource for Scope<'_> {
     fn weight(&mut self, name: &str, shape: [i32; 2], role: Role) -> Result<Weight> {
         self.source.weight(&self.full(name), shape, role)
     }
+
+    fn stands_in(&self) -> bool {
+        self.source.stands_in()
+    }
 }
 
 /// Name and shape of one tensor that a network needs.
@@ -109,5 +119,9 @@ impl TensorSource for Recorder {
             role,
         });
         Ok(mlx_rs::ops::zeros_dtype(shape, Dtype::Float32)?)
+    }
+
+    fn stands_in(&self) -> bool {
+        true
     }
 }

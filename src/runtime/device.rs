@@ -13,7 +13,7 @@ use super::ffi::{
     limit_blas_threads, metal_is_available,
 };
 use super::kernels::Kernels;
-use super::kernels::cpu::Blocks;
+use super::kernels::cpu::{self, Blocks};
 use super::library::{check_version, kernels_hint, mlx_library};
 use super::{Precision, Tuning};
 
@@ -154,7 +154,6 @@ impl Device {
         let usual = Blocks::default();
         Blocks {
             divisor: self.tuning.block_divisor.unwrap_or(usual.divisor),
-            round_bytes: self.tuning.round_bytes.unwrap_or(usual.round_bytes),
         }
     }
 
@@ -285,10 +284,14 @@ pub fn on_cpu<T>(compute: impl FnOnce() -> T) -> T {
 
 /// What decides the last bits of a result on this machine, beside the program: the device and, on
 /// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor and how many threads
-/// share a large product.
+/// share a large product, or its matrix unit.
 pub fn machine() -> String {
     let device = device_name();
-    match blas() {
+    let blas = blas().map(|(kernels, threads)| match cpu::has_matrix_unit() {
+        true => (kernels + " and AMX", threads),
+        false => (kernels, threads),
+    });
+    match blas {
         Some((kernels, 1)) => format!("{device} ({kernels} kernels, 1 thread)"),
         Some((kernels, threads)) => format!("{device} ({kernels} kernels, {threads} threads)"),
         None => device,

@@ -25,15 +25,12 @@ pub struct Tuning {
     /// [`Device::dense_above`](super::Device::dense_above).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense_above: Option<i32>,
-    /// Whether convolutions are MLX's own, instead of sums over taps.
+    /// Whether convolutions are MLX's own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub whole_convolutions: bool,
-    /// How many times smaller the blocks are that a core computes at once.
+    /// How many times smaller the blocks of attention are that a core computes at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_divisor: Option<i32>,
-    /// Bytes of scores that attention on the processor has at once, at most.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub round_bytes: Option<u64>,
 }
 
 impl Tuning {
@@ -45,7 +42,6 @@ impl Tuning {
         dense_above: None,
         whole_convolutions: false,
         block_divisor: None,
-        round_bytes: None,
     };
 
     /// The same with what `change` chooses.
@@ -57,7 +53,6 @@ impl Tuning {
             dense_above: change.dense_above.or(self.dense_above),
             whole_convolutions: change.whole_convolutions || self.whole_convolutions,
             block_divisor: change.block_divisor.or(self.block_divisor),
-            round_bytes: change.round_bytes.or(self.round_bytes),
         }
     }
 
@@ -69,7 +64,6 @@ impl Tuning {
         self.precision != Some(Precision::F32)
             // No call may take longer than the program's own rule allows.
             && within(self.call_operations, [1_000_000_000, super::device::CALL_OPERATIONS])
-            && within(self.round_bytes, [1 << 16, 1 << 28])
             && self.dense_above.is_none_or(|rows| rows >= 0)
             && self.block_divisor.is_none_or(|by| (1..=64).contains(&by))
     }
@@ -85,7 +79,6 @@ impl fmt::Display for Tuning {
             dense_above,
             whole_convolutions,
             block_divisor,
-            round_bytes,
         } = *self;
         let parts = [
             precision.map(|precision| precision.to_string()),
@@ -100,7 +93,6 @@ impl fmt::Display for Tuning {
             }),
             whole_convolutions.then(|| "MLX's own convolutions".to_owned()),
             block_divisor.map(|by| format!("blocks of 1/{by}")),
-            round_bytes.map(|bytes| format!("{} MiB of scores", bytes >> 20)),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         match parts.is_empty() {
@@ -123,12 +115,11 @@ mod tests {
             dense_above: Some(512),
             whole_convolutions: true,
             block_divisor: Some(2),
-            round_bytes: Some(4 << 20),
         };
         assert_eq!(
             all.to_string(),
             "bf16, attention in calls of 5e11 operations, contiguous K/V, packed products up to 512 \
-             rows, MLX's own convolutions, blocks of 1/2, 4 MiB of scores"
+             rows, MLX's own convolutions, blocks of 1/2"
         );
         let json = serde_json::to_string(&all).unwrap();
         assert_eq!(serde_json::from_str::<Tuning>(&json).unwrap(), all);
@@ -159,10 +150,6 @@ mod tests {
             },
             Tuning {
                 block_divisor: Some(0),
-                ..none
-            },
-            Tuning {
-                round_bytes: Some(u64::MAX),
                 ..none
             },
         ] {

@@ -472,7 +472,7 @@ fn every_way_of_computing_gives_the_same_latents() {
 }
 
 /// Attention with fewer bytes for scores has fewer at once, by as many as the forecast counts, and
-/// the same result.
+/// the same result. This program's own has none in MLX's memory.
 #[test]
 fn attention_in_parts_holds_fewer_scores() {
     let _mlx = mlx();
@@ -495,10 +495,19 @@ fn attention_in_parts_holds_fewer_scores() {
         };
         let (whole, most, all) = run(MemoryPlan::WHOLE.score_bytes);
         let (parts, least, some) = run(2 << 20);
-        assert!(some <= all / 4.0, "{device:?}: {some} of {all} bytes");
-        let saved = (most - least) / (all - some);
-        println!("measured {device:?}: {saved:.2} of the bytes that the forecast saves");
-        assert!(saved > 0.85, "{device:?}: {saved}");
+        if device == mlx_kernels() {
+            assert!(some <= all / 4.0, "{some} of {all} bytes");
+            let saved = (most - least) / (all - some);
+            println!("measured {saved:.2} of the bytes that the forecast saves");
+            assert!(saved > 0.85, "{saved}");
+        } else {
+            let out = (4 * heads * rows * width) as f64;
+            assert_eq!([all, some], [0.0, 0.0]);
+            assert!(
+                most <= 2.1 * out && least <= 2.1 * out,
+                "{most} and {least} of {out}"
+            );
+        }
         for (a, b) in whole.iter().zip(&parts) {
             assert!((a - b).abs() < 1e-5, "{device:?}: {a} {b}");
         }
@@ -602,7 +611,7 @@ fn a_batch_takes_the_sum_of_what_its_clips_do_not_share() {
 fn chunks_of_tokens_make_a_long_clip_fit() {
     let _mlx = mlx();
     let gpu = Device::new(DeviceKind::Gpu, None);
-    for (device, side, frames) in [(device(), 128, 513), (gpu, 256, 129)] {
+    for (device, side, frames) in [(mlx_kernels(), 128, 513), (gpu, 256, 129)] {
         let request = request(side, frames);
         let checkpoint = request.model.open(request.loading.clone()).unwrap();
         let settings = request.resolve(&checkpoint, Some((64, 64))).unwrap();
@@ -632,8 +641,8 @@ fn chunks_of_tokens_make_a_long_clip_fit() {
         let way = settled(between);
         let (chunk, tokens) = (way.memory.chunk_rows, checkpoint.dit().tokens(grid));
         println!(
-            "measured {:?}: {} of {} bytes with chunks of {chunk} of {tokens} tokens",
-            device.kind, way.forecast.peak_bytes, whole.peak_bytes
+            "measured {:?}: {} of {} bytes with chunks of {chunk} of {tokens} tokens, {} at least",
+            device.kind, way.forecast.peak_bytes, whole.peak_bytes, least.forecast.peak_bytes
         );
         assert!(way.fits && whole.peak_bytes > between && chunk < tokens);
         assert!(chunk > least.memory.chunk_rows);
@@ -687,11 +696,11 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
     let hopeless = settled(100);
     assert!(!hopeless.fits && hopeless.memory.chunk_rows == 1024);
 
-    let error = plan_memory_or_refuse(clip, device(), budget(120), None)
+    let error = plan_memory_or_refuse(clip, device(), budget(140), None)
         .unwrap_err()
         .to_string();
     for part in [
-        "--memory-budget 0.120",
+        "--memory-budget 0.140",
         "needs 0.1",
         "weights",
         "it fits with --frames ",
@@ -717,7 +726,7 @@ fn a_budget_is_met_with_the_least_work_or_refused() {
         settings: &plan,
         ..clip
     };
-    plan_memory_or_refuse(clip, device(), budget(120), None).unwrap();
+    plan_memory_or_refuse(clip, device(), budget(140), None).unwrap();
 }
 
 /// Every tensor 0.01, and linear layers of 4 bits where they are to be.

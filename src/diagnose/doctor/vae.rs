@@ -66,14 +66,13 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
     let plan = scene::plan(checkpoint, FRAMES);
     let parts = scene::memory_plan(checkpoint, device, &plan, budget);
     let grid = plan.latent_grid(&checkpoint.vae);
-    let forecast = |weights: u64, phases: &[cost::Footprint]| {
-        let besides = phases.iter().map(|phase| phase.mlx() - phase.weights);
-        weights + besides.max().unwrap_or(0)
+    let forecast = |phases: &[cost::Footprint]| {
+        let all = phases.iter().map(cost::Footprint::mlx);
+        all.max().unwrap_or(0)
     };
-    let (encoder, decoder) = checkpoint.vae_bytes(device)?;
     let config = &checkpoint.vae;
     let phases = cost::encode_phases(config, device, &parts, grid);
-    let (latents, encoding) = Peak::of(forecast(encoder, &phases), || {
+    let (latents, encoding) = Peak::of(forecast(&phases), || {
         scene::latents(checkpoint, device, &parts, &plan)
     })?;
     let mut statistics = Vec::new();
@@ -82,7 +81,7 @@ pub fn round_trip(checkpoint: &Checkpoint, device: Device, budget: u64) -> Resul
         statistics.push(mean_and_deviation(values.iter().map(|&v| f64::from(v))));
     }
     let phases = cost::decode_phases(config, device, &parts, grid);
-    let (frames, decoding) = Peak::of(forecast(decoder, &phases), || {
+    let (frames, decoding) = Peak::of(forecast(&phases), || {
         scene::decoded(checkpoint, device, &parts, &latents)
     })?;
     // What comes out may be larger than what went in.

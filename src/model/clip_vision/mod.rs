@@ -152,11 +152,12 @@ fn load_norm(source: &mut Scope<'_>, width: i32) -> Result<Norm> {
 }
 
 impl Layer {
-    fn load(config: &ClipVisionConfig, source: &mut Scope<'_>) -> Result<Self> {
+    fn load(config: &ClipVisionConfig, source: &mut Scope<'_>, device: Device) -> Result<Self> {
         let (width, hidden) = (config.hidden_size, config.intermediate_size);
         let norm1 = load_norm(&mut source.scope("layer_norm1"), width)?;
         let norm2 = load_norm(&mut source.scope("layer_norm2"), width)?;
-        let mut linear = |name, sides| Linear::load(&mut source.scope(name), sides, Role::Exact);
+        let mut linear =
+            |name, sides| Linear::load(&mut source.scope(name), sides, Role::Exact)?.on(device);
         Ok(Self {
             norm1,
             q: linear("self_attn.q_proj", [width, width])?,
@@ -190,10 +191,11 @@ impl ClipVision {
         let norm = load_norm(&mut source.scope("pre_layrnorm"), width)?;
         let mut layers = source.scope("encoder.layers");
         let layers = (0..config.num_hidden_layers - 1)
-            .map(|i| Layer::load(config, &mut layers.scope(&i.to_string())))
+            .map(|i| Layer::load(config, &mut layers.scope(&i.to_string()), device))
             .collect::<Result<_>>()?;
         Ok(Self {
-            patches: Linear::from_weight(Weight::Dense(patches.reshape(&[width, -1])?), None)?,
+            patches: Linear::from_weight(Weight::Dense(patches.reshape(&[width, -1])?), None)?
+                .on(device)?,
             class: class.reshape(&[1, width])?,
             positions,
             norm,

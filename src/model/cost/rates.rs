@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Operations;
 use crate::model::MemoryPlan;
-use crate::model::layers::{GROUP_SIZE, Quantized};
+use crate::model::layers::{GROUP_SIZE, Linear, Quantized, Weight};
 use crate::runtime::{self, Device, Packing};
 use crate::util::files::{MAX_OWN, cache_folder, read_small};
 
@@ -177,7 +177,8 @@ impl Rates {
         };
         let square = noise(&[SIDE, SIDE])?;
         let side = f64::from(SIDE);
-        let products = per_second(2.0 * side.powi(3), || Ok(square.matmul(&square)?.eval()?))?;
+        let layer = Linear::from_weight(Weight::Dense(square.clone()), None)?.on(device)?;
+        let products = per_second(2.0 * side.powi(3), || Ok(layer.forward(&square)?.eval()?))?;
         let heads = noise(&[1, HEADS, TOKENS, HEAD_DIM])?;
         let work = 4.0 * f64::from(TOKENS).powi(2) * f64::from(HEADS * HEAD_DIM);
         let attention = per_second(work, || {

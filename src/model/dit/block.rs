@@ -13,9 +13,9 @@ use super::keys::{Gathered, laid_out};
 use super::padding::copies_as_offsets;
 use super::share::gather_heads;
 use super::{DitConfig, Rope, Stream, TimeEmbedding};
-use crate::model::layers::{Linear, f32};
+use crate::model::layers::Linear;
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
-use crate::runtime::{Device, rows};
+use crate::runtime::{Device, Kernels};
 
 /// Bytes of the residual stream above which a block is evaluated step by step instead of at once.
 pub const LARGE_BYTES: usize = 1 << 20;
@@ -62,7 +62,8 @@ struct Attention {
 impl Attention {
     fn load(config: &DitConfig, source: &mut Scope<'_>, device: Device) -> Result<Self> {
         let dim = config.dim();
-        let mut linear = |name| Linear::load(&mut source.scope(name), [dim, dim], Role::Matmul);
+        let mut linear =
+            |name| Linear::load(&mut source.scope(name), [dim, dim], Role::Matmul)?.on(device);
         let (to_q, to_k, to_v) = (linear("to_q")?, linear("to_k")?, linear("to_v")?);
         let to_out = linear("to_out.0")?;
         let mut norm = |name| source.tensor(name, &[dim], Role::Exact);
@@ -130,10 +131,8 @@ impl Attention {
         score_bytes: u64,
     ) -> MlxResult<Array> {
         let scale = (f64::from(self.head_dim)).sqrt().recip() as f32;
-        let out = self.device.attention(qkv, scale, weights, score_bytes)?;
-        let tokens = out.dim(2);
-        out.transpose_axes(&[0, 2, 1, 3])?
-            .reshape(&[tokens, self.heads * self.head_dim])
+        self.device
+            .merged_attention(qkv, scale, weights, score_bytes)
     }
 }
 
@@ -160,8 +159,9 @@ impl Block {
         let cross_attention = Attention::load(config, &mut source.scope("attn2"), device)?;
         let image = (config.added_kv_proj_dim.map(|inputs| {
             let mut source = source.scope("attn2");
-            let mut linear =
-                |name| Linear::load(&mut source.scope(name), [inputs, dim], Role::Matmul);
+            let mut linear = |name| {
+                Linear::load(&mut source.scope(name), [inputs, dim], Role::Matmul)?.on(device)
+            };
             Ok::<_, anyhow::Error>(ImageKv {
                 to_k: linear("add_k_proj")?,
                 to_v: linear("add_v_proj")?,
@@ -179,7 +179,8 @@ impl Block {
             None
         };
         let mut ffn = source.scope("ffn.net");
-        let mut linear = |name, sides| Linear::load(&mut ffn.scope(name), sides, Role::Matmul);
+        let mut linear =
+            |name, sides| Linear::load(&mut ffn.scope(name), sides, Role::Matmul)?.on(device);
         Ok(Self {
             self_attention,
             cross_attention,
@@ -253,7 +254,7 @@ impl Block {
         rope: &Rope,
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
-        let modulations = Modulations::new(&self.scale_shift_table, time)?;
+        let modulations = self.modulations(time)?;
         let Some(x) = x.as_whole() else {
             return self.attend_self_in_chunks(x, &modulations, rope, memory);
         };
@@ -262,15 +263,15 @@ impl Block {
         let h = self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)?;
         let attention = &self.self_attention;
         let copies = x.dim(0) / rope.tokens().max(1);
-        let values = of_copies(&attention.to_v.forward(&h)?, copies, |values| {
+        let values = self.of_copies(&attention.to_v.forward(&h)?, copies, |values| {
             laid_out(self.device, attention.values(values)?)
         })?;
         eval_all_if_large(x, &values)?;
-        let keys = of_copies(&attention.to_k.forward(&h)?, copies, |keys| {
+        let keys = self.of_copies(&attention.to_k.forward(&h)?, copies, |keys| {
             laid_out(self.device, attention.keys(keys, Some(rope))?)
         })?;
         eval_all_if_large(x, &keys)?;
-        let queries = of_copies(&attention.to_q.forward(&h)?, copies, |queries| {
+        let queries = self.of_copies(&attention.to_q.forward(&h)?, copies, |queries| {
             attention.queries(queries, Some(rope))
         })?;
         drop(h);
@@ -288,7 +289,7 @@ impl Block {
                 attention.attend(&queries, &kv, memory.score_bytes)
             })
             .collect::<MlxResult<Vec<_>>>()?;
-        let attended = joined(&attended)?;
+        let attended = self.device.joined(&attended)?;
         eval_if_large(x, &[&attended])?;
         let h = attention.to_out.forward(&attended)?;
         drop(attended);
@@ -374,7 +375,7 @@ impl Block {
         prompts: &[&CrossKv],
         memory: &MemoryPlan,
     ) -> MlxResult<Stream> {
-        let modulations = Modulations::new(&self.scale_shift_table, time)?;
+        let modulations = self.modulations(time)?;
         let rows = |x: &Array, start| {
             let modulation = modulations.of(start);
             self.attend_text_rows(x, modulation, prompts, memory.score_bytes)
@@ -400,7 +401,7 @@ impl Block {
         let attention = &self.cross_attention;
         let projected = attention.to_q.forward(&h)?;
         drop(h);
-        let queries = of_copies(&projected, prompts.len() as i32, |queries| {
+        let queries = self.of_copies(&projected, prompts.len() as i32, |queries| {
             attention.queries(queries, None)
         })?;
         drop(projected);
@@ -410,8 +411,8 @@ impl Block {
             .zip(prompts)
             .map(|(queries, prompt)| attention.attend(&queries, prompt, score_bytes))
             .collect::<MlxResult<Vec<_>>>()?;
-        let attended = joined(&attended)?;
-        let x = x.add(f32(&attention.to_out.forward(&attended)?)?)?;
+        let attended = self.device.joined(&attended)?;
+        let x = self.device.add(x, &attention.to_out.forward(&attended)?)?;
         drop(attended);
         eval_if_large(&x, &[&x])?;
 
@@ -427,11 +428,34 @@ impl Block {
         self.device.add_gated(&x, &h, &modulation.c_gate_msa)
     }
 
-    /// `LayerNorm(x) * (1 + scale) + shift`.
+    fn modulations(&self, time: &TimeEmbedding) -> MlxResult<Modulations> {
+        let modulations = Modulations::new(&self.scale_shift_table, time)?;
+        if self.device.kernels == Kernels::Cpu {
+            // Together: one by one each would wait for MLX's thread.
+            eval(modulations.arrays())?;
+        }
+        Ok(modulations)
+    }
+
+    /// `f` of each of the `copies` that follow each other in the rows of `all`.
+    fn of_copies(
+        &self,
+        all: &Array,
+        copies: i32,
+        f: impl Fn(&Array) -> MlxResult<Array>,
+    ) -> MlxResult<Vec<Array>> {
+        if copies == 1 {
+            return Ok(vec![f(all)?]);
+        }
+        let tokens = all.dim(0) / copies.max(1);
+        (0..copies)
+            .map(|copy| f(&self.device.rows(all, copy * tokens, (copy + 1) * tokens)?))
+            .collect()
+    }
+
+    /// `LayerNorm(x) * scale + shift`, which are the weight and bias of one LayerNorm kernel.
     fn modulated(&self, x: &Array, scale: &Array, shift: &Array) -> MlxResult<Array> {
-        // They are the weight and bias of one LayerNorm kernel.
-        let weight = scale.add(Array::from_f32(1.0))?;
-        self.device.layer_norm(x, &weight, shift, self.eps)
+        self.device.layer_norm(x, scale, shift, self.eps)
     }
 }
 
@@ -447,29 +471,6 @@ fn eval_if_large(x: &Array, arrays: &[&Array]) -> MlxResult<()> {
 
 fn eval_all_if_large(x: &Array, arrays: &[Array]) -> MlxResult<()> {
     eval_if_large(x, &arrays.iter().collect::<Vec<_>>())
-}
-
-/// `f` of each of the `copies` that follow each other in the rows of `all`.
-fn of_copies(
-    all: &Array,
-    copies: i32,
-    f: impl Fn(&Array) -> MlxResult<Array>,
-) -> MlxResult<Vec<Array>> {
-    if copies == 1 {
-        return Ok(vec![f(all)?]);
-    }
-    let tokens = all.dim(0) / copies.max(1);
-    (0..copies)
-        .map(|copy| f(&rows(all, copy * tokens, (copy + 1) * tokens)?))
-        .collect()
-}
-
-/// Copies, one after the other in the rows.
-fn joined(copies: &[Array]) -> MlxResult<Array> {
-    match copies {
-        [only] => Ok(only.clone()),
-        _ => concatenate(copies, 0),
-    }
 }
 
 /// A block's modulations of a clip's tokens.
@@ -492,6 +493,20 @@ impl Modulations {
         })
     }
 
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let given = self.given.iter().map(|(_, given)| given);
+        given.chain([&self.rest]).flat_map(|all| {
+            [
+                &all.shift_msa,
+                &all.scale_msa,
+                &all.gate_msa,
+                &all.c_shift_msa,
+                &all.c_scale_msa,
+                &all.c_gate_msa,
+            ]
+        })
+    }
+
     /// Of a chunk that begins with the token `start`.
     fn of(&self, start: i32) -> &Modulation {
         match &self.given {
@@ -502,7 +517,7 @@ impl Modulations {
 }
 
 /// A block's modulation at one timestep, `[dim]` each, float32: of self-attention (`msa`) and of the
-/// feed-forward network (`c`).
+/// feed-forward network (`c`). Scales are 1 more than the network's.
 struct Modulation {
     shift_msa: Array,
     scale_msa: Array,
@@ -516,13 +531,13 @@ impl Modulation {
     /// Of the block's table and the projection of the time embedding, `[6, dim]` each.
     fn new(table: &Array, time: &Array) -> MlxResult<Self> {
         let all = table.add(time)?;
-        let row = |i: i32| all.try_index(i);
+        let (row, one) = (|i: i32| all.try_index(i), Array::from_f32(1.0));
         Ok(Self {
             shift_msa: row(0)?,
-            scale_msa: row(1)?,
+            scale_msa: row(1)?.add(&one)?,
             gate_msa: row(2)?,
             c_shift_msa: row(3)?,
-            c_scale_msa: row(4)?,
+            c_scale_msa: row(4)?.add(&one)?,
             c_gate_msa: row(5)?,
         })
     }

@@ -51,7 +51,8 @@ impl ImageEmbedder {
             ])
         };
         let (norm_in, norm_out) = (norm("norm1", features)?, norm("norm2", dim)?);
-        let mut linear = |name, sides| Linear::load(&mut source.scope(name), sides, Role::Matmul);
+        let mut linear =
+            |name, sides| Linear::load(&mut source.scope(name), sides, Role::Matmul)?.on(device);
         Ok(Self {
             positions,
             norm_in,

@@ -251,7 +251,8 @@ impl Dit {
         };
 
         let mut embedder = source.scope("condition_embedder");
-        let mut linear = |name, sides, role| Linear::load(&mut embedder.scope(name), sides, role);
+        let mut linear =
+            |name, sides, role| Linear::load(&mut embedder.scope(name), sides, role)?.on(device);
         let mut time = |name, sides| linear(name, sides, Role::Stored).map(Linear::in_float32);
         let time_in = time("time_embedder.linear_1", [config.freq_dim, dim])?;
         let time_out = time("time_embedder.linear_2", [dim, dim])?;
@@ -275,12 +276,13 @@ impl Dit {
         let (beside, noise_bias) = match patch_values > noise_values {
             true => {
                 let columns = columns(noise_values, patch_values)?;
-                (Some(Linear::from_weight(columns, Some(patch_bias))?), None)
+                let linear = Linear::from_weight(columns, Some(patch_bias))?;
+                (Some(linear.on(device)?), None)
             }
             false => (None, Some(patch_bias)),
         };
         Ok(Self {
-            patch_noise: Linear::from_weight(columns(0, noise_values)?, noise_bias)?,
+            patch_noise: Linear::from_weight(columns(0, noise_values)?, noise_bias)?.on(device)?,
             patch_condition: beside,
             time_in,
             time_out,
@@ -296,7 +298,8 @@ impl Dit {
                 &mut source.scope("proj_out"),
                 [dim, head_values],
                 Role::Exact,
-            )?,
+            )?
+            .on(device)?,
             config: config.clone(),
             device,
         })

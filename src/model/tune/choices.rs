@@ -38,7 +38,7 @@ pub fn choices(untuned: Device, any_dtype: bool) -> Vec<Choice> {
     let mut all = match untuned.kernels {
         Kernels::Mlx if untuned.fuses(WIDTH) => vec![calls(untuned), keys()],
         Kernels::Mlx => vec![keys()],
-        Kernels::Cpu => vec![blocks(untuned), scores(untuned)],
+        Kernels::Cpu => vec![blocks(untuned)],
     };
     all.push(products(untuned));
     all.push(convolutions(untuned));
@@ -276,7 +276,7 @@ fn convolutions(untuned: Device) -> Choice {
     };
     let (untuned, shapes) = match untuned.kernels {
         Kernels::Mlx => ("three time taps at once", GPU_CONVOLUTIONS),
-        Kernels::Cpu => ("a product per tap", CPU_CONVOLUTIONS),
+        Kernels::Cpu => ("Winograd's algorithm", CPU_CONVOLUTIONS),
     };
     Choice {
         name: "convolutions",
@@ -287,7 +287,7 @@ fn convolutions(untuned: Device) -> Choice {
     }
 }
 
-/// Blocks that a core computes: those of convolutions and those of attention.
+/// Queries whose attention a core computes at once.
 fn blocks(untuned: Device) -> Choice {
     let candidates = [2, 4, 8].map(|divisor| {
         let tuning = Tuning {
@@ -297,37 +297,11 @@ fn blocks(untuned: Device) -> Choice {
         (format!("1/{divisor} of them"), tuning)
     });
     Choice {
-        name: "blocks of a core",
-        untuned: "2^25 products".to_owned(),
+        name: "blocks of attention",
+        untuned: "2^18 scores".to_owned(),
         candidates: candidates.into(),
         tolerance: tolerance(untuned.dtype),
-        prepare: Box::new(|device| {
-            let convolved = convolve_all(CPU_CONVOLUTIONS)(device)?;
-            let weighed = attention([12, 720, 720])(device)?;
-            Ok(Box::new(move |device| {
-                let convolved = convolved(device)?.into_iter();
-                Ok(convolved.chain(weighed(device)?).collect())
-            }))
-        }),
-    }
-}
-
-/// Scores that attention has at once.
-fn scores(untuned: Device) -> Choice {
-    let named = |bytes: u64| format!("{} MiB", bytes >> 20);
-    let candidates = [2, 4, 16, 32].map(|mib: u64| {
-        let tuning = Tuning {
-            round_bytes: Some(mib << 20),
-            ..Tuning::NONE
-        };
-        (named(mib << 20), tuning)
-    });
-    Choice {
-        name: "scores at once",
-        untuned: named(untuned.blocks().round_bytes),
-        candidates: candidates.into(),
-        tolerance: tolerance(untuned.dtype),
-        prepare: Box::new(attention([12, 1560, 1560])),
+        prepare: Box::new(attention([12, 720, 720])),
     }
 }
 

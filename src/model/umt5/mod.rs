@@ -120,12 +120,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(config: &Umt5Config, source: &mut Scope<'_>) -> Result<Self> {
+    fn load(config: &Umt5Config, source: &mut Scope<'_>, device: Device) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         let mut attention = source.scope("0.SelfAttention");
         let mut linear = |name, sides| {
-            Linear::load_without_bias(&mut attention.scope(name), sides, Role::Matmul)
-                .map(Linear::in_float32)
+            Linear::load_without_bias(&mut attention.scope(name), sides, Role::Matmul)?
+                .in_float32()
+                .on(device)
         };
         let q = linear("q", [width, inner])?;
         let k = linear("k", [width, inner])?;
@@ -133,8 +134,9 @@ impl Layer {
         let o = linear("o", [inner, width])?;
         let mut ffn = source.scope("1.DenseReluDense");
         let mut linear = |name, sides| {
-            Linear::load_without_bias(&mut ffn.scope(name), sides, Role::Matmul)
-                .map(Linear::in_float32)
+            Linear::load_without_bias(&mut ffn.scope(name), sides, Role::Matmul)?
+                .in_float32()
+                .on(device)
         };
         let gate = linear("wi_0", [width, config.d_ff])?;
         let up = linear("wi_1", [width, config.d_ff])?;
@@ -176,7 +178,13 @@ impl Umt5 {
         )?;
         let mut encoder = source.scope("encoder");
         let layers = (0..config.num_layers)
-            .map(|i| Layer::load(config, &mut encoder.scope(&format!("block.{i}.layer"))))
+            .map(|i| {
+                Layer::load(
+                    config,
+                    &mut encoder.scope(&format!("block.{i}.layer")),
+                    device,
+                )
+            })
             .collect::<Result<Vec<_>>>()?;
         let final_norm =
             encoder.tensor("final_layer_norm.weight", &[config.d_model], Role::Exact)?;

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use mlx_rs::error::Result as MlxResult;
-use mlx_rs::ops::{self, concatenate};
+use mlx_rs::ops::concatenate;
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, fast};
 
-use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot, pad};
+use super::conv::{CausalConv, Conv, FeatureCache, Loader, Slot};
 use crate::runtime::{Device, rows};
 
 /// The reference L2-normalises channels and multiplies by sqrt(channels), which is an RMS norm;
@@ -175,12 +175,7 @@ impl Downsample {
     /// The first chunk is one frame and passes the temporal convolution by; later chunks see
     /// the last frame before them.
     pub(super) fn forward(&self, x: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
-        let padded = pad(&x, (0, 1))?;
-        padded.eval()?;
-        drop(x);
-        let x = self.space.forward(&padded)?;
-        x.eval()?;
-        drop(padded);
+        let x = self.space.padded(x, 1, (0, 1))?;
         let Some((conv, slot)) = &self.time else {
             return Ok(x);
         };
@@ -244,14 +239,6 @@ impl Upsample {
             }
             None => x,
         };
-        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-        let doubled = ops::broadcast_to(x.reshape(&[t, h, 1, w, 1, c])?, &[t, h, 2, w, 2, c])?
-            .reshape(&[t, 2 * h, 2 * w, c])?;
-        let padded = pad(&doubled, (1, 1))?;
-        drop((x, doubled));
-        padded.eval()?;
-        let out = self.space.forward(&padded)?;
-        out.eval()?;
-        Ok(out)
+        self.space.padded(x, 2, (1, 1))
     }
 }

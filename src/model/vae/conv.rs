@@ -4,16 +4,19 @@ use anyhow::Result;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
-use mlx_rs::ops::{self, PadWidth, addmm, concatenate, zeros_dtype};
+use mlx_rs::ops::{self, PadWidth, concatenate, zeros_dtype};
 use mlx_rs::transforms::eval;
 
 use super::static_frames::StaticFrames;
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
-use crate::runtime::kernels::cpu::in_parallel;
+use crate::runtime::kernels::cpu::{Clip, Convolution, Tile};
 use crate::runtime::{Device, Kernels, count_product, in_chunks, rows};
 
-/// Below this many input channels one unfolded product beats a product per tap.
-const MIN_TAP_CHANNELS: i32 = 8;
+/// Fewer channels than this are not worth transforming.
+const MIN_TRANSFORMED: i32 = 8;
+
+/// Bytes that a weight may take with Winograd's larger tile, for which it grows fourfold.
+const MOST_TRANSFORMED: u64 = 32 << 20;
 
 /// What a cached layer carries to the next chunk.
 #[derive(Clone, Debug, Default)]
@@ -89,6 +92,7 @@ impl Loader<'_> {
 pub(super) struct Conv {
     weight: Weight,
     bias: Array,
+    inputs: i32,
     kernel: [i32; 3],
     stride: [i32; 3],
     device: Device,
@@ -100,24 +104,60 @@ enum Weight {
     Native(Array),
     /// `[kt * outputs, kh, kw, inputs]`, for MLX's 2D kernel: all of a frame's products at once.
     Joined(Array),
-    /// One `[inputs, outputs]` matrix per tap, in row-major tap order.
-    Taps(Vec<Array>),
+    /// `[inputs, outputs]`, of a kernel of one tap.
+    Pointwise(Array),
+    /// For this program's own kernels.
+    Own(Convolution),
 }
 
-/// Whether a convolution of so many `inputs` is a sum of matrix products, one per tap.
-pub(super) fn is_tapped(device: Device, inputs: i32, kernel: [i32; 3], stride: [i32; 3]) -> bool {
-    let by_choice = device.kernels == Kernels::Cpu && !device.tuning.whole_convolutions;
-    kernel == [1, 1, 1] || by_choice && stride == [1, 1, 1] && inputs >= MIN_TAP_CHANNELS
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// By MLX.
+    Native,
+    /// By MLX, the time taps joined.
+    Joined,
+    /// As one product.
+    Pointwise,
+    /// By this program, with Winograd's algorithm where there is a tile.
+    Own(Option<Tile>),
 }
 
-/// Whether a convolution's time taps are joined.
-pub(super) fn is_joined(
+/// How a convolution of these input and output channels is computed.
+pub(super) fn form(
     device: Device,
-    channels: [i32; 2],
+    [inputs, outputs]: [i32; 2],
     kernel: [i32; 3],
     stride: [i32; 3],
-) -> bool {
-    (kernel, stride) == ([3, 3, 3], [1, 1, 1]) && device.joins_time_taps(channels)
+) -> Form {
+    let [kt, kh, kw] = kernel;
+    if device.kernels == Kernels::Cpu && !device.tuning.whole_convolutions {
+        let fits = ([kh, kw], stride) == ([3, 3], [1, 1, 1]) && inputs >= MIN_TRANSFORMED;
+        let values = |tile: Tile| transformed_values([inputs, outputs], kt, tile);
+        return Form::Own(
+            fits.then(|| match 4 * values(Tile::Four) <= MOST_TRANSFORMED {
+                true => Tile::Four,
+                false => Tile::Two,
+            }),
+        );
+    }
+    if kernel == [1, 1, 1] {
+        return Form::Pointwise;
+    }
+    match (kernel, stride) == ([3, 3, 3], [1, 1, 1]) && device.joins_time_taps([inputs, outputs]) {
+        true => Form::Joined,
+        false => Form::Native,
+    }
+}
+
+/// Values of a weight of `kt` time taps that Winograd's algorithm has transformed.
+pub(super) fn transformed_values([inputs, outputs]: [i32; 2], kt: i32, tile: Tile) -> u64 {
+    let points = tile.points() as u64;
+    [inputs, outputs, kt]
+        .iter()
+        .fold(points * points, |product, &side| {
+            product * side.max(0) as u64
+        })
 }
 
 impl Conv {
@@ -138,7 +178,7 @@ impl Conv {
         };
         let weight = loader.exact("weight", stored)?.reshape(&full)?;
         let bias = loader.exact("bias", &[outputs])?;
-        Self::new(loader.device, &weight, bias, stride)
+        Self::new(loader.device, &weight, bias, stride)?.prepared(loader)
     }
 
     /// Of a weight `[outputs, inputs, kt, kh, kw]` and a bias `[outputs]`.
@@ -150,31 +190,42 @@ impl Conv {
     ) -> Result<Self> {
         let (outputs, inputs) = (weight.dim(0), weight.dim(1));
         let kernel = [2, 3, 4].map(|axis| weight.dim(axis));
-        let taps: i32 = kernel.iter().product();
-        let weight = if is_tapped(device, inputs, kernel, stride) {
-            let stacked = weight
-                .transpose_axes(&[2, 3, 4, 1, 0])?
-                .reshape(&[taps, inputs, outputs])?
-                .contiguous()?;
-            let matrices = (0..taps)
-                .map(|tap| stacked.try_index(tap))
-                .collect::<MlxResult<Vec<_>>>()?;
-            Weight::Taps(matrices)
-        } else if is_joined(device, [inputs, outputs], kernel, stride) {
-            let [kt, kh, kw] = kernel;
-            let rows_of_taps = weight.transpose_axes(&[2, 0, 3, 4, 1])?;
-            let joined = rows_of_taps.reshape(&[kt * outputs, kh, kw, inputs])?;
-            Weight::Joined(joined.contiguous()?)
-        } else {
-            Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?)
+        let form = form(device, [inputs, outputs], kernel, stride);
+        let weight = match form {
+            Form::Own(tile) => {
+                let bias = bias.clone();
+                Weight::Own(Convolution::new(weight, bias, stride, tile)?)
+            }
+            Form::Pointwise => {
+                let matrix = weight.reshape(&[outputs, inputs])?.transpose()?;
+                Weight::Pointwise(matrix.contiguous()?)
+            }
+            Form::Joined => {
+                let [kt, kh, kw] = kernel;
+                let rows_of_taps = weight.transpose_axes(&[2, 0, 3, 4, 1])?;
+                let joined = rows_of_taps.reshape(&[kt * outputs, kh, kw, inputs])?;
+                Weight::Joined(joined.contiguous()?)
+            }
+            Form::Native => Weight::Native(weight.transpose_axes(&[0, 2, 3, 4, 1])?.contiguous()?),
         };
         Ok(Self {
             weight,
             bias,
+            inputs,
             kernel,
             stride,
             device,
         })
+    }
+
+    /// Ready for its first use, where it is a model's that `loader` loads.
+    pub(super) fn prepared(self, loader: &Loader) -> Result<Self> {
+        if let Weight::Own(own) = &self.weight
+            && !loader.source.stands_in()
+        {
+            own.prepare()?;
+        }
+        Ok(self)
     }
 
     /// A 1x1x1 convolution: a linear layer on channels.
@@ -188,19 +239,75 @@ impl Conv {
 
     /// Convolves padded `x`: each output axis is `(input - kernel) / stride + 1`.
     pub(super) fn forward(&self, x: &Array) -> MlxResult<Array> {
-        self.later_taps(x, 0)
+        self.forward_behind_zeros(x, 0)
+    }
+
+    /// Convolves `x`, each of whose rows and columns is there `repeat` times, with rows and columns of zeros
+    /// in front and behind; evaluated. Takes `x` to let go of it before the product, if it can.
+    pub(super) fn padded(&self, x: Array, repeat: i32, margins: (i32, i32)) -> MlxResult<Array> {
+        if let Weight::Own(own) = &self.weight {
+            let clip = Clip {
+                margins: margins.into(),
+                repeat,
+                ..Clip::of(&x)
+            };
+            return self.own(own, clip);
+        }
+        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+        let repeated = match repeat {
+            1 => x,
+            _ => {
+                let shape = [t, h, repeat, w, repeat, c];
+                ops::broadcast_to(x.reshape(&[t, h, 1, w, 1, c])?, &shape)?.reshape(&[
+                    t,
+                    repeat * h,
+                    repeat * w,
+                    c,
+                ])?
+            }
+        };
+        let padded = pad(&repeated, margins)?;
+        drop(repeated);
+        padded.eval()?;
+        let out = self.forward(&padded)?;
+        out.eval()?;
+        Ok(out)
+    }
+
+    fn own(&self, own: &Convolution, clip: Clip) -> MlxResult<Array> {
+        let around: i32 = clip.margins.iter().sum();
+        let frames = clip.frames.dim(0) + clip.before.map_or(0, |frames| frames.dim(0));
+        let [h, w] = [1, 2].map(|axis| clip.repeat * clip.frames.dim(axis) + around);
+        self.count([frames + clip.missing, h, w], clip.missing);
+        own.forward(clip)
+    }
+
+    /// Counts the products of a padded input whose first `missing` frames are not multiplied.
+    fn count(&self, input: [i32; 3], missing: i32) {
+        let [t, h, w] = [0, 1, 2]
+            .map(|axis: usize| ((input[axis] - self.kernel[axis]) / self.stride[axis] + 1).max(0));
+        let [kt, kh, kw] = self.kernel;
+        let blind: i32 = (0..t)
+            .map(|frame| (missing - self.stride[0] * frame).max(0))
+            .sum();
+        count_product(
+            (t * kt - blind) * h,
+            w * kh * kw * self.inputs,
+            self.bias.dim(0),
+        );
     }
 
     /// As [`Self::forward`] with `missing` frames of zeros in front of `x`, which are not
     /// multiplied: taps that would see them are left out.
     fn forward_behind_zeros(&self, x: &Array, missing: i32) -> MlxResult<Array> {
-        if missing == 0 {
-            return self.forward(x);
+        if let Weight::Own(own) = &self.weight {
+            let clip = Clip {
+                missing,
+                ..Clip::of(x)
+            };
+            return self.own(own, clip);
         }
-        if let Weight::Taps(taps) = &self.weight {
-            // Some are not used here; unevaluated they would keep the whole weight beside the others.
-            eval(taps)?;
-        }
+        self.count([x.dim(0) + missing, x.dim(1), x.dim(2)], missing);
         let kt = self.kernel[0];
         let frames = missing + x.dim(0) - kt + 1;
         let mut parts = Vec::new();
@@ -209,7 +316,7 @@ impl Conv {
             parts.push(self.later_taps(&rows(x, 0, kt - blind)?, blind)?);
         }
         if frames > missing {
-            parts.push(self.forward(x)?);
+            parts.push(self.later_taps(x, 0)?);
         }
         match parts.as_slice() {
             [whole] => Ok(whole.clone()),
@@ -219,14 +326,6 @@ impl Conv {
 
     /// Convolves with the kernel's frames from `first` on.
     fn later_taps(&self, x: &Array, first: i32) -> MlxResult<Array> {
-        let [kt, kh, kw] = [self.kernel[0] - first, self.kernel[1], self.kernel[2]];
-        let side = |axis: i32, kernel: i32| (x.dim(axis) - kernel) / self.stride[axis as usize] + 1;
-        let lines = side(0, kt) * side(1, kh);
-        count_product(
-            lines * kt * kh * kw,
-            side(2, kw) * x.dim(3),
-            self.bias.dim(0),
-        );
         match &self.weight {
             Weight::Native(weight) => {
                 let [st, sh, sw] = self.stride;
@@ -236,14 +335,22 @@ impl Conv {
                     .add(&self.bias)
             }
             Weight::Joined(weight) => {
-                let outputs = self.bias.dim(0);
-                self.sum_of_frames(
-                    x,
-                    &rows(weight, first * outputs, (first + kt) * outputs)?,
-                    kt,
-                )
+                let (outputs, kt) = (self.bias.dim(0), self.kernel[0]);
+                let weight = rows(weight, first * outputs, kt * outputs)?;
+                self.sum_of_frames(x, &weight, kt - first)
             }
-            Weight::Taps(taps) => self.sum_of_taps(x, &taps[(first * kh * kw) as usize..], kt),
+            Weight::Pointwise(weight) => {
+                let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+                let flat = x.reshape(&[t * h * w, c])?;
+                let product = |x: &Array| ops::addmm(&self.bias, x, weight, None, None);
+                in_chunks(&flat, 0, self.device.most_rows(), product)?.reshape(&[
+                    t,
+                    h,
+                    w,
+                    self.bias.dim(0),
+                ])
+            }
+            Weight::Own(own) => own.forward(Clip::of(x)),
         }
     }
 
@@ -272,47 +379,6 @@ impl Conv {
             eval(&sums)?;
         }
         concatenate(&sums, 0)
-    }
-
-    /// Sums one matrix product per tap over the flattened input.
-    ///
-    /// A tap at (t, h, w) reads the input shifted by a constant number of rows, so each product
-    /// reads a contiguous slice with no copy. Outputs are computed at the input's pitch; the
-    /// few rows that straddle an edge are cut off at the end. Blocks of rows go to all cores, each
-    /// through all of its taps, while its sums stay in a core's cache.
-    fn sum_of_taps(&self, x: &Array, taps: &[Array], kt: i32) -> MlxResult<Array> {
-        let (t, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-        let [_, kh, kw] = self.kernel;
-        let flat = x.reshape(&[t * h * w, c])?;
-        let outputs = self.bias.dim(0);
-        if let [weight] = taps {
-            let product = |x: &Array| addmm(&self.bias, x, weight, None, None);
-            return in_chunks(&flat, 0, self.device.most_rows(), product)?
-                .reshape(&[t, h, w, outputs]);
-        }
-        let (out_t, out_h, out_w) = (t - kt + 1, h - kh + 1, w - kw + 1);
-        // Up to the last row that holds a valid output.
-        let needed = ((out_t - 1) * h + out_h - 1) * w + out_w;
-        let sum_of_block = |start: i32, end: i32| {
-            let mut sum = self.bias.clone();
-            for (tap, weight) in (0..).zip(taps) {
-                let offset = ((tap / (kh * kw)) * h + (tap / kw) % kh) * w + tap % kw;
-                let shifted = rows(&flat, start + offset, end + offset)?;
-                sum = addmm(&sum, shifted, weight, None, None)?;
-            }
-            Ok(sum)
-        };
-        let mut blocks = in_parallel(needed, self.device.blocks().rows(c, outputs), sum_of_block)?;
-        let full = out_t * h * w;
-        if full > needed {
-            blocks.push(zeros_dtype(&[full - needed, outputs], x.dtype())?);
-        }
-        let sum = match blocks.as_slice() {
-            [whole] => whole.clone(),
-            _ => concatenate(&blocks, 0)?,
-        };
-        sum.reshape(&[out_t, h, w, outputs])?
-            .try_index((.., 0..out_h, 0..out_w))
     }
 }
 
@@ -395,8 +461,25 @@ impl CausalConv {
         };
         let [history, margin] = [self.conv.kernel[0] - 1, self.conv.kernel[1] / 2];
         let missing = history - before.map_or(0, |frames| frames.dim(0));
-        let padded = joined(before, &x, margin)?;
         let kept = last_frames(before, &x, history)?;
+        if let Weight::Own(own) = &self.conv.weight {
+            let clip = Clip {
+                before,
+                frames: &x,
+                missing,
+                margins: [margin, margin],
+                repeat: 1,
+            };
+            let out = self.conv.own(own, clip)?;
+            if x.dim(0) >= history {
+                // They do not depend on those before, which go first.
+                *slot = Slot::Empty;
+            }
+            kept.eval()?;
+            *slot = Slot::Frames(kept);
+            return Ok(out);
+        }
+        let padded = joined(before, &x, margin)?;
         eval([&padded, &kept])?;
         *slot = Slot::Frames(kept);
         drop(x);
@@ -475,7 +558,7 @@ mod tests {
             let device = Device::with_kernels(DeviceKind::Cpu, None, kernels);
             Conv::new(device, &weight, bias.clone(), [1, 1, 1]).unwrap()
         });
-        assert!(matches!(ours.weight, Weight::Taps(_)));
+        assert!(matches!(ours.weight, Weight::Own(_)));
         assert!(matches!(joined.weight, Weight::Joined(_)));
         for (frames, missing) in [(6, 0), (3, 0), (1, 2), (2, 1), (4, 2)] {
             let x = filled(&[frames, 9, 11, 96], 7);

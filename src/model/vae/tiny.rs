@@ -10,7 +10,7 @@ use mlx_rs::error::{Exception, Result as MlxResult};
 use mlx_rs::ops::indexing::TryIndexMutOp;
 use mlx_rs::ops::{self, concatenate, maximum, tanh, zeros_dtype};
 
-use super::conv::{Conv, FeatureCache, Loader, Slot, pad};
+use super::conv::{Conv, FeatureCache, Loader, Slot};
 use super::decoder::shuffle;
 use super::static_frames::static_chunks;
 use super::{Chunk, TEMPORAL_STRIDE, VaeConfig};
@@ -40,7 +40,7 @@ fn conv(
         true => loader.exact("bias", &[outputs])?,
         false => ops::zeros::<f32>(&[outputs])?,
     };
-    Conv::new(loader.device, &weight, bias, [1, stride, stride])
+    Conv::new(loader.device, &weight, bias, [1, stride, stride])?.prepared(loader)
 }
 
 /// A 3 x 3 convolution of what has its margin already; evaluated.
@@ -50,12 +50,9 @@ fn convolved(conv: &Conv, padded: &Array) -> MlxResult<Array> {
     Ok(out)
 }
 
-/// As [`convolved`] of `x`, which goes first.
+/// As [`convolved`] of `x` without its margin.
 fn same(conv: &Conv, x: Array) -> MlxResult<Array> {
-    let padded = pad(&x, (1, 1))?;
-    padded.eval()?;
-    drop(x);
-    convolved(conv, &padded)
+    conv.padded(x, 1, (1, 1))
 }
 
 /// What is not negative; evaluated.
@@ -169,10 +166,7 @@ impl Up {
     /// Twice as many rows and columns, evaluated. The reference enlarges before frames grow: the same of
     /// every pixel four times.
     fn enlarged(&self, x: &Array) -> MlxResult<Array> {
-        let [h, w, c] = [1, 2, 3].map(|axis| x.dim(axis));
-        let doubled = ops::broadcast_to(x.reshape(&[1, h, 1, w, 1, c])?, &[1, h, 2, w, 2, c])?
-            .reshape(&[1, 2 * h, 2 * w, c])?;
-        same(&self.conv, doubled)
+        self.conv.padded(x.clone(), 2, (1, 1))
     }
 }
 

@@ -244,7 +244,7 @@ pub fn forecast(
         let phases = vae::cost::encode_phases(&checkpoint.vae, device, memory, grid);
         let mut works = of_vae(grid, Half::Encoder, encoder, memory.encode_tiling, encoding);
         let mut operations = encoding(grid, memory.encode_tiling);
-        let (mut bytes, mut peak) = (encoder, encoder + besides_weights(&phases));
+        let [mut bytes, mut peak] = held_and_peak(&phases);
         if let Some(config) = &checkpoint.image_encoder {
             let name = PartName::ImageEncoder;
             let (held, format) = (
@@ -351,17 +351,17 @@ pub fn forecast(
 
     let decoding: Counted<'_> =
         &|of, tiling| vae::cost::decode_operations(&checkpoint.vae, of, tiling);
+    let [held, peak] = held_and_peak(&vae::cost::decode_phases(
+        &checkpoint.vae,
+        device,
+        memory,
+        grid,
+    ));
     add(
         (Phase::Decoding, None),
         decoding(grid, memory.decode_tiling),
-        decoder,
-        decoder
-            + besides_weights(&vae::cost::decode_phases(
-                &checkpoint.vae,
-                device,
-                memory,
-                grid,
-            )),
+        held,
+        peak,
         of_vae(grid, Half::Decoder, decoder, memory.decode_tiling, decoding),
     );
     Ok(Forecast {
@@ -444,10 +444,13 @@ fn beside(
     of_tokens + of_text + Operations::product(*features, image, 1)
 }
 
-/// The most bytes that a phase of the VAE takes, its weights aside.
-fn besides_weights(phases: &[vae::cost::Footprint]) -> u64 {
-    let bytes = phases.iter().map(|phase| phase.total() - phase.weights);
-    bytes.max().unwrap_or(0)
+/// Bytes of the weights, as the kernels have them, and of all there is at the peak.
+fn held_and_peak(phases: &[vae::cost::Footprint]) -> [u64; 2] {
+    let most = |of: fn(&vae::cost::Footprint) -> u64| phases.iter().map(of).max().unwrap_or(0);
+    [
+        most(|phase| phase.weights),
+        most(vae::cost::Footprint::total),
+    ]
 }
 
 #[cfg(test)]
@@ -504,9 +507,10 @@ mod tests {
             let (seconds, loading) = (slow.seconds.unwrap(), slow.loading_seconds.unwrap());
             assert!(seconds > loading && loading > 0.0);
             assert!((fast.seconds.unwrap() * 2.0 / seconds - 1.0).abs() < 1e-9);
-            // Without parts it is as long as at the rates of large products.
+            // Without parts it is as long as at the rates of large products. A VAE's weights are loaded before
+            // they are transformed and grow.
             let all = Rates::even(1e9).seconds(slow.operations, slow.weight_bytes);
-            assert!((seconds / all - 1.0).abs() < 1e-2, "{seconds} {all}");
+            assert!((seconds / all - 1.0).abs() < 2e-2, "{seconds} {all}");
         }
         assert_eq!(slow.timed(None), made);
     }

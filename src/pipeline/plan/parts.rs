@@ -596,6 +596,10 @@ impl Filling {
 }
 
 impl TensorSource for Filling {
+    fn stands_in(&self) -> bool {
+        true
+    }
+
     fn tensor(&mut self, _name: &str, shape: &[i32], role: Role) -> Result<Array> {
         let dtype = match role {
             Role::Matmul => self.device.dtype.matmul_dtype(),

@@ -12,18 +12,17 @@ mod rotation;
 pub(crate) use rotation::rotate_runs;
 
 use mlx_rs::error::Result;
+use mlx_rs::ops::concatenate;
 use mlx_rs::{Array, Dtype};
 
-use super::{Device, DeviceKind, Packing, count_product, f32, ffi};
+use super::{Device, DeviceKind, Packing, count_product, f32, ffi, rows};
 
 /// A set of functions that the networks compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// MLX's, convolutions too: what a GPU needs.
     Mlx,
-    /// This program's, where MLX's CPU backend is slow; the others are MLX's. A convolution is a sum
-    /// of matrix products, one per kernel tap: MLX's CPU backend unfolds the input before its
-    /// product, and without that copy the same shapes run 2.5 to 4 times faster.
+    /// This program's, where MLX's CPU backend is slow; the others are MLX's.
     Cpu,
 }
 
@@ -60,18 +59,14 @@ impl Device {
         weights: Option<&Array>,
         score_bytes: u64,
     ) -> Result<Array> {
-        for _head in 0..q.dim(1) {
-            count_product(2 * q.dim(2), q.dim(3), k.dim(2));
-        }
-        let dtype = q.dtype();
         match self.kernels {
-            // In float32 between the operands, as fused kernels compute.
             Kernels::Cpu => {
-                let [wide_q, wide_k, wide_v] = [f32(q)?, f32(k)?, f32(v)?];
-                let (q, k, v, blocks) = (&wide_q, &wide_k, &wide_v, self.blocks());
-                cpu::attention(q, k, v, scale, weights, score_bytes, blocks)?.as_dtype(dtype)
+                let merged = self.merged_attention([q, k, v], scale, weights, score_bytes)?;
+                let by_rows = merged.reshape(&[1, q.dim(2), q.dim(1), v.dim(3)])?;
+                by_rows.transpose_axes(&[0, 2, 1, 3])
             }
             Kernels::Mlx => {
+                count_attention(q, k);
                 let shape = [q.dim(1), q.dim(2), k.dim(2), q.dim(3)];
                 let rows = self.attention_rows(shape, score_bytes);
                 mlx::attention(q, k, v, scale, weights, rows)
@@ -79,14 +74,74 @@ impl Device {
         }
     }
 
-    /// Bytes of scores that [`Self::attention`] has at once: of `queries` to `keys` in
+    /// As [`Self::attention`], with the heads side by side: `[n, heads * d]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn merged_attention(
+        &self,
+        [q, k, v]: [&Array; 3],
+        scale: f32,
+        weights: Option<&Array>,
+        score_bytes: u64,
+    ) -> Result<Array> {
+        match self.kernels {
+            // In float32 between the operands, as fused kernels compute.
+            Kernels::Cpu => {
+                count_attention(q, k);
+                let [wide_q, wide_k, wide_v] = [f32(q)?, f32(k)?, f32(v)?];
+                let wide = [&wide_q, &wide_k, &wide_v];
+                cpu::attention(wide, scale, weights, self.blocks())?.as_dtype(q.dtype())
+            }
+            Kernels::Mlx => {
+                let out = self.attention([q, k, v], scale, weights, score_bytes)?;
+                out.transpose_axes(&[0, 2, 1, 3])?
+                    .reshape(&[q.dim(2), q.dim(1) * v.dim(3)])
+            }
+        }
+    }
+
+    /// Rows `start` to `end` of `x` `[rows, width]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn rows(&self, x: &Array, start: i32, end: i32) -> Result<Array> {
+        match (self.kernels, x.dtype()) {
+            (Kernels::Cpu, Dtype::Float32) => cpu::rows(x, start, end),
+            _ => rows(x, start, end),
+        }
+    }
+
+    /// The rows of all of `parts`, `[rows, width]` each, one after the other.
+    ///
+    /// # Errors
+    /// When MLX fails, or the widths differ.
+    pub fn joined(&self, parts: &[Array]) -> Result<Array> {
+        match parts {
+            [only] => Ok(only.clone()),
+            [first, ..] if self.kernels == Kernels::Cpu && first.dtype() == Dtype::Float32 => {
+                cpu::joined(parts)
+            }
+            _ => concatenate(parts, 0),
+        }
+    }
+
+    /// `x + h`, float32, `[rows, width]`; `h` of any float dtype.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn add(&self, x: &Array, h: &Array) -> Result<Array> {
+        match (self.kernels, h.dtype()) {
+            (Kernels::Cpu, Dtype::Float32) => cpu::add(x, h),
+            _ => x.add(f32(h)?),
+        }
+    }
+
+    /// Bytes of scores that [`Self::attention`] has at once in MLX's memory: of `queries` to `keys` in
     /// `heads` of `width`.
     pub fn scores_at_once(&self, [heads, queries, keys, width]: [i32; 4], score_bytes: u64) -> u64 {
-        if self.kernels == Kernels::Cpu {
-            let shape = [heads, queries, keys, width];
-            return cpu::scores_at_once(shape, score_bytes, self.blocks());
-        }
-        if self.fuses(width) {
+        // On the processor a core keeps its own outside.
+        if self.kernels == Kernels::Cpu || self.fuses(width) {
             return 0;
         }
         let queries = self.attention_rows([heads, queries, keys, width], score_bytes);
@@ -186,9 +241,10 @@ impl Device {
     /// # Errors
     /// When MLX fails.
     pub fn add_gated(&self, x: &Array, h: &Array, gate: &Array) -> Result<Array> {
-        match self.compiles() {
-            true => compiled::add_gated(x, h, gate),
-            false => elementwise::add_gated(x, h, gate),
+        match (self.kernels, h.dtype()) {
+            (Kernels::Cpu, Dtype::Float32) => cpu::add_gated(x, h, gate),
+            _ if self.compiles() => compiled::add_gated(x, h, gate),
+            _ => elementwise::add_gated(x, h, gate),
         }
     }
 
@@ -240,6 +296,13 @@ impl Device {
             (true, Some(bias)) => compiled::scale_shift(x, factor, bias),
             _ => elementwise::scale_shift(x, factor, bias),
         }
+    }
+}
+
+/// Counts the products of attention.
+fn count_attention(q: &Array, k: &Array) {
+    for _head in 0..q.dim(1) {
+        count_product(2 * q.dim(2), q.dim(3), k.dim(2));
     }
 }
 

@@ -14,9 +14,9 @@ fn settings_out_of_range_name_their_flag() {
             &["--output clip.mp4", "3840x2160", "8192x8192"][..],
         ),
         (
-            &["--memory-budget", "0.11", "--size", "256x256"],
+            &["--memory-budget", "0.115", "--size", "256x256"],
             &[
-                "--memory-budget 0.110",
+                "--memory-budget 0.115",
                 "weights",
                 "it fits with",
                 "allow more with --memory-budget 0.",

@@ -32,12 +32,7 @@ fn a_machine_is_tuned_and_untuned_again() {
         .iter()
         .filter_map(|c| c["choice"].as_str())
         .collect();
-    let expected = [
-        "blocks of a core",
-        "scores at once",
-        "quantized products",
-        "convolutions",
-    ];
+    let expected = ["blocks of attention", "quantized products", "convolutions"];
     assert_eq!(names, expected);
     let kept: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     assert_eq!(kept[0]["tuning"], tuned["tuning"]);

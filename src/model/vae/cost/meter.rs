@@ -4,7 +4,7 @@ use super::Footprint;
 use crate::model::MemoryPlan;
 use crate::model::cost::{F32, Operations, number};
 use crate::model::vae::TEMPORAL_STRIDE;
-use crate::model::vae::conv::{is_joined, is_tapped};
+use crate::model::vae::conv::{Form, form, transformed_values};
 use crate::runtime::kernels::metal::{self, winograd_values};
 use crate::runtime::{Device, DeviceKind, Kernels};
 
@@ -199,10 +199,63 @@ impl Meter {
         let padded = Held::new(padded, x.channels);
         let frame = Size::new(1, h, w).volume(x.channels);
         let kept = frame * u64::try_from(history.min(t + before)).unwrap_or(0);
+        let missing = history - before;
+        let stride = [1, 1, 1];
+        if let Form::Own(_) = self.form([x.channels, outputs], kernel, stride) {
+            // What came before is seen where it lies.
+            let seen = Held {
+                buffer: x.buffer,
+                ..padded
+            };
+            let out = self.conv_behind_zeros(seen, outputs, kernel, stride, others, missing);
+            // Those of the last chunk go first, if none of them is kept; a clip's first frame is kept as
+            // it is.
+            let beside = if t < history && before > 0 { kept } else { 0 };
+            self.note_alive(others + x.buffer + out.buffer + beside);
+            self.keep(kept, if margin > 0 { frame } else { 0 });
+            return out;
+        }
         self.note_alive(others + x.buffer + padded.buffer + kept);
         self.keep(kept, if margin > 0 { frame } else { 0 });
-        let missing = history - before;
-        self.conv_behind_zeros(padded, outputs, kernel, [1, 1, 1], others, missing)
+        self.conv_behind_zeros(padded, outputs, kernel, stride, others, missing)
+    }
+
+    /// Whether convolutions copy what they see.
+    pub(super) fn copies_inputs(&self) -> bool {
+        self.device.kernels == Kernels::Mlx
+    }
+
+    fn form(&self, channels: [i32; 2], kernel: [i32; 3], stride: [i32; 3]) -> Form {
+        form(self.device, channels, kernel, stride)
+    }
+
+    /// A convolution in space of `x`, which goes first, each of whose rows and columns is there `repeat`
+    /// times, beside `others` and while it is arranged `also`.
+    pub(super) fn padded(
+        &mut self,
+        x: Held,
+        [outputs, stride, repeat, margins]: [i32; 4],
+        others: u64,
+        also: u64,
+    ) -> Held {
+        let (kernel, stride) = ([1, 3, 3], [1, stride, stride]);
+        let repeated = Held::new(x.size.times(1, repeat), x.channels);
+        let Size { t, h, w } = repeated.size;
+        let padded = Held::new(Size::new(t, h + margins, w + margins), x.channels);
+        if let Form::Own(_) = self.form([x.channels, outputs], kernel, stride) {
+            self.note_alive(others + x.buffer.max(also));
+            let seen = Held {
+                buffer: x.buffer,
+                ..padded
+            };
+            return self.conv(seen, outputs, kernel, stride, others);
+        }
+        let source = match repeat {
+            1 => 0,
+            _ => repeated.buffer,
+        };
+        self.note_alive(others + x.buffer.max(also) + source + padded.buffer);
+        self.conv(padded, outputs, kernel, stride, others)
     }
 
     /// A convolution of padded `x`, which stays, beside `others`.
@@ -227,36 +280,28 @@ impl Meter {
         others: u64,
         missing: i32,
     ) -> Held {
-        let taps = values(&kernel);
-        self.weights += values(&[x.channels, outputs]) * taps + values(&[outputs]);
+        let form = self.form([x.channels, outputs], kernel, stride);
+        self.weights += self.conv_weights([x.channels, outputs], kernel, stride);
         let along = |extent, axis: usize| (extent - kernel[axis]) / stride[axis] + 1;
         let Size { t, h, w } = x.size;
         let size = Size::new(along(t + missing, 0), along(h, 1), along(w, 2));
-        let mut out = Held::new(size, outputs);
+        let out = Held::new(size, outputs);
         // Zeros in front are not multiplied.
         let blind: i32 = (0..size.t).map(|frame| (missing - frame).max(0)).sum();
         let seen = Size::new(size.t * kernel[0] - blind, size.h, size.w);
         self.project(seen, x.channels * kernel[1] * kernel[2], outputs);
-        let tapped = is_tapped(self.device, x.channels, kernel, stride);
         // Frames that see zeros are computed apart, and joined to the others.
-        let joined = if missing > 0 && size.t > 1 {
-            out.volume()
-        } else {
-            0
+        let joined = match form {
+            Form::Joined | Form::Native if missing > 0 && size.t > 1 => out.volume(),
+            _ => 0,
         };
-        let work = if tapped {
-            // Sums at the input's pitch, and once more to make up the last rows, or to join products
-            // of some rows each.
-            let at_pitch = Size::new(size.t, h, w);
-            out.buffer = at_pitch.volume(outputs);
-            let in_parts = at_pitch.volume(1) > values(&[self.device.most_rows()]);
-            if kernel[1] * kernel[2] > 1 || in_parts {
-                2 * out.buffer
-            } else {
-                out.buffer
-            }
+        let work = if let Form::Own(_) = form {
+            out.buffer
+        } else if form == Form::Pointwise {
+            let in_parts = size.volume(1) > values(&[self.device.most_rows()]);
+            out.buffer * if in_parts { 2 } else { 1 }
         } else {
-            let joined_taps = is_joined(self.device, [x.channels, outputs], kernel, stride);
+            let joined_taps = form == Form::Joined;
             let unfolded = seen.volume(x.channels) * values(&kernel[1..]);
             match (self.device.kind, joined_taps) {
                 // A frame of the input, unfolded, with three times the outputs; sums, and once more.
@@ -284,6 +329,20 @@ impl Meter {
         };
         self.note_alive(others + x.buffer + work + joined);
         out
+    }
+
+    /// Values of a convolution's weight and bias.
+    pub(super) fn conv_weights(
+        &self,
+        channels: [i32; 2],
+        kernel: [i32; 3],
+        stride: [i32; 3],
+    ) -> u64 {
+        let bias = values(&[channels[1]]);
+        match self.form(channels, kernel, stride) {
+            Form::Own(Some(tile)) => transformed_values(channels, kernel[0], tile) + bias,
+            _ => values(&channels) * values(&kernel) + bias,
+        }
     }
 
     pub(super) fn residual(&mut self, x: Held, outputs: i32) -> Held {

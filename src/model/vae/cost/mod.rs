@@ -64,8 +64,8 @@ pub fn decode_phases(
             decoder_features(config, meter, whole);
             decoder_pixels(config, meter, whole);
         });
-        // The pixels, clipped, and whether they are finite.
-        meter.note_alive(3 * pixels);
+        // The pixels, and clipped.
+        meter.note_alive(2 * pixels);
         return vec![meter.footprint(0, latents, 0)];
     };
     let mut features = 0;
@@ -78,7 +78,7 @@ pub fn decode_phases(
     let features = features * u64::try_from(frames).unwrap_or(0);
     let host = Size::new(clip, height, width).volume(3).div_ceil(2);
     let mut end = Meter::new(device, memory, 0);
-    end.note_alive(3 * pixels);
+    end.note_alive(2 * pixels);
     // Whole frames below, tiles above beside the features of all frames, then frames again.
     vec![
         below.footprint(above.weights, latents + features, 0),
@@ -304,13 +304,9 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
             x = Held::new(size.times(2, 1), c);
         } else if temporal {
             // Loaded, and passed by.
-            meter.weights += values(&[c, 2 * c]) * 3 + values(&[2 * c]);
+            meter.weights += meter.conv_weights([c, 2 * c], [3, 1, 1], [1, 1, 1]);
         }
-        let doubled = Held::new(x.size.times(1, 2), c);
-        let padded = Size::new(x.size.t, 2 * x.size.h + 2, 2 * x.size.w + 2);
-        let padded = Held::new(padded, c);
-        meter.note_alive(arranged.max(x.buffer) + doubled.buffer + padded.buffer);
-        x = meter.conv(padded, config.upsampled(c), [1, 3, 3], [1, 1, 1], 0);
+        x = meter.padded(x, [config.upsampled(c), 1, 2, 2], 0, arranged);
         if kept {
             meter.note_alive(x.buffer + x.volume());
             meter.held -= input;
@@ -337,15 +333,18 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
     let patch = config.patch();
     let patches = Size::new(size.t, size.h / patch, size.w / patch);
     let pixels = Held::new(patches, config.in_channels);
-    let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], pixels.buffer);
+    // The caller's pixels lie where they are seen, unless they are copied.
+    let beside = match meter.copies_inputs() {
+        true => pixels.buffer,
+        false => 0,
+    };
+    let mut x = meter.causal(pixels, config.base_dim, [3, 3, 3], beside);
     for (level, &temporal) in config.temperal_downsample.iter().enumerate() {
         let c = config.base_dim * config.dim_mult[level];
         let added = shortcut(config, meter, x, c, Some(temporal));
         x = meter.residuals(x, c, config.num_res_blocks, false);
-        let Size { t, h, w } = x.size;
-        let padded = Held::new(Size::new(t, h + 1, w + 1), c);
-        meter.note_alive(x.buffer + padded.buffer);
-        x = meter.conv(padded, c, [1, 3, 3], [1, 2, 2], 0);
+        let t = x.size.t;
+        x = meter.padded(x, [c, 2, 1, 1], 0, 0);
         if temporal {
             let kept = Size::new(1, x.size.h, x.size.w).volume(c);
             meter.keep(kept, kept);
@@ -353,7 +352,7 @@ fn encoder_features(config: &VaeConfig, meter: &mut Meter, size: Size, settled: 
                 let joined = Held::new(Size::new(t + 1, x.size.h, x.size.w), c);
                 x = meter.conv(joined, c, [3, 1, 1], [2, 1, 1], x.buffer + kept);
             } else {
-                meter.weights += values(&[c, c]) * 3 + values(&[c]);
+                meter.weights += meter.conv_weights([c, c], [3, 1, 1], [2, 1, 1]);
             }
         }
         x = added_to(meter, x, added);

@@ -19,10 +19,7 @@ fn once<T>(meter: &mut Meter, index: i32, run: impl FnOnce(&mut Meter) -> T) -> 
 
 /// A convolution of `x`, which goes first, beside `others`.
 fn same(meter: &mut Meter, x: Held, outputs: i32, stride: i32, others: u64) -> Held {
-    let Size { t, h, w } = x.size;
-    let padded = Held::new(Size::new(t, h + 2, w + 2), x.channels);
-    meter.note_alive(others + x.buffer + padded.buffer);
-    meter.conv(padded, outputs, PLANAR, [1, stride, stride], others)
+    meter.padded(x, [outputs, stride, 1, 2], others, 0)
 }
 
 /// Of `x`, which goes, beside `others`.
@@ -113,8 +110,8 @@ impl Frames<'_> {
             let (number, made) = (self.counts[level], self.made);
             self.counts[level] += 1;
             let y = once(meter, number, |meter| {
-                let doubled = Held::new(x.size.times(1, 2), x.channels);
-                let y = same(meter, doubled, outputs, 1, made);
+                let x = Held::new(x.size, x.channels);
+                let y = meter.padded(x, [outputs, 1, 2, 2], made, 0);
                 if level == 2 {
                     let y = relu(meter, y, made);
                     let y = same(meter, y, self.config.out_channels, 1, made);
@@ -143,11 +140,9 @@ pub(super) fn encoder_features(config: &VaeConfig, meter: &mut Meter, [h, w]: [i
     for number in 0..TEMPORAL_STRIDE {
         let waiting: u64 = frames.iter().map(|frame| frame.buffer).sum();
         let x = once(meter, number, |meter| {
-            let Size { h, w, .. } = pixels.size;
-            let padded = Held::new(Size::new(1, h + 2, w + 2), pixels.channels);
             // From 0 to 1, and in patches.
-            meter.note_alive(waiting + 2 * pixels.volume() + padded.buffer);
-            let x = meter.conv(padded, width, PLANAR, POINT, waiting);
+            let arranged = 2 * pixels.volume();
+            let x = meter.padded(pixels, [width, 1, 1, 2], waiting, arranged);
             relu(meter, x, waiting)
         });
         frames.push(x);

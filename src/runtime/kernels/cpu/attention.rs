@@ -1,31 +1,29 @@
-//! Attention with a softmax on all cores.
+//! Attention on all cores.
+
+use std::cell::RefCell;
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
-use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::transforms::eval;
-use rayon::prelude::*;
+use mlx_rs::error::{Exception, Result};
 
-use super::cores::{Blocks, in_turn};
+use super::blas::{Matrix, add_product, product_at};
+use super::cores::Blocks;
 use super::math::exp_of_negative;
 use super::norm::sum;
-use super::{LANES, Rows, new_array, parcel_rows, values_mut, vector};
+use super::{LANES, Places, evaluated, new_array, spread, vector};
 
-/// Fewer scores than this are one piece of work.
-const SMALL: i32 = 1 << 16;
+thread_local! {
+    /// A core's scores: those of a block of queries stay in its cache from the first product to the second.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// `softmax(q k^T * scale + weights) v`, float32.
 ///
 /// Shapes: `q` `[1, heads, n, d]`, `k` `[1, heads, m, d]`, `v` `[1, heads, m, e]`, `weights`
-/// `[1, 1, 1, m]`; result `[1, heads, n, e]`, a view of `[n, heads, e]` in row-major order. Of scores
-/// [`scores_at_once`] exist.
+/// `[1, 1, 1, m]`; result `[n, heads * e]`. Of scores a core has as many as [`Blocks::rows`] says.
 pub fn attention(
-    q: &Array,
-    k: &Array,
-    v: &Array,
+    [q, k, v]: [&Array; 3],
     scale: f32,
     weights: Option<&Array>,
-    score_bytes: u64,
     blocks: Blocks,
 ) -> Result<Array> {
     let [heads, queries, keys, width] = [q.dim(1), q.dim(2), k.dim(2), v.dim(3)];
@@ -33,128 +31,88 @@ pub fn attention(
         Some(weights) => vector(weights, keys as usize)?,
         None => &[],
     };
-    let transposed = k.swap_axes(2, 3)?;
-    let pieces = pieces([heads, queries, keys, q.dim(3).max(width)], blocks);
-    let mut outputs = Vec::with_capacity(pieces.len());
-    for round in rounds(&pieces, keys, score_bytes.min(blocks.round_bytes)) {
-        let scores = in_turn(round, |piece| {
-            let rows = q.try_index((.., piece.heads(), piece.rows(), ..))?;
-            rows.matmul(transposed.try_index((.., piece.heads()))?)
-        })?;
-        eval(&scores)?;
-        for scores in &scores {
-            // SAFETY: a product has a buffer of its own without gaps, and its only handle is here.
-            let scores = unsafe { values_mut(scores) };
-            let parcel = parcel_rows(keys as usize) * keys as usize;
-            scores.par_chunks_mut(parcel.max(1)).for_each(|rows| {
-                for row in rows.chunks_mut(keys as usize) {
+    let block = blocks.rows(q.dim(3).max(width), keys).max(1) as usize;
+    let parts = (queries as usize).div_ceil(block);
+    let [q, k, v] = [Heads::of(q)?, Heads::of(k)?, Heads::of(v)?];
+    if [k.heads, v.heads, v.rows, k.width] != [q.heads, q.heads, k.rows, q.width] {
+        return Err(Exception::custom(
+            "queries, keys and values of other shapes",
+        ));
+    }
+    let (row, width) = ((heads * width) as usize, width as usize);
+    new_array(&[queries, heads * v.width as i32], |out| {
+        let room = out.len();
+        let to = Places::of(out);
+        let work = q.heads * q.rows * k.rows;
+        spread(q.heads * parts, work, |i| {
+            let (head, first) = (i / parts, i % parts * block);
+            let count = block.min(q.rows - first);
+            SCORES.with_borrow_mut(|scores| {
+                let size = count * k.rows;
+                if scores.len() < size {
+                    scores.resize(size, 0.0);
+                }
+                let scores = &mut scores[..size];
+                let [q, keys, values] = [q.head(head, first), k.head(head, 0), v.head(head, 0)];
+                let sides = [count, k.rows, k.width];
+                add_product(sides, q, keys.transposed(), false, scores, k.rows);
+                for row in scores.chunks_mut(k.rows.max(1)) {
                     softmax_row(row, scale, weights);
                 }
+                let (sides, start) = ([count, width, k.rows], first * row + head * width);
+                let to = to.at(start);
+                let scores = Matrix::new(scores, k.rows);
+                // SAFETY: these rows of this head are nobody else's.
+                unsafe { product_at(sides, scores, values, false, to, row, room - start) };
             });
-        }
-        let weighed = in_turn(round.iter().zip(&scores), |(piece, scores)| {
-            scores.matmul(v.try_index((.., piece.heads()))?)
+        });
+    })
+}
+
+/// The rows of heads, `[1, heads, rows, width]`, where they lie.
+struct Heads {
+    array: Array,
+    heads: usize,
+    rows: usize,
+    width: usize,
+    /// Values from head to head, and from row to row.
+    strides: [usize; 2],
+}
+
+impl Heads {
+    fn of(x: &Array) -> Result<Self> {
+        let array = evaluated(x, 4, |strides| {
+            strides[3] == 1 && strides[2] >= x.dim(3) as usize
         })?;
-        eval(&weighed)?;
-        outputs.extend(weighed);
-    }
-    let outputs = pieces
-        .iter()
-        .zip(&outputs)
-        .map(|(piece, output)| {
-            let rows = output.reshape(&[-1, width])?;
-            Ok((piece, Rows::of_matrix(&rows)?))
+        let [heads, rows, width] = [1, 2, 3].map(|axis| x.dim(axis) as usize);
+        Ok(Self {
+            heads,
+            rows,
+            width,
+            strides: [array.strides()[1], array.strides()[2]],
+            array,
         })
-        .collect::<Result<Vec<_>>>()?;
-    let row_values = (heads * width) as usize;
-    let many = parcel_rows(row_values);
-    let merged = new_array(&[1, queries, heads, width], |out| {
-        out.par_chunks_mut((many * row_values).max(1))
-            .enumerate()
-            .for_each(|(parcel, out)| {
-                for (i, out) in out.chunks_mut(row_values).enumerate() {
-                    let row = (parcel * many + i) as i32;
-                    for (piece, rows) in &outputs {
-                        piece.copy_row(row, rows, out);
-                    }
-                }
-            });
-    })?;
-    merged.transpose_axes(&[0, 2, 1, 3])
-}
-
-/// Bytes of scores that [`attention`] of `heads`, `queries`, `keys` and the larger of `d` and `e` has at
-/// once.
-pub fn scores_at_once(shape: [i32; 4], score_bytes: u64, blocks: Blocks) -> u64 {
-    let pieces = pieces(shape, blocks);
-    let [_, _, keys, _] = shape;
-    rounds(&pieces, keys, score_bytes.min(blocks.round_bytes))
-        .map(|round| round.iter().map(|piece| 4 * piece.scores(keys)).sum())
-        .max()
-        .unwrap_or(0)
-}
-
-/// Some heads' attention of some queries: several heads only where it is all queries.
-struct Piece {
-    heads: [i32; 2],
-    rows: [i32; 2],
-}
-
-impl Piece {
-    fn heads(&self) -> std::ops::Range<i32> {
-        self.heads[0]..self.heads[1]
     }
 
-    fn rows(&self) -> std::ops::Range<i32> {
-        self.rows[0]..self.rows[1]
-    }
-
-    fn scores(&self, keys: i32) -> u64 {
-        [self.heads().len(), self.rows().len(), keys as usize]
-            .iter()
-            .map(|&side| side as u64)
-            .product()
-    }
-
-    /// Copies query `row` of this piece's output `from` to its heads' places in `out`.
-    fn copy_row(&self, row: i32, from: &Rows, out: &mut [f32]) {
-        if !self.rows().contains(&row) {
-            return;
-        }
-        for (i, head) in self.heads().enumerate() {
-            let from = from.row(i * self.rows().len() + (row - self.rows[0]) as usize);
-            let start = head as usize * from.len();
-            out[start..start + from.len()].copy_from_slice(from);
-        }
+    /// Rows of `head` from `first` on.
+    fn head(&self, head: usize, first: usize) -> Matrix<'_> {
+        let Some(last) = self.rows.checked_sub(first + 1) else {
+            return Matrix::new(&[], self.width);
+        };
+        assert!(head < self.heads);
+        let start = head * self.strides[0] + first * self.strides[1];
+        // SAFETY: the array is evaluated, float32 and on the host; these are the head's values from its row
+        // `first` to its last, and nobody writes to an array that has been evaluated.
+        let values = unsafe {
+            let data = mlx_sys::mlx_array_data_float32(self.array.as_ptr()).add(start);
+            std::slice::from_raw_parts(data, last * self.strides[1] + self.width)
+        };
+        Matrix::new(values, self.strides[1])
     }
 }
 
-/// All of the work in pieces that a core computes at once.
-fn pieces([heads, queries, keys, inner]: [i32; 4], blocks: Blocks) -> Vec<Piece> {
-    let rows = blocks.rows(inner, keys);
-    let (heads_each, rows_each) = if queries > rows {
-        (1, rows)
-    } else {
-        let of_a_head = (queries * keys).max(1);
-        let fitting = (rows / queries.max(1)).max(SMALL / of_a_head);
-        (fitting.clamp(1, heads.max(1)), queries.max(1))
-    };
-    let steps = |count: i32, each: i32| {
-        (0..count)
-            .step_by(each as usize)
-            .map(move |start| [start, (start + each).min(count)])
-    };
-    steps(heads, heads_each)
-        .flat_map(|heads| steps(queries, rows_each).map(move |rows| Piece { heads, rows }))
-        .collect()
-}
-
-/// Groups of pieces with at most `bytes` of scores, if one has no more.
-fn rounds(pieces: &[Piece], keys: i32, bytes: u64) -> impl Iterator<Item = &[Piece]> {
-    let largest = pieces.iter().map(|piece| 4 * piece.scores(keys)).max();
-    let each = bytes / largest.unwrap_or(0).max(1);
-    pieces.chunks((each as usize).max(1))
-}
+// SAFETY: `head` only reads from memory that stays as it is while the array is alive.
+unsafe impl Sync for Heads {}
 
 vectorised! {
     /// The softmax of `row * scale + weights` (none: of `row * scale`) in place. A row with a value
@@ -223,13 +181,15 @@ mod tests {
             for weights in [None, Some(&added)] {
                 let mask = weights.map(ScaledDotProductAttentionMask::from);
                 let expected = scaled_dot_product_attention(&q, &k, &v, scale, mask, None).unwrap();
-                for bytes in [u64::MAX, 1 << 16] {
-                    let ours =
-                        attention(&q, &k, &v, scale, weights, bytes, Blocks::default()).unwrap();
-                    assert_eq!(ours.shape(), [1, heads, n, e]);
+                let expected = expected.transpose_axes(&[0, 2, 1, 3]).unwrap();
+                let expected = expected.reshape(&[n, heads * e]).unwrap();
+                for divisor in [1, 64] {
+                    let blocks = Blocks { divisor };
+                    let ours = attention([&q, &k, &v], scale, weights, blocks).unwrap();
+                    assert_eq!(ours.shape(), [n, heads * e]);
                     let off = ours.subtract(&expected).unwrap().abs().unwrap();
                     let off = off.max(None).unwrap().item_exact::<f32>();
-                    assert!(off < 1e-5, "{heads} {n} {m} {d} {e} {bytes}: {off}");
+                    assert!(off < 1e-5, "{heads} {n} {m} {d} {e} {divisor}: {off}");
                 }
             }
         }
@@ -248,27 +208,5 @@ mod tests {
         let mut row = [-3e38, 3e38, 0.0];
         softmax_row(&mut row, 1.0, &[]);
         assert_eq!(row, [exp_of_negative(-87.0), 1.0, exp_of_negative(-87.0)]);
-    }
-
-    #[test]
-    fn no_piece_is_larger_than_a_core_is_to_have() {
-        for [heads, queries, keys] in [[12, 720, 720], [40, 9, 9], [40, 32_760, 512]] {
-            let pieces = pieces([heads, queries, keys, 128], Blocks::default());
-            let all: u64 = pieces.iter().map(|piece| piece.scores(keys)).sum();
-            assert_eq!(
-                all,
-                [heads, queries, keys]
-                    .iter()
-                    .map(|&n| n as u64)
-                    .product::<u64>()
-            );
-            for piece in &pieces {
-                assert!(piece.scores(keys) <= 1 << 18);
-            }
-            for round in rounds(&pieces, keys, 4 << 20) {
-                let scores: u64 = round.iter().map(|piece| piece.scores(keys)).sum();
-                assert!(4 * scores <= 4 << 20);
-            }
-        }
     }
 }

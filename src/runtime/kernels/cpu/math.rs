@@ -2,14 +2,63 @@
 //! instructions.
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 
-use super::{Rows, each_row};
+use super::{Places, Rows, each_row, new_array, parcel_rows, spread, vector};
 
 /// The tanh approximation of GELU of `[rows, columns]`: float32, to some units in the last place
 /// of the larger of the value and its argument's share of it.
 pub fn gelu_tanh(x: &Array) -> Result<Array> {
     each_row(&Rows::of_matrix(x)?, x.shape(), gelu_row)
+}
+
+/// `x + h * gate` of `[rows, width]`, `gate` being `[width]`; float32.
+pub fn add_gated(x: &Array, h: &Array, gate: &Array) -> Result<Array> {
+    let gate = vector(gate, x.dim(1) as usize)?;
+    each_two_rows(x, h, |x, h, out| add_gated_row(x, h, gate, out))
+}
+
+/// `x + h` of `[rows, width]`; float32.
+pub fn add(x: &Array, h: &Array) -> Result<Array> {
+    each_two_rows(x, h, add_row)
+}
+
+fn each_two_rows(
+    x: &Array,
+    h: &Array,
+    fill: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
+) -> Result<Array> {
+    let (x, h) = (Rows::of_matrix(x)?, Rows::of_matrix(h)?);
+    if [h.count(), h.values] != [x.count(), x.values] {
+        return Err(Exception::custom("a sum of other shapes"));
+    }
+    let (values, many) = (x.values, parcel_rows(x.values));
+    new_array(&[x.count() as i32, values as i32], |out| {
+        let to = Places::of(out);
+        spread(x.count().div_ceil(many), out.len(), |parcel| {
+            for row in parcel * many..x.count().min((parcel + 1) * many) {
+                // SAFETY: no other parcel has this row.
+                let out = unsafe { to.slice(row * values, values) };
+                fill(x.row(row), h.row(row), out);
+            }
+        });
+    })
+}
+
+vectorised! {
+    fn add_gated_row(x: &[f32], h: &[f32], gate: &[f32], out: &mut [f32]) {
+        for (((out, x), h), gate) in out.iter_mut().zip(x).zip(h).zip(gate) {
+            *out = x + h * gate;
+        }
+    }
+}
+
+vectorised! {
+    fn add_row(x: &[f32], h: &[f32], out: &mut [f32]) {
+        for ((out, x), h) in out.iter_mut().zip(x).zip(h) {
+            *out = x + h;
+        }
+    }
 }
 
 vectorised! {

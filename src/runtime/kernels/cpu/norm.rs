@@ -2,10 +2,9 @@
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use rayon::prelude::*;
 
 use super::math::silu;
-use super::{LANES, Rows, each_row, new_array, parcel_rows, vector};
+use super::{LANES, Places, Rows, each_row, new_array, parcel_rows, spread, vector};
 
 /// RMS norm over the channels of `[frames, height, width, channels]`, times `gamma`, and then SiLU:
 /// float32 to within some units in the last place.
@@ -84,32 +83,35 @@ pub fn to_heads(
         .transpose()?;
     let mut scales = vec![1.0; rows.count()];
     if let Some((_, eps)) = norm {
-        scales
-            .par_iter_mut()
-            .with_min_len(parcel_rows(rows.values))
-            .enumerate()
-            .for_each(|(row, scale)| measure_row(rows.row(row), eps, scale));
+        let (many, to) = (parcel_rows(rows.values), Places::of(&mut scales));
+        let parcels = rows.count().div_ceil(many);
+        spread(parcels, rows.count() * rows.values, |parcel| {
+            for row in parcel * many..rows.count().min((parcel + 1) * many) {
+                // SAFETY: no other parcel has this row.
+                measure_row(rows.row(row), eps, &mut unsafe { to.slice(row, 1) }[0]);
+            }
+        });
     }
     let shape = [1, heads, rows.count(), head_dim].map(|side| side as i32);
     let many = parcel_rows(head_dim).min(rows.count());
     new_array(&shape, |out| {
-        out.par_chunks_mut((rows.count() * head_dim).max(1))
-            .enumerate()
-            .for_each(|(head, out)| {
-                let columns = head * head_dim..(head + 1) * head_dim;
-                let gamma = gamma.get(columns.clone()).unwrap_or_default();
-                out.par_chunks_mut(many * head_dim)
-                    .enumerate()
-                    .for_each(|(parcel, out)| {
-                        for (i, out) in out.chunks_mut(head_dim).enumerate() {
-                            let row = parcel * many + i;
-                            scale_row(&rows.row(row)[columns.clone()], scales[row], gamma, out);
-                            if let Some([cos, sin]) = &tables {
-                                rotate_row(cos.row(row), sin.row(row), out);
-                            }
-                        }
-                    });
-            });
+        let parcels = rows.count().div_ceil(many.max(1));
+        let to = Places::of(out);
+        spread(heads * parcels, out.len(), |i| {
+            let (head, parcel) = (i / parcels, i % parcels);
+            let columns = head * head_dim..(head + 1) * head_dim;
+            let gamma = gamma.get(columns.clone()).unwrap_or_default();
+            let end = rows.count().min((parcel + 1) * many);
+            for (row, scale) in (0..end).zip(&scales).skip(parcel * many) {
+                let start = (head * rows.count() + row) * head_dim;
+                // SAFETY: no other part has this row of this head.
+                let out = unsafe { to.slice(start, head_dim) };
+                scale_row(&rows.row(row)[columns.clone()], *scale, gamma, out);
+                if let Some([cos, sin]) = &tables {
+                    rotate_row(cos.row(row), sin.row(row), out);
+                }
+            }
+        });
     })
 }
 
