@@ -593,3 +593,30 @@ fn plan_says_what_machines_send_and_hold() {
     let predictions = 2 * 9 * 4 * 4 * 16;
     assert!(three["machines"]["sent_bytes"].as_u64() > Some(predictions));
 }
+
+#[test]
+fn a_sweep_s_clips_go_to_free_machines_too() {
+    let bench = Bench::new("a");
+    let vary = [
+        "--size",
+        "32x32",
+        "--vary",
+        "steps=1,2,3",
+        "--vary",
+        "seed=1,2",
+    ];
+    let clips = || {
+        let mut files = bytes(&bench.path("made"));
+        files.retain(|(name, _)| name.extension().is_some_and(|kind| kind == "mp4"));
+        files
+    };
+    succeed(&mut bench.sweep(&vary));
+    let alone = clips();
+    assert_eq!(alone.len(), 6 + 1, "clips, and all side by side");
+    fs::rename(bench.path("made"), bench.path("alone")).unwrap();
+    let ran = succeed(&mut launch(2, &bench.sweep(&vary)));
+    assert!(clips() == alone, "{}", ran.stderr);
+    // Rank 0 tells of the phases of its own alone.
+    let own = ran.stderr.matches(": decoding: ").count();
+    assert!((1..6).contains(&own), "{}", ran.stderr);
+}
