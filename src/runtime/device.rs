@@ -283,8 +283,8 @@ pub fn on_cpu<T>(compute: impl FnOnce() -> T) -> T {
 }
 
 /// What decides the last bits of a result on this machine, beside the program: the device and, on
-/// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor and how many threads
-/// share a large product, or its matrix unit.
+/// MLX's CPU backend on Linux, the kernels that OpenBLAS has for the processor, or its matrix unit, and how
+/// many threads share a large product: of OpenBLAS, and of this program where those are others.
 pub fn machine() -> String {
     let device = device_name();
     let blas = blas().map(|(kernels, threads)| match cpu::has_matrix_unit() {
@@ -292,8 +292,14 @@ pub fn machine() -> String {
         false => (kernels, threads),
     });
     match blas {
-        Some((kernels, 1)) => format!("{device} ({kernels} kernels, 1 thread)"),
-        Some((kernels, threads)) => format!("{device} ({kernels} kernels, {threads} threads)"),
+        Some((kernels, threads)) => {
+            let threads = match (threads, rayon::current_num_threads()) {
+                (1, 1) => "1 thread".to_owned(),
+                (theirs, ours) if theirs as usize == ours => format!("{ours} threads"),
+                (theirs, ours) => format!("{theirs} and {ours} threads"),
+            };
+            format!("{device} ({kernels} kernels, {threads})")
+        }
         None => device,
     }
 }

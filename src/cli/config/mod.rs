@@ -208,9 +208,10 @@ fn ensure_heard(command_line: &Layer, merged: &Layer) -> Result<()> {
         let names: Vec<String> = others.iter().map(|other| format!("--{other}")).collect();
         ensure!(
             is_heard || !command_line.has(flag),
-            "--{flag} changes nothing without {}{}",
+            "--{flag} changes nothing without {}{}\nhint: give {} as well, or leave --{flag} out",
             if names.len() > 1 { "one of " } else { "" },
-            names.join(", ")
+            names.join(", "),
+            names[0]
         );
     }
     Ok(())

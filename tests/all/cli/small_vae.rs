@@ -137,7 +137,10 @@ fn small_decoders_for_other_models_and_damaged_ones_are_refused() {
     preview(whole.to_str().unwrap()).assert_refused(1, &["--preview-vae", "this is a whole VAE"]);
     preview("none.safetensors").assert_refused(1, &["--preview-vae", "none.safetensors"]);
     let unseen = with(&["--preview-vae", two]);
-    unseen.assert_refused(2, &["--preview-vae changes nothing without --preview"]);
+    unseen.assert_refused(
+        2,
+        &["--preview-vae changes nothing without --preview\nhint: give --preview as well, or"],
+    );
     // One tensor short.
     let content = fs::read(two).unwrap();
     let mut tensors = crate::support::scratch::tensors_of(&content);

@@ -1,8 +1,9 @@
 //! Float32 matrix products on the matrix unit of newer Xeons (AMX), which multiplies bfloat16.
 //!
 //! A float32 is the exact sum of three bfloat16, its leading, middle and last eight bits. Of the nine products
-//! of two such sums the six largest are taken: those left out are below 2^-22 of the whole, and the result is
-//! as near to the exact one as that of a float32 product. Six products on this unit take less than half the
+//! of two such sums the six largest are taken: those left out are below 2^-21 of the whole, and the result is
+//! as near to the exact one as that of a float32 product, but for values below 1e-18, whose last parts the
+//! unit takes for zero. Six products on this unit take less than half the
 //! time of one in vectors. Instructions, layouts and the request to the kernel: Intel's Architectures Software
 //! Developer's Manual, chapter 18 of volume 1, and Linux's Documentation/arch/x86/xstate.rst.
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 
-use super::blas::{Matrix, add_product, product_at};
+use super::blas::{Engine, Matrix, add_product, product_at};
 use super::cores::Blocks;
 use super::math::exp_of_negative;
 use super::norm::sum;
@@ -63,7 +63,10 @@ pub fn attention(
                 let to = to.at(start);
                 let scores = Matrix::new(scores, k.rows);
                 // SAFETY: these rows of this head are nobody else's.
-                unsafe { product_at(sides, scores, values, false, to, row, room - start) };
+                unsafe {
+                    let engine = Engine::of(sides);
+                    product_at(engine, sides, scores, values, false, to, row, room - start);
+                }
             });
         });
     })
@@ -82,14 +85,14 @@ struct Heads {
 impl Heads {
     fn of(x: &Array) -> Result<Self> {
         let array = evaluated(x, 4, |strides| {
-            strides[3] == 1 && strides[2] >= x.dim(3) as usize
+            strides[3] == 1 && (x.dim(2) <= 1 || strides[2] >= x.dim(3) as usize)
         })?;
         let [heads, rows, width] = [1, 2, 3].map(|axis| x.dim(axis) as usize);
         Ok(Self {
             heads,
             rows,
             width,
-            strides: [array.strides()[1], array.strides()[2]],
+            strides: [array.strides()[1], array.strides()[2].max(width)],
             array,
         })
     }

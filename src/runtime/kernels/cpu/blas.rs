@@ -51,6 +51,7 @@ pub(super) fn add_product(
     // SAFETY: the slice is the caller's own.
     unsafe {
         product_at(
+            Engine::of([rows, columns, inner]),
             [rows, columns, inner],
             a,
             b,
@@ -62,11 +63,34 @@ pub(super) fn add_product(
     };
 }
 
+/// What computes a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// The processor's matrix unit.
+    Unit,
+    Blas,
+}
+
+impl Engine {
+    /// For a product of these rows, columns and inner values. What is cut in parts takes that of the whole, or
+    /// its last bits would depend on their number.
+    pub(super) fn of(sides: [usize; 3]) -> Self {
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if amx::takes(sides) {
+            return Self::Unit;
+        }
+        let _ = sides;
+        Self::Blas
+    }
+}
+
 /// As [`add_product`], to where `to` points and `room` values follow.
 ///
 /// # Safety
 /// Nobody else may write to or read the rows' values meanwhile.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn product_at(
+    engine: Engine,
     [rows, columns, inner]: [usize; 3],
     a: Matrix,
     b: Matrix,
@@ -85,11 +109,12 @@ pub(super) unsafe fn product_at(
     }
     assert!(holds(room, pitch, [rows, columns]));
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    if !a.transposed && amx::takes([rows, columns, inner]) {
+    if engine == Engine::Unit && !a.transposed {
         // SAFETY: the matrices have these sides, as was made sure of; the rows are the caller's.
         unsafe { amx::product([rows, columns, inner], a, b, add, to, pitch) };
         return;
     }
+    let _ = engine;
     let size = |side: usize| c_int::try_from(side).expect("a side of less than 2^31");
     let flag = |matrix: Matrix| {
         if matrix.transposed {

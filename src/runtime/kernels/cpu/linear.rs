@@ -1,6 +1,6 @@
 //! Products with a layer's weight.
 
-use super::blas::{Matrix, product_at};
+use super::blas::{Engine, Matrix, product_at};
 use super::{Places, Rows, new_array, spread, vector};
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -18,13 +18,14 @@ const ENOUGH: usize = 1 << 30;
 pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> {
     let (x, weight) = (Rows::of_matrix(x)?, Rows::of_matrix(weight)?);
     let [rows, outputs, inner] = [x.count(), weight.count(), x.values];
-    if weight.values != inner {
+    if weight.values != inner || inner == 0 {
         return Err(Exception::custom(format!(
             "cannot multiply rows of {inner} with {outputs} x {}",
             weight.values
         )));
     }
     let bias = bias.map(|bias| vector(bias, outputs)).transpose()?;
+    let engine = Engine::of([rows, outputs, inner]);
     let [from, weight] = [&x, &weight].map(|rows| (rows.all(), rows.strides[1]));
     new_array(&[rows, outputs].map(|side| side as i32), |out| {
         let room = out.len();
@@ -57,6 +58,7 @@ pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> 
             // SAFETY: no other part has these values.
             unsafe {
                 product_at(
+                    engine,
                     sides,
                     from,
                     weight,
@@ -132,6 +134,16 @@ mod tests {
             }
         }
         assert!(linear(&filled(&[2, 3], 1), &filled(&[4, 5], 1), None).is_err());
+        // Whatever MLX says is between the rows of one, or of copies.
+        let (row, weight) = (filled(&[70], 1), filled(&[5, 70], 1));
+        let expected = linear(&row.reshape(&[1, 70]).unwrap(), &weight, None).unwrap();
+        for rows in [1, 3] {
+            let x = row.expand_dims(0).unwrap();
+            let x = ops::broadcast_to(&x, &[rows, 70]).unwrap();
+            let found = linear(&x, &weight, None).unwrap();
+            assert_eq!(found.shape(), [rows, 5]);
+            assert_eq!(found.as_slice::<f32>()[..5], *expected.as_slice::<f32>());
+        }
     }
 
     #[test]

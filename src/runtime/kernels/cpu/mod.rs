@@ -107,11 +107,15 @@ impl Rows {
     fn of_matrix(x: &Array) -> Result<Self> {
         // Not squeezed, which would wait for MLX's thread.
         let dimensions = if x.ndim() == 3 && x.dim(1) == 1 { 3 } else { 2 };
-        let array = evaluated(x, dimensions, |strides| strides[dimensions - 1] == 1)?;
+        let (count, values) = (x.dim(0) as usize, x.dim(-1) as usize);
+        let array = evaluated(x, dimensions, |strides| {
+            strides[dimensions - 1] == 1 && (count <= 1 || strides[0] >= values)
+        })?;
         Ok(Self {
-            values: x.dim(-1) as usize,
-            counts: [1, x.dim(0) as usize],
-            strides: [0, array.strides()[0]],
+            values,
+            counts: [1, count],
+            // From a single row to the next is whatever MLX says.
+            strides: [0, array.strides()[0].max(values)],
             array,
         })
     }
@@ -256,7 +260,7 @@ fn each_row(from: &Rows, shape: &[i32], fill: impl Fn(&[f32], &mut [f32]) + Sync
 /// of many.
 pub fn rows(x: &Array, start: i32, end: i32) -> Result<Array> {
     let shape = [end - start, x.dim(1)];
-    if values_of(&shape) >= FEW {
+    if values_of(&shape) >= FEW || end > x.dim(0) {
         return x.try_index(start..end);
     }
     let from = Rows::of_matrix(x)?;

@@ -55,7 +55,7 @@ impl Direct {
         let kernel = [0, 1, 2].map(|axis| self.weight.dim(axis) as usize);
         let [frames, height, width] = out.size;
         // Without neighbours the rows of a frame follow each other, and are as one.
-        let flat = kernel[1..] == [1, 1] && stride[1..] == [1, 1] && seen.is_plain();
+        let flat = kernel[1..] == [1, 1] && stride[1..] == [1, 1] && seen.is_plain([height, width]);
         let [lines, length] = match flat {
             true => [1, height * width],
             false => [height, width],

@@ -52,6 +52,7 @@ pub struct Convolution {
     tile: Option<Tile>,
     /// `[outputs]`.
     bias: Array,
+    inputs: usize,
     kernel: [usize; 3],
     stride: [usize; 3],
 }
@@ -75,6 +76,7 @@ impl Convolution {
             form: OnceCell::new(),
             tile,
             bias,
+            inputs: weight.dim(1) as usize,
             kernel,
             stride: stride.map(|step| step as usize),
         })
@@ -111,6 +113,18 @@ impl Convolution {
             .map(|x| evaluated(x, 4, |strides| is_dense(x.shape(), strides)))
             .collect::<Result<Vec<_>>>()?;
         let [height, width, inputs] = [1, 2, 3].map(|axis| clip.frames.dim(axis) as usize);
+        let fits = arrays
+            .iter()
+            .all(|x| x.shape()[1..] == clip.frames.shape()[1..]);
+        if !fits || inputs != self.inputs || clip.missing as usize >= self.kernel[0].max(1) {
+            return Err(Exception::custom(format!(
+                "a kernel {:?} of {} channels on {:?}, {} frames of zeros before it",
+                self.kernel,
+                self.inputs,
+                arrays.iter().map(|x| x.shape()).collect::<Vec<_>>(),
+                clip.missing,
+            )));
+        }
         let mut frames = Vec::new();
         for array in &arrays {
             frames.extend(values(array)?.chunks_exact((height * width * inputs).max(1)));
@@ -173,9 +187,9 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Whether the frames are seen as they are.
-    fn is_plain(&self) -> bool {
-        self.margin == 0 && self.repeat == 1 && self.size[1] == self.pitch
+    /// Whether an output of one tap, of this size, sees the frames as they are.
+    fn is_plain(&self, output: [usize; 2]) -> bool {
+        self.repeat == 1 && self.size == output
     }
 
     /// The values from pixel (`y`, `x`) of `frame` on, both counted from the margin's beginning; none of a
@@ -342,6 +356,23 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        Device::set_default(&Device::cpu());
+        let weight = filled(&[4, 16, 3, 3, 3], 1);
+        for tile in [None, Some(Tile::Two), Some(Tile::Four)] {
+            let ours = Convolution::new(&weight, filled(&[4], 2), [1, 1, 1], tile).unwrap();
+            let [fits, narrow, small] =
+                [[3, 6, 6, 16], [3, 6, 6, 8], [2, 5, 6, 16]].map(|shape| filled(&shape, 3));
+            let clip = Clip::of(&fits);
+            assert!(ours.forward(clip).is_ok());
+            let before = Some(&small);
+            assert!(ours.forward(Clip::of(&narrow)).is_err());
+            assert!(ours.forward(Clip { before, ..clip }).is_err());
+            assert!(ours.forward(Clip { missing: 3, ..clip }).is_err());
         }
     }
 }
