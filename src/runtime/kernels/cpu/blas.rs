@@ -3,7 +3,6 @@
 
 use std::ffi::c_int;
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 use super::amx;
 
 /// A row-major matrix, or one that is read as its transpose.
@@ -75,12 +74,10 @@ impl Engine {
     /// For a product of these rows, columns and inner values. What is cut in parts takes that of the whole, or
     /// its last bits would depend on their number.
     pub(super) fn of(sides: [usize; 3]) -> Self {
-        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if amx::takes(sides) {
-            return Self::Unit;
+        match amx::takes(sides) {
+            true => Self::Unit,
+            false => Self::Blas,
         }
-        let _ = sides;
-        Self::Blas
     }
 }
 
@@ -108,13 +105,11 @@ pub(super) unsafe fn product_at(
         assert!(holds(matrix.values.len(), matrix.pitch, [down, across]));
     }
     assert!(holds(room, pitch, [rows, columns]));
-    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     if engine == Engine::Unit && !a.transposed {
         // SAFETY: the matrices have these sides, as was made sure of; the rows are the caller's.
         unsafe { amx::product([rows, columns, inner], a, b, add, to, pitch) };
         return;
     }
-    let _ = engine;
     let size = |side: usize| c_int::try_from(side).expect("a side of less than 2^31");
     let flag = |matrix: Matrix| {
         if matrix.transposed {

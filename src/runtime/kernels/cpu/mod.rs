@@ -48,7 +48,10 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    path = "no_amx.rs"
+)]
 mod amx;
 mod attention;
 mod blas;
@@ -68,15 +71,8 @@ pub use norm::{layer_norm, norm_silu, to_heads};
 pub use unpack::{dequantize, unpacks};
 
 /// Whether large float32 products are computed on a matrix unit of the processor, and not by the BLAS.
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub fn has_matrix_unit() -> bool {
     amx::is_there()
-}
-
-/// Whether large float32 products are computed on a matrix unit of the processor, and not by the BLAS.
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub fn has_matrix_unit() -> bool {
-    false
 }
 
 /// Sums that are kept apart, so that they fit a vector.
