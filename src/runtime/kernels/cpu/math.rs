@@ -4,7 +4,7 @@
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 
-use super::{Places, Rows, each_row, new_array, parcel_rows, spread, vector};
+use super::{Rows, each_place, each_row, vector};
 
 /// The tanh approximation of GELU of `[rows, columns]`: float32, to some units in the last place
 /// of the larger of the value and its argument's share of it.
@@ -32,16 +32,9 @@ fn each_two_rows(
     if [h.count(), h.values] != [x.count(), x.values] {
         return Err(Exception::custom("a sum of other shapes"));
     }
-    let (values, many) = (x.values, parcel_rows(x.values));
-    new_array(&[x.count() as i32, values as i32], |out| {
-        let to = Places::of(out);
-        spread(x.count().div_ceil(many), out.len(), |parcel| {
-            for row in parcel * many..x.count().min((parcel + 1) * many) {
-                // SAFETY: no other parcel has this row.
-                let out = unsafe { to.slice(row * values, values) };
-                fill(x.row(row), h.row(row), out);
-            }
-        });
+    let shape = [x.count() as i32, x.values as i32];
+    each_place(&shape, x.values, |row, out| {
+        fill(x.row(row), h.row(row), out)
     })
 }
 

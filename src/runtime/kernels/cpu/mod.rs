@@ -240,13 +240,22 @@ fn spread(parts: usize, values: usize, work: impl Fn(usize) + Send + Sync) {
 
 /// An array of `shape` of which `fill` makes each row from the same row of `from`, on all cores.
 fn each_row(from: &Rows, shape: &[i32], fill: impl Fn(&[f32], &mut [f32]) + Sync) -> Result<Array> {
-    let (values, many) = (from.values.max(1), parcel_rows(from.values));
+    each_place(shape, from.values, |row, out| fill(from.row(row), out))
+}
+
+/// An array of `shape` of which `fill` makes each row of so many values, given its number, on all cores.
+fn each_place(
+    shape: &[i32],
+    values: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<Array> {
+    let (values, many) = (values.max(1), parcel_rows(values));
     new_array(shape, |out| {
         let (count, to) = (out.len() / values, Places::of(out));
         spread(count.div_ceil(many), out.len(), |parcel| {
             for row in parcel * many..count.min((parcel + 1) * many) {
                 // SAFETY: no other parcel has this row.
-                fill(from.row(row), unsafe { to.slice(row * values, values) });
+                fill(row, unsafe { to.slice(row * values, values) });
             }
         });
     })
