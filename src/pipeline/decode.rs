@@ -7,9 +7,10 @@ use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::clip;
 use ndarray::ArrayView4;
 
+use super::denoise::{Decoders, Partner};
 use crate::media::frames::to_rgb8;
 use crate::model::MemoryPlan;
-use crate::model::vae::{VaeDecoder, steps};
+use crate::model::vae::{Others, VaeDecoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
 use crate::runtime::{Device, all_finite, evaluate, to_host};
@@ -31,7 +32,7 @@ pub fn decode_clip(
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
 ) -> Result<()> {
     let mut decoder = ClipDecoder::new(checkpoint);
-    decoder.decode(device, memory, latents, dump, progress, emit)?;
+    decoder.decode(device, memory, latents, None, dump, progress, emit)?;
     Ok(())
 }
 
@@ -50,15 +51,16 @@ impl<'a> ClipDecoder<'a> {
         }
     }
 
-    /// See [`decode_clip`].
+    /// See [`decode_clip`]; other machines decode their part.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`RankLost`](crate::runtime::RankLost).
     pub(super) fn decode(
         &mut self,
         device: Device,
         memory: &MemoryPlan,
         latents: &Array,
+        partner: Option<&mut Partner>,
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
         emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
@@ -66,6 +68,9 @@ impl<'a> ClipDecoder<'a> {
         let grid = [1, 2, 3].map(|axis| latents.dim(axis));
         let units = steps(memory.decode_tiling, grid);
         let mut phase = RunningPhase::start(Phase::Decoding, units, 0, progress);
+        let config = &self.checkpoint.vae;
+        let others = partner.map(|partner| partner.decode(config, memory, latents));
+        let mut others = others.transpose()?.flatten();
         let decoder = match &self.decoder {
             Some(decoder) => decoder,
             None => {
@@ -80,6 +85,7 @@ impl<'a> ClipDecoder<'a> {
             decoder,
             memory,
             latents,
+            others.as_mut(),
             dump,
             emit,
             &mut || phase.advance(progress),
@@ -100,6 +106,7 @@ fn decode(
     decoder: &VaeDecoder,
     memory: &MemoryPlan,
     latents: &Array,
+    others: Option<&mut Decoders<'_>>,
     dump: Option<&Dump>,
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
     advance: &mut dyn FnMut() -> Result<()>,
@@ -139,7 +146,15 @@ fn decode(
         frame += 1;
         Ok(())
     };
-    decoder.decode(&latents, memory, advance, &mut finish)?;
+    match others {
+        Some(Decoders { division, partner }) => {
+            let mut take = |machine| partner.decoded(machine);
+            let take = &mut take;
+            let others = Some(Others { division, take });
+            decoder.decode(&latents, memory, others, advance, &mut finish)?;
+        }
+        None => decoder.decode(&latents, memory, None, advance, &mut finish)?,
+    }
     if let Some(writer) = dumped {
         writer.finish()?;
     }

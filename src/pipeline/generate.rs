@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use mlx_rs::Array;
 
-use super::decode::decode_clip;
-use super::denoise::Denoiser;
+use super::decode::ClipDecoder;
+use super::denoise::{Denoiser, Partner};
 use super::file::ClipFile;
 use super::image::{Condition, encode_condition};
 use super::prepare::Job;
@@ -101,28 +101,30 @@ impl Job {
         let denoiser = denoiser.observed_by(self.observer.take());
         let mut denoiser = denoiser.shared_with(self.partner.take())?;
         let latents = denoiser.run_saved(dump, writer, progress)?;
-        let (passes, sent) = (denoiser.passes(), denoiser.sent());
-        drop(denoiser);
+        let passes = denoiser.passes();
+        let mut partner = denoiser.into_partner();
 
         // 5. Decoding, and 6. the file: latents to frames, each written as soon as it is decoded.
         let mut file = ClipFile::create(&self.request, &settings, &checkpoint.vae, tags)?;
         let mut push = |frame: &_| file.push(frame);
-        decode_clip(
-            &checkpoint,
+        let mut decoder = ClipDecoder::new(&checkpoint);
+        decoder.decode(
             device,
             &memory,
             &latents,
+            partner.as_mut(),
             dump,
             progress,
             &mut push,
         )?;
+        drop(decoder);
         file.finish()?;
 
         Ok(Summary {
             frame_size: settings.frame_size(&checkpoint.vae),
             settings,
             passes,
-            sent,
+            sent: partner.as_ref().map_or(0, Partner::sent),
             phases: recorder.phases,
             memory: Memory::now(),
             seconds: start.elapsed().as_secs_f64(),

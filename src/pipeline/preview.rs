@@ -89,7 +89,7 @@ impl PreviewDecoder {
             pictures.push(to_rgb8(view).context("a preview's frame")?);
             Ok(())
         };
-        decoder.decode(clean, &memory, &mut || Ok(()), &mut show)?;
+        decoder.decode(clean, &memory, None, &mut || Ok(()), &mut show)?;
         // The transformer's next step needs buffers of other sizes.
         clear_cache()?;
         Ok(pictures)

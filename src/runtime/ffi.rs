@@ -376,13 +376,20 @@ pub(super) struct Connected(mlx_sys::mlx_distributed_group);
 unsafe impl Send for Connected {}
 
 impl Connected {
-    /// Connects to the other ranks as `MLX_RANK` and `MLX_HOSTFILE` say; waits for them, forever if need be.
-    pub(super) fn wait() -> Option<Self> {
+    /// Whether MLX was built with an engine.
+    pub(super) fn is_available(engine: &CStr) -> bool {
+        // SAFETY: the name ends with a zero, and is read during the call alone.
+        unsafe { mlx_sys::mlx_distributed_is_available(engine.as_ptr()) }
+    }
+
+    /// Connects to the other ranks over an engine of MLX's, as `MLX_RANK` and the engine's own variables say;
+    /// waits for them, forever if need be.
+    pub(super) fn wait(engine: &CStr) -> Option<Self> {
         install_error_handler();
-        // SAFETY: the call writes one handle; the name is a constant.
+        // SAFETY: the call writes one handle; the name ends with a zero, and is read during the call alone.
         unsafe {
             let mut group = mlx_sys::mlx_distributed_group_new();
-            match mlx_sys::mlx_distributed_init(&mut group, true, c"ring".as_ptr()) {
+            match mlx_sys::mlx_distributed_init(&mut group, true, engine.as_ptr()) {
                 0 => Some(Self(group)),
                 _ => None,
             }

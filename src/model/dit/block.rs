@@ -4,14 +4,15 @@ use std::iter;
 
 use anyhow::Result;
 use mlx_rs::Array;
-use mlx_rs::error::Result as MlxResult;
+use mlx_rs::error::{Exception, Result as MlxResult};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
 use super::keys::{Gathered, laid_out};
 use super::padding::copies_as_offsets;
-use super::share::gather_heads;
+use super::share::Heads;
+use super::stream::Shared;
 use super::{DitConfig, Rope, Stream, TimeEmbedding};
 use crate::model::layers::Linear;
 use crate::model::{MemoryPlan, Role, Scope, TensorSource};
@@ -313,57 +314,87 @@ impl Block {
             let modulation = modulations.of(start);
             self.modulated(x, &modulation.scale_msa, &modulation.shift_msa)
         };
-        // Of this machine's rows, where others have the rest.
-        let first = x.shared().map_or(0, |shared| shared.first);
-        let own = x.ranges().last().map_or(0, |(_, end)| end - first);
-        let mut kv: Option<[Gathered; 2]> = None;
-        for (x, (start, end)) in x.chunks().iter().zip(x.ranges()) {
-            let h = modulated(x, start)?;
-            let values = attention.values(&attention.to_v.forward(&h)?)?;
+        let values_of = |h: &Array| attention.values(&attention.to_v.forward(h)?);
+        let keys_of = |h: &Array, (start, end)| {
             let part = rope.part(start, end)?;
-            let keys = attention.keys(&attention.to_k.forward(&h)?, Some(&part))?;
-            drop(h);
-            let [all_keys, all_values] = match &mut kv {
-                Some(kv) => kv,
-                None => {
-                    let room = || Gathered::of_rows(self.device, own, &keys);
-                    kv.insert([room()?, room()?])
-                }
-            };
-            let place = start - first..end - first;
-            all_keys.put(place.clone(), &keys)?;
-            all_values.put(place, &values)?;
-            eval([all_keys.so_far(), all_values.so_far()])?;
-        }
-        let Some([keys, values]) = kv else {
-            return Ok(x);
+            attention.keys(&attention.to_k.forward(h)?, Some(&part))
         };
-        let all = |part: Gathered| match x.shared() {
-            Some(shared) => {
-                let all = gather_heads(&*shared.with, &part.finished()?, shared.tokens)?;
-                laid_out(self.device, all)
-            }
-            None => part.finished(),
-        };
-        let kv = CrossKv {
-            keys: all(keys)?,
-            values: all(values)?,
-            weights: None,
-            image: None,
-        };
-        x.replace(|x, (start, end)| {
+        let queries_of = |x: &Array, (start, end)| {
             let part = rope.part(start, end)?;
             let projected = attention.to_q.forward(&modulated(x, start)?)?;
             let queries = attention.queries(&projected, Some(&part))?;
             drop(projected);
             queries.eval()?;
+            Ok::<_, Exception>(queries)
+        };
+        let shared = x.shared().cloned();
+        let [keys, values] = match &shared {
+            None => self
+                .gathered(&x, |x, range| {
+                    let h = modulated(x, range.0)?;
+                    Ok([keys_of(&h, range)?, values_of(&h)?])
+                })?
+                .map(Heads::Here),
+            // The values travel while the keys are computed, and those while the first queries are.
+            Some(Shared { with, tokens, .. }) => {
+                let begin = |[part]: [Array; 1]| Heads::begin(&**with, &part, *tokens);
+                let values =
+                    self.gathered(&x, |x, range| Ok([values_of(&modulated(x, range.0)?)?]))?;
+                let values = begin(values)?;
+                let keys = self.gathered(&x, |x, range| {
+                    Ok([keys_of(&modulated(x, range.0)?, range)?])
+                })?;
+                [begin(keys)?, values]
+            }
+        };
+        let first = x.chunks().first().zip(x.ranges().first().copied());
+        let mut first = first.map(|(x, range)| queries_of(x, range)).transpose()?;
+        let kv = CrossKv {
+            keys: keys.finish(self.device)?,
+            values: values.finish(self.device)?,
+            weights: None,
+            image: None,
+        };
+        x.replace(|x, range| {
+            let queries = match first.take() {
+                Some(queries) => queries,
+                None => queries_of(x, range)?,
+            };
             let attended = attention.attend(&queries, &kv, memory.score_bytes)?;
             attended.eval()?;
             drop(queries);
             let h = attention.to_out.forward(&attended)?;
             self.device
-                .add_gated(x, &h, &modulations.of(start).gate_msa)
+                .add_gated(x, &h, &modulations.of(range.0).gate_msa)
         })
+    }
+
+    /// What `project` makes of each chunk of a stream and its range of rows, `[1, heads, n, head_dim]` each: of
+    /// all rows that are here; evaluated.
+    fn gathered<const N: usize>(
+        &self,
+        x: &Stream,
+        project: impl Fn(&Array, (i32, i32)) -> MlxResult<[Array; N]>,
+    ) -> MlxResult<[Array; N]> {
+        let ranges = x.ranges();
+        let first = ranges.first().map_or(0, |(start, _)| *start);
+        let own = ranges.last().map_or(0, |(_, end)| end - first);
+        let mut all: Vec<Gathered> = Vec::new();
+        for (x, range) in x.chunks().iter().zip(ranges) {
+            let parts = project(x, range)?;
+            if all.is_empty() {
+                let room = |part| Gathered::of_rows(self.device, own, part);
+                all = parts.iter().map(room).collect::<MlxResult<_>>()?;
+            }
+            for (all, part) in all.iter_mut().zip(&parts) {
+                all.put(range.0 - first..range.1 - first, part)?;
+            }
+            eval(all.iter().map(Gathered::so_far))?;
+        }
+        let all = all.into_iter().map(Gathered::finished);
+        let all: Vec<Array> = all.collect::<MlxResult<_>>()?;
+        all.try_into()
+            .map_err(|_| Exception::custom("a sequence without rows"))
     }
 
     /// The second half, cross-attention and feed-forward, each row by itself; as [`Self::attend_self`],

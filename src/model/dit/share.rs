@@ -6,7 +6,8 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::{concatenate, zeros_dtype};
 
 use super::DitConfig;
-use crate::runtime::rows;
+use super::keys::laid_out;
+use crate::runtime::{Device, rows};
 
 /// The machines that a sequence is shared with. They compute the same in the same order, and so meet at
 /// every exchange.
@@ -14,11 +15,21 @@ pub trait Share: std::fmt::Debug {
     /// This machine, from 0, and how many there are.
     fn place(&self) -> (i32, i32);
 
-    /// Everybody's `part`, of one shape, along the first axis.
+    /// Begins to gather everybody's `part`, of one shape, along the first axis, which goes on while other
+    /// work is done.
     ///
     /// # Errors
     /// When MLX fails or a machine is lost.
-    fn all_gather(&self, part: &Array) -> Result<Array>;
+    fn begin(&self, part: &Array) -> Result<Box<dyn Gathering + '_>>;
+}
+
+/// What is being gathered from machines.
+pub trait Gathering {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When MLX fails or a machine is lost.
+    fn finish(self: Box<Self>) -> Result<Array>;
 }
 
 /// Rows of each machine but for the last one, which may have fewer.
@@ -40,6 +51,14 @@ pub fn is_enough(machines: i32, tokens: i32) -> bool {
 
 /// All `tokens` rows `[tokens, ...]` of which `part` has this machine's.
 pub(super) fn gather_rows(share: &dyn Share, part: &Array, tokens: i32) -> Result<Array> {
+    rows(&begin_rows(share, part, tokens)?.finish()?, 0, tokens)
+}
+
+fn begin_rows<'a>(
+    share: &'a dyn Share,
+    part: &Array,
+    tokens: i32,
+) -> Result<Box<dyn Gathering + 'a>> {
     let missing = each(share, tokens) - part.dim(0);
     let part = match missing {
         0 => part.clone(),
@@ -48,14 +67,38 @@ pub(super) fn gather_rows(share: &dyn Share, part: &Array, tokens: i32) -> Resul
             concatenate(&[part, &zeros_dtype(&shape, part.dtype())?], 0)?
         }
     };
-    rows(&share.all_gather(&part.contiguous()?)?, 0, tokens)
+    share.begin(&part.contiguous()?)
 }
 
-/// As [`gather_rows`], of keys or values `[1, heads, rows, head_dim]`.
-pub(super) fn gather_heads(share: &dyn Share, part: &Array, tokens: i32) -> Result<Array> {
-    let by_rows = part.transpose_axes(&[0, 2, 1, 3])?.squeeze_axes(&[0])?;
-    let all = gather_rows(share, &by_rows, tokens)?.expand_dims(0)?;
-    all.transpose_axes(&[0, 2, 1, 3])
+/// Keys or values of a sequence, `[1, heads, tokens, head_dim]`.
+pub(super) enum Heads<'a> {
+    /// They are all here.
+    Here(Array),
+    /// Other machines have rows of them, which are on their way.
+    Coming {
+        rows: Box<dyn Gathering + 'a>,
+        tokens: i32,
+    },
+}
+
+impl<'a> Heads<'a> {
+    /// Begins to gather all of `tokens` rows, of which `part` `[1, heads, rows, head_dim]` has this machine's.
+    pub(super) fn begin(share: &'a dyn Share, part: &Array, tokens: i32) -> Result<Self> {
+        let by_rows = part.transpose_axes(&[0, 2, 1, 3])?.squeeze_axes(&[0])?;
+        let rows = begin_rows(share, &by_rows, tokens)?;
+        Ok(Self::Coming { rows, tokens })
+    }
+
+    /// All of them, as the device is to have them.
+    pub(super) fn finish(self, device: Device) -> Result<Array> {
+        match self {
+            Self::Here(all) => Ok(all),
+            Self::Coming { rows: all, tokens } => {
+                let all = rows(&all.finish()?, 0, tokens)?.expand_dims(0)?;
+                laid_out(device, all.transpose_axes(&[0, 2, 1, 3])?)
+            }
+        }
+    }
 }
 
 /// Bytes that each of `machines` sends: as one of two halves of guidance a step, and for its rows of the
@@ -81,7 +124,7 @@ pub fn sent_bytes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::to_host;
+    use crate::runtime::{DeviceKind, to_host};
 
     #[derive(Debug)]
     struct Alone(i32, i32);
@@ -92,8 +135,17 @@ mod tests {
         }
 
         /// As if the others had the same.
-        fn all_gather(&self, part: &Array) -> Result<Array> {
-            concatenate(&vec![part; self.1 as usize], 0)
+        fn begin(&self, part: &Array) -> Result<Box<dyn Gathering + '_>> {
+            let all = concatenate(&vec![part; self.1 as usize], 0)?;
+            Ok(Box::new(Gathered(all)))
+        }
+    }
+
+    struct Gathered(Array);
+
+    impl Gathering for Gathered {
+        fn finish(self: Box<Self>) -> Result<Array> {
+            Ok(self.0)
         }
     }
 
@@ -122,7 +174,8 @@ mod tests {
         let expected = [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0];
         assert_eq!(to_host(&all).unwrap(), expected);
         let heads = part.reshape(&[1, 2, 1, 2]).unwrap();
-        let all = gather_heads(&Alone(0, 2), &heads, 2).unwrap();
+        let all = Heads::begin(&Alone(0, 2), &heads, 2).unwrap();
+        let all = all.finish(Device::new(DeviceKind::Cpu, None)).unwrap();
         assert_eq!(all.shape(), [1, 2, 2, 2]);
         assert_eq!(
             to_host(&all).unwrap(),

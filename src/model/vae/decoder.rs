@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use mlx_rs::Array;
-use mlx_rs::error::Result as MlxResult;
+use mlx_rs::error::{Exception, Result as MlxResult};
 use mlx_rs::ops::concatenate;
 
-use super::VaeConfig;
 use super::blocks::{MidBlock, Norm, ResidualBlock, Upsample};
 use super::conv::{CausalConv, Conv, FeatureCache, Loader};
-use super::tiny;
+use super::division::Band;
 use super::wan22::{Factor, RepeatUp, unpatchify};
+use super::{VaeConfig, tiny};
 use crate::model::{MemoryPlan, TensorSource};
 use crate::runtime::Device;
 
@@ -114,8 +114,21 @@ impl VaeDecoder {
     /// pixel depends on nothing farther than some six latent rows and columns away.
     pub(super) fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
         match &self.network {
-            Network::Causal(network) => network.pixels(features, cache),
+            Network::Causal(network) => network.pixels(features, None, cache),
             Network::Tiny(network) => network.pixels(features, cache),
+        }
+    }
+
+    /// As [`Self::pixels`], of a band of the whole frame's features alone, which has the same values there.
+    pub(super) fn band(
+        &self,
+        features: &Array,
+        band: &Band,
+        cache: &mut FeatureCache,
+    ) -> MlxResult<Array> {
+        match &self.network {
+            Network::Causal(network) => network.pixels(features.clone(), Some(band), cache),
+            Network::Tiny(_) => Err(Exception::custom("a small decoder has no bands")),
         }
     }
 }
@@ -217,9 +230,17 @@ impl Causal {
         Ok(features)
     }
 
-    fn pixels(&self, features: Array, cache: &mut FeatureCache) -> MlxResult<Array> {
+    fn pixels(
+        &self,
+        features: Array,
+        band: Option<&Band>,
+        cache: &mut FeatureCache,
+    ) -> MlxResult<Array> {
         let mut x = features;
         for (index, level) in self.levels.iter().enumerate() {
+            if let Some(band) = band {
+                x = band.enter(index, &x)?;
+            }
             let mut added = None;
             if index > 0 {
                 added = level.shortcut.as_ref().map(|_| x.clone());
@@ -238,7 +259,10 @@ impl Causal {
         }
         let activated = self.norm_out.activate(&x)?;
         drop(x);
-        let x = self.conv_out.forward(activated, cache)?;
+        let mut x = self.conv_out.forward(activated, cache)?;
+        if let Some(band) = band {
+            x = band.leave(&x)?;
+        }
         let pixels = match (self.patch, self.upscale) {
             (1, 1) => return Ok(x),
             (1, scale) => shuffle(&x, scale)?,

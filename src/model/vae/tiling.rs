@@ -8,20 +8,21 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
+use serde::{Deserialize, Serialize};
 
-use super::{Chunk, VaeDecoder, VaeEncoder};
+use super::{Chunk, Division, FeatureCache, TEMPORAL_STRIDE, VaeDecoder, VaeEncoder};
 use crate::model::MemoryPlan;
 use crate::runtime::to_host;
 
 /// How frames are cut into tiles, in latent rows and columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiling {
     /// Rows and columns of a tile.
     pub tile: [i32; 2],
@@ -36,6 +37,13 @@ pub struct Tile {
     pub rows: Range<i32>,
     /// From column, to column.
     pub columns: Range<i32>,
+}
+
+impl Tile {
+    /// Its latent rows and columns.
+    fn sides(&self) -> [i32; 2] {
+        [&self.rows, &self.columns].map(|range| range.end - range.start)
+    }
 }
 
 impl Tiling {
@@ -226,36 +234,34 @@ impl VaeDecoder {
     /// Decodes a clip's latents `[z_dim, frames, height, width]`, not normalised, and gives
     /// `emit` the pixels of each latent frame in turn, as
     /// [`DecoderStream::push`](super::DecoderStream::push) makes them. Whole frames stream;
-    /// with `tiling` the first come when the last tile is done.
+    /// with `tiling` the first come when the last tile is done. What `others` decode is taken from them.
     ///
     /// # Errors
-    /// When the tiling advances by nothing, MLX fails, or `emit` or `advance` does.
+    /// When the tiling advances by nothing, MLX fails, or `emit`, `advance` or another machine does.
     pub fn decode(
         &self,
         latents: &Array,
         memory: &MemoryPlan,
+        mut others: Option<Others<'_>>,
         advance: &mut dyn FnMut() -> Result<()>,
         emit: &mut dyn FnMut(&Array) -> Result<()>,
     ) -> Result<()> {
         let [frames, rows, columns] = [1, 2, 3].map(|axis| latents.dim(axis));
-        let frame = |i: i32| latents.try_index((.., i..i + 1));
         let Some((tiling, tiles)) = useful(memory.decode_tiling, rows, columns)? else {
-            let mut stream = self.stream(memory);
+            let mut cache = self.new_cache(memory);
             for i in 0..frames {
-                emit(&stream.push(&frame(i)?)?)?;
+                let features = self.features(&frame(latents, i)?, &mut cache)?;
+                let pixels = match &mut others {
+                    Some(others) => self.bands(&features, [rows, columns], others, &mut cache)?,
+                    None => self.pixels(features, &mut cache)?,
+                };
+                emit(&pixels)?;
                 advance()?;
             }
             return Ok(());
         };
 
-        let mut cache = self.new_cache(memory);
-        let features = (0..frames)
-            .map(|i| self.features(&frame(i)?, &mut cache))
-            .collect::<MlxResult<Vec<_>>>()?;
-        drop(cache);
-        // Kept buffers of these sizes serve no tile.
-        clear_cache()?;
-
+        let features = self.all_features(latents, memory)?;
         let side = self.side();
         let (row_spans, column_spans) = tiling.spans(rows, columns);
         let row_weights = weights(&row_spans, side);
@@ -266,21 +272,30 @@ impl VaeDecoder {
             width: (columns * side) as usize,
             channels: 3,
         };
-        for (index, tile) in tiles.iter().enumerate() {
-            let weights = [
-                &row_weights[index / column_spans.len()][..],
-                &column_weights[index % column_spans.len()][..],
-            ];
-            let origin = (
-                (tile.rows.start * side) as usize,
-                (tile.columns.start * side) as usize,
-            );
+        let machines = others
+            .as_ref()
+            .map_or(1, |others| others.division.machines());
+        for (round, tiles) in tiles.chunks(machines).enumerate() {
             let mut cache = self.new_cache(memory);
             for (i, features) in features.iter().enumerate() {
-                let features = features.try_index((.., tile.rows.clone(), tile.columns.clone()))?;
-                let pixels = to_host(&self.pixels(features, &mut cache)?)?;
-                canvas.add(i, &pixels, height, origin, weights);
-                advance()?;
+                for (machine, tile) in tiles.iter().enumerate() {
+                    let index = round * machines + machine;
+                    let weights = [
+                        &row_weights[index / column_spans.len()][..],
+                        &column_weights[index % column_spans.len()][..],
+                    ];
+                    let origin = (
+                        (tile.rows.start * side) as usize,
+                        (tile.columns.start * side) as usize,
+                    );
+                    let frames = if i == 0 { 1 } else { TEMPORAL_STRIDE };
+                    let pixels = match (&mut others, machine) {
+                        (Some(others), 1..) => others.take(machine, tile.sides(), frames, side)?,
+                        _ => to_host(&self.tile(features, tile, &mut cache)?)?,
+                    };
+                    canvas.add(i, &pixels, height, origin, weights);
+                    advance()?;
+                }
             }
         }
         drop(features);
@@ -289,6 +304,120 @@ impl VaeDecoder {
         }
         Ok(())
     }
+
+    /// Decodes what is `machine`'s of a clip that several decode, and gives `emit` the pixels of each of its
+    /// parts of a latent frame, in the order in which machine 0 takes them.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_share(
+        &self,
+        latents: &Array,
+        memory: &MemoryPlan,
+        division: &Division,
+        machine: usize,
+        emit: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let [frames, rows, columns] = [1, 2, 3].map(|axis| latents.dim(axis));
+        match division {
+            Division::Bands(bands) => {
+                let band = bands.get(machine).context("it has no band")?;
+                let mut cache = self.new_cache(memory);
+                for i in 0..frames {
+                    let features = self.features(&frame(latents, i)?, &mut cache)?;
+                    emit(&to_host(&self.band(&features, band, &mut cache)?)?)?;
+                }
+            }
+            Division::Tiles(machines) => {
+                let tiles = useful(memory.decode_tiling, rows, columns)?;
+                let (_, tiles) = tiles.context("it has no tiles")?;
+                let features = self.all_features(latents, memory)?;
+                for tile in tiles.iter().skip(machine).step_by((*machines).max(1)) {
+                    let mut cache = self.new_cache(memory);
+                    for features in &features {
+                        emit(&to_host(&self.tile(features, tile, &mut cache)?)?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The features of every frame, for tiles to be cut from.
+    fn all_features(&self, latents: &Array, memory: &MemoryPlan) -> Result<Vec<Array>> {
+        let mut cache = self.new_cache(memory);
+        let features = (0..latents.dim(1))
+            .map(|i| self.features(&frame(latents, i)?, &mut cache))
+            .collect::<MlxResult<Vec<_>>>()?;
+        drop(cache);
+        // Kept buffers of these sizes serve no tile.
+        clear_cache()?;
+        Ok(features)
+    }
+
+    fn tile(&self, features: &Array, tile: &Tile, cache: &mut FeatureCache) -> MlxResult<Array> {
+        let features = features.try_index((.., tile.rows.clone(), tile.columns.clone()))?;
+        self.pixels(features, cache)
+    }
+
+    /// A frame of which every machine has decoded a band.
+    fn bands(
+        &self,
+        features: &Array,
+        frame: [i32; 2],
+        others: &mut Others<'_>,
+        cache: &mut FeatureCache,
+    ) -> Result<Array> {
+        let Division::Bands(bands) = others.division else {
+            bail!("tiles of whole frames");
+        };
+        let Some((own, rest)) = bands.split_first() else {
+            bail!("no bands");
+        };
+        let mut parts = vec![self.band(features, own, cache)?];
+        let frames = parts[0].dim(0);
+        for (band, machine) in rest.iter().zip(1..) {
+            let sides = band.of_frame(frame);
+            let values = others.take(machine, sides, frames, self.side())?;
+            let [rows, columns] = sides.map(|side| side * self.side());
+            parts.push(Array::from_slice(&values, &[frames, rows, columns, 3]));
+        }
+        Ok(concatenate(&parts, own.axis())?)
+    }
+}
+
+/// The machines that decode parts of a clip, as machine 0 sees them.
+pub struct Others<'a> {
+    /// Who has which parts.
+    pub division: &'a Division,
+    /// The pixels of a machine's next part.
+    pub take: &'a mut dyn FnMut(usize) -> Result<Vec<f32>>,
+}
+
+impl Others<'_> {
+    /// The next part, of `[rows, columns]` latents of a chunk of so many frames.
+    fn take(
+        &mut self,
+        machine: usize,
+        sides: [i32; 2],
+        frames: i32,
+        side: i32,
+    ) -> Result<Vec<f32>> {
+        let values = (self.take)(machine)?;
+        let [rows, columns] = sides.map(|latents| (latents * side) as usize);
+        let expected = frames as usize * rows * columns * 3;
+        ensure!(
+            values.len() == expected,
+            "machine {machine} has decoded {} values; expected {expected}",
+            values.len()
+        );
+        Ok(values)
+    }
+}
+
+/// Latent frame `i`.
+fn frame(latents: &Array, i: i32) -> MlxResult<Array> {
+    latents.try_index((.., i..i + 1))
 }
 
 impl VaeEncoder {

@@ -8,6 +8,7 @@ mod partner;
 mod saved;
 mod step;
 
+pub(super) use partner::Decoders;
 pub(crate) use partner::Partner;
 pub use step::guide;
 
@@ -320,9 +321,9 @@ impl<'a> Denoiser<'a> {
         self.passes
     }
 
-    /// Bytes of arrays that this machine has sent to others.
-    pub(super) fn sent(&self) -> u64 {
-        self.partner.as_ref().map_or(0, Partner::sent)
+    /// The other machines, of which no further step is asked.
+    pub(super) fn into_partner(self) -> Option<Partner> {
+        self.partner
     }
 
     /// Whether an expert's predictions are guided, at steps that `guide_interval` covers.

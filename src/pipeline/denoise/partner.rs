@@ -18,12 +18,13 @@ use super::Denoiser;
 use super::health::NotFinite;
 use crate::clip::{CacheMethod, Identity};
 use crate::model::MemoryPlan;
-use crate::model::dit::share::{Share, is_enough};
+use crate::model::dit::share::{Gathering, Share, is_enough};
+use crate::model::vae::{Division, Tiling, VaeConfig};
 use crate::persist::{SavedRun, file};
 use crate::pipeline::Job;
 use crate::pipeline::experts::Experts;
 use crate::progress::Silent;
-use crate::runtime::{Device, Group, State, to_host};
+use crate::runtime::{Device, Exchange, Group, State, to_host};
 use crate::util::show::Show;
 use crate::weights::Expert;
 
@@ -40,7 +41,12 @@ enum Order {
     },
     /// To hand over the prediction for the negative prompt.
     Hand,
+    /// To decode its part of the latents that follow.
+    Decode { tiling: Option<Tiling> },
 }
+
+/// Parts of frames that a machine may have decoded before rank 0 takes them.
+const AHEAD: usize = 2;
 
 /// What the last rank answers to [`Order::Predict`] where it predicts for the negative prompt.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +75,15 @@ pub(crate) struct Partner {
     is_ready: bool,
     /// Bytes of arrays that have gone with orders.
     ordered: u64,
+    /// Whether memory has all compute in the same parts.
+    alike: bool,
+}
+
+/// The machines that decode a clip, as rank 0 sees them.
+#[derive(Debug)]
+pub(in crate::pipeline) struct Decoders<'a> {
+    pub(in crate::pipeline) division: Division,
+    pub(in crate::pipeline) partner: &'a Partner,
 }
 
 /// What the ranks of a group share.
@@ -118,19 +133,43 @@ impl Share for Rows {
         (rank, size)
     }
 
-    fn all_gather(&self, part: &Array) -> MlxResult<Array> {
-        part.eval()?;
-        let group = &self.group;
-        let gathered = match self.place {
-            [_, size] if size == group.size() => group.all_gather(part),
-            [0, _] => (group.swap(part, group.rank() + 1))
-                .and_then(|other| Ok(concatenate(&[part, &other], 0)?)),
-            _ => (group.swap(part, group.rank() - 1))
-                .and_then(|other| Ok(concatenate(&[&other, part], 0)?)),
+    fn begin(&self, part: &Array) -> MlxResult<Box<dyn Gathering + '_>> {
+        let (group, rank) = (&self.group, self.group.rank());
+        let exchange = match self.place {
+            [_, size] if size == group.size() => group.begin_all_gather(part),
+            [0, _] => group.begin_swap(part, rank + 1),
+            _ => group.begin_swap(part, rank - 1),
         };
-        // Which rank is lost, the group knows.
-        gathered.map_err(|error| Exception::custom(error.to_string()))
+        Ok(Box::new(Coming {
+            rows: self,
+            part: part.clone(),
+            exchange: exchange.map_err(in_mlx)?,
+        }))
     }
+}
+
+/// Rows that are being gathered.
+struct Coming<'a> {
+    rows: &'a Rows,
+    part: Array,
+    exchange: Exchange,
+}
+
+impl Gathering for Coming<'_> {
+    fn finish(self: Box<Self>) -> MlxResult<Array> {
+        let Rows { group, place } = self.rows;
+        let gathered = group.finish(self.exchange).map_err(in_mlx)?;
+        match place {
+            [_, size] if *size == group.size() => Ok(gathered),
+            [0, _] => concatenate(&[self.part, gathered], 0),
+            _ => concatenate(&[gathered, self.part], 0),
+        }
+    }
+}
+
+/// Which rank is lost, the group knows.
+fn in_mlx(error: anyhow::Error) -> Exception {
+    Exception::custom(error.to_string())
 }
 
 impl Partner {
@@ -139,6 +178,7 @@ impl Partner {
     /// # Errors
     /// When one makes another, names what differs; [`RankLost`](crate::runtime::RankLost).
     pub(crate) fn meet(group: Group, identity: &Identity) -> Result<Self> {
+        let mut alike = true;
         for rank in 1..group.size() {
             let mut theirs: Identity = serde_json::from_slice(&group.read(rank)?)?;
             // Rank 0 draws the noise.
@@ -147,6 +187,7 @@ impl Partner {
             }
             let same = theirs.check_rank(&group.name(rank), identity);
             same.inspect_err(|_| group.fail("it makes another clip"))?;
+            alike &= theirs.has_parts_of(identity);
         }
         Ok(Self {
             group: Rc::new(group),
@@ -158,6 +199,7 @@ impl Partner {
             },
             is_ready: false,
             ordered: 0,
+            alike,
         })
     }
 
@@ -186,11 +228,7 @@ impl Partner {
         self.id += 1;
         let id = self.id;
         let order = serde_json::to_vec(&Order::Predict { id, index, reuse })?;
-        let values = to_host(latents)?;
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+        let bytes = to_bytes(&to_host(latents)?);
         for rank in 1..self.group.size() {
             if guided || !self.parts.is_negative(rank) {
                 self.group.write(rank, &order)?;
@@ -249,8 +287,49 @@ impl Partner {
         }
     }
 
+    /// Has the others begin to decode their parts of `latents` `[z_dim, frames, height, width]`, normalised;
+    /// `None` where that is not worth it.
+    ///
+    /// # Errors
+    /// [`RankLost`](crate::runtime::RankLost).
+    pub(in crate::pipeline) fn decode(
+        &mut self,
+        config: &VaeConfig,
+        memory: &MemoryPlan,
+        latents: &Array,
+    ) -> Result<Option<Decoders<'_>>> {
+        let tiling = memory.decode_tiling;
+        let grid = [1, 2, 3].map(|axis| latents.dim(axis));
+        // One with less memory may have to decode otherwise.
+        let division = (self.alike)
+            .then(|| Division::of(config, tiling, grid, self.group.size()))
+            .flatten();
+        let Some(division) = division else {
+            return Ok(None);
+        };
+        let order = serde_json::to_vec(&Order::Decode { tiling })?;
+        let bytes = to_bytes(&to_host(latents)?);
+        for rank in 1..division.machines() {
+            self.group.write(rank, &order)?;
+            self.group.write(rank, &bytes)?;
+            self.ordered += bytes.len() as u64;
+        }
+        let partner = self;
+        Ok(Some(Decoders { division, partner }))
+    }
+
+    /// The next part of a frame that a rank has decoded.
+    ///
+    /// # Errors
+    /// [`RankLost`](crate::runtime::RankLost).
+    pub(in crate::pipeline) fn decoded(&self, rank: usize) -> Result<Vec<f32>> {
+        let values = from_bytes(&self.group.read(rank)?);
+        self.group.write(rank, b"taken")?;
+        Ok(values)
+    }
+
     /// Bytes of arrays that this machine has sent to others.
-    pub(super) fn sent(&self) -> u64 {
+    pub(in crate::pipeline) fn sent(&self) -> u64 {
         self.ordered + self.group.sent()
     }
 }
@@ -346,14 +425,7 @@ impl Denoiser<'_> {
                     self.prepare(expert, &mut experts, None, &mut Silent)?;
                 }
                 Order::Predict { id, index, reuse } => {
-                    let latents = group.read(0)?;
-                    let values = latents.as_chunks().0.iter();
-                    let values: Vec<f32> = values.map(|word| f32::from_le_bytes(*word)).collect();
-                    ensure!(
-                        values.len() == self.latents.size(),
-                        "rank 0 has sent other latents"
-                    );
-                    self.latents = Array::from_slice(&values, self.latents.shape());
+                    self.read_latents(group)?;
                     let predicted =
                         self.predict(super::loaded(&experts)?, index, reuse, rows.as_ref());
                     if predicted.is_err() {
@@ -376,8 +448,60 @@ impl Denoiser<'_> {
                     let predicted = prediction.take().context("nothing was predicted")?;
                     group.send(&predicted, 0)?;
                 }
+                Order::Decode { tiling } => {
+                    self.read_latents(group)?;
+                    prediction = None;
+                    self.prepared = None;
+                    experts.release()?;
+                    self.decode_share(group, tiling)?;
+                }
             }
         }
         Ok(())
     }
+
+    fn read_latents(&mut self, group: &Group) -> Result<()> {
+        let values = from_bytes(&group.read(0)?);
+        ensure!(
+            values.len() == self.latents.size(),
+            "rank 0 has sent other latents"
+        );
+        self.latents = Array::from_slice(&values, self.latents.shape());
+        Ok(())
+    }
+
+    /// Decodes this rank's part of the latents, and sends it as far ahead as rank 0 wants it.
+    fn decode_share(&self, group: &Group, decode_tiling: Option<Tiling>) -> Result<()> {
+        let config = &self.checkpoint.vae;
+        let grid = [1, 2, 3].map(|axis| self.latents.dim(axis));
+        let division = Division::of(config, decode_tiling, grid, group.size());
+        let division = division.context("rank 0 has clips decoded that are not worth it")?;
+        let decoder = self.checkpoint.load_vae_decoder(self.device)?;
+        let memory = MemoryPlan {
+            decode_tiling,
+            ..self.memory
+        };
+        let latents = config.denormalize(&self.latents)?;
+        let mut ahead = 0;
+        let mut give = |values: &[f32]| {
+            if ahead == AHEAD {
+                group.read(0)?;
+            } else {
+                ahead += 1;
+            }
+            group.write(0, &to_bytes(values))
+        };
+        decoder.decode_share(&latents, &memory, &division, group.rank(), &mut give)?;
+        (0..ahead).try_for_each(|_| group.read(0).map(drop))
+    }
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    bytes.collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> Vec<f32> {
+    let words = bytes.as_chunks().0.iter();
+    words.map(|word| f32::from_le_bytes(*word)).collect()
 }

@@ -1,5 +1,5 @@
 //! Ranks of several machines: messages over TCP between rank 0 and the others, and arrays over MLX's own
-//! ring.
+//! engine: its ring over TCP, or `jaccl`, RDMA over Thunderbolt 5.
 //!
 //! MLX waits for a rank forever, and keeps a core busy meanwhile. Ranks therefore agree by messages when
 //! an exchange of arrays begins, and wait for one another there, where a rank that is lost is noticed.
@@ -10,6 +10,7 @@ mod link;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::env;
+use std::ffi::CStr;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -41,6 +42,12 @@ const LOOK: Duration = Duration::from_millis(20);
 const SHORT_LOOK: Duration = Duration::from_micros(200);
 /// The most bytes of a greeting.
 const GREETING: usize = 4096;
+
+/// MLX's engines, as it names them.
+const RING: &CStr = c"ring";
+const JACCL: &CStr = c"jaccl";
+/// What `jaccl` reads, from MLX's `distributed/jaccl`; whoever sets both wants it.
+const JACCL_VARIABLES: [&str; 2] = ["MLX_IBV_DEVICES", "MLX_JACCL_COORDINATOR"];
 
 /// Whether MLX was left waiting for a rank.
 static ABANDONED: AtomicBool = AtomicBool::new(false);
@@ -109,6 +116,50 @@ impl Deref for Group {
 
     fn deref(&self) -> &Links {
         &self.links
+    }
+}
+
+/// Arrays that MLX exchanges with other ranks while other work goes on.
+#[derive(Debug)]
+#[must_use]
+pub struct Exchange {
+    arrays: Vec<Array>,
+    /// The place of the one that it is for.
+    wanted: usize,
+}
+
+impl Exchange {
+    /// Has MLX take up the arrays, one after the other.
+    fn begin<const N: usize>(arrays: [Array; N], wanted: usize) -> Result<Self> {
+        let exchange = Self {
+            arrays: arrays.into(),
+            wanted,
+        };
+        let mut arrays = exchange.arrays.iter();
+        arrays.try_for_each(|array| async_eval([array]))?;
+        Ok(exchange)
+    }
+
+    fn is_done(&self, ranks: &Ranks) -> mlx_rs::error::Result<bool> {
+        let mut arrays = self.arrays.iter();
+        arrays.try_fold(true, |done, array| Ok(done && ranks.is_done(array)?))
+    }
+
+    /// The array, once all are done.
+    fn into_array(mut self) -> Array {
+        let array = self.arrays.swap_remove(self.wanted);
+        self.arrays.clear();
+        array
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.arrays.is_empty() {
+            // MLX still writes there.
+            std::mem::forget(std::mem::take(&mut self.arrays));
+            ABANDONED.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -287,11 +338,19 @@ impl Links {
 
     /// Has MLX connect the ranks.
     fn connect(&self) -> Result<Ranks> {
+        let engine = engine(&|name| env::var_os(name).is_some());
+        // It ends the process where there is none.
+        ensure!(
+            Connected::is_available(engine),
+            "{} are set, but there is no jaccl here; expected macOS 26.2, a program built for it, and RDMA \
+             enabled\nhint: unset them for the ring over TCP",
+            JACCL_VARIABLES.join(" and ")
+        );
         let (sender, connected) = mpsc::channel();
         if self.rank > 0 {
             self.read(0)?;
         }
-        thread::Builder::new().spawn(move || sender.send(Connected::wait()))?;
+        thread::Builder::new().spawn(move || sender.send(Connected::wait(engine)))?;
         if self.rank == 0 {
             // Ranks accept before they connect, the last one the other way round; one that connects too
             // early tries again after a second.
@@ -359,10 +418,19 @@ impl Group {
     /// # Errors
     /// [`RankLost`], or MLX fails.
     pub fn all_gather(&self, x: &Array) -> Result<Array> {
+        self.finish(self.begin_all_gather(x)?)
+    }
+
+    /// Begins [`Self::all_gather`], which MLX goes on with by itself.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn begin_all_gather(&self, x: &Array) -> Result<Exchange> {
+        x.eval()?;
+        self.look(Duration::ZERO)?;
         let gathered = self.ranks.all_gather(x)?;
-        self.sent
-            .update(|sent| sent + (x.nbytes() * (self.size() - 1)) as u64);
-        self.exchanged(gathered)
+        self.count(x, self.size() - 1);
+        Exchange::begin([gathered], 0)
     }
 
     /// Hands `x` to a neighbour in the ring, which takes it at the same time.
@@ -373,25 +441,10 @@ impl Group {
         // As it lies in memory, so it goes.
         let x = x.contiguous()?;
         x.eval()?;
-        self.exchanged(self.ranks.send(&x, to as i32)?)?;
-        self.sent.update(|sent| sent + x.nbytes() as u64);
+        let sent = self.ranks.send(&x, to as i32)?;
+        self.count(&x, 1);
+        self.finish(Exchange::begin([sent], 0)?)?;
         Ok(())
-    }
-
-    /// Exchanges `x` for what a neighbour has in its place, which does the same.
-    ///
-    /// # Errors
-    /// [`RankLost`], or MLX fails.
-    pub fn swap(&self, x: &Array, with: usize) -> Result<Array> {
-        let receive = || self.receive(x.shape(), x.dtype(), with);
-        // Both at once would wait for each other.
-        if self.rank() < with {
-            self.send(x, with)?;
-            return receive();
-        }
-        let other = receive()?;
-        self.send(x, with)?;
-        Ok(other)
     }
 
     /// Takes what a neighbour hands over.
@@ -399,27 +452,42 @@ impl Group {
     /// # Errors
     /// [`RankLost`], or MLX fails.
     pub fn receive(&self, shape: &[i32], dtype: Dtype, from: usize) -> Result<Array> {
-        self.exchanged(self.ranks.receive(shape, dtype, from as i32)?)
+        let received = self.ranks.receive(shape, dtype, from as i32)?;
+        self.finish(Exchange::begin([received], 0)?)
     }
 
-    /// The array once it has been exchanged.
-    fn exchanged(&self, array: Array) -> Result<Array> {
-        async_eval([&array])?;
+    /// Begins to exchange `x`, which lies in memory row by row, for what a neighbour in the ring has in its
+    /// place and exchanges at the same time.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn begin_swap(&self, x: &Array, with: usize) -> Result<Exchange> {
+        x.eval()?;
+        self.look(Duration::ZERO)?;
+        let sent = self.ranks.send(x, with as i32)?;
+        let received = self.ranks.receive(x.shape(), x.dtype(), with as i32)?;
+        self.count(x, 1);
+        // In this order on MLX's stream; two that both sent first would wait for each other.
+        match self.rank() < with {
+            true => Exchange::begin([sent, received], 1),
+            false => Exchange::begin([received, sent], 0),
+        }
+    }
+
+    /// Waits for what was begun; the array that it is for.
+    ///
+    /// # Errors
+    /// [`RankLost`], or MLX fails.
+    pub fn finish(&self, exchange: Exchange) -> Result<Array> {
         let done = loop {
-            match self.ranks.is_done(&array) {
+            match exchange.is_done(&self.ranks) {
                 Ok(false) => {}
                 Ok(true) => break self.ranks.check(),
                 Err(error) => break Err(error),
             }
-            if let Err(error) = self.look(SHORT_LOOK) {
-                // MLX still writes there.
-                std::mem::forget(array);
-                ABANDONED.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
+            self.look(SHORT_LOOK)?;
         };
         if let Err(error) = done {
-            ABANDONED.store(true, Ordering::Relaxed);
             // The link knows who it was, a moment later.
             let end = Instant::now() + patience();
             while Instant::now() < end {
@@ -430,7 +498,12 @@ impl Group {
             }
             return Err(error.into());
         }
-        Ok(array)
+        Ok(exchange.into_array())
+    }
+
+    /// Counts that `x` goes to so many others.
+    fn count(&self, x: &Array, others: usize) {
+        self.sent.update(|sent| sent + (x.nbytes() * others) as u64);
     }
 
     /// Gathers a pattern of which every value says where it comes from: engines have gathered wrongly.
@@ -446,12 +519,21 @@ impl Group {
         ensure!(
             wrong.is_none() && gathered.len() == VALUES * self.size(),
             "MLX's exchange between the machines is wrong: value {} of {} of a known pattern is another\n\
-             hint: use MLX's ring over TCP",
+             hint: use MLX's ring over TCP, without {}",
             wrong.unwrap_or_default(),
-            gathered.len()
+            gathered.len(),
+            JACCL_VARIABLES.join(" and ")
         );
         self.sent.set(0);
         Ok(())
+    }
+}
+
+/// The engine that the variables which `is_set` ask for.
+fn engine(is_set: &dyn Fn(&str) -> bool) -> &'static CStr {
+    match JACCL_VARIABLES.iter().all(|name| is_set(name)) {
+        true => JACCL,
+        false => RING,
     }
 }
 
@@ -588,5 +670,18 @@ impl Greeting {
         other.map(|(name, there, here)| {
             format!("{name} {there} there, {here} here; expected the same on every machine")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jaccl_is_for_whoever_asks_for_it() {
+        let of = |set: &[&str]| engine(&|name| set.contains(&name));
+        assert_eq!(of(&[]), RING);
+        assert_eq!(of(&["MLX_IBV_DEVICES"]), RING);
+        assert_eq!(of(&JACCL_VARIABLES), JACCL);
     }
 }

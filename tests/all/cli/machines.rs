@@ -104,6 +104,12 @@ fn array(path: &Path) -> Vec<f32> {
         .unwrap()
 }
 
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max)
+}
+
 /// With every way in which the ranks depend on one another: caches' decisions, an interval without
 /// guidance, an expert's change.
 #[test]
@@ -149,16 +155,8 @@ fn two_make_the_clip_of_one() {
         let steps = alone["settings"]["steps"].as_u64().unwrap();
         let mut guided = 0;
         for step in 0..steps {
-            let (a, b) = (latents(&one, step), latents(&two, step));
-            let most = a
-                .iter()
-                .zip(&b)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
-            assert!(
-                a.len() == b.len() && most <= 1e-5,
-                "{name}, step {step}: {most}"
-            );
+            let most = largest_difference(&latents(&one, step), &latents(&two, step));
+            assert!(most <= 1e-5, "{name}, step {step}: {most}");
             guided += u64::from(two.join(format!("step_{step:03}_uncond.npy")).exists());
         }
         assert_eq!(guided < steps, name == "interval");
@@ -216,16 +214,8 @@ fn rows_are_shared_by_any_number() {
         let mut largest = 0.0_f32;
         for step in 0..steps {
             let file = format!("step_{step:03}_latents.npy");
-            let (a, b) = (array(&one.join(&file)), array(&two.join(&file)));
-            let most = a
-                .iter()
-                .zip(&b)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
-            assert!(
-                a.len() == b.len() && most <= 1e-5,
-                "{name}, step {step}: {most}"
-            );
+            let most = largest_difference(&array(&one.join(&file)), &array(&two.join(&file)));
+            assert!(most <= 1e-5, "{name}, step {step}: {most}");
             largest = largest.max(most);
         }
         println!(
@@ -254,6 +244,37 @@ fn rows_are_shared_by_any_number() {
         };
         let expected = (sequence - 1) * (passes * pass - common) + starts;
         assert_eq!(result["sent_bytes"], expected, "{name}");
+    }
+}
+
+/// Of frames that are large enough, in bands and in tiles.
+#[test]
+fn frames_are_decoded_by_all() {
+    let bench = Bench::new("a");
+    for (name, machines, flags) in [
+        ("bands", 2, &["--size", "320x32"][..]),
+        ("more bands", 3, &["--size", "32x352"]),
+        ("tiles", 2, &["--size", "320x96", "--memory-budget", "0.14"]),
+    ] {
+        let command = |which: &str| {
+            let (clip, dump) = (format!("{name}-{which}.mp4"), format!("{name}-{which}"));
+            let more = ["--steps", "1", "--dump", &dump, "--progress", "json"];
+            let flags = [flags, &more].concat();
+            (bench.clip(&clip, &flags), bench.path(&dump))
+        };
+        let ((mut alone, one), (together, all)) = (command("one"), command("all"));
+        succeed(&mut alone);
+        let ran = succeed(&mut launch(machines, &together));
+        let frames = |dump: &Path| array(&dump.join("frames.npy"));
+        let most = largest_difference(&frames(&one), &frames(&all));
+        println!("measured: {name}: {most:.1e}");
+        assert!(most <= 1e-4, "{name}: {most}");
+        if machines == 2 {
+            let result: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+            let latents = array(&all.join("step_000_latents.npy")).len();
+            // To be guided, and to be decoded.
+            assert_eq!(result["sent_bytes"], 2 * 4 * latents, "{name}");
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The VAE in tiles against the VAE on whole frames, and what either takes of memory.
 
+use std::collections::VecDeque;
+
+use anyhow::Context;
 use image::RgbImage;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{clip, concatenate, zeros_dtype};
@@ -10,7 +13,9 @@ use wan_i2v::model::vae::cost::{
     Footprint, choose_decode_tiling, choose_encode_tiling, decode_operations, decode_peak_bytes,
     decode_phases, encode_peak_bytes, encode_phases,
 };
-use wan_i2v::model::vae::{Chunk, OVERLAP, Tiling, VaeConfig, VaeDecoder, VaeEncoder};
+use wan_i2v::model::vae::{
+    Chunk, Division, OVERLAP, Others, Tiling, VaeConfig, VaeDecoder, VaeEncoder,
+};
 use wan_i2v::pipeline::{Silent, decode_clip, encode_condition};
 use wan_i2v::runtime::{Device, DeviceKind, Precision, all_finite, operations, to_host};
 use wan_i2v::weights::{Checkpoint, published};
@@ -76,8 +81,53 @@ fn decode(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) -> Vec<
         Ok(())
     };
     decoder
-        .decode(latents, &tiled(tiling), &mut || Ok(()), &mut emit)
+        .decode(latents, &tiled(tiling), None, &mut || Ok(()), &mut emit)
         .unwrap();
+    to_host(&concatenate(&frames, 0).unwrap()).unwrap()
+}
+
+/// The same, of which all machines but the first have decoded their parts.
+fn decode_divided(
+    decoder: &VaeDecoder,
+    latents: &Array,
+    tiling: Option<Tiling>,
+    division: &Division,
+) -> Vec<f32> {
+    let mut parts: Vec<_> = (0..division.machines())
+        .map(|machine| {
+            let mut parts = VecDeque::new();
+            let mut emit = |values: &[f32]| {
+                parts.push_back(values.to_vec());
+                Ok(())
+            };
+            if machine > 0 {
+                decoder
+                    .decode_share(latents, &tiled(tiling), division, machine, &mut emit)
+                    .unwrap();
+            }
+            parts
+        })
+        .collect();
+    let mut take = |machine: usize| parts[machine].pop_front().context("it has no more");
+    let others = Others {
+        division,
+        take: &mut take,
+    };
+    let mut frames = Vec::new();
+    let mut emit = |pixels: &Array| {
+        frames.push(clip(pixels, (-1.0, 1.0))?);
+        Ok(())
+    };
+    decoder
+        .decode(
+            latents,
+            &tiled(tiling),
+            Some(others),
+            &mut || Ok(()),
+            &mut emit,
+        )
+        .unwrap();
+    assert!(parts.iter().all(VecDeque::is_empty), "parts were left");
     to_host(&concatenate(&frames, 0).unwrap()).unwrap()
 }
 
@@ -198,6 +248,49 @@ fn tiles_of_random_models_agree_with_whole_frames() {
         println!("measured {name} {grid:?}: decoded {decoded:.1} dB, encoded {encoded:.1} dB");
         assert!(decoded >= DECIBELS, "{name}: decoded {decoded:.1} dB");
         assert!(encoded >= DECIBELS, "{name}: encoded {encoded:.1} dB");
+    }
+}
+
+/// Bands are those of the whole frame, whatever their number; tiles are the same tiles. This program's own
+/// kernels round both alike.
+#[test]
+fn what_several_machines_decode_is_what_one_does() {
+    for (name, [rows, columns], device) in [
+        ("a", [40, 6], F32),
+        ("b", [4, 47], F32),
+        ("c", [43, 4], MLX),
+        ("vae22", [5, 44], F32),
+        ("vae22_odd", [44, 5], MLX),
+        ("vae_upscale", [46, 4], F32),
+    ] {
+        let case = Case::load(name);
+        let config = random_config(&case);
+        let mut source = case.source("vae", Precision::F32);
+        let decoder = VaeDecoder::load(&config, &mut source, device).unwrap();
+        let grid = [3, rows, columns];
+        let latents = random_latents(&case, &config, grid);
+        let whole = decode(&decoder, &latents, None);
+        for machines in 2..5 {
+            let division = Division::of(&config, None, grid, machines).unwrap();
+            assert!(matches!(&division, Division::Bands(bands) if bands.len() == machines));
+            let divided = decode_divided(&decoder, &latents, None, &division);
+            let (decibels, worst) = compare(&divided, &whole, 2.0);
+            println!("measured {name} on {machines}: {decibels:.1} dB, at worst {worst:.1e}");
+            assert!(worst <= 1e-6, "{name} on {machines}: {worst:.1e}");
+            assert!(device == MLX || divided == whole, "{name} on {machines}");
+        }
+    }
+    let case = Case::load("a");
+    let config = random_config(&case);
+    let mut source = case.source("vae", Precision::F32);
+    let decoder = VaeDecoder::load(&config, &mut source, F32).unwrap();
+    let (grid, tiling) = ([2, 18, 24], tiles([12, 12]));
+    let latents = random_latents(&case, &config, grid);
+    let alone = decode(&decoder, &latents, tiling);
+    for machines in 2..5 {
+        let division = Division::of(&config, tiling, grid, machines).unwrap();
+        assert_eq!(division, Division::Tiles(machines));
+        assert!(decode_divided(&decoder, &latents, tiling, &division) == alone);
     }
 }
 
@@ -396,7 +489,7 @@ fn decode_frames(decoder: &VaeDecoder, latents: &Array, tiling: Option<Tiling>) 
         Ok(())
     };
     decoder
-        .decode(latents, &tiled(tiling), &mut || Ok(()), &mut finish)
+        .decode(latents, &tiled(tiling), None, &mut || Ok(()), &mut finish)
         .unwrap();
 }
 

@@ -11,7 +11,7 @@ mod tiny;
 use std::collections::BTreeMap;
 
 use super::wan22::Factor;
-use super::{LEVELS, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
+use super::{Band, Division, LEVELS, TEMPORAL_STRIDE, Tiling, VaeConfig, static_chunks};
 use crate::model::MemoryPlan;
 use crate::model::cost::{Operations, number};
 use crate::runtime::Device;
@@ -62,7 +62,7 @@ pub fn decode_phases(
     let Some(tile) = part(memory.decode_tiling, rows, columns) else {
         let mut meter = Meter::walk(device, memory, frames, |meter, _| {
             decoder_features(config, meter, whole);
-            decoder_pixels(config, meter, whole);
+            decoder_pixels(config, meter, whole, None);
         });
         // The pixels, and clipped.
         meter.note_alive(2 * pixels);
@@ -73,7 +73,7 @@ pub fn decode_phases(
         features = decoder_features(config, meter, whole);
     });
     let above = Meter::walk(device, memory, frames, |meter, _| {
-        decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]));
+        decoder_pixels(config, meter, Size::new(1, tile[0], tile[1]), None);
     });
     let features = features * u64::try_from(frames).unwrap_or(0);
     let host = Size::new(clip, height, width).volume(3).div_ceil(2);
@@ -165,7 +165,7 @@ pub fn decode_operations(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tili
         });
         let above = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
             let tile = Size::new(1, rows, columns);
-            Meter::operations(chunk, |meter| decoder_pixels(config, meter, tile)).times(times)
+            Meter::operations(chunk, |meter| decoder_pixels(config, meter, tile, None)).times(times)
         });
         below + above.sum()
     };
@@ -174,6 +174,36 @@ pub fn decode_operations(config: &VaeConfig, grid: [i32; 3], tiling: Option<Tili
         .map(of_chunk)
         .sum::<Operations>();
     first + of_chunk(STEADY_CHUNK).times(later)
+}
+
+/// The operations of a machine's largest share of decoding a clip of `[frames, rows, columns]` latents, and of
+/// decoding it alone.
+pub(super) fn decode_share(
+    config: &VaeConfig,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+    division: &Division,
+) -> [u64; 2] {
+    let [_, rows, columns] = grid;
+    let size = Size::new(1, rows, columns);
+    let operations = |network: &dyn Fn(&mut Meter)| {
+        Meter::operations(STEADY_CHUNK, |meter| network(meter)).total()
+    };
+    let features = operations(&|meter| _ = decoder_features(config, meter, size));
+    let pixels = |band: Option<&Band>| {
+        features + operations(&|meter| decoder_pixels(config, meter, size, band))
+    };
+    match division {
+        Division::Bands(bands) => {
+            let shares = bands.iter().map(|band| pixels(Some(band)));
+            [shares.max().unwrap_or_default(), pixels(None)]
+        }
+        Division::Tiles(machines) => {
+            // They are alike.
+            let tiles: u64 = tiles(tiling, rows, columns).map(|(_, count)| count).sum();
+            [tiles.div_ceil(*machines as u64), tiles]
+        }
+    }
 }
 
 /// The operations of encoding the conditioning video of a clip, as [`decode_operations`]. `pictures`:
@@ -269,8 +299,8 @@ fn decoder_features(config: &VaeConfig, meter: &mut Meter, size: Size) -> u64 {
     2 * x.volume()
 }
 
-/// [`VaeDecoder::pixels`](super::VaeDecoder).
-fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
+/// [`VaeDecoder::pixels`](super::VaeDecoder), or [`VaeDecoder::band`](super::VaeDecoder) of a frame.
+fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size, band: Option<&Band>) {
     if config.tiny {
         return tiny::decoder_pixels(config, meter, size);
     }
@@ -285,6 +315,10 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
     for (level, &outputs) in widths.iter().enumerate() {
         let temporal = temporal.get(level).copied();
         let kept = config.is_residual && temporal.is_some();
+        if let Some(band) = band {
+            let [h, w] = band.of_level(level, [size.h, size.w]);
+            x = Held::new(Size { h, w, ..x.size }, x.channels);
+        }
         let input = x.buffer;
         if level > 0 {
             x = meter.residuals(x, outputs, config.num_res_blocks + 1, kept);
@@ -295,9 +329,7 @@ fn decoder_pixels(config: &VaeConfig, meter: &mut Meter, size: Size) {
         if kept {
             meter.held += input;
         }
-        let Held {
-            size, channels: c, ..
-        } = x;
+        let (size, c) = (x.size, x.channels);
         let mut arranged = 0;
         if temporal && meter.chunk > 0 {
             arranged = 2 * meter.causal(x, 2 * c, [3, 1, 1], 0).buffer;
