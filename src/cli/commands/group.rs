@@ -26,10 +26,12 @@ impl GroupArgs {
     /// When one is missing or another.
     pub(super) fn meet(&self) -> Result<Option<Links>> {
         launch::end_with_input()?;
-        let place = self.place()?;
-        place
-            .map(|(hosts, rank)| Links::meet(hosts, rank))
-            .transpose()
+        let Some((hosts, rank)) = self.place()? else {
+            return Ok(None);
+        };
+        let links = Links::meet(hosts, rank)?;
+        launch::tell_of_joining(rank)?;
+        Ok(Some(links))
     }
 
     /// The machines, and which of them this one is: as the flag says, or MLX's own variables.

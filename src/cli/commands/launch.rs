@@ -11,8 +11,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,15 +22,18 @@ use tempfile::NamedTempFile;
 
 use super::LOST;
 use crate::cli::flags::{Host, LaunchArgs, command};
-use crate::cli::ui::{info, stderr};
+use crate::cli::ui::{info, print_raw, stderr};
 use crate::util::show::Show;
 
 /// The variable by which a rank knows that it ends with its standard input.
 const LAUNCHED: &str = "WAN_LAUNCHED";
+/// What a rank other than 0 writes to its standard output, where nothing else goes, once it has met rank 0.
+const JOINED: &str = "wan-i2v: this rank has joined";
 /// The first port, as `mlx.launch` has it.
 const PORT: u16 = 32323;
-/// Commands that several machines can share.
+/// Commands that several machines can share, and those that go on when one is lost.
 const SHARED: [&str; 3] = ["batch", "sweep", "doctor"];
+const GOING_ON: [&str; 2] = ["batch", "sweep"];
 /// What a rank gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
@@ -42,6 +45,10 @@ struct Rank {
     /// Ends it when dropped.
     input: Option<ChildStdin>,
     status: Option<ExitStatus>,
+    /// Whether it has met rank 0.
+    has_joined: Arc<AtomicBool>,
+    /// Shows what it says.
+    voice: Option<JoinHandle<()>>,
 }
 
 impl LaunchArgs {
@@ -83,7 +90,9 @@ impl LaunchArgs {
             };
             ranks.push(Rank::start(rank, host, command)?);
         }
-        Ok(wait_for(ranks, &signals))
+        let first = self.flags.first().and_then(|word| word.to_str());
+        let goes_on = first.is_some_and(|name| GOING_ON.contains(&name));
+        Ok(wait_for(ranks, &signals, goes_on))
     }
 
     fn check(&self) -> Result<()> {
@@ -131,7 +140,8 @@ impl LaunchArgs {
         let mut command = Command::new("ssh");
         // Its own questions could not be answered.
         command
-            .args(["-o", "BatchMode=yes", "-T", "--", name])
+            .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=20"])
+            .args(["-T", "--", name])
             .arg(script);
         Ok(command)
     }
@@ -234,19 +244,25 @@ impl Rank {
         })?;
         // Its end of the pipe is the child's alone.
         drop(command);
-        if let Some(lines) = lines {
-            let name = name.clone();
+        let has_joined = Arc::<AtomicBool>::default();
+        let voice = lines.map(|lines| {
+            let (name, has_joined) = (name.clone(), Arc::clone(&has_joined));
             thread::Builder::new().spawn(move || {
                 for line in lines.map_while(std::result::Result::ok) {
-                    info!("{name}: {line}");
+                    match line == JOINED {
+                        true => has_joined.store(true, Ordering::Relaxed),
+                        false => info!("{name}: {line}"),
+                    }
                 }
-            })?;
-        }
+            })
+        });
         Ok(Self {
             name,
             input: child.stdin.take(),
             child,
             status: None,
+            has_joined,
+            voice: voice.transpose()?,
         })
     }
 
@@ -256,6 +272,11 @@ impl Rank {
             self.status = self.child.try_wait().ok().flatten();
         }
         self.status
+    }
+
+    /// Whether it has ended and all is shown that it has said.
+    fn is_over(&mut self) -> bool {
+        self.ended().is_some() && self.voice.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     fn kill(&mut self) {
@@ -273,9 +294,9 @@ impl Drop for Rank {
     }
 }
 
-/// Waits for the ranks, and has all end when one does; returns rank 0's exit code, or that of a rank
-/// without which it could not begin.
-fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize) -> ExitCode {
+/// Waits for the ranks, and has all end when one does, unless rank 0 `goes_on` without those that it has met;
+/// returns rank 0's exit code, or that of a rank without which it could not begin.
+fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize, goes_on: bool) -> ExitCode {
     let Some((first, others)) = ranks.split_first_mut() else {
         return ExitCode::FAILURE;
     };
@@ -287,7 +308,10 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize) -> ExitCode {
         for rank in others.iter_mut().filter(|rank| rank.status.is_none()) {
             if let Some(status) = rank.ended().filter(|status| !status.success()) {
                 stderr::warning(&format!("{} has ended with {status}", rank.name));
-                failed = failed.or(Some((status, Instant::now())));
+                let can_do_without = goes_on && rank.has_joined.load(Ordering::Relaxed);
+                if !can_do_without || status.code() == Some(LOST.into()) {
+                    failed = failed.or(Some((status, Instant::now())));
+                }
             }
         }
         let due = failed.filter(|(_, since)| since.elapsed() > GRACE);
@@ -305,7 +329,7 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize) -> ExitCode {
     let end = Instant::now() + GRACE;
     for rank in others.iter_mut() {
         rank.input = None;
-        while rank.ended().is_none() && Instant::now() < end {
+        while !rank.is_over() && Instant::now() < end {
             thread::sleep(LOOK);
         }
     }
@@ -315,6 +339,14 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize) -> ExitCode {
         .map_or(status, |(status, _)| status);
     let code = status.code().or_else(|| Some(128 + status.signal()?));
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Tells `launch` that this rank has met rank 0, if it has started it.
+pub(super) fn tell_of_joining(rank: usize) -> Result<()> {
+    match rank > 0 && env::var_os(LAUNCHED).is_some() {
+        true => print_raw(format!("{JOINED}\n").as_bytes()),
+        false => Ok(()),
+    }
 }
 
 /// Has this process stop as at Ctrl-C when its standard input ends, if `launch` has started it.

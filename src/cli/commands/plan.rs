@@ -1,19 +1,19 @@
 //! `wan-i2v plan`: a forecast for people and for scripts.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::clip::{Model, Request, Settings, Size};
 use crate::media::picture::Picture;
-use crate::model::dit::share::sent_bytes;
+use crate::model::dit::share::Traffic;
 use crate::model::vae::Tiling;
 use crate::pipeline::plan::{
-    CLIPS, Clip, Fits, Forecast, Inputs, PlannedMemory, Published, Rates, in_four_steps,
-    plan_memory,
+    CLIPS, Clip, ExchangeRate, Fits, Forecast, Inputs, PlannedMemory, Published, Rates,
+    in_four_steps, plan_memory,
 };
 use crate::pipeline::{Phase, tokenize};
-use crate::runtime::{Device, Precision};
 use crate::util::show::chain;
 use crate::weights::quantize::{Bits, Scheme};
 use crate::weights::{Checkpoint, Loading};
@@ -26,7 +26,7 @@ use super::resolve::{self, Elsewhere};
 use crate::cli::config::Catalogue;
 use crate::cli::flags::PlanArgs;
 use crate::cli::ui::{
-    columns, exit_code, human_bytes, human_time, info, print, print_json, stderr,
+    columns, exit_code, human_bytes, human_short_time, human_time, info, print, print_json, stderr,
 };
 
 /// Tokens of a prompt when none is given.
@@ -83,7 +83,7 @@ impl PlanArgs {
         let few = in_few_steps(clip, place, rates.as_mut(), settled.forecast.passes)?;
         let refusal = (!settled.fits).then(|| place.refusal(clip, &settled.forecast));
         let ways = Ways::of(&settled, &checkpoint, &settings);
-        let shared = machines.map(|machines| Shared::of(machines, &settled.forecast, clip, device));
+        let shared = machines.map(|machines| Shared::of(machines, &settled, clip, place));
         let macs = Published::default().macs()?;
         if as_json {
             let macs = macs.iter().map(|(memory, fits)| {
@@ -188,8 +188,8 @@ fn answer(settled: &PlannedMemory, clip: Clip<'_>, settings: &Settings, place: P
     )
 }
 
-/// Bytes a second of a wire, at most.
-const WIRES: [(&str, f64); 2] = [
+/// Wires, and the most bytes that go over one a second.
+pub(super) const WIRES: [(&str, f64); 2] = [
     ("Thunderbolt 5 (10 GB/s)", 10e9),
     ("10 GbE (1.25 GB/s)", 1.25e9),
 ];
@@ -202,52 +202,136 @@ struct Shared {
     guidance: bool,
     /// How many share the sequence of a pass.
     sequence: u64,
-    /// Bytes that each sends a guided step, or a pass.
+    /// Whether it has guided steps, of which the bytes and seconds are.
+    guided: bool,
+    /// The most bytes that one of them sends a step.
     sent_bytes: u64,
     /// The most bytes on a machine that has the transformers alone; rank 0 takes what one machine does.
     peak_bytes: u64,
+    /// What was measured between so many machines, if it was.
+    rate: Option<ExchangeRate>,
+    /// What that makes of the exchange of a step, and of the clip.
+    exchange_seconds: Option<f64>,
+    seconds: Option<f64>,
+    /// The same by the rates of wires.
+    wires: Vec<OverWire>,
+}
+
+/// What a wire makes of the clip.
+#[derive(Debug, Serialize)]
+struct OverWire {
+    wire: &'static str,
+    bytes_per_second: f64,
+    exchange_seconds: f64,
+    seconds: Option<f64>,
 }
 
 impl Shared {
-    fn of(machines: u64, forecast: &Forecast, clip: Clip<'_>, device: Device) -> Self {
-        let grid = clip.settings.latent_grid(&clip.checkpoint.vae);
-        let product = if device.dtype == Precision::F32 { 4 } else { 2 };
-        let guidance = matches!(machines, 2 | 4) && clip.inputs.negative.is_some();
-        let sequence = if guidance { machines / 2 } else { machines };
-        let [step, pass] = sent_bytes(clip.checkpoint.dit(), grid, product, sequence);
+    fn of(machines: u64, settled: &PlannedMemory, clip: Clip<'_>, place: Place) -> Self {
+        let guided = clip.inputs.negative.is_some();
+        let traffic = Traffic::new(
+            clip.checkpoint.dit(),
+            clip.settings.latent_grid(&clip.checkpoint.vae),
+            place.device.dtype.matmul_dtype_size() as u64,
+            machines,
+            guided,
+            settled.memory.shared_start,
+        );
+        let forecast = &settled.forecast;
         let denoising = forecast
             .phases
             .iter()
             .filter(|phase| phase.phase == Phase::Denoising);
+        let times = |rate, least| {
+            let exchange = |guided| traffic.seconds(guided, rate, least);
+            (
+                exchange(guided),
+                forecast.shared_seconds(&traffic, exchange),
+            )
+        };
+        let wires = WIRES.map(|(wire, bytes_per_second)| {
+            let (exchange_seconds, seconds) = times(bytes_per_second, 0.0);
+            OverWire {
+                wire,
+                bytes_per_second,
+                exchange_seconds,
+                seconds,
+            }
+        });
+        // Between machines that are not here nothing was measured.
+        let rate = match place.mac {
+            Some(_) => None,
+            None => ExchangeRate::of_wire(machines as usize),
+        };
+        let measured = rate
+            .as_ref()
+            .map(|rate| times(rate.bytes_per_second, rate.least_seconds));
         Self {
             machines,
-            guidance,
-            sequence,
-            sent_bytes: if sequence == 1 { step } else { pass },
+            guidance: traffic.halves(),
+            sequence: traffic.sequence(),
+            guided,
+            sent_bytes: traffic.most_sent(guided),
             peak_bytes: denoising
                 .map(|phase| phase.peak_bytes)
                 .max()
                 .unwrap_or_default(),
+            rate,
+            exchange_seconds: measured.map(|(exchange, _)| exchange),
+            seconds: measured.and_then(|(_, seconds)| seconds),
+            wires: wires.into(),
         }
     }
 
     fn describe(&self) -> String {
-        let (machines, peak) = (self.machines, human_bytes(self.peak_bytes));
-        let (what, each, ways) = match (self.guidance, self.sequence) {
-            (true, 1) => ("guidance", "guided step", 2.0),
-            (true, _) => ("guidance and the sequence", "pass", 1.0),
-            (false, _) => ("the sequence", "pass", 1.0),
+        let what = match (self.guidance, self.sequence) {
+            (true, 1) => "guidance",
+            (true, _) => "guidance and the sequence",
+            (false, _) => "the sequence",
         };
-        let times = WIRES.map(|(wire, rate)| {
-            let seconds = human_time(ways * self.sent_bytes as f64 / rate);
-            format!("{seconds} over {wire}")
-        });
-        format!(
-            "\n{machines} machines share {what}: each sends {} a {each}, {} at the wire's rate; \
-             all but the first need {peak} at most.\n",
+        let step = if self.guided {
+            "a guided step"
+        } else {
+            "a step"
+        };
+        let mut text = format!(
+            "\n{} machines share {what}; the others need {} at most.\nEach sends up to {} {step}, ",
+            self.machines,
+            human_bytes(self.peak_bytes),
             human_bytes(self.sent_bytes),
-            times.join(", "),
-        )
+        );
+        let the_clip = |seconds: Option<f64>| match seconds {
+            Some(seconds) => format!(": the clip takes at most {}", human_time(seconds)),
+            None => String::new(),
+        };
+        if let (Some(rate), Some(exchange)) = (&self.rate, self.exchange_seconds) {
+            let others = match rate.machines.as_slice() {
+                [_, other] => other.to_string(),
+                all => format!("{} others", all.len().saturating_sub(1)),
+            };
+            let first = rate.machines.first().map(Ipv4Addr::to_string);
+            let _ = writeln!(
+                text,
+                "{} at the {}/s measured\nbetween {} and {others}{}.",
+                human_short_time(exchange),
+                human_bytes(rate.bytes_per_second as u64),
+                first.unwrap_or_default(),
+                the_clip(self.seconds),
+            );
+            return text;
+        }
+        text += "at the wire's own rate";
+        for OverWire {
+            wire,
+            exchange_seconds,
+            seconds,
+            ..
+        } in &self.wires
+        {
+            let exchange = human_short_time(*exchange_seconds);
+            let _ = write!(text, "\n  {exchange} over {wire}{}", the_clip(*seconds));
+        }
+        text + "\nwan-i2v launch --hosts a,b -- doctor measures the rate between your machines.\n"
     }
 }
 
@@ -489,5 +573,63 @@ fn flops(count: u64) -> String {
         1e9..1e12 => format!("{:.1} GFLOP", count / 1e9),
         1e12..1e15 => format!("{:.2} TFLOP", count / 1e12),
         _ => format!("{:.2} PFLOP", count / 1e15),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_machines_share_fits_eighty_columns() {
+        let long = [[192, 168, 100, 100], [192, 168, 100, 101]].map(Ipv4Addr::from);
+        let of = |rate: Option<(&[Ipv4Addr], f64)>, seconds| {
+            let times = |exchange| (rate.is_some()).then_some(exchange);
+            Shared {
+                machines: 4,
+                guidance: true,
+                sequence: 2,
+                guided: true,
+                sent_bytes: 253_800_000_000,
+                peak_bytes: 14_300_000_000,
+                exchange_seconds: times(725.0),
+                seconds: times(43_000.0).and(seconds),
+                rate: rate.map(|(machines, rate)| ExchangeRate::now(machines.to_vec(), rate, 1e-3)),
+                wires: WIRES
+                    .map(|(wire, bytes_per_second)| OverWire {
+                        wire,
+                        bytes_per_second,
+                        exchange_seconds: 725.0,
+                        seconds,
+                    })
+                    .into(),
+            }
+        };
+        let seconds = Some(43_000.0);
+        for (shared, last) in [
+            (
+                of(Some((&long, 523e6)), seconds),
+                "253.8 GB a guided step, 12 min 05 s at the 523.0 MB/s measured\n\
+                 between 192.168.100.100 and 192.168.100.101: the clip takes at most 11 h 56 min.\n",
+            ),
+            (
+                of(Some((&[long, long].concat(), 1.1e9)), None),
+                "253.8 GB a guided step, 12 min 05 s at the 1.1 GB/s measured\n\
+                 between 192.168.100.100 and 3 others.\n",
+            ),
+            (
+                of(None, seconds),
+                "253.8 GB a guided step, at the wire's own rate\n  \
+                 12 min 05 s over Thunderbolt 5 (10 GB/s): the clip takes at most 11 h 56 min\n  \
+                 12 min 05 s over 10 GbE (1.25 GB/s): the clip takes at most 11 h 56 min\n\
+                 wan-i2v launch --hosts a,b -- doctor measures the rate between your machines.\n",
+            ),
+        ] {
+            let text = shared.describe();
+            let first = "\n4 machines share guidance and the sequence; the others need 14.3 GB at most.\n\
+                         Each sends up to ";
+            assert_eq!(text, format!("{first}{last}"));
+            assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        }
     }
 }

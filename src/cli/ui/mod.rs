@@ -22,4 +22,4 @@ pub(crate) use stderr::{Style, confirm, event, info, style};
 pub(crate) use table::{columns, columns_within, exit_code};
 pub(crate) use terminal::{print, print_json, print_path, print_raw};
 pub(crate) use transfer::Transfer;
-pub(crate) use units::{human_bytes, human_count, human_time};
+pub(crate) use units::{human_bytes, human_count, human_short_time, human_time};

@@ -112,6 +112,13 @@ pub(crate) fn detail(text: &str) {
     }
 }
 
+/// What a rank that rank 0 reports for says about itself, quiet as it is otherwise.
+pub(crate) fn detail_of_rank(text: &str) {
+    if is_verbose() {
+        tell(text);
+    }
+}
+
 /// What went well in the end.
 pub(crate) fn success(text: &str) {
     match style() {

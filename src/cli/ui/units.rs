@@ -12,6 +12,14 @@ pub(crate) fn human_time(seconds: f64) -> String {
     }
 }
 
+/// As [`human_time`], of what may be over at once: `0.8 ms`.
+pub(crate) fn human_short_time(seconds: f64) -> String {
+    match seconds {
+        0.0..0.1 => format!("{:.1} ms", seconds * 1e3),
+        _ => human_time(seconds),
+    }
+}
+
 /// Bytes for people: `253.8 MB`, `28.6 GB`.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     if bytes < 1000 {

@@ -3,8 +3,10 @@
 //! [`vae::cost`](super::vae::cost). [`crate::runtime::operations`] counts what is really asked for; a
 //! test holds the two equal, and bytes within 15% of what MLX measures.
 
+mod exchange;
 mod rates;
 
+pub use exchange::ExchangeRate;
 pub use rates::{Measured, Rates};
 
 /// Bytes of a float32.

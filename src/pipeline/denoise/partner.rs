@@ -18,7 +18,7 @@ use super::Denoiser;
 use super::health::NotFinite;
 use crate::clip::{CacheMethod, Identity};
 use crate::model::MemoryPlan;
-use crate::model::dit::share::{Gathering, Share, is_enough};
+use crate::model::dit::share::{Gathering, Share, halve_guidance, is_enough};
 use crate::model::vae::{Division, Tiling, VaeConfig};
 use crate::persist::{SavedRun, file};
 use crate::pipeline::Job;
@@ -98,8 +98,7 @@ pub(super) struct Parts {
 impl Parts {
     fn of(group: &Group, guided: bool) -> Self {
         let size = group.size();
-        // More than two of a half would need groups within MLX's ring, which has none.
-        let halves = guided && matches!(size, 2 | 4);
+        let halves = halve_guidance(size as u64, guided);
         let each = if halves { size / 2 } else { size };
         Self { halves, each }
     }

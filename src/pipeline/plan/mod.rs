@@ -5,7 +5,7 @@ mod budget;
 mod parts;
 mod published;
 
-pub use crate::model::cost::{Operations, Rates};
+pub use crate::model::cost::{ExchangeRate, Operations, Rates};
 pub use budget::{
     Budget, Clip, PlannedMemory, plan_memory, plan_memory_or_refuse, refusal, refusal_on_mac,
     shortage,
@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::clip::{GuideScale, Settings};
 use crate::model::MemoryPlan;
+use crate::model::dit::share::Traffic;
 use crate::model::dit::{self, DitConfig};
 use crate::model::vae::Tiling;
 use crate::model::{clip_vision, umt5, vae};
@@ -59,6 +60,9 @@ pub struct PhaseForecast {
     pub seconds: Option<f64>,
     /// Those of them in which weights are loaded.
     pub loading_seconds: Option<f64>,
+    /// An expert's.
+    #[serde(skip)]
+    steps: Steps,
     /// What its time is made of.
     #[serde(skip)]
     works: Vec<Work>,
@@ -116,6 +120,26 @@ impl Forecast {
         self
     }
 
+    /// All seconds on machines that share its passes, where an exchange takes `exchange(guided)` of a step: at
+    /// most, since nothing is computed meanwhile.
+    pub fn shared_seconds(&self, traffic: &Traffic, exchange: impl Fn(bool) -> f64) -> Option<f64> {
+        let of = |phase: &PhaseForecast| {
+            let (seconds, loading) = (phase.seconds?, phase.loading_seconds?);
+            let Steps { all, guided } = phase.steps;
+            if all == 0 {
+                return Some(seconds);
+            }
+            let [mut passes, mut exchanged] = [0.0; 2];
+            for (steps, guided) in [(all - guided, false), (guided, true)] {
+                passes += (steps * traffic.passes(guided)) as f64;
+                exchanged += steps as f64 * exchange(guided);
+            }
+            let part = passes / (all + guided) as f64 / traffic.sequence() as f64;
+            Some(loading + (seconds - loading) * part + exchanged)
+        };
+        self.phases.iter().map(of).sum()
+    }
+
     /// Measures those parts of its networks that `rates` do not know yet, and keeps what they took:
     /// some seconds for a large network.
     pub fn measure(&self, rates: &mut Rates, checkpoint: &Checkpoint) {
@@ -169,7 +193,7 @@ pub fn forecast(
     let grid = settings.latent_grid(&checkpoint.vae);
     let cells = grid.map(|side| side.max(0) as u64);
     let mut phases = Vec::new();
-    let mut add = |(phase, expert), operations, weight_bytes, peak_bytes, works| {
+    let mut add = |(phase, expert, steps), operations, weight_bytes, peak_bytes, works| {
         let forecast = PhaseForecast {
             phase,
             expert,
@@ -178,6 +202,7 @@ pub fn forecast(
             peak_bytes,
             seconds: None,
             loading_seconds: None,
+            steps,
             works,
         };
         phases.push(forecast.timed(rates));
@@ -205,7 +230,7 @@ pub fn forecast(
         Ok((absent > 0).then(|| Work::read(name, absent, device)))
     };
     add(
-        (Phase::Text, None),
+        (Phase::Text, None, Steps::default()),
         counts().map(encode).sum(),
         held.bytes,
         held.bytes + umt5::cost::peak_bytes(text, device, longest, held.quantized),
@@ -260,7 +285,8 @@ pub fn forecast(
             // One after the other.
             peak = peak.max(held + clip_vision::cost::peak_bytes(config, device));
         }
-        add((Phase::Image, None), operations, bytes, peak, works);
+        let of = (Phase::Image, None, Steps::default());
+        add(of, operations, bytes, peak, works);
     }
 
     // After a step, when none of its arrays is left.
@@ -311,7 +337,7 @@ pub fn forecast(
         }
         let texts: Vec<[u64; 2]> = prompts.iter().map(|&n| rows(n)).collect();
         add(
-            (Phase::Denoising, Some(expert)),
+            (Phase::Denoising, Some(expert), steps),
             denoising(
                 config,
                 memory,
@@ -358,7 +384,7 @@ pub fn forecast(
         grid,
     ));
     add(
-        (Phase::Decoding, None),
+        (Phase::Decoding, None, Steps::default()),
         decoding(grid, memory.decode_tiling),
         held,
         peak,
@@ -513,5 +539,57 @@ mod tests {
             assert!((seconds / all - 1.0).abs() < 2e-2, "{seconds} {all}");
         }
         assert_eq!(slow.timed(None), made);
+    }
+
+    #[test]
+    fn machines_share_what_is_computed_of_denoising() {
+        let checkpoint = Checkpoint::embedded(tiny::FILES, Loading::default()).unwrap();
+        let made = forecast_of(&checkpoint);
+        let config = checkpoint.dit();
+        let none = |_: bool| 0.0;
+        let of = |machines, guided| Traffic::new(config, [3, 4, 4], 4, machines, guided, true);
+        assert_eq!(made.shared_seconds(&of(2, true), none), None);
+        let made = made.timed(Some(&Rates::even(1e9)));
+        let all = made.seconds.unwrap();
+        let denoising = made.phases.iter().filter(|phase| phase.steps.all > 0);
+        let [mut computed, mut steps, mut guided] = [0.0; 3];
+        for phase in denoising {
+            computed += phase.seconds.unwrap() - phase.loading_seconds.unwrap();
+            steps += phase.steps.all as f64;
+            guided += phase.steps.guided as f64;
+        }
+        assert!(computed > 0.0 && steps == 8.0 && guided > 0.0);
+        let is_near = |seconds: Option<f64>, expected: f64| {
+            let seconds = seconds.unwrap();
+            assert!(
+                (seconds / expected - 1.0).abs() < 1e-9,
+                "{seconds} {expected}"
+            );
+        };
+        // Every pass has a third of its rows.
+        let rest = all - computed;
+        is_near(
+            made.shared_seconds(&of(3, true), none),
+            rest + computed / 3.0,
+        );
+        let exchange = |guided| if guided { 2.0 } else { 1.0 };
+        is_near(
+            made.shared_seconds(&of(3, true), exchange),
+            rest + computed / 3.0 + steps + guided,
+        );
+        // A guided step takes one pass instead of two.
+        if guided == steps {
+            is_near(
+                made.shared_seconds(&of(2, true), none),
+                rest + computed / 2.0,
+            );
+            is_near(
+                made.shared_seconds(&of(4, true), none),
+                rest + computed / 4.0,
+            );
+        } else {
+            let two = made.shared_seconds(&of(2, true), none).unwrap();
+            assert!(two > rest + computed / 2.0 && two < all, "{two}");
+        }
     }
 }

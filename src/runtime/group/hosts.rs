@@ -67,6 +67,12 @@ impl Hosts {
         self.0.len()
     }
 
+    /// The first address of each rank.
+    pub fn addresses(&self) -> Vec<Ipv4Addr> {
+        let first = self.0.iter().filter_map(|all| all.first());
+        first.map(|address| *address.ip()).collect()
+    }
+
     /// A rank as messages name it.
     pub fn name(&self, rank: usize) -> String {
         let ip = self.0.get(rank).and_then(|all| all.first());
@@ -113,6 +119,8 @@ mod tests {
         let hosts = read(r#"[["10.0.0.1:5000", "10.0.1.1:5001"], ["10.0.0.2:5002"]]"#).unwrap();
         assert_eq!(hosts.size(), 2);
         assert_eq!(hosts.name(1), "rank 1 (10.0.0.2)");
+        let addresses = [[10, 0, 0, 1], [10, 0, 0, 2]].map(Ipv4Addr::from);
+        assert_eq!(hosts.addresses(), addresses);
         assert_eq!(hosts.control().unwrap().to_string(), "10.0.0.1:5003");
         assert!(hosts.has(0, "10.0.1.1".parse().unwrap()));
         assert!(!hosts.has(1, "10.0.1.1".parse().unwrap()));

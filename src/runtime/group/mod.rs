@@ -100,6 +100,8 @@ pub struct Links {
     inbox: Receiver<(usize, Incoming)>,
     /// Messages that came while another rank's was waited for.
     waiting: RefCell<VecDeque<(usize, Option<Vec<u8>>)>>,
+    /// Ranks that have said that they are done.
+    done: RefCell<Vec<usize>>,
     lost: RefCell<Option<RankLost>>,
 }
 
@@ -185,6 +187,7 @@ impl Links {
             links,
             inbox,
             waiting: RefCell::default(),
+            done: RefCell::default(),
             lost: RefCell::default(),
         })
     }
@@ -202,6 +205,11 @@ impl Links {
     /// A rank as messages name it.
     pub fn name(&self, rank: usize) -> String {
         self.hosts.name(rank)
+    }
+
+    /// The machines that there are.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     /// Sends a message to a rank that this one is linked with.
@@ -235,6 +243,8 @@ impl Links {
                 return Ok(message);
             }
             drop(waiting);
+            let is_over = self.done.borrow().contains(&rank);
+            ensure!(!is_over, self.lost(rank, "has ended".into()));
             self.look(LOOK)?;
         }
     }
@@ -284,14 +294,13 @@ impl Links {
 
     /// Whether rank 0 wants nothing more, or is lost.
     pub fn is_over(&self) -> bool {
-        self.look(Duration::ZERO).is_err() || self.ended().is_some()
+        self.look(Duration::ZERO).is_err() || !self.done.borrow().is_empty()
     }
 
-    /// A rank that is done.
-    fn ended(&self) -> Option<usize> {
-        let waiting = self.waiting.borrow();
-        let mut ended = waiting.iter().filter(|(_, message)| message.is_none());
-        ended.next().map(|(rank, _)| *rank)
+    /// Fails if a rank is done, of which more is wanted.
+    fn none_is_done(&self) -> Result<()> {
+        let done = self.done.borrow().first().copied();
+        done.map_or(Ok(()), |rank| bail!(self.lost(rank, "has ended".into())))
     }
 
     /// Tells the others that this rank ends, and why.
@@ -315,15 +324,16 @@ impl Links {
             }
             Ok((rank, Incoming::Ended)) => {
                 self.waiting.borrow_mut().push_back((rank, None));
+                self.done.borrow_mut().push(rank);
                 return Ok(());
             }
             Ok((rank, Incoming::Failed(why))) => (rank, format!("has failed: {}", why.shown())),
             Ok((rank, Incoming::Gone(why))) => (rank, format!("is lost: {why}")),
             Err(RecvTimeoutError::Timeout) => return Ok(()),
-            // No rank is left to say anything.
+            // No rank is left to say anything, and none was lost.
             Err(RecvTimeoutError::Disconnected) => {
-                let rank = self.links.first().map_or(0, |link| link.rank);
-                (rank, "has ended".into())
+                thread::sleep(pause);
+                return Ok(());
             }
         };
         bail!(self.lost(rank, what))
@@ -368,7 +378,7 @@ impl Links {
                 Ok(connected) => break connected,
                 Err(_) if Instant::now() > end => break None,
                 Err(_) => {
-                    let looked = self.look(LOOK);
+                    let looked = self.look(LOOK).and_then(|()| self.none_is_done());
                     looked.inspect_err(|_| ABANDONED.store(true, Ordering::Relaxed))?;
                 }
             }
@@ -479,6 +489,8 @@ impl Group {
     /// # Errors
     /// [`RankLost`], or MLX fails.
     pub fn finish(&self, exchange: Exchange) -> Result<Array> {
+        // A rank may be done with what is still on its way.
+        let mut last: Option<Instant> = None;
         let done = loop {
             match exchange.is_done(&self.ranks) {
                 Ok(false) => {}
@@ -486,15 +498,19 @@ impl Group {
                 Err(error) => break Err(error),
             }
             self.look(SHORT_LOOK)?;
+            if !self.done.borrow().is_empty() {
+                let last = last.get_or_insert_with(|| Instant::now() + patience());
+                if Instant::now() > *last {
+                    self.none_is_done()?;
+                }
+            }
         };
         if let Err(error) = done {
             // The link knows who it was, a moment later.
             let end = Instant::now() + patience();
             while Instant::now() < end {
                 self.look(LOOK)?;
-                if let Some(rank) = self.ended() {
-                    return Err(self.lost(rank, "has ended".into()).into());
-                }
+                self.none_is_done()?;
             }
             return Err(error.into());
         }

@@ -7,11 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use npyz::NpyFile;
-use serde_json::Value;
+use serde_json::{Value, json};
+use wan_i2v::model::dit::DitConfig;
+use wan_i2v::model::dit::share::Traffic;
 use wan_i2v::persist::SavedRun;
 
 use crate::cli::running::{FLAGS, Running, bytes, succeed};
-use crate::cli::{Bench, run};
+use crate::cli::{Bench, Ran, run};
 use crate::support::isolated::program;
 
 /// A rank other than 0, killed when dropped.
@@ -97,6 +99,40 @@ fn launch(ranks: usize, command: &Command) -> Command {
     launch
 }
 
+/// The event that a run ends with.
+fn result(ran: &Ran) -> Value {
+    let is_result = |line: &&str| line.starts_with('{') && line.contains(r#""event":"result""#);
+    serde_json::from_str(ran.stderr.lines().rfind(is_result).unwrap()).unwrap()
+}
+
+/// The result of a run that `launch` has started with `-v`, and what each rank has sent.
+fn result_and_sent(ran: &Ran, ranks: usize) -> (Value, Vec<u64>) {
+    let result = result(ran);
+    let mut sent = vec![result["sent_bytes"].as_u64().unwrap()];
+    for rank in 1..ranks {
+        let said = format!("rank {rank} (localhost): sent ");
+        let mut lines = ran.stderr.lines();
+        let bytes = lines.find_map(|line| line.strip_prefix(&said)?.split(' ').next());
+        let bytes = bytes.unwrap_or_else(|| panic!("{said}: {}", ran.stderr));
+        sent.push(bytes.parse().unwrap());
+    }
+    (result, sent)
+}
+
+impl Bench {
+    /// What each of so many ranks sends for `steps` of a clip of 9 frames of 48 x 48, of which `guided` are
+    /// guided: those of `plan`.
+    fn traffic(&self, ranks: u64, product_bytes: u64, [steps, guided]: [u64; 2]) -> Vec<u64> {
+        let config = fs::read(self.checkpoint.path("transformer/config.json")).unwrap();
+        let config: DitConfig = serde_json::from_slice(&config).unwrap();
+        let grid = [3, 6, 6];
+        let traffic = Traffic::new(&config, grid, product_bytes, ranks, guided > 0, true);
+        let sent =
+            |rank| guided * traffic.sent(rank, true) + (steps - guided) * traffic.sent(rank, false);
+        (0..ranks).map(sent).collect()
+    }
+}
+
 fn array(path: &Path) -> Vec<f32> {
     NpyFile::new(File::open(path).unwrap())
         .unwrap()
@@ -134,20 +170,14 @@ fn two_make_the_clip_of_one() {
     ] {
         let run = |which: &str| {
             let (clip, dump) = (format!("{name}-{which}.mp4"), format!("{name}-{which}"));
-            let flags = [flags, &["--dump", &dump, "--progress", "json"]].concat();
+            let flags = [flags, &["--dump", &dump, "--progress", "json", "-v"]].concat();
             (bench.clip(&clip, &flags), bench.path(&dump))
         };
         let ((alone, one), (together, two)) = (run("one"), run("two"));
-        let result = |ran: &str| -> Value {
-            let last = ran
-                .lines()
-                .rfind(|line| line.contains(r#""event":"result""#));
-            serde_json::from_str(last.unwrap()).unwrap()
-        };
-        let alone = result(&succeed(&mut { alone }).stderr);
+        let alone = result(&succeed(&mut { alone }));
         let ran = succeed(&mut launch(2, &together));
         assert_eq!(ran.stdout, format!("{name}-two.mp4\n").as_bytes());
-        let shared = result(&ran.stderr);
+        let (shared, sent) = result_and_sent(&ran, 2);
         assert_eq!(alone["passes"], shared["passes"], "{name}");
 
         let latents =
@@ -162,7 +192,7 @@ fn two_make_the_clip_of_one() {
         assert_eq!(guided < steps, name == "interval");
         // The latents at every guided step, and nothing else; a prediction comes back.
         let expected = guided * 4 * latents(&one, 0).len() as u64;
-        assert_eq!(shared["sent_bytes"], expected, "{name}");
+        assert_eq!(sent, [expected; 2], "{name}");
         assert_eq!(alone["sent_bytes"], Value::Null);
         assert!(!bench.state(&format!("{name}-two.mp4")).exists());
     }
@@ -189,7 +219,7 @@ fn rows_are_shared_by_any_number() {
             &["--cache", "teacache,threshold=9", "--steps", "9"],
         ),
         // Two by two.
-        ("four", 4, &["--guide-interval", "0.3,0.9"]),
+        ("interval", 4, &["--guide-interval", "0.3,0.9"]),
         (
             "tea",
             4,
@@ -203,13 +233,13 @@ fn rows_are_shared_by_any_number() {
     ] {
         let command = |which: &str| {
             let (clip, dump) = (format!("{name}-{which}.mp4"), format!("{name}-{which}"));
-            let flags = [&SIZE, flags, &["--dump", &dump, "--progress", "json"]].concat();
+            let flags = [&SIZE, flags, &["--dump", &dump, "--progress", "json", "-v"]].concat();
             (bench.clip(&clip, &flags), bench.path(&dump))
         };
         let ((mut alone, one), (together, two)) = (command("one"), command("two"));
         succeed(&mut alone);
         let ran = succeed(&mut launch(machines, &together));
-        let result: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+        let (result, sent) = result_and_sent(&ran, machines);
         let steps = result["settings"]["steps"].as_u64().unwrap();
         let mut largest = 0.0_f32;
         for step in 0..steps {
@@ -219,31 +249,18 @@ fn rows_are_shared_by_any_number() {
             largest = largest.max(most);
         }
         println!(
-            "measured: {name}: {largest:.1e}, {} bytes sent, {}",
-            result["sent_bytes"], result["passes"]
+            "measured: {name}: {largest:.1e}, {sent:?} bytes sent, {}",
+            result["passes"]
         );
-        if !name.contains("guided") {
-            continue;
+        // Caches spare what they spare.
+        if !flags.contains(&"--cache") {
+            let guided = |step: &u64| two.join(format!("step_{step:03}_uncond.npy")).exists();
+            let guided = (0..steps).filter(guided).count() as u64;
+            let expected = bench.traffic(machines as u64, 4, [steps, guided]);
+            assert_eq!(sent, expected, "{name}");
+            assert_eq!(guided == 0, name == "unguided");
+            assert_eq!(guided < steps, ["unguided", "interval"].contains(&name));
         }
-        let config = fs::read(bench.checkpoint.path("transformer/config.json")).unwrap();
-        let config: Value = serde_json::from_slice(&config).unwrap();
-        let of = |key: &str| config[key].as_u64().unwrap();
-        // Latents of 3 frames, 6 x 6; tokens of 2 x 2 of them.
-        let (latents, tokens) = (4 * of("out_channels") * 3 * 6 * 6, 3 * 3 * 3);
-        // Two by two halve the passes; a prediction comes back.
-        let sequence = if machines == 4 { 2 } else { machines as u64 };
-        let rows = u64::div_ceil(tokens, sequence);
-        let width = of("num_attention_heads") * of("attention_head_dim");
-        let pass = 4 * rows * (2 * of("num_layers") * width + 4 * of("out_channels"));
-        let passes = result["passes"]["computed"].as_u64().unwrap() * sequence / machines as u64;
-        let starts = (machines as u64 - 1) * steps * latents;
-        // Both passes of a step have the first block's keys and values in common.
-        let common = match name {
-            "guided by three" => steps * 4 * rows * 2 * width,
-            _ => 0,
-        };
-        let expected = (sequence - 1) * (passes * pass - common) + starts;
-        assert_eq!(result["sent_bytes"], expected, "{name}");
     }
 }
 
@@ -276,6 +293,18 @@ fn frames_are_decoded_by_all() {
             assert_eq!(result["sent_bytes"], 2 * 4 * latents, "{name}");
         }
     }
+}
+
+/// Keys and values as wide as products, predictions in float32.
+#[test]
+fn bytes_in_bfloat16_are_those_of_the_forecast() {
+    let bench = Bench::new("a");
+    let flags = ["--size", "48x48", "--dtype", "bf16", "-v"];
+    let command = bench.clip("clip.mp4", &[&flags[..], &["--progress", "json"]].concat());
+    let ran = succeed(&mut launch(3, &command));
+    let (result, sent) = result_and_sent(&ran, 3);
+    let steps = result["settings"]["steps"].as_u64().unwrap();
+    assert_eq!(sent, bench.traffic(3, 2, [steps, steps]));
 }
 
 #[test]
@@ -576,43 +605,168 @@ fn clips_go_to_free_machines_and_are_the_same_bytes() {
     assert_eq!(bench.files("out").len(), expected.len());
 }
 
+/// Also where the lost rank was started by `launch`, which ends a clip's.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_launched_batch_goes_on_without_a_lost_rank() {
+    let bench = Bench::new("a");
+    let long = JOBS.replace(r#""seed": 6"#, r#""seed": 6, "steps": 3"#);
+    let mut launched = launch(2, &bench.batch("long.jsonl", &long, &[]));
+    let mut launched = Running::start(&mut launched);
+    launched.wait_for("step");
+    // The ranks have the same flags, and are told apart by a variable.
+    let children = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let folder = entry.unwrap().path();
+        let environment = fs::read(folder.join("environ")).ok()?;
+        let mut variables = environment.split(|byte| *byte == 0);
+        let is_second = variables.any(|variable| variable == b"MLX_RANK=1");
+        let folder_of = fs::read_link(folder.join("cwd")).ok()?;
+        let is_ours = folder_of == bench.work.path().canonicalize().unwrap();
+        (is_second && is_ours).then(|| folder.file_name().unwrap().to_owned())
+    });
+    let children: Vec<_> = children.collect();
+    assert_eq!(children.len(), 1, "{children:?}");
+    let kill = Command::new("kill").arg("-KILL").args(&children).status();
+    assert!(kill.unwrap().success());
+    let (code, events) = launched.end();
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(made(&events)[0], (1..=6).collect());
+}
+
 #[test]
 fn doctor_measures_between_machines() {
-    let ran = succeed(&mut launch(2, program().args(["doctor", "--json"])));
-    let measured: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let bench = Bench::new("a");
+    let cache = bench.path("cache");
+    let kept = cache.join("wan-i2v/exchange.json");
+    let doctor = || {
+        let mut doctor = launch(2, program().args(["doctor", "--json"]));
+        let ran = succeed(doctor.env("XDG_CACHE_HOME", &cache));
+        serde_json::from_slice::<Value>(&ran.stdout).unwrap()
+    };
+    let measured = doctor();
     assert_eq!(measured["machines"][1], "rank 1 (127.0.0.1)");
     assert!(
         measured["bytes_per_second"].as_f64().unwrap() > 1e6,
         "{measured}"
     );
     assert_eq!(measured["clips"].as_array().unwrap().len(), 2);
+    let rates: Value = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+    assert_eq!(rates[0]["machines"], json!(["127.0.0.1", "127.0.0.1"]));
+    for key in ["bytes_per_second", "least_seconds"] {
+        assert_eq!(rates[0][key], measured[key], "{key}");
+    }
+    // Which says nothing of a wire.
+    let plan = bench.plan_of(2, &cache);
+    assert_eq!(plan["rate"], Value::Null);
+    // A file that cannot be replaced is none that doctor needs.
+    fs::remove_dir_all(&cache).unwrap();
+    fs::write(&cache, "no folder").unwrap();
+    assert!(doctor()["least_seconds"].as_f64().unwrap() > 0.0);
+}
+
+impl Bench {
+    fn plan(&self, more: &[&str]) -> Command {
+        let mut command = program();
+        command.arg("plan").arg("--model");
+        command.arg(self.checkpoint.root());
+        command.args(["--size", "48x48", "--frames", "9", "--device", "cpu"]);
+        command.args(more);
+        command
+    }
+
+    /// What `plan` says of so many machines, with what is kept in a folder.
+    fn plan_of(&self, machines: usize, cache: &Path) -> Value {
+        let mut plan = self.plan(&["--machines", &machines.to_string(), "--json"]);
+        let ran = succeed(plan.env("XDG_CACHE_HOME", cache));
+        let all: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        all["machines"].clone()
+    }
 }
 
 #[test]
 fn plan_says_what_machines_send_and_hold() {
     let bench = Bench::new("a");
-    let plan = |more: &[&str]| {
-        let mut command = program();
-        command
-            .arg("plan")
-            .arg("--model")
-            .arg(bench.checkpoint.root());
-        command.args(["--size", "48x48", "--frames", "9", "--device", "cpu"]);
-        succeed(command.args(more))
-    };
+    let plan = |more: &[&str]| succeed(&mut bench.plan(more));
     let ran = plan(&["--machines", "2", "--json"]);
     let two: Value = serde_json::from_slice(&ran.stdout).unwrap();
     // 3 frames of 6 x 6 latents in float32.
     assert_eq!(two["machines"]["sent_bytes"], 4 * 16 * 3 * 6 * 6);
     assert_eq!(two["machines"]["guidance"], true);
+    assert_eq!(two["machines"]["guided"], true);
     let held = two["machines"]["peak_bytes"].as_u64();
     assert!(held > Some(0) && held <= two["forecast"]["peak_bytes"].as_u64());
     let ran = plan(&["--machines", "3", "--json"]);
     let three: Value = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!(three["machines"]["guidance"], false);
-    // Predictions of 9 of 27 rows for two others, and keys and values as well.
-    let predictions = 2 * 9 * 4 * 4 * 16;
-    assert!(three["machines"]["sent_bytes"].as_u64() > Some(predictions));
+    assert_eq!(
+        three["machines"]["sent_bytes"],
+        bench.traffic(3, 4, [1, 1])[0]
+    );
+    let ran = plan(&["--machines", "3", "--json", "--guide-scale", "1"]);
+    let three: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(three["machines"]["guided"], false);
+    assert_eq!(
+        three["machines"]["sent_bytes"],
+        bench.traffic(3, 4, [1, 0])[0]
+    );
+}
+
+#[test]
+fn plan_takes_the_rate_that_was_measured() {
+    let bench = Bench::new("a");
+    let cache = bench.path("cache");
+    let of = |machines: &[&str], rate: f64, least: f64| {
+        json!({ "machines": machines, "bytes_per_second": rate, "least_seconds": least,
+            "measured_at": 1 })
+    };
+    let both = ["10.0.0.1", "10.0.0.2"];
+    let keep = |rates: &[Value]| {
+        fs::create_dir_all(cache.join("wan-i2v")).unwrap();
+        fs::write(
+            cache.join("wan-i2v/exchange.json"),
+            json!(rates).to_string(),
+        )
+        .unwrap();
+    };
+    let plan = bench.plan_of(2, &cache);
+    assert_eq!(
+        (&plan["rate"], &plan["exchange_seconds"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(plan["wires"].as_array().unwrap().len(), 2);
+    // The latents there, and a prediction back.
+    let bytes = 2.0 * plan["sent_bytes"].as_f64().unwrap();
+    assert_eq!(plan["wires"][0]["exchange_seconds"], json!(bytes / 10e9));
+
+    keep(&[
+        of(&both, 1e6, 1.0),
+        of(&["10.0.0.1", "10.0.0.3", "10.0.0.2"], 2e6, 0.5),
+        of(&["10.0.0.2", "10.0.0.3"], 4e6, 0.5),
+        of(&both, 0.0, 0.5),
+        of(&["127.0.0.1", "127.0.0.1"], 1e9, 1e-3),
+    ]);
+    let plan = bench.plan_of(2, &cache);
+    assert_eq!(plan["rate"]["machines"], json!(["10.0.0.2", "10.0.0.3"]));
+    let exchange = plan["exchange_seconds"].as_f64().unwrap();
+    assert!(
+        (exchange / (bytes / 4e6 + 1.0) - 1.0).abs() < 1e-9,
+        "{plan}"
+    );
+    let [measured, wire] = [&plan["seconds"], &plan["wires"][0]["seconds"]].map(Value::as_f64);
+    assert!(measured > wire && wire > Some(0.0), "{plan}");
+    assert_eq!(bench.plan_of(3, &cache)["rate"]["bytes_per_second"], 2e6);
+    assert_eq!(bench.plan_of(4, &cache)["rate"], Value::Null);
+    // Of a machine that is not here nothing is known.
+    let of_mac = ["plan", "--machine", "64", "--machines", "2"];
+    let ran = succeed(program().args(of_mac).env("XDG_CACHE_HOME", &cache));
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert!(
+        said.contains("over 10 GbE") && !said.contains("the clip takes"),
+        "{said}"
+    );
+    // A damaged file is none.
+    fs::write(cache.join("wan-i2v/exchange.json"), "[{]").unwrap();
+    assert_eq!(bench.plan_of(2, &cache)["rate"], Value::Null);
 }
 
 #[test]

@@ -7,8 +7,9 @@ use mlx_rs::ops::zeros;
 use serde_json::json;
 
 use super::named;
-use crate::cli::ui::{human_bytes, human_time, print, print_json};
-use crate::model::dit::share::sent_bytes;
+use crate::cli::ui::{human_bytes, human_short_time, print, print_json};
+use crate::model::dit::share::Traffic;
+use crate::pipeline::plan::ExchangeRate;
 use crate::runtime::{Group, Links};
 use crate::weights::published;
 
@@ -19,9 +20,10 @@ const TIMES: usize = 5;
 /// Latent frames, rows and columns of 81 frames.
 const CLIPS: [(&str, [i32; 3]); 2] = [("480p", [21, 60, 104]), ("720p", [21, 90, 160])];
 
-/// Bytes that each machine sends for a clip of I2V-A14B in bfloat16.
-fn sent(grid: [i32; 3], machines: u64) -> [u64; 2] {
-    sent_bytes(&published::expert(), grid, 2, machines)
+/// What machines send one another for a clip of I2V-A14B in bfloat16, in a step that is `guided` or not as all
+/// of its clip.
+fn traffic(grid: [i32; 3], machines: u64, guided: bool) -> Traffic {
+    Traffic::new(&published::expert(), grid, 2, machines, guided, true)
 }
 
 /// Measures; rank 0 prints.
@@ -43,16 +45,24 @@ pub(super) fn measure(links: Links, as_json: bool) -> Result<()> {
     };
     let (least, large) = (times(1)?, times(LARGE)?);
     if group.rank() > 0 {
+        // What is on its way is the last that it needs.
+        group.next(0)?;
         return Ok(());
     }
     let machines = group.size() as u64;
     let rate = (machines - 1) as f64 * f64::from(LARGE) * 4.0 / large;
+    ExchangeRate::now(group.hosts().addresses(), rate, least).keep();
     let names: Vec<String> = (0..group.size()).map(|rank| group.name(rank)).collect();
-    let seconds = |bytes: u64| bytes as f64 / rate + least;
+    let clips = CLIPS.map(|(size, grid)| {
+        let steps = [true, false].map(|guided| {
+            let traffic = traffic(grid, machines, guided);
+            traffic.seconds(guided, rate, least)
+        });
+        (size, steps)
+    });
     if as_json {
-        let clips = CLIPS.map(|(size, grid)| {
-            let [guidance, sequence] = sent(grid, machines).map(seconds);
-            json!({ "size": size, "guidance_step": guidance, "sequence_pass": sequence })
+        let clips = clips.map(|(size, [guided, unguided])| {
+            json!({ "size": size, "guided_step": guided, "unguided_step": unguided })
         });
         return print_json(&json!({
             "machines": names,
@@ -67,15 +77,12 @@ pub(super) fn measure(links: Links, as_json: bool) -> Result<()> {
         "exchange",
         &format!("{rate}/s each way, {:.2} ms at least", least * 1e3),
     );
-    for (size, grid) in CLIPS {
-        let [guidance, sequence] = sent(grid, machines).map(seconds);
-        // The latents go there and a prediction comes back.
-        let guidance = match machines {
-            2 => format!("guidance {} a step, ", human_time(2.0 * guidance)),
-            _ => String::new(),
-        };
-        let sequence = human_time(sequence);
-        text += &named(size, &format!("{guidance}sequence {sequence} a pass"));
+    for (size, steps) in clips {
+        let [guided, unguided] = steps.map(human_short_time);
+        text += &named(
+            size,
+            &format!("{guided} a guided step, {unguided} an unguided one"),
+        );
     }
     print(&text)
 }
@@ -83,19 +90,20 @@ pub(super) fn measure(links: Links, as_json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::commands::plan::WIRES;
 
     /// The figures of docs/machines.md.
     #[test]
-    fn bytes_are_those_of_the_docs() {
+    fn bytes_and_times_are_those_of_the_docs() {
         let docs = include_str!("../../../../docs/machines.md");
-        for (name, (_, grid)) in ["832x480", "1280x720"].iter().zip(CLIPS) {
-            let [guidance, two] = sent(grid, 2);
-            let [_, four] = sent(grid, 4);
-            for row in [
-                format!("| guidance, {name}, a step | {} |", human_bytes(guidance)),
-                format!("| sequence of 2, {name}, a pass | {} |", human_bytes(two)),
-                format!("| sequence of 4, {name}, a pass | {} |", human_bytes(four)),
-            ] {
+        for (machines, guided) in [(2, true), (2, false), (3, true), (4, true), (4, false)] {
+            for (name, (_, grid)) in ["832x480", "1280x720"].iter().zip(CLIPS) {
+                let traffic = traffic(grid, machines, guided);
+                let kind = if guided { "guided" } else { "unguided" };
+                let sent = human_bytes(traffic.most_sent(guided));
+                let [fast, slow] =
+                    WIRES.map(|(_, rate)| human_short_time(traffic.seconds(guided, rate, 0.0)));
+                let row = format!("| {kind}, {name} | {machines} | {sent} | {fast} | {slow} |");
                 assert!(docs.contains(&row), "{row}");
             }
         }

@@ -9,6 +9,7 @@ use crate::cli::commands::awake;
 use crate::cli::commands::resolve::{self, Elsewhere, Resolved};
 use crate::cli::config::Catalogue;
 use crate::cli::flags::{ClipArgs, OutputArgs};
+use crate::cli::ui::stderr;
 use crate::pipeline::Job;
 use crate::runtime::{self, Group, RankLost};
 use crate::util::show::gist;
@@ -56,5 +57,10 @@ fn part(
     runtime::limit_memory(budget.bytes)?;
     let identity = job.identity(device, &memory)?;
     awake::keep(allow_sleep);
-    job.serve(device, memory, group, &identity)
+    job.serve(device, memory, group, &identity)?;
+    stderr::detail_of_rank(&format!(
+        "sent {} bytes of arrays to other machines",
+        group.sent()
+    ));
+    Ok(())
 }
