@@ -10,7 +10,7 @@ use ndarray::ArrayView4;
 use super::denoise::{Decoders, Partner};
 use crate::media::frames::to_rgb8;
 use crate::model::MemoryPlan;
-use crate::model::vae::{Others, VaeDecoder, steps};
+use crate::model::vae::{Others, VaeConfig, VaeDecoder, steps};
 use crate::persist::dump::Dump;
 use crate::progress::{Network, Phase, PhaseReport, Progress, RunningPhase, load};
 use crate::runtime::{Device, all_finite, evaluate, to_host};
@@ -32,7 +32,7 @@ pub fn decode_clip(
     emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
 ) -> Result<()> {
     let mut decoder = ClipDecoder::new(checkpoint);
-    decoder.decode(device, memory, latents, None, dump, progress, emit)?;
+    decoder.decode(device, memory, latents, dump, progress, emit)?;
     Ok(())
 }
 
@@ -41,6 +41,8 @@ pub fn decode_clip(
 pub(super) struct ClipDecoder<'a> {
     checkpoint: &'a Checkpoint,
     decoder: Option<VaeDecoder>,
+    /// Who decodes a part.
+    partner: Option<Partner>,
 }
 
 impl<'a> ClipDecoder<'a> {
@@ -48,10 +50,21 @@ impl<'a> ClipDecoder<'a> {
         Self {
             checkpoint,
             decoder: None,
+            partner: None,
         }
     }
 
-    /// See [`decode_clip`]; other machines decode their part.
+    /// The same with other machines, if there are any.
+    pub(super) fn with(self, partner: Option<Partner>) -> Self {
+        Self { partner, ..self }
+    }
+
+    /// Bytes of arrays that this machine has sent to others.
+    pub(super) fn sent(&self) -> u64 {
+        self.partner.as_ref().map_or(0, Partner::sent)
+    }
+
+    /// See [`decode_clip`].
     ///
     /// # Errors
     /// As there, and [`RankLost`](crate::runtime::RankLost).
@@ -60,7 +73,6 @@ impl<'a> ClipDecoder<'a> {
         device: Device,
         memory: &MemoryPlan,
         latents: &Array,
-        partner: Option<&mut Partner>,
         dump: Option<&Dump>,
         progress: &mut dyn Progress,
         emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
@@ -69,8 +81,9 @@ impl<'a> ClipDecoder<'a> {
         let units = steps(memory.decode_tiling, grid);
         let mut phase = RunningPhase::start(Phase::Decoding, units, 0, progress);
         let config = &self.checkpoint.vae;
+        let partner = self.partner.as_mut();
         let others = partner.map(|partner| partner.decode(config, memory, latents));
-        let mut others = others.transpose()?.flatten();
+        let others = others.transpose()?.flatten();
         let decoder = match &self.decoder {
             Some(decoder) => decoder,
             None => {
@@ -80,16 +93,13 @@ impl<'a> ClipDecoder<'a> {
                 self.decoder.insert(decoder)
             }
         };
-        decode(
-            self.checkpoint,
+        let decoding = Decoding {
+            config,
             decoder,
             memory,
-            latents,
-            others.as_mut(),
-            dump,
-            emit,
-            &mut || phase.advance(progress),
-        )?;
+            others,
+        };
+        decoding.run(latents, dump, emit, &mut || phase.advance(progress))?;
         clear_cache()?;
         Ok(phase.finish(progress))
     }
@@ -101,62 +111,75 @@ impl<'a> ClipDecoder<'a> {
     }
 }
 
-fn decode(
-    checkpoint: &Checkpoint,
-    decoder: &VaeDecoder,
-    memory: &MemoryPlan,
-    latents: &Array,
-    others: Option<&mut Decoders<'_>>,
-    dump: Option<&Dump>,
-    emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
-    advance: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
-    let latent_frames = latents.dim(1);
-    let latents = checkpoint.vae.denormalize(latents)?;
-    let grid = [1, 2, 3].map(|axis| latents.dim(axis));
-    let [frames, height, width] = checkpoint.vae.decoded_grid(grid).map(|side| side as usize);
-    let mut dumped = match dump {
-        Some(dump) => {
-            let shape = [frames, height, width, 3].map(|side| side as u64);
-            Some(dump.writer::<f32>("frames", &shape)?)
-        }
-        None => None,
-    };
-    let mut frame = 0;
-    let mut finish = |pixels: &Array| {
-        evaluate(pixels)
-            .with_context(|| format!("decoding latent frame {frame} of {latent_frames}"))?;
-        // Before clipping, which turns infinity into white.
-        ensure!(
-            all_finite(pixels)?,
-            "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite\nhint: try --device cpu and please report it"
-        );
-        let pixels = clip(pixels, (-1.0, 1.0))?;
-        let count = pixels.dim(0) as usize;
-        let values = to_host(&pixels)?;
-        if let Some(writer) = &mut dumped {
-            writer.push(&values)?;
-        }
-        let chunk = ArrayView4::from_shape((count, height, width, 3), &values)?;
-        for pixels in chunk.outer_iter() {
-            let image = to_rgb8(pixels)
+/// A clip that is being decoded.
+struct Decoding<'a> {
+    config: &'a VaeConfig,
+    decoder: &'a VaeDecoder,
+    memory: &'a MemoryPlan,
+    others: Option<Decoders<'a>>,
+}
+
+impl Decoding<'_> {
+    fn run(
+        self,
+        latents: &Array,
+        dump: Option<&Dump>,
+        emit: &mut dyn FnMut(&RgbImage) -> Result<()>,
+        advance: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let latent_frames = latents.dim(1);
+        let latents = self.config.denormalize(latents)?;
+        let grid = [1, 2, 3].map(|axis| latents.dim(axis));
+        let [frames, height, width] = self.config.decoded_grid(grid).map(|side| side as usize);
+        let mut dumped = match dump {
+            Some(dump) => {
+                let shape = [frames, height, width, 3].map(|side| side as u64);
+                Some(dump.writer::<f32>("frames", &shape)?)
+            }
+            None => None,
+        };
+        let mut frame = 0;
+        let mut finish = |pixels: &Array| {
+            evaluate(pixels)
                 .with_context(|| format!("decoding latent frame {frame} of {latent_frames}"))?;
-            emit(&image)?;
+            // Before clipping, which turns infinity into white.
+            ensure!(
+                all_finite(pixels)?,
+                "decoding latent frame {frame} of {latent_frames}: the VAE's output is not finite\nhint: try --device cpu and please report it"
+            );
+            let pixels = clip(pixels, (-1.0, 1.0))?;
+            let count = pixels.dim(0) as usize;
+            let values = to_host(&pixels)?;
+            if let Some(writer) = &mut dumped {
+                writer.push(&values)?;
+            }
+            let chunk = ArrayView4::from_shape((count, height, width, 3), &values)?;
+            for pixels in chunk.outer_iter() {
+                let image = to_rgb8(pixels)
+                    .with_context(|| format!("decoding latent frame {frame} of {latent_frames}"))?;
+                emit(&image)?;
+            }
+            frame += 1;
+            Ok(())
+        };
+        let Self {
+            decoder, memory, ..
+        } = self;
+        match self.others {
+            Some(Decoders { division, partner }) => {
+                let mut take = |machine| partner.decoded(machine);
+                let take = &mut take;
+                let others = Some(Others {
+                    division: &division,
+                    take,
+                });
+                decoder.decode(&latents, memory, others, advance, &mut finish)?;
+            }
+            None => decoder.decode(&latents, memory, None, advance, &mut finish)?,
         }
-        frame += 1;
+        if let Some(writer) = dumped {
+            writer.finish()?;
+        }
         Ok(())
-    };
-    match others {
-        Some(Decoders { division, partner }) => {
-            let mut take = |machine| partner.decoded(machine);
-            let take = &mut take;
-            let others = Some(Others { division, take });
-            decoder.decode(&latents, memory, others, advance, &mut finish)?;
-        }
-        None => decoder.decode(&latents, memory, None, advance, &mut finish)?,
     }
-    if let Some(writer) = dumped {
-        writer.finish()?;
-    }
-    Ok(())
 }

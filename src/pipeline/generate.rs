@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use mlx_rs::Array;
 
 use super::decode::ClipDecoder;
-use super::denoise::{Denoiser, Partner};
+use super::denoise::Denoiser;
 use super::file::ClipFile;
 use super::image::{Condition, encode_condition};
 use super::prepare::Job;
@@ -102,29 +102,21 @@ impl Job {
         let mut denoiser = denoiser.shared_with(self.partner.take())?;
         let latents = denoiser.run_saved(dump, writer, progress)?;
         let passes = denoiser.passes();
-        let mut partner = denoiser.into_partner();
+        let partner = denoiser.into_partner();
 
         // 5. Decoding, and 6. the file: latents to frames, each written as soon as it is decoded.
         let mut file = ClipFile::create(&self.request, &settings, &checkpoint.vae, tags)?;
         let mut push = |frame: &_| file.push(frame);
-        let mut decoder = ClipDecoder::new(&checkpoint);
-        decoder.decode(
-            device,
-            &memory,
-            &latents,
-            partner.as_mut(),
-            dump,
-            progress,
-            &mut push,
-        )?;
-        drop(decoder);
+        let mut decoder = ClipDecoder::new(&checkpoint).with(partner);
+        decoder.decode(device, &memory, &latents, dump, progress, &mut push)?;
+        decoder.release()?;
         file.finish()?;
 
         Ok(Summary {
             frame_size: settings.frame_size(&checkpoint.vae),
             settings,
             passes,
-            sent: partner.as_ref().map_or(0, Partner::sent),
+            sent: decoder.sent(),
             phases: recorder.phases,
             memory: Memory::now(),
             seconds: start.elapsed().as_secs_f64(),

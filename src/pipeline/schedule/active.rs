@@ -105,7 +105,7 @@ impl ActiveClip<'_> {
         )?;
         let mut push = |frame: &_| file.push(frame);
         let dump = self.dump.as_ref();
-        let report = decoder.decode(*device, memory, latents, None, dump, progress, &mut push)?;
+        let report = decoder.decode(*device, memory, latents, dump, progress, &mut push)?;
         file.finish()?;
         self.phases.push(report);
         Ok(Summary {

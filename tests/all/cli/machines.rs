@@ -609,11 +609,22 @@ fn clips_go_to_free_machines_and_are_the_same_bytes() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_launched_batch_goes_on_without_a_lost_rank() {
+    use std::io::{BufRead, BufReader};
+
     let bench = Bench::new("a");
     let long = JOBS.replace(r#""seed": 6"#, r#""seed": 6, "steps": 3"#);
-    let mut launched = launch(2, &bench.batch("long.jsonl", &long, &[]));
-    let mut launched = Running::start(&mut launched);
-    launched.wait_for("step");
+    let mut launched = launch(
+        2,
+        &bench.batch("long.jsonl", &long, &["--progress", "json"]),
+    );
+    let mut launched = launched
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(launched.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains(r#""event":"step""#)));
     // The ranks have the same flags, and are told apart by a variable.
     let children = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let folder = entry.unwrap().path();
@@ -628,9 +639,15 @@ fn a_launched_batch_goes_on_without_a_lost_rank() {
     assert_eq!(children.len(), 1, "{children:?}");
     let kill = Command::new("kill").arg("-KILL").args(&children).status();
     assert!(kill.unwrap().success());
-    let (code, events) = launched.end();
-    assert_eq!(code, Some(0), "{events:#?}");
-    assert_eq!(made(&events)[0], (1..=6).collect());
+    // Beside the events, launch has its own words.
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(launched.wait().unwrap().success(), "{said:#?}");
+    let events = said
+        .iter()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let events: Vec<Value> = events.collect();
+    assert!(made(&events)[0].contains(&6), "{said:#?}");
+    assert_eq!(bench.files("out").len(), 3 + 5 + 5);
 }
 
 #[test]
