@@ -2,16 +2,17 @@
 //! file of its own.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::util::files::{MAX_OWN, cache_folder, read_small};
+use super::kept::{cache_file, keep, read};
 
+/// Its name in the cache's folder.
+const FILE: &str = "exchange.json";
 /// Sets of machines that are remembered.
 const MOST_KEPT: usize = 32;
 /// No wire between machines is as fast, and nobody waits so long for one.
@@ -45,7 +46,7 @@ impl ExchangeRate {
 
     /// The last one that was measured over a wire between so many machines.
     pub fn of_wire(machines: usize) -> Option<Self> {
-        Self::newest(read(&cache_file()?), machines)
+        Self::newest(read(&cache_file(FILE)?), machines)
     }
 
     fn newest(all: Vec<Self>, machines: usize) -> Option<Self> {
@@ -57,22 +58,14 @@ impl ExchangeRate {
 
     /// Keeps it for forecasts, if that can be.
     pub fn keep(&self) {
-        let _ = cache_file().map(|file| self.keep_in(&file));
+        let _ = cache_file(FILE).map(|file| self.keep_in(&file));
     }
 
     /// Puts it into a file, the last of a few, in place of what the same machines had.
     fn keep_in(&self, file: &Path) -> Result<()> {
-        let folder = file.parent().context("it is in no folder")?;
-        fs::create_dir_all(folder)?;
-        let mut all = read(file);
-        all.retain(|other| other.addresses() != self.addresses());
-        all.push(self.clone());
-        let more = all.len().saturating_sub(MOST_KEPT);
-        all.drain(..more);
-        let mut new = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut new, &all)?;
-        new.persist(file)?;
-        Ok(())
+        keep(file, self, MOST_KEPT, |other: &Self| {
+            other.addresses() == self.addresses()
+        })
     }
 
     fn addresses(&self) -> BTreeSet<Ipv4Addr> {
@@ -93,20 +86,15 @@ impl ExchangeRate {
     }
 }
 
-/// What a file holds, which may be nothing, or of another version.
-fn read(file: &Path) -> Vec<ExchangeRate> {
-    let kept = read_small(file, MAX_OWN).ok();
-    let rates = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
-    rates.unwrap_or_default()
-}
-
-fn cache_file() -> Option<PathBuf> {
-    Some(cache_folder()?.join("exchange.json"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn read(file: &Path) -> Vec<ExchangeRate> {
+        super::read(file)
+    }
 
     fn rate(machines: &[[u8; 4]], bytes_per_second: f64) -> ExchangeRate {
         let machines = machines.iter().map(|parts| Ipv4Addr::from(*parts));

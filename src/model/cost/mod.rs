@@ -4,6 +4,7 @@
 //! test holds the two equal, and bytes within 15% of what MLX measures.
 
 mod exchange;
+mod kept;
 mod rates;
 
 pub use exchange::ExchangeRate;

@@ -1,7 +1,6 @@
 //! How fast this machine is: short measurements, kept for the next time.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -10,11 +9,13 @@ use mlx_rs::{Array, ops, random};
 use serde::{Deserialize, Serialize};
 
 use super::Operations;
+use super::kept::{cache_file, keep, read};
 use crate::model::MemoryPlan;
 use crate::model::layers::{GROUP_SIZE, Linear, Quantized, Weight};
 use crate::runtime::{self, Device, Packing};
-use crate::util::files::{MAX_OWN, cache_folder, read_small};
 
+/// Their name in the cache's folder.
+const FILE: &str = "rates.json";
 /// Side of the measured product, and tokens and width of the measured attention.
 const SIDE: i32 = 2048;
 const TOKENS: i32 = 1024;
@@ -120,7 +121,7 @@ impl Rates {
 
     fn kept(device: Device) -> Option<Self> {
         let (machine, device) = (Self::machine(device), format!("{device:?}"));
-        let all = read(&cache_file()?);
+        let all = read::<Self>(&cache_file(FILE)?);
         let found = all
             .into_iter()
             .find(|rates| rates.machine == machine && rates.device == device)?;
@@ -143,22 +144,14 @@ impl Rates {
 
     /// Keeps them for the next time, if that can be: else they are measured again.
     pub fn keep(&self) {
-        let _ = cache_file().map(|file| self.keep_in(&file));
+        let _ = cache_file(FILE).map(|file| self.keep_in(&file));
     }
 
     /// Puts them into a file, the newest of a few.
     fn keep_in(&self, file: &Path) -> Result<()> {
-        let folder = file.parent().context("it is in no folder")?;
-        fs::create_dir_all(folder)?;
-        let mut all = read(file);
-        all.retain(|other| (&other.machine, &other.device) != (&self.machine, &self.device));
-        all.push(self.clone());
-        let more = all.len().saturating_sub(MOST_KEPT);
-        all.drain(..more);
-        let mut new = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut new, &all)?;
-        new.persist(file)?;
-        Ok(())
+        keep(file, self, MOST_KEPT, |other: &Self| {
+            (&other.machine, &other.device) == (&self.machine, &self.device)
+        })
     }
 
     /// Whether a machine can be so fast: what a file says may be anything.
@@ -227,17 +220,6 @@ fn per_second(work: f64, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(work / quickest)
 }
 
-/// What a file holds, which may be nothing, or of another version.
-fn read(file: &Path) -> Vec<Rates> {
-    let kept = read_small(file, MAX_OWN).ok();
-    let rates = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
-    rates.unwrap_or_default()
-}
-
-fn cache_file() -> Option<PathBuf> {
-    Some(cache_folder()?.join("rates.json"))
-}
-
 #[cfg(test)]
 impl Rates {
     /// All of them `rate`.
@@ -256,7 +238,13 @@ impl Rates {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn read(file: &Path) -> Vec<Rates> {
+        super::read(file)
+    }
 
     fn took(inside: f64) -> Measured {
         Measured {
