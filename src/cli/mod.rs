@@ -16,12 +16,11 @@ use signal_hook::low_level;
 
 use self::commands::{GoOn, LOST};
 use self::flags::GroupArgs;
-use self::ui::{Colours, Style, stderr, terminal};
-use self::usage::explained;
+use self::ui::{Style, stderr};
 use crate::runtime::{
     RankLost, is_abandoned, prepare_environment, prepare_host_file, start_threads,
 };
-use crate::util::show::{Show as _, chain};
+use crate::util::show::Show as _;
 
 /// Where the system refuses the program, or a library that cannot do without, a thread.
 const NO_THREAD: &str = "the system allows no further thread\nhint: raise the limit of processes, such as \
@@ -33,9 +32,6 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// What `scripts/licenses` writes.
 const LICENSES: &str = include_str!("../../THIRD-PARTY.txt");
-
-/// The exit code of wrong usage, clap's own.
-const USAGE: u8 = 2;
 
 /// Runs the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 another machine is lost, 101 an error of the program,
 /// 130 stopped by Ctrl-C, 143 by SIGTERM.
@@ -52,32 +48,9 @@ pub fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
-    let asked = Colours::asked(&arguments);
-    let layered = match config::layered(arguments, &config::variables()) {
-        Ok(layered) => layered,
-        Err(error) => {
-            terminal::set_colours(asked);
-            stderr::error(&chain(&error), USAGE);
-            return ExitCode::from(USAGE);
-        }
-    };
-    let colours = Colours::asked(&layered.arguments);
-    terminal::set_colours(colours);
-    let cli = match flags::parse(&layered.arguments, colours.into()) {
-        Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
-            stderr::error(&explained(&error, &layered.arguments), USAGE);
-            return ExitCode::from(USAGE);
-        }
-        Err(help) => {
-            return match terminal::show_help(&help) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    stderr::error(&chain(&error), 1);
-                    ExitCode::FAILURE
-                }
-            };
-        }
+    let (cli, layered) = match usage::read(arguments) {
+        Ok(read) => read,
+        Err(code) => return code,
     };
     if let Some(file) = cli.group().and_then(|group| group.machines.as_deref()) {
         prepare_host_file(file);

@@ -3,13 +3,16 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::error::{ContextKind, Error, ErrorKind};
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::config::{Layer, is_path};
-use super::flags::{self, advice, context, reason};
+use super::config::{self, Layer, Layered, is_path};
+use super::flags::{self, Cli, advice, context, reason};
+use super::ui::{Colours, stderr, terminal};
 use crate::util::quote::quoted;
+use crate::util::show::chain;
 use crate::util::suggest::nearest;
 
 /// The operand that takes what belongs to no flag.
@@ -23,8 +26,39 @@ const PICTURES: [&str; 11] = [
 /// What other programs call making a clip.
 const MAKE: [&str; 7] = ["generate", "gen", "run", "make", "create", "i2v", "video"];
 
+/// The exit code of wrong usage, clap's own.
+pub(crate) const USAGE: u8 = 2;
+
+/// Reads a command line, and what the settings of other places add to it.
+///
+/// # Errors
+/// The exit code, where it is wrong, which is said, or asks for help, which is shown.
+pub(crate) fn read(arguments: Vec<OsString>) -> Result<(Cli, Layered), ExitCode> {
+    let asked = Colours::asked(&arguments);
+    let refused = |text: &str, code: u8| {
+        stderr::error(text, code);
+        ExitCode::from(code)
+    };
+    let layered = config::layered(arguments, &config::variables()).map_err(|error| {
+        terminal::set_colours(asked);
+        refused(&chain(&error), USAGE)
+    })?;
+    let colours = Colours::asked(&layered.arguments);
+    terminal::set_colours(colours);
+    match flags::parse(&layered.arguments, colours.into()) {
+        Ok(cli) => Ok((cli, layered)),
+        Err(error) if error.use_stderr() => {
+            Err(refused(&explained(&error, &layered.arguments), USAGE))
+        }
+        Err(help) => Err(match terminal::show_help(&help) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refused(&chain(&error), 1),
+        }),
+    }
+}
+
 /// What is wrong with a command line that clap has refused, and a hint.
-pub(crate) fn explained(error: &Error, arguments: &[OsString]) -> String {
+fn explained(error: &Error, arguments: &[OsString]) -> String {
     let root = flags::command();
     let named = arguments.get(1).and_then(|name| name.to_str());
     let command = named.and_then(|name| root.find_subcommand(name));

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::launch;
 use crate::cli::flags::GroupArgs;
+use crate::cli::ui::stderr::note;
 use crate::runtime::{Hosts, Links};
 use crate::util::show::Show;
 
@@ -29,7 +30,7 @@ impl GroupArgs {
         let Some((hosts, rank)) = self.place()? else {
             return Ok(None);
         };
-        let links = Links::meet(hosts, rank)?;
+        let links = Links::meet(hosts, rank, &note)?;
         launch::tell_of_joining(rank)?;
         Ok(Some(links))
     }

@@ -1,28 +1,34 @@
 //! `wan-i2v launch`: the ranks of a group, on this machine and over ssh on others.
 //!
 //! A rank ends when its standard input does, so that none is left over whatever happens to this program
-//! or to ssh.
+//! or to ssh. A byte that it reads there is a signal's number.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Write, pipe};
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write, pipe};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 use tempfile::NamedTempFile;
 
 use super::LOST;
-use crate::cli::flags::{Host, LaunchArgs, command};
-use crate::cli::ui::{info, print_raw, stderr};
+use crate::cli::config::{PREFIX, variables};
+use crate::cli::flags::{Command as CliCommand, Host, LaunchArgs};
+use crate::cli::ui::{Style, print_raw, stderr, style};
+use crate::cli::usage;
 use crate::util::show::Show;
 
 /// The variable by which a rank knows that it ends with its standard input.
@@ -31,9 +37,8 @@ const LAUNCHED: &str = "WAN_LAUNCHED";
 const JOINED: &str = "wan-i2v: this rank has joined";
 /// The first port, as `mlx.launch` has it.
 const PORT: u16 = 32323;
-/// Commands that several machines can share, and those that go on when one is lost.
-const SHARED: [&str; 3] = ["batch", "sweep", "doctor"];
-const GOING_ON: [&str; 2] = ["batch", "sweep"];
+/// Events after which rank 0 has no other.
+const LAST: [&str; 3] = ["result", "batch_end", "error"];
 /// What a rank gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
@@ -49,6 +54,14 @@ struct Rank {
     has_joined: Arc<AtomicBool>,
     /// Shows what it says.
     voice: Option<JoinHandle<()>>,
+    /// Rank 0's last event, which is to come after what the others say.
+    last: Arc<Mutex<Option<String>>>,
+}
+
+/// An event of rank 0's.
+#[derive(Deserialize)]
+struct Event {
+    event: String,
 }
 
 impl LaunchArgs {
@@ -57,7 +70,14 @@ impl LaunchArgs {
     /// # Errors
     /// When a machine is unknown or a rank cannot be started.
     pub(super) fn run(self) -> Result<ExitCode> {
-        self.check()?;
+        ensure!(
+            self.hosts.len() > 1,
+            "--hosts: 1 machine; expected at least 2\nhint: without launch one machine does it all"
+        );
+        let goes_on = match self.check()? {
+            Ok(goes_on) => goes_on,
+            Err(code) => return Ok(code),
+        };
         let addresses = self.hosts.iter().map(address).collect::<Result<Vec<_>>>()?;
         let here: Vec<bool> = addresses.iter().map(|ip| is_here(*ip)).collect();
         let all_here = here.iter().all(|here| *here);
@@ -74,14 +94,7 @@ impl LaunchArgs {
         let hosts = host_file(&addresses, port);
         let mut file = NamedTempFile::new()?;
         file.write_all(hosts.as_bytes())?;
-        let signals = Arc::<AtomicUsize>::default();
-        for signal in [SIGINT, SIGTERM] {
-            let signals = Arc::clone(&signals);
-            // SAFETY: it counts, and does nothing else.
-            unsafe {
-                low_level::register(signal, move || _ = signals.fetch_add(1, Ordering::Relaxed))?
-            };
-        }
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         let mut ranks = Vec::new();
         for (rank, (host, here)) in self.hosts.iter().zip(here).enumerate() {
             let command = match here {
@@ -90,33 +103,42 @@ impl LaunchArgs {
             };
             ranks.push(Rank::start(rank, host, command)?);
         }
-        let first = self.flags.first().and_then(|word| word.to_str());
-        let goes_on = first.is_some_and(|name| GOING_ON.contains(&name));
-        Ok(wait_for(ranks, &signals, goes_on))
+        Ok(wait_for(ranks, &mut signals, goes_on))
     }
 
-    fn check(&self) -> Result<()> {
-        ensure!(
-            self.hosts.len() > 1,
-            "--hosts: 1 machine; expected at least 2\nhint: without launch one machine does it all"
-        );
-        let first = self.flags.first().and_then(|word| word.to_str());
-        let commands = command();
-        let mut commands = commands.get_subcommands().map(clap::Command::get_name);
-        if let Some(name) = first
-            && commands.any(|command| command == name)
-            && !SHARED.contains(&name)
-        {
-            bail!(
-                "launch: {name} is nothing that machines share; expected the flags of a clip, batch, sweep or doctor"
-            );
-        }
+    /// Refuses what no rank could do; returns whether the machines that are left go on when one is lost, or
+    /// the exit code where why not has been said already.
+    fn check(&self) -> Result<std::result::Result<bool, ExitCode>> {
         ensure!(
             (self.flags.iter())
                 .all(|word| word != "-" && !word.as_encoded_bytes().ends_with(b"=-")),
             "launch: - reads standard input, which several machines cannot share\nhint: give a file"
         );
-        Ok(())
+        let program = env::args_os().take(1);
+        let arguments = program.chain(self.flags.iter().cloned()).collect();
+        let (cli, _) = match usage::read(arguments) {
+            Ok(read) => read,
+            Err(code) => return Ok(Err(code)),
+        };
+        let name = self.flags.first().cloned().unwrap_or_default();
+        let group = cli.group().with_context(|| {
+            format!(
+                "launch: {} is nothing that machines share; expected the flags of a clip, batch, sweep or \
+                 doctor",
+                Path::new(&name).shown()
+            )
+        })?;
+        ensure!(
+            group.machines.is_none(),
+            "--machines: launch makes that file by itself, from --hosts\nhint: leave it out"
+        );
+        if let Some(style) = cli.reporting().and_then(|reporting| reporting.style()) {
+            stderr::set_style(style);
+        }
+        Ok(Ok(matches!(
+            cli.command,
+            Some(CliCommand::Batch(_) | CliCommand::Sweep(_))
+        )))
     }
 
     /// The command of a rank on this machine.
@@ -147,7 +169,7 @@ impl LaunchArgs {
     }
 }
 
-/// What ssh runs on another machine, whatever shell it has there.
+/// What ssh runs on another machine, whatever shell it has there, with the variables that set something.
 fn script(
     rank: usize,
     hosts: &str,
@@ -155,17 +177,26 @@ fn script(
     program: &Path,
     flags: &[OsString],
 ) -> Result<String> {
-    let words = [program.as_os_str()]
-        .into_iter()
-        .chain(flags.iter().map(OsString::as_os_str));
-    let words = words.map(quoted).collect::<Result<Vec<_>>>()?.join(" ");
+    let settings = variables().into_iter().map(|(name, value)| {
+        let mut setting = OsString::from(format!("{PREFIX}{name}="));
+        setting.push(value);
+        setting
+    });
+    let words = settings.chain([program.as_os_str().to_owned()]);
+    let words = words.chain(flags.iter().cloned());
+    let words: Vec<String> = words.map(|word| quoted(&word)).collect::<Result<_>>()?;
     let script = format!(
         "cd {} && f=$(mktemp) && trap 'rm -f \"$f\"' EXIT && printf %s {} > \"$f\" && \
-         MLX_RANK={rank} MLX_HOSTFILE=\"$f\" {LAUNCHED}=1 {words}",
+         env MLX_RANK={rank} MLX_HOSTFILE=\"$f\" {LAUNCHED}=1 {}",
         quoted(folder.as_os_str())?,
         quoted(OsStr::new(hosts))?,
+        words.join(" "),
     );
-    Ok(format!("sh -c {}", quoted(OsStr::new(&script))?))
+    // csh changes even what is in quotes.
+    let encoded = STANDARD.encode(script);
+    Ok(format!(
+        "sh -c 'eval \"$(echo {encoded} | base64 --decode)\"'"
+    ))
 }
 
 /// A word as a shell takes it.
@@ -231,11 +262,15 @@ impl Rank {
         // Ctrl-C is passed on, to rank 0 alone.
         command.process_group(0);
         let name = format!("rank {rank} ({})", host.name);
-        let mut lines = None;
-        if rank > 0 {
+        let mut said = None;
+        // A rank that shows bars has the terminal.
+        if rank > 0 || style() == Style::Json {
             let (read, write) = pipe()?;
-            command.stdout(write.try_clone()?).stderr(write);
-            lines = Some(BufReader::new(read).lines());
+            if rank > 0 {
+                command.stdout(write.try_clone()?);
+            }
+            command.stderr(write);
+            said = Some(read);
         }
         let started = command.spawn();
         let mut child = started.with_context(|| {
@@ -245,15 +280,13 @@ impl Rank {
         // Its end of the pipe is the child's alone.
         drop(command);
         let has_joined = Arc::<AtomicBool>::default();
-        let voice = lines.map(|lines| {
+        let last = Arc::<Mutex<_>>::default();
+        let voice = said.map(|said| {
             let (name, has_joined) = (name.clone(), Arc::clone(&has_joined));
-            thread::Builder::new().spawn(move || {
-                for line in lines.map_while(std::result::Result::ok) {
-                    match line == JOINED {
-                        true => has_joined.store(true, Ordering::Relaxed),
-                        false => info!("{name}: {line}"),
-                    }
-                }
+            let last = Arc::clone(&last);
+            thread::Builder::new().spawn(move || match rank {
+                0 => pass_on(said, &last),
+                _ => repeat(said, &name, &has_joined),
             })
         });
         Ok(Self {
@@ -263,7 +296,18 @@ impl Rank {
             status: None,
             has_joined,
             voice: voice.transpose()?,
+            last,
         })
+    }
+
+    /// Has it take a signal.
+    fn signal(&mut self, number: i32) {
+        // A closed terminal is no reason to lose a step.
+        let number = if number == SIGHUP { SIGTERM } else { number };
+        if let (Some(input), Ok(number)) = (&mut self.input, u8::try_from(number)) {
+            // One that has ended meanwhile needs none.
+            let _ = input.write_all(&[number]);
+        }
     }
 
     /// Its end, if it has ended.
@@ -294,13 +338,48 @@ impl Drop for Rank {
     }
 }
 
+/// Passes on the events of rank 0, but for the `last` one, and makes some of what else it, MLX or ssh says.
+fn pass_on(said: PipeReader, last: &Mutex<Option<String>>) {
+    for line in lines(said) {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = last.take() {
+            stderr::pass_on(&earlier);
+        }
+        match serde_json::from_str::<Event>(&line) {
+            Ok(said) if LAST.contains(&said.event.as_str()) => *last = Some(line),
+            Ok(_) => stderr::pass_on(&line),
+            Err(_) => stderr::note(&line),
+        }
+    }
+}
+
+/// Repeats what another rank says, with its name.
+fn repeat(said: PipeReader, name: &str, has_joined: &AtomicBool) {
+    for line in lines(said) {
+        match line == JOINED {
+            true => has_joined.store(true, Ordering::Relaxed),
+            false => stderr::repeat(&format!("{name}: {line}")),
+        }
+    }
+}
+
+/// Lines, as far as they are text.
+fn lines(said: PipeReader) -> impl Iterator<Item = String> {
+    let lines = BufReader::new(said).split(b'\n');
+    let lines = lines.map_while(std::result::Result::ok);
+    lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
+}
+
 /// Waits for the ranks, and has all end when one does, unless rank 0 `goes_on` without those that it has met;
 /// returns rank 0's exit code, or that of a rank without which it could not begin.
-fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize, goes_on: bool) -> ExitCode {
+fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitCode {
     let Some((first, others)) = ranks.split_first_mut() else {
         return ExitCode::FAILURE;
     };
-    let (mut failed, mut is_stopped) = (None, false);
+    // The rank that has failed first, how, and when.
+    let mut failed: Option<(String, ExitStatus, Instant)> = None;
+    let (mut asked, mut end) = (0, None);
+    let mut is_stopped = false;
     let status = loop {
         if let Some(status) = first.ended() {
             break status;
@@ -310,35 +389,68 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &AtomicUsize, goes_on: bool) -> ExitC
                 stderr::warning(&format!("{} has ended with {status}", rank.name));
                 let can_do_without = goes_on && rank.has_joined.load(Ordering::Relaxed);
                 if !can_do_without || status.code() == Some(LOST.into()) {
-                    failed = failed.or(Some((status, Instant::now())));
+                    failed.get_or_insert_with(|| (rank.name.clone(), status, Instant::now()));
                 }
             }
         }
-        let due = failed.filter(|(_, since)| since.elapsed() > GRACE);
-        match (signals.load(Ordering::Relaxed), due) {
-            // Rank 0 finds out itself, unless it waits for the ranks to begin.
-            (0, None) => {}
-            // It has shown no sign of life for long.
-            (_, Some((status, _))) if status.code() == Some(LOST.into()) => first.kill(),
-            (0 | 1, _) => first.input = None,
-            _ => first.kill(),
+        for number in signals.pending() {
+            first.signal(number);
+            asked += 1;
+            if asked > 1 {
+                end = end.or(Some(Instant::now() + GRACE));
+            }
         }
+        let due = failed.as_ref();
+        // Rank 0 finds out itself, unless it waits for the ranks to begin.
+        let due = due.filter(|(_, _, since)| since.elapsed() > GRACE);
         is_stopped = due.is_some();
+        match due {
+            // It has shown no sign of life for long.
+            Some((_, status, _)) if status.code() == Some(LOST.into()) => first.kill(),
+            Some(_) => first.input = None,
+            None => {}
+        }
+        if end.is_some_and(|end| Instant::now() > end) {
+            first.kill();
+        }
         thread::sleep(LOOK);
     };
     let end = Instant::now() + GRACE;
+    let are_over = |ranks: &mut [Rank]| ranks.iter_mut().all(Rank::is_over);
     for rank in others.iter_mut() {
         rank.input = None;
-        while !rank.is_over() && Instant::now() < end {
-            thread::sleep(LOOK);
-        }
+    }
+    while !(are_over(others) && first.is_over()) && Instant::now() < end {
+        thread::sleep(LOOK);
+    }
+    let last = first.last.lock().map(|mut last| last.take());
+    if let Ok(Some(event)) = last {
+        stderr::pass_on(&event);
     }
     // Rank 0's own end says more, unless it was told to.
-    let status = failed
-        .filter(|_| is_stopped)
-        .map_or(status, |(status, _)| status);
+    match failed.filter(|_| is_stopped) {
+        Some((name, status, _)) => {
+            let (code, rank_0) = (exit_code(status), &first.name);
+            stderr::error(
+                &format!("{name} has ended with {status}; {rank_0} was stopped"),
+                code,
+            );
+            ExitCode::from(code)
+        }
+        None => {
+            let code = exit_code(status);
+            if status.code().is_none() {
+                stderr::error(&format!("{} has ended with {status}", first.name), code);
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// As a shell has it.
+fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| Some(128 + status.signal()?));
-    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
 /// Tells `launch` that this rank has met rank 0, if it has started it.
@@ -349,14 +461,24 @@ pub(super) fn tell_of_joining(rank: usize) -> Result<()> {
     }
 }
 
-/// Has this process stop as at Ctrl-C when its standard input ends, if `launch` has started it.
+/// Has this process take the signals that `launch` passes on over its standard input, and stop as at Ctrl-C
+/// when that ends, if `launch` has started it.
 pub(super) fn end_with_input() -> Result<()> {
     if env::var_os(LAUNCHED).is_none() {
         return Ok(());
     }
     thread::Builder::new().spawn(|| {
-        // Nothing is written there.
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let mut number = [0];
+        loop {
+            let signal = match std::io::stdin().read(&mut number) {
+                Ok(1) => i32::from(number[0]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                _ => break,
+            };
+            if [SIGINT, SIGTERM].contains(&signal) {
+                let _ = low_level::raise(signal);
+            }
+        }
         let _ = low_level::raise(SIGINT);
     })?;
     Ok(())

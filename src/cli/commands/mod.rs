@@ -38,7 +38,10 @@ use super::ui::{bus, exit_code, print_path};
 
 /// Does what the command line says; `layers` are its settings by the places where they are made.
 pub(crate) fn run(cli: Cli, layers: &Layers) -> Result<ExitCode> {
-    bus::install_handlers().context("cannot listen for signals")?;
+    // They settle the style, which for launch is that of what it starts.
+    if !matches!(cli.command, Some(Command::Launch(_))) {
+        bus::install_handlers().context("cannot listen for signals")?;
+    }
     match (cli.command, cli.generate) {
         (Some(Command::Inspect(args)), _) => args.run().map(exit_code),
         (Some(Command::Convert(args)), _) => print_path(&args.run()?).map(|()| ExitCode::SUCCESS),

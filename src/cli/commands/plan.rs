@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::clip::{Model, Request, Settings, Size};
 use crate::media::picture::Picture;
 use crate::model::dit::share::Traffic;
-use crate::model::vae::Tiling;
+use crate::model::vae::{Division, Tiling};
 use crate::pipeline::plan::{
     CLIPS, Clip, ExchangeRate, Fits, Forecast, Inputs, PlannedMemory, Published, Rates,
     in_four_steps, plan_memory,
@@ -208,6 +208,8 @@ struct Shared {
     sent_bytes: u64,
     /// The most bytes on a machine that has the transformers alone; rank 0 takes what one machine does.
     peak_bytes: u64,
+    /// How many of them decode, where that is shared.
+    decoding: Option<Decoders>,
     /// What was measured between so many machines, if it was.
     rate: Option<ExchangeRate>,
     /// What that makes of the exchange of a step, and of the clip.
@@ -215,6 +217,16 @@ struct Shared {
     seconds: Option<f64>,
     /// The same by the rates of wires.
     wires: Vec<OverWire>,
+}
+
+/// Machines that decode the clip.
+#[derive(Debug, Serialize)]
+struct Decoders {
+    machines: usize,
+    /// The part of the work of the one that has most.
+    largest_share: f64,
+    /// Of latents there, and of pixels back.
+    exchanged_bytes: u64,
 }
 
 /// What a wire makes of the clip.
@@ -242,12 +254,23 @@ impl Shared {
             .phases
             .iter()
             .filter(|phase| phase.phase == Phase::Denoising);
+        let (vae, tiling) = (&clip.checkpoint.vae, settled.memory.decode_tiling);
+        let grid = clip.settings.latent_grid(vae);
+        let division = Division::of(vae, tiling, grid, machines as usize);
+        let decoding = division.map(|division| {
+            let (largest_share, exchanged_bytes) = division.cost(vae, tiling, grid);
+            Decoders {
+                machines: division.machines(),
+                largest_share,
+                exchanged_bytes,
+            }
+        });
         let times = |rate, least| {
             let exchange = |guided| traffic.seconds(guided, rate, least);
-            (
-                exchange(guided),
-                forecast.shared_seconds(&traffic, exchange),
-            )
+            let decoding = (decoding.as_ref())
+                .map(|all| (all.largest_share, all.exchanged_bytes as f64 / rate));
+            let seconds = forecast.shared_seconds(&traffic, exchange, decoding);
+            (exchange(guided), seconds)
         };
         let wires = WIRES.map(|(wire, bytes_per_second)| {
             let (exchange_seconds, seconds) = times(bytes_per_second, 0.0);
@@ -276,6 +299,7 @@ impl Shared {
                 .map(|phase| phase.peak_bytes)
                 .max()
                 .unwrap_or_default(),
+            decoding,
             rate,
             exchange_seconds: measured.map(|(exchange, _)| exchange),
             seconds: measured.and_then(|(_, seconds)| seconds),
@@ -285,9 +309,14 @@ impl Shared {
 
     fn describe(&self) -> String {
         let what = match (self.guidance, self.sequence) {
-            (true, 1) => "guidance",
-            (true, _) => "guidance and the sequence",
-            (false, _) => "the sequence",
+            (true, 1) => &["guidance"][..],
+            (true, _) => &["guidance", "the sequence"],
+            (false, _) => &["the sequence"],
+        };
+        let what = [what, self.decoding.as_ref().map_or(&[], |_| &["decoding"])].concat();
+        let what = match what.as_slice() {
+            [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
+            all => all.concat(),
         };
         let step = if self.guided {
             "a guided step"
@@ -295,7 +324,7 @@ impl Shared {
             "a step"
         };
         let mut text = format!(
-            "\n{} machines share {what}; the others need {} at most.\nEach sends up to {} {step}, ",
+            "\n{} machines share {what}.\nThe others need {} at most. Each sends up to {} {step},\n",
             self.machines,
             human_bytes(self.peak_bytes),
             human_bytes(self.sent_bytes),
@@ -312,7 +341,7 @@ impl Shared {
             let first = rate.machines.first().map(Ipv4Addr::to_string);
             let _ = writeln!(
                 text,
-                "{} at the {}/s measured\nbetween {} and {others}{}.",
+                "{} at the {}/s measured between {}\nand {others}{}.",
                 human_short_time(exchange),
                 human_bytes(rate.bytes_per_second as u64),
                 first.unwrap_or_default(),
@@ -320,7 +349,7 @@ impl Shared {
             );
             return text;
         }
-        text += "at the wire's own rate";
+        text += "at the wire's own rate:";
         for OverWire {
             wire,
             exchange_seconds,
@@ -592,6 +621,11 @@ mod tests {
                 guided: true,
                 sent_bytes: 253_800_000_000,
                 peak_bytes: 14_300_000_000,
+                decoding: Some(Decoders {
+                    machines: 4,
+                    largest_share: 0.3,
+                    exchanged_bytes: 300_000_000,
+                }),
                 exchange_seconds: times(725.0),
                 seconds: times(43_000.0).and(seconds),
                 rate: rate.map(|(machines, rate)| ExchangeRate::now(machines.to_vec(), rate, 1e-3)),
@@ -609,25 +643,25 @@ mod tests {
         for (shared, last) in [
             (
                 of(Some((&long, 523e6)), seconds),
-                "253.8 GB a guided step, 12 min 05 s at the 523.0 MB/s measured\n\
-                 between 192.168.100.100 and 192.168.100.101: the clip takes at most 11 h 56 min.\n",
+                "12 min 05 s at the 523.0 MB/s measured between 192.168.100.100\n\
+                 and 192.168.100.101: the clip takes at most 11 h 56 min.\n",
             ),
             (
                 of(Some((&[long, long].concat(), 1.1e9)), None),
-                "253.8 GB a guided step, 12 min 05 s at the 1.1 GB/s measured\n\
-                 between 192.168.100.100 and 3 others.\n",
+                "12 min 05 s at the 1.1 GB/s measured between 192.168.100.100\n\
+                 and 3 others.\n",
             ),
             (
                 of(None, seconds),
-                "253.8 GB a guided step, at the wire's own rate\n  \
+                "at the wire's own rate:\n  \
                  12 min 05 s over Thunderbolt 5 (10 GB/s): the clip takes at most 11 h 56 min\n  \
                  12 min 05 s over 10 GbE (1.25 GB/s): the clip takes at most 11 h 56 min\n\
                  wan-i2v launch --hosts a,b -- doctor measures the rate between your machines.\n",
             ),
         ] {
             let text = shared.describe();
-            let first = "\n4 machines share guidance and the sequence; the others need 14.3 GB at most.\n\
-                         Each sends up to ";
+            let first = "\n4 machines share guidance, the sequence and decoding.\n\
+                         The others need 14.3 GB at most. Each sends up to 253.8 GB a guided step,\n";
             assert_eq!(text, format!("{first}{last}"));
             assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         }

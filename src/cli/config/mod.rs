@@ -30,7 +30,7 @@ use self::layer::{Origin, names, switch, variable_of};
 use super::flags::{self, ConfigArgs, advice, reason};
 
 /// The prefix of the variables.
-const PREFIX: &str = "WAN_I2V_";
+pub(crate) const PREFIX: &str = "WAN_I2V_";
 /// The section of the command without a name.
 const GENERATE: &str = "generate";
 /// Commands that make or plan clips, and so take the settings of clips.

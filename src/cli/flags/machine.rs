@@ -61,7 +61,7 @@ pub(crate) struct GroupArgs {
 ///
 /// One clip, or the clips of a batch or sweep, on any number.
 /// Starts itself on this machine and, over ssh, on the others; see docs/machines.md. Shows what rank 0,
-/// the first machine, shows, and errors of the others. When one ends, all do. Every machine has to have
+/// the first machine, shows, and errors of the others. When one ends, all do, but for a batch's or sweep's. Every machine has to have
 /// the model and the pictures at the same paths. The exit code is rank 0's, or that of a rank without which it cannot begin.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]

@@ -93,6 +93,19 @@ fn event_of(name: &str, fields: Value) -> Event<'_> {
     }
 }
 
+/// Writes an event that another process of this program's has made.
+pub(crate) fn pass_on(event: &str) {
+    terminal::tell_line(event);
+}
+
+/// What another process says that says no more than it has to.
+pub(crate) fn repeat(text: &str) {
+    match style() {
+        Style::Json => note(text),
+        _ => tell(text),
+    }
+}
+
 /// Something worth knowing.
 pub(crate) fn note(text: &str) {
     match style() {

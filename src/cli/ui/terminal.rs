@@ -150,6 +150,11 @@ pub(crate) fn tell_json(value: &impl Serialize) {
     say(&json_line(value));
 }
 
+/// Writes a line of JSON to stderr.
+pub(crate) fn tell_line(line: &str) {
+    say(&escaped(line));
+}
+
 /// A text as stderr has it.
 fn laid_out(text: &str, ink: Ink) -> String {
     let text = fitted(text, stderr_width());

@@ -15,6 +15,7 @@ pub(crate) fn human_time(seconds: f64) -> String {
 /// As [`human_time`], of what may be over at once: `0.8 ms`.
 pub(crate) fn human_short_time(seconds: f64) -> String {
     match seconds {
+        0.0..5e-5 => "less than 0.1 ms".to_owned(),
         0.0..0.1 => format!("{:.1} ms", seconds * 1e3),
         _ => human_time(seconds),
     }
@@ -58,6 +59,13 @@ mod tests {
             (561_600.0, "6.5 days"),
         ] {
             assert_eq!(human_time(seconds), text);
+        }
+        for (seconds, text) in [
+            (1e-6, "less than 0.1 ms"),
+            (5e-5, "0.1 ms"),
+            (0.1, "0.10 s"),
+        ] {
+            assert_eq!(human_short_time(seconds), text);
         }
     }
 }

@@ -11,7 +11,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use super::cost::decode_share;
+use super::cost::{decode_exchange, decode_share};
 use super::{LEVELS, Tiling, VaeConfig};
 
 /// The last convolution, and that of an upsampling, see a row to each side; a residual block has two.
@@ -50,6 +50,14 @@ impl Division {
         };
         let [share, whole] = decode_share(config, grid, tiling, &division);
         (100 * share <= MOST_WORK * whole).then_some(division)
+    }
+
+    /// What the largest share is of the work, at most [`MOST_WORK`] of it, and the bytes that machines exchange;
+    /// of what it was made for.
+    pub fn cost(&self, config: &VaeConfig, tiling: Option<Tiling>, grid: [i32; 3]) -> (f64, u64) {
+        let [share, whole] = decode_share(config, grid, tiling, self);
+        let bytes = decode_exchange(config, grid, tiling, self.machines() as u64);
+        (share as f64 / whole as f64, bytes)
     }
 
     /// How many machines have a part.

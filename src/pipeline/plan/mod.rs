@@ -121,11 +121,20 @@ impl Forecast {
     }
 
     /// All seconds on machines that share its passes, where an exchange takes `exchange(guided)` of a step: at
-    /// most, since nothing is computed meanwhile.
-    pub fn shared_seconds(&self, traffic: &Traffic, exchange: impl Fn(bool) -> f64) -> Option<f64> {
+    /// most, since nothing is computed meanwhile. `decoding`, where they share that too: the part of it that one
+    /// of them does, and the seconds of what they exchange.
+    pub fn shared_seconds(
+        &self,
+        traffic: &Traffic,
+        exchange: impl Fn(bool) -> f64,
+        decoding: Option<(f64, f64)>,
+    ) -> Option<f64> {
         let of = |phase: &PhaseForecast| {
             let (seconds, loading) = (phase.seconds?, phase.loading_seconds?);
             let Steps { all, guided } = phase.steps;
+            if let Some((part, exchanged)) = decoding.filter(|_| phase.phase == Phase::Decoding) {
+                return Some(loading + (seconds - loading) * part + exchanged);
+            }
             if all == 0 {
                 return Some(seconds);
             }
@@ -548,7 +557,7 @@ mod tests {
         let config = checkpoint.dit();
         let none = |_: bool| 0.0;
         let of = |machines, guided| Traffic::new(config, [3, 4, 4], 4, machines, guided, true);
-        assert_eq!(made.shared_seconds(&of(2, true), none), None);
+        assert_eq!(made.shared_seconds(&of(2, true), none, None), None);
         let made = made.timed(Some(&Rates::even(1e9)));
         let all = made.seconds.unwrap();
         let denoising = made.phases.iter().filter(|phase| phase.steps.all > 0);
@@ -569,26 +578,32 @@ mod tests {
         // Every pass has a third of its rows.
         let rest = all - computed;
         is_near(
-            made.shared_seconds(&of(3, true), none),
+            made.shared_seconds(&of(3, true), none, None),
             rest + computed / 3.0,
         );
         let exchange = |guided| if guided { 2.0 } else { 1.0 };
         is_near(
-            made.shared_seconds(&of(3, true), exchange),
+            made.shared_seconds(&of(3, true), exchange, None),
             rest + computed / 3.0 + steps + guided,
+        );
+        let decoding = made.phases.last().unwrap();
+        let decoded = decoding.seconds.unwrap() - decoding.loading_seconds.unwrap();
+        is_near(
+            made.shared_seconds(&of(3, true), none, Some((0.25, 7.0))),
+            rest + computed / 3.0 - 0.75 * decoded + 7.0,
         );
         // A guided step takes one pass instead of two.
         if guided == steps {
             is_near(
-                made.shared_seconds(&of(2, true), none),
+                made.shared_seconds(&of(2, true), none, None),
                 rest + computed / 2.0,
             );
             is_near(
-                made.shared_seconds(&of(4, true), none),
+                made.shared_seconds(&of(4, true), none, None),
                 rest + computed / 4.0,
             );
         } else {
-            let two = made.shared_seconds(&of(2, true), none).unwrap();
+            let two = made.shared_seconds(&of(2, true), none, None).unwrap();
             assert!(two > rest + computed / 2.0 && two < all, "{two}");
         }
     }

@@ -67,6 +67,11 @@ impl Hosts {
         self.0.len()
     }
 
+    /// Where a rank listens for its neighbour in MLX's ring.
+    pub(super) fn of(&self, rank: usize) -> &[SocketAddrV4] {
+        self.0.get(rank).map_or(&[], Vec::as_slice)
+    }
+
     /// The first address of each rank.
     pub fn addresses(&self) -> Vec<Ipv4Addr> {
         let first = self.0.iter().filter_map(|all| all.first());
@@ -75,7 +80,7 @@ impl Hosts {
 
     /// A rank as messages name it.
     pub fn name(&self, rank: usize) -> String {
-        let ip = self.0.get(rank).and_then(|all| all.first());
+        let ip = self.of(rank).first();
         ip.map_or_else(
             || format!("rank {rank}"),
             |ip| format!("rank {rank} ({})", ip.ip()),
@@ -88,16 +93,15 @@ impl Hosts {
         let port = ports.max().and_then(|port| port.checked_add(1));
         let port =
             port.context("port 65535 is taken; expected one below it, since the next is used too")?;
-        let ip = self.0.first().and_then(|all| all.first());
+        let ip = self.of(0).first();
         let ip = ip.map_or(Ipv4Addr::LOCALHOST, |address| *address.ip());
         Ok(SocketAddrV4::new(ip, port))
     }
 
     /// Whether an address is a rank's.
     pub(super) fn has(&self, rank: usize, ip: IpAddr) -> bool {
-        let all = self.0.get(rank).into_iter().flatten();
-        all.into_iter()
-            .any(|address| IpAddr::V4(*address.ip()) == ip)
+        let mut all = self.of(rank).iter();
+        all.any(|address| IpAddr::V4(*address.ip()) == ip)
     }
 }
 

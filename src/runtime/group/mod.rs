@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::CStr;
 use std::fmt;
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -21,9 +21,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use mlx_rs::error::Exception;
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use self::link::{Incoming, Link, read_greeting, write_greeting};
 use super::ffi::{Connected, Ranks};
@@ -36,6 +38,10 @@ pub use hosts::Hosts;
 const PATIENCE: f64 = 30.0;
 /// Seconds that ranks wait for one another before they begin.
 const JOINING: u64 = 120;
+/// Seconds after which they say for whom.
+const PAUSE: u64 = 5;
+/// Seconds that MLX gets to connect ranks that have met: its ring tries again for half of it.
+const CONNECTING: u64 = 30;
 /// Seconds between looks at what may have happened.
 const LOOK: Duration = Duration::from_millis(20);
 /// The same while arrays are exchanged.
@@ -131,17 +137,6 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Has MLX take up the arrays, one after the other.
-    fn begin<const N: usize>(arrays: [Array; N], wanted: usize) -> Result<Self> {
-        let exchange = Self {
-            arrays: arrays.into(),
-            wanted,
-        };
-        let mut arrays = exchange.arrays.iter();
-        arrays.try_for_each(|array| async_eval([array]))?;
-        Ok(exchange)
-    }
-
     fn is_done(&self, ranks: &Ranks) -> mlx_rs::error::Result<bool> {
         let mut arrays = self.arrays.iter();
         arrays.try_fold(true, |done, array| Ok(done && ranks.is_done(array)?))
@@ -166,20 +161,21 @@ impl Drop for Exchange {
 }
 
 impl Links {
-    /// Meets the other ranks as `rank`, and checks that they are of one version.
+    /// Meets the other ranks as `rank`, and checks that they are of one version; tells for whom it waits.
     ///
     /// # Errors
-    /// When a rank is missing or another.
-    pub fn meet(hosts: Hosts, rank: usize) -> Result<Self> {
+    /// When a rank is missing or another, or this one's addresses are not its own.
+    pub fn meet(hosts: Hosts, rank: usize, tell: &dyn Fn(&str)) -> Result<Self> {
         let patience = patience();
+        hosts.of(rank).iter().try_for_each(|own| can_listen(*own))?;
         let (sender, inbox) = mpsc::channel();
         let link = |(rank, stream)| Link::start(rank, stream, patience, sender.clone());
         let links = match rank {
-            0 => meet_all(&hosts)?
+            0 => meet_all(&hosts, tell)?
                 .into_iter()
                 .map(link)
                 .collect::<Result<_>>()?,
-            _ => vec![link((0, meet(&hosts, rank)?))?],
+            _ => vec![link((0, meet(&hosts, rank, tell)?))?],
         };
         Ok(Self {
             hosts,
@@ -372,22 +368,22 @@ impl Links {
                 self.write(rank, b"connect")
             })?;
         }
-        let end = Instant::now() + patience() + Duration::from_secs(JOINING);
+        let end = Instant::now() + Duration::from_secs(CONNECTING);
         let connected = loop {
             match connected.try_recv() {
                 Ok(connected) => break connected,
-                Err(_) if Instant::now() > end => break None,
                 Err(_) => {
                     let looked = self.look(LOOK).and_then(|()| self.none_is_done());
+                    let looked = looked.and_then(|()| {
+                        ensure!(Instant::now() < end, self.unconnected());
+                        Ok(())
+                    });
                     looked.inspect_err(|_| ABANDONED.store(true, Ordering::Relaxed))?;
                 }
             }
         };
-        let ranks = connected.map(Ranks::of).context(
-            "MLX cannot connect the machines\n\
-             hint: see to it that the ports of the host file are free and reachable; MLX_RING_VERBOSE=1 \
-             says more",
-        )?;
+        let ranks = connected.map(Ranks::of);
+        let ranks = ranks.with_context(|| self.unconnected())?;
         let (place, expected) = (ranks.place(), (self.rank as i32, self.size() as i32));
         ensure!(
             place == expected,
@@ -399,6 +395,22 @@ impl Links {
             expected.1
         );
         Ok(ranks)
+    }
+
+    /// That MLX does not connect this rank, and what may be in the way.
+    fn unconnected(&self) -> String {
+        let (size, rank) = (self.size(), self.rank);
+        let (before, after) = ((rank + size - 1) % size, (rank + 1) % size);
+        let ports = |rank| self.hosts.of(rank).iter().map(SocketAddrV4::to_string);
+        let ports = |rank| ports(rank).collect::<Vec<_>>().join(", ");
+        format!(
+            "MLX cannot connect rank {rank} with its neighbours\n\
+             hint: a firewall may be in the way: this machine has to reach {}, and {} this one at {}; \
+             MLX_RING_VERBOSE=1 says more",
+            ports(after),
+            self.name(before),
+            ports(rank),
+        )
     }
 }
 
@@ -440,7 +452,31 @@ impl Group {
         self.look(Duration::ZERO)?;
         let gathered = self.ranks.all_gather(x)?;
         self.count(x, self.size() - 1);
-        Exchange::begin([gathered], 0)
+        self.begin([gathered], 0)
+    }
+
+    /// Has MLX take up the arrays, one after the other.
+    fn begin<const N: usize>(&self, arrays: [Array; N], wanted: usize) -> Result<Exchange> {
+        let exchange = Exchange {
+            arrays: arrays.into(),
+            wanted,
+        };
+        let mut arrays = exchange.arrays.iter();
+        let begun = arrays.try_for_each(|array| async_eval([array]));
+        begun.map_err(|error| self.blamed(error))?;
+        Ok(exchange)
+    }
+
+    /// Who was lost where MLX fails, which the link knows a moment later; else MLX's own words.
+    fn blamed(&self, error: Exception) -> anyhow::Error {
+        let end = Instant::now() + patience();
+        while Instant::now() < end {
+            let looked = self.look(LOOK).and_then(|()| self.none_is_done());
+            if let Err(lost) = looked {
+                return lost;
+            }
+        }
+        error.into()
     }
 
     /// Hands `x` to a neighbour in the ring, which takes it at the same time.
@@ -453,7 +489,7 @@ impl Group {
         x.eval()?;
         let sent = self.ranks.send(&x, to as i32)?;
         self.count(&x, 1);
-        self.finish(Exchange::begin([sent], 0)?)?;
+        self.finish(self.begin([sent], 0)?)?;
         Ok(())
     }
 
@@ -463,7 +499,7 @@ impl Group {
     /// [`RankLost`], or MLX fails.
     pub fn receive(&self, shape: &[i32], dtype: Dtype, from: usize) -> Result<Array> {
         let received = self.ranks.receive(shape, dtype, from as i32)?;
-        self.finish(Exchange::begin([received], 0)?)
+        self.finish(self.begin([received], 0)?)
     }
 
     /// Begins to exchange `x`, which lies in memory row by row, for what a neighbour in the ring has in its
@@ -479,8 +515,8 @@ impl Group {
         self.count(x, 1);
         // In this order on MLX's stream; two that both sent first would wait for each other.
         match self.rank() < with {
-            true => Exchange::begin([sent, received], 1),
-            false => Exchange::begin([received, sent], 0),
+            true => self.begin([sent, received], 1),
+            false => self.begin([received, sent], 0),
         }
     }
 
@@ -505,15 +541,7 @@ impl Group {
                 }
             }
         };
-        if let Err(error) = done {
-            // The link knows who it was, a moment later.
-            let end = Instant::now() + patience();
-            while Instant::now() < end {
-                self.look(LOOK)?;
-                self.none_is_done()?;
-            }
-            return Err(error.into());
-        }
+        done.map_err(|error| self.blamed(error))?;
         Ok(exchange.into_array())
     }
 
@@ -562,19 +590,42 @@ fn patience() -> Duration {
     Duration::from_secs_f64(seconds.unwrap_or(PATIENCE))
 }
 
+/// Fails unless this machine can listen at an address of the host file.
+fn can_listen(own: SocketAddrV4) -> Result<()> {
+    let error = match TcpListener::bind(own) {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::AddrNotAvailable => bail!(
+            "{} is no address of this machine\n\
+             hint: see to the addresses of the host file, and to MLX_RANK",
+            own.ip()
+        ),
+        _ => Err(error).with_context(|| {
+            format!("cannot listen at {own}\nhint: name other ports in the host file, or with launch --port")
+        }),
+    }
+}
+
 /// Waits for all other ranks; returns their connections.
-fn meet_all(hosts: &Hosts) -> Result<Vec<(usize, TcpStream)>> {
+fn meet_all(hosts: &Hosts, tell: &dyn Fn(&str)) -> Result<Vec<(usize, TcpStream)>> {
     let address = hosts.control()?;
     let listener = TcpListener::bind(address)
         .with_context(|| format!("rank 0 cannot listen at {address}, the port after MLX's"))?;
     listener.set_nonblocking(true)?;
-    let end = Instant::now() + Duration::from_secs(JOINING);
+    let start = Instant::now();
     let mut found: Vec<(usize, TcpStream)> = Vec::new();
+    let mut strangers: Vec<IpAddr> = Vec::new();
+    let mut has_told = false;
     while found.len() + 1 < hosts.size() {
         match listener.accept() {
             Ok((stream, peer)) => {
                 // A stranger is of no concern, a rank of another program is.
                 let Some((rank, stream)) = greeted(hosts, stream, peer)? else {
+                    if !strangers.contains(&peer.ip()) && strangers.len() < hosts.size() {
+                        strangers.push(peer.ip());
+                    }
                     continue;
                 };
                 let is_known = found.iter().any(|(known, _)| *known == rank);
@@ -584,14 +635,28 @@ fn meet_all(hosts: &Hosts) -> Result<Vec<(usize, TcpStream)>> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(LOOK),
             Err(error) => return Err(error).context("cannot wait for the machines"),
         }
-        if Instant::now() > end {
+        let missing = || {
             let is_missing = |rank: &usize| !found.iter().any(|(known, _)| known == rank);
             let missing = (1..hosts.size()).filter(is_missing);
             let missing: Vec<String> = missing.map(|rank| hosts.name(rank)).collect();
+            missing.join(", ")
+        };
+        let waited = start.elapsed().as_secs();
+        if waited >= PAUSE && !has_told {
+            tell(&format!("waiting at {address} for {}", missing()));
+            has_told = true;
+        }
+        if waited >= JOINING {
+            let others: Vec<String> = strangers.iter().map(IpAddr::to_string).collect();
+            let others = match others.is_empty() {
+                true => String::new(),
+                false => format!("; {} did, which is another", others.join(", ")),
+            };
             bail!(
-                "{} did not connect to {address} within {JOINING} s\n\
-                 hint: start the same command on every machine, each with its MLX_RANK",
-                missing.join(", ")
+                "{} did not connect to {address} within {JOINING} s{others}\n\
+                 hint: a firewall may be in the way; without launch, start the same command on every \
+                 machine, each with its MLX_RANK",
+                missing()
             );
         }
     }
@@ -633,20 +698,39 @@ fn greeted(
     }
 }
 
+/// Connects from an address to another.
+fn connect(from: Ipv4Addr, to: SocketAddrV4, wait: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddrV4::new(from, 0).into())?;
+    socket.connect_timeout(&to.into(), wait)?;
+    Ok(socket.into())
+}
+
 /// Connects to rank 0.
-fn meet(hosts: &Hosts, rank: usize) -> Result<TcpStream> {
+fn meet(hosts: &Hosts, rank: usize, tell: &dyn Fn(&str)) -> Result<TcpStream> {
     let address = hosts.control()?;
-    let end = Instant::now() + Duration::from_secs(JOINING);
+    // The one that rank 0 knows, of all that this machine may have.
+    let own = hosts.of(rank).first().context("it has no address")?;
+    let start = Instant::now();
+    let mut has_told = false;
     let mut stream = loop {
-        let wait = Duration::from_secs(5);
-        match TcpStream::connect_timeout(&SocketAddr::V4(address), wait) {
+        let error = match connect(*own.ip(), address, Duration::from_secs(PAUSE)) {
             Ok(stream) => break stream,
-            Err(_) if Instant::now() < end => thread::sleep(LOOK * 5),
-            Err(error) => {
-                let text = format!("rank 0 does not listen at {address} within {JOINING} s");
-                return Err(error).context(text);
-            }
+            Err(error) => error,
+        };
+        let waited = start.elapsed().as_secs();
+        if waited >= JOINING {
+            let text = format!("rank 0 does not listen at {address} within {JOINING} s");
+            return Err(error).context(text);
         }
+        if waited >= PAUSE && !has_told {
+            tell(&format!(
+                "waiting for {} at {address}: {error}",
+                hosts.name(0)
+            ));
+            has_told = true;
+        }
+        thread::sleep(LOOK * 5);
     };
     write_greeting(&mut stream, Ok(&greeting(hosts, rank)?))?;
     stream.set_read_timeout(Some(Duration::from_secs(JOINING) / 10))?;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use npyz::NpyFile;
@@ -112,7 +113,7 @@ fn result_and_sent(ran: &Ran, ranks: usize) -> (Value, Vec<u64>) {
     for rank in 1..ranks {
         let said = format!("rank {rank} (localhost): sent ");
         let mut lines = ran.stderr.lines();
-        let bytes = lines.find_map(|line| line.strip_prefix(&said)?.split(' ').next());
+        let bytes = lines.find_map(|line| line.split_once(&said)?.1.split(' ').next());
         let bytes = bytes.unwrap_or_else(|| panic!("{said}: {}", ran.stderr));
         sent.push(bytes.parse().unwrap());
     }
@@ -385,6 +386,30 @@ fn whoever_dies_or_stalls_is_named_and_one_machine_goes_on() {
     assert!(!bench.path("nowhere.mp4").exists());
 }
 
+/// As long as it shows signs of life in time.
+#[test]
+fn whoever_is_slow_is_waited_for() {
+    let bench = Bench::new("a");
+    let hosts = bench.hosts();
+    for scale in ["2", "1"] {
+        let flags = ["--steps", "20", "--guide-scale", scale];
+        let second = bench.second(&hosts, &mut bench.clip("nowhere.mp4", &flags));
+        let mut first = Running::start(&mut bench.first(&hosts, bench.clip("clip.mp4", &flags)));
+        let start = Instant::now();
+        for _ in 0..3 {
+            first.wait_for("step");
+            second.signal("-STOP");
+            thread::sleep(Duration::from_secs(1));
+            second.signal("-CONT");
+        }
+        let (code, events) = first.end();
+        assert_eq!(code, Some(0), "{events:#?}");
+        assert!(start.elapsed() > Duration::from_secs(3));
+        assert_eq!(second.end(), (Some(0), String::new()));
+        fs::remove_file(bench.path("clip.mp4")).unwrap();
+    }
+}
+
 #[test]
 fn who_makes_another_clip_is_refused_with_the_difference() {
     let (bench, other) = (Bench::new("a"), Bench::new("b"));
@@ -452,12 +477,60 @@ fn places_are_refused_before_anything_is_computed() {
         &hosts,
         &["MLX_RANK: \"2\" is no place in ", "expected 0 to 1"],
     );
+    // What MLX's ring would find out after half a minute.
+    let other = bench.path("other.json");
+    fs::write(&other, r#"[["192.0.2.1:50000"], ["127.0.0.1:50001"]]"#).unwrap();
+    refused(
+        Some("0"),
+        &other,
+        &[
+            "192.0.2.1 is no address of this machine",
+            "hint: see to the addresses",
+        ],
+    );
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    fs::write(&other, format!(r#"[["127.0.0.1:1025"], ["{address}"]]"#)).unwrap();
+    refused(
+        Some("1"),
+        &other,
+        &[
+            &format!("cannot listen at {address}: "),
+            "hint: name other ports",
+        ],
+    );
     let missing = bench.path("missing.json");
     refused(
         Some("0"),
         &missing,
         &["--machines: cannot read ", "missing.json"],
     );
+}
+
+/// A machine is known by the address that the file has, whichever it would connect from by itself.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_is_known_by_its_listed_address() {
+    let bench = Bench::new("a");
+    let (hosts, port) = (bench.path("hosts.json"), free_ports(3));
+    let text = format!(r#"[["127.0.0.1:{port}"], ["127.0.0.2:{}"]]"#, port + 1);
+    fs::write(&hosts, text).unwrap();
+    let second = bench.second(&hosts, &mut bench.clip("nowhere.mp4", &[]));
+    succeed(&mut bench.first(&hosts, bench.clip("clip.mp4", &[])));
+    assert_eq!(second.end(), (Some(0), String::new()));
+    // And one that does not come is named.
+    let mut alone = Running::start(&mut bench.first(&hosts, bench.clip("other.mp4", &[])));
+    let said = loop {
+        let note = alone.wait_for("note")["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        if note.starts_with("waiting") {
+            break note;
+        }
+    };
+    let expected = format!("waiting at 127.0.0.1:{} for rank 1 (127.0.0.2)", port + 2);
+    assert_eq!(said, expected);
 }
 
 #[test]
@@ -510,12 +583,85 @@ fn launch_ends_all_when_one_ends_or_is_told_to() {
             ran.stderr
         );
     }
-    let ran = run(&mut launch(2, program().arg("plan")));
+    let of_plan = ["plan", "--machine", "64"];
+    for (words, code, said) in [
+        (&of_plan[..], 1, "plan is nothing that machines share"),
+        // Once, before a rank is started.
+        (&["--prompt", "x", "--stepz", "3"], 2, "--stepz"),
+        (
+            &["-p", "x", "-i", "x.png", "--machines", "x"],
+            1,
+            "--machines: launch makes that file",
+        ),
+        (&["-p", "-", "-i", "x.png"], 1, "- reads standard input"),
+    ] {
+        run(&mut launch(2, program().args(words))).assert_refused(code, &[said]);
+    }
+}
+
+/// A signal to `launch` is one to rank 0, and leaves nothing of it.
+#[test]
+fn launch_passes_signals_on() {
+    let bench = Bench::new("a");
+    let temporary = bench.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for (signals, code) in [
+        (&["-TERM"][..], 143),
+        // As of a terminal that is closed.
+        (&["-HUP"], 143),
+        (&["-INT", "-INT"], 130),
+    ] {
+        let mut command = launch(2, &bench.clip("clip.mp4", &["--steps", "130"]));
+        let mut running = Running::start(command.env("TMPDIR", &temporary));
+        running.wait_for("step");
+        signals.iter().for_each(|signal| running.signal(signal));
+        let (ended, events) = running.end();
+        assert_eq!(ended, Some(code), "{signals:?}: {events:#?}");
+        let taken = SavedRun::read(&bench.state("clip.mp4"))
+            .unwrap()
+            .steps_taken();
+        assert!(taken < 130, "{signals:?}");
+        fs::remove_file(bench.state("clip.mp4")).unwrap();
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{signals:?}");
+    }
+}
+
+/// Every line is one, also those of what went wrong elsewhere.
+#[test]
+fn launch_tells_of_everything_in_events() {
+    let bench = Bench::new("a");
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = busy.local_addr().unwrap().port();
+    let mut command = program();
+    command.current_dir(bench.work.path());
+    // Rank 1's port is taken.
+    let port = (second - 1).to_string();
+    command.args([
+        "launch",
+        "--hosts",
+        "localhost,localhost",
+        "--port",
+        &port,
+        "--",
+    ]);
+    command.args(bench.clip("clip.mp4", &[]).get_args());
+    let (code, events) = Running::start(&mut command).end();
+    assert_eq!(code, Some(1), "{events:#?}");
+    let said = |event: &Value| event["message"].as_str().unwrap().to_owned();
+    let notes = events.iter().filter(|event| event["event"] == "note");
+    let of_rank = format!("rank 1 (localhost): error: cannot listen at 127.0.0.1:{second}: ");
     assert!(
-        ran.stderr.contains("plan is nothing that machines share"),
-        "{}",
-        ran.stderr
+        notes.map(said).any(|text| text.starts_with(&of_rank)),
+        "{events:#?}"
     );
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["exit_code"]),
+        (&json!("error"), &json!(1))
+    );
+    let expected =
+        "rank 1 (localhost) has ended with exit status: 1; rank 0 (localhost) was stopped";
+    assert_eq!(said(last), expected);
 }
 
 const JOBS: &str = r#"{"name": "a", "prompt": "a cat", "seed": [1, 2, 3], "strip": "{name}_{seed}.png"}
@@ -639,14 +785,10 @@ fn a_launched_batch_goes_on_without_a_lost_rank() {
     assert_eq!(children.len(), 1, "{children:?}");
     let kill = Command::new("kill").arg("-KILL").args(&children).status();
     assert!(kill.unwrap().success());
-    // Beside the events, launch has its own words.
-    let said: Vec<String> = lines.map(Result::unwrap).collect();
-    assert!(launched.wait().unwrap().success(), "{said:#?}");
-    let events = said
-        .iter()
-        .filter_map(|line| serde_json::from_str(line).ok());
+    let events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
     let events: Vec<Value> = events.collect();
-    assert!(made(&events)[0].contains(&6), "{said:#?}");
+    assert!(launched.wait().unwrap().success(), "{events:#?}");
+    assert!(made(&events)[0].contains(&6), "{events:#?}");
     assert_eq!(bench.files("out").len(), 3 + 5 + 5);
 }
 
@@ -683,10 +825,14 @@ fn doctor_measures_between_machines() {
 
 impl Bench {
     fn plan(&self, more: &[&str]) -> Command {
+        self.plan_of_size("48x48", more)
+    }
+
+    fn plan_of_size(&self, size: &str, more: &[&str]) -> Command {
         let mut command = program();
         command.arg("plan").arg("--model");
         command.arg(self.checkpoint.root());
-        command.args(["--size", "48x48", "--frames", "9", "--device", "cpu"]);
+        command.args(["--size", size, "--frames", "9", "--device", "cpu"]);
         command.args(more);
         command
     }
@@ -710,6 +856,7 @@ fn plan_says_what_machines_send_and_hold() {
     assert_eq!(two["machines"]["sent_bytes"], 4 * 16 * 3 * 6 * 6);
     assert_eq!(two["machines"]["guidance"], true);
     assert_eq!(two["machines"]["guided"], true);
+    assert_eq!(two["machines"]["decoding"], Value::Null);
     let held = two["machines"]["peak_bytes"].as_u64();
     assert!(held > Some(0) && held <= two["forecast"]["peak_bytes"].as_u64());
     let ran = plan(&["--machines", "3", "--json"]);
@@ -726,6 +873,17 @@ fn plan_says_what_machines_send_and_hold() {
         three["machines"]["sent_bytes"],
         bench.traffic(3, 4, [1, 0])[0]
     );
+    // Of frames that are large enough: latents there, and half of the pixels back.
+    let ran = succeed(&mut bench.plan_of_size("320x32", &["--machines", "2", "--json"]));
+    let large: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let decoding = &large["machines"]["decoding"];
+    let exchanged = 4 * 16 * 3 * 4 * 40 + 12 * 9 * 320 * 32 / 2;
+    assert_eq!(
+        (&decoding["machines"], &decoding["exchanged_bytes"]),
+        (&json!(2), &json!(exchanged))
+    );
+    let share = decoding["largest_share"].as_f64().unwrap();
+    assert!(share > 0.5 && share <= 0.8, "{share}");
 }
 
 #[test]

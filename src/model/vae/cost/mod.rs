@@ -206,6 +206,24 @@ pub(super) fn decode_share(
     }
 }
 
+/// Bytes that so many machines exchange to decode a clip of `[frames, rows, columns]` latents, in bands or in
+/// tiles: latents to the others, and pixels of about as many parts back, all in float32.
+pub(super) fn decode_exchange(
+    config: &VaeConfig,
+    grid: [i32; 3],
+    tiling: Option<Tiling>,
+    machines: u64,
+) -> u64 {
+    let [frames, rows, columns] = grid;
+    let latents = values(&[config.z_dim, frames, rows, columns]);
+    let areas = tiles(tiling, rows, columns).map(|([rows, columns], times)| {
+        let [clip, height, width] = config.decoded_grid([frames, rows, columns]);
+        values(&[clip, height, width, 3]) * times
+    });
+    let pixels: u64 = areas.sum();
+    4 * (machines - 1) * (latents + pixels / machines)
+}
+
 /// The operations of encoding the conditioning video of a clip, as [`decode_operations`]. `pictures`:
 /// the chunks that are not blank.
 pub fn encode_operations(
