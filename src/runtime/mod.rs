@@ -31,7 +31,7 @@ pub use dtype::Precision;
 pub use environment::{ENVIRONMENT, prepare_environment, prepare_host_file};
 pub use ffi::{device_name, metal_is_available, mlx_version};
 pub use gpu_error::{GpuError, evaluate};
-pub use group::{Exchange, Group, Heard, Hosts, Links, RankLost, is_abandoned};
+pub use group::{Exchange, Group, Heard, Hosts, Links, RankLost, is_abandoned, is_of_machine};
 pub use kernels::Kernels;
 pub use library::{faster_mlx, mlx_library};
 pub use memory::{

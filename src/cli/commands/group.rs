@@ -1,9 +1,13 @@
 //! Whether other machines share the work, and which of them this one is.
 
-use std::env;
 use std::path::Path;
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+use tempfile::TempDir;
 
 use super::launch;
 use crate::cli::flags::GroupArgs;
@@ -13,6 +17,24 @@ use crate::util::show::Show;
 
 /// The exit code when another machine is lost, or has failed.
 pub(crate) const LOST: u8 = 3;
+
+/// A folder for what a rank that rank 0 reports for makes. It is gone with the rank, also at Ctrl-C or SIGTERM, at
+/// which that ends at once.
+///
+/// # Errors
+/// When it cannot be made.
+pub(super) fn folder() -> Result<TempDir> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let path = folder.path().to_owned();
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    thread::Builder::new().spawn(move || {
+        if let Some(number) = signals.forever().next() {
+            let _ = fs::remove_dir_all(path);
+            let _ = emulate_default_handler(number);
+        }
+    })?;
+    Ok(folder)
+}
 
 impl GroupArgs {
     /// Whether this is a rank that rank 0 reports for.

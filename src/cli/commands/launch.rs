@@ -5,8 +5,10 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write, pipe};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
@@ -27,7 +29,7 @@ use tempfile::NamedTempFile;
 use super::LOST;
 use crate::cli::config::{PREFIX, variables};
 use crate::cli::flags::{Command as CliCommand, Host, LaunchArgs};
-use crate::cli::ui::{Style, print_raw, stderr, style};
+use crate::cli::ui::{Style, is_ignored, print_raw, stderr, style};
 use crate::cli::usage;
 use crate::util::show::Show;
 
@@ -37,6 +39,9 @@ const LAUNCHED: &str = "WAN_LAUNCHED";
 const JOINED: &str = "wan-i2v: this rank has joined";
 /// The first port, as `mlx.launch` has it.
 const PORT: u16 = 32323;
+/// Why no rank reads what it does not get.
+const NO_INPUT: &str =
+    "- reads standard input, which several machines cannot share\nhint: give a file";
 /// Events after which rank 0 has no other.
 const LAST: [&str; 3] = ["result", "batch_end", "error"];
 /// What a rank gets to end by itself.
@@ -48,7 +53,7 @@ struct Rank {
     name: String,
     child: Child,
     /// Ends it when dropped.
-    input: Option<ChildStdin>,
+    input: Arc<Mutex<Option<ChildStdin>>>,
     status: Option<ExitStatus>,
     /// Whether it has met rank 0.
     has_joined: Arc<AtomicBool>,
@@ -70,14 +75,13 @@ impl LaunchArgs {
     /// # Errors
     /// When a machine is unknown or a rank cannot be started.
     pub(super) fn run(self) -> Result<ExitCode> {
-        ensure!(
-            self.hosts.len() > 1,
-            "--hosts: 1 machine; expected at least 2\nhint: without launch one machine does it all"
-        );
         let goes_on = match self.check()? {
             Ok(goes_on) => goes_on,
             Err(code) => return Ok(code),
         };
+        let number = [SIGINT, SIGTERM, SIGHUP].into_iter();
+        let signals =
+            Signals::new(number.filter(|number| *number != SIGHUP || !is_ignored(SIGHUP)))?;
         let addresses = self.hosts.iter().map(address).collect::<Result<Vec<_>>>()?;
         let here: Vec<bool> = addresses.iter().map(|ip| is_here(*ip)).collect();
         let all_here = here.iter().all(|here| *here);
@@ -94,7 +98,6 @@ impl LaunchArgs {
         let hosts = host_file(&addresses, port);
         let mut file = NamedTempFile::new()?;
         file.write_all(hosts.as_bytes())?;
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         let mut ranks = Vec::new();
         for (rank, (host, here)) in self.hosts.iter().zip(here).enumerate() {
             let command = match here {
@@ -103,23 +106,37 @@ impl LaunchArgs {
             };
             ranks.push(Rank::start(rank, host, command)?);
         }
-        Ok(wait_for(ranks, &mut signals, goes_on))
+        let is_forced = Arc::<AtomicBool>::default();
+        if let Some(first) = ranks.first() {
+            let (input, is_forced) = (Arc::clone(&first.input), Arc::clone(&is_forced));
+            let file = file.path().to_owned();
+            thread::Builder::new()
+                .spawn(move || pass_signals(signals, &input, &is_forced, &file))?;
+        }
+        Ok(wait_for(ranks, &is_forced, goes_on))
     }
 
     /// Refuses what no rank could do; returns whether the machines that are left go on when one is lost, or
     /// the exit code where why not has been said already.
     fn check(&self) -> Result<std::result::Result<bool, ExitCode>> {
-        ensure!(
-            (self.flags.iter())
-                .all(|word| word != "-" && !word.as_encoded_bytes().ends_with(b"=-")),
-            "launch: - reads standard input, which several machines cannot share\nhint: give a file"
-        );
         let program = env::args_os().take(1);
         let arguments = program.chain(self.flags.iter().cloned()).collect();
         let (cli, _) = match usage::read(arguments) {
             Ok(read) => read,
             Err(code) => return Ok(Err(code)),
         };
+        if let Some(style) = cli.reporting().and_then(|reporting| reporting.style()) {
+            stderr::set_style(style);
+        }
+        ensure!(
+            self.hosts.len() > 1,
+            "--hosts: 1 machine; expected at least 2\nhint: without launch one machine does it all"
+        );
+        let is_input = |word: &OsString| match word.as_encoded_bytes() {
+            b"-" | [b'-', b'a'..=b'z', b'-'] => true,
+            word => word.starts_with(b"--") && word.ends_with(b"=-"),
+        };
+        ensure!(!self.flags.iter().any(is_input), "launch: {NO_INPUT}");
         let name = self.flags.first().cloned().unwrap_or_default();
         let group = cli.group().with_context(|| {
             format!(
@@ -132,9 +149,6 @@ impl LaunchArgs {
             group.machines.is_none(),
             "--machines: launch makes that file by itself, from --hosts\nhint: leave it out"
         );
-        if let Some(style) = cli.reporting().and_then(|reporting| reporting.style()) {
-            stderr::set_style(style);
-        }
         Ok(Ok(matches!(
             cli.command,
             Some(CliCommand::Batch(_) | CliCommand::Sweep(_))
@@ -291,7 +305,7 @@ impl Rank {
         });
         Ok(Self {
             name,
-            input: child.stdin.take(),
+            input: Arc::new(Mutex::new(child.stdin.take())),
             child,
             status: None,
             has_joined,
@@ -300,14 +314,12 @@ impl Rank {
         })
     }
 
-    /// Has it take a signal.
-    fn signal(&mut self, number: i32) {
-        // A closed terminal is no reason to lose a step.
-        let number = if number == SIGHUP { SIGTERM } else { number };
-        if let (Some(input), Ok(number)) = (&mut self.input, u8::try_from(number)) {
-            // One that has ended meanwhile needs none.
-            let _ = input.write_all(&[number]);
-        }
+    /// Has it end by itself.
+    fn close(&self) {
+        self.input
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 
     /// Its end, if it has ended.
@@ -338,15 +350,48 @@ impl Drop for Rank {
     }
 }
 
+/// Passes signals on to rank 0 by its `input`. After the second one all ends, whatever it waits for: rank 0
+/// `is_forced` to, and then this process, which removes its `file`; the others end with it.
+fn pass_signals(
+    mut signals: Signals,
+    input: &Mutex<Option<ChildStdin>>,
+    is_forced: &AtomicBool,
+    file: &Path,
+) {
+    let mut has_asked = false;
+    for number in signals.forever() {
+        // A closed terminal is no reason to lose a step.
+        let number = if number == SIGHUP { SIGTERM } else { number };
+        let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(input), Ok(number)) = (&mut *input, u8::try_from(number)) {
+            // One that has ended meanwhile needs none.
+            let _ = input.write_all(&[number]);
+        }
+        drop(input);
+        if has_asked {
+            thread::sleep(GRACE);
+            is_forced.store(true, Ordering::Relaxed);
+            thread::sleep(GRACE);
+            let _ = fs::remove_file(file);
+            low_level::exit(128 + number);
+        }
+        has_asked = true;
+    }
+}
+
 /// Passes on the events of rank 0, but for the `last` one, and makes some of what else it, MLX or ssh says.
 fn pass_on(said: PipeReader, last: &Mutex<Option<String>>) {
     for line in lines(said) {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(earlier) = last.take() {
-            stderr::pass_on(&earlier);
-        }
+        // Nobody may read it, so that nothing is locked meanwhile.
         match serde_json::from_str::<Event>(&line) {
-            Ok(said) if LAST.contains(&said.event.as_str()) => *last = Some(line),
+            Ok(said) if LAST.contains(&said.event.as_str()) => {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                let earlier = last.replace(line);
+                drop(last);
+                if let Some(earlier) = earlier {
+                    stderr::pass_on(&earlier);
+                }
+            }
             Ok(_) => stderr::pass_on(&line),
             Err(_) => stderr::note(&line),
         }
@@ -372,13 +417,12 @@ fn lines(said: PipeReader) -> impl Iterator<Item = String> {
 
 /// Waits for the ranks, and has all end when one does, unless rank 0 `goes_on` without those that it has met;
 /// returns rank 0's exit code, or that of a rank without which it could not begin.
-fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitCode {
+fn wait_for(mut ranks: Vec<Rank>, is_forced: &AtomicBool, goes_on: bool) -> ExitCode {
     let Some((first, others)) = ranks.split_first_mut() else {
         return ExitCode::FAILURE;
     };
     // The rank that has failed first, how, and when.
     let mut failed: Option<(String, ExitStatus, Instant)> = None;
-    let (mut asked, mut end) = (0, None);
     let mut is_stopped = false;
     let status = loop {
         if let Some(status) = first.ended() {
@@ -393,13 +437,6 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitC
                 }
             }
         }
-        for number in signals.pending() {
-            first.signal(number);
-            asked += 1;
-            if asked > 1 {
-                end = end.or(Some(Instant::now() + GRACE));
-            }
-        }
         let due = failed.as_ref();
         // Rank 0 finds out itself, unless it waits for the ranks to begin.
         let due = due.filter(|(_, _, since)| since.elapsed() > GRACE);
@@ -407,24 +444,27 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitC
         match due {
             // It has shown no sign of life for long.
             Some((_, status, _)) if status.code() == Some(LOST.into()) => first.kill(),
-            Some(_) => first.input = None,
+            Some(_) => first.close(),
+            None if is_forced.load(Ordering::Relaxed) => first.kill(),
             None => {}
-        }
-        if end.is_some_and(|end| Instant::now() > end) {
-            first.kill();
         }
         thread::sleep(LOOK);
     };
     let end = Instant::now() + GRACE;
     let are_over = |ranks: &mut [Rank]| ranks.iter_mut().all(Rank::is_over);
     for rank in others.iter_mut() {
-        rank.input = None;
+        rank.close();
     }
     while !(are_over(others) && first.is_over()) && Instant::now() < end {
         thread::sleep(LOOK);
     }
-    let last = first.last.lock().map(|mut last| last.take());
-    if let Ok(Some(event)) = last {
+    let last = first
+        .last
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let is_told = last.is_some();
+    if let Some(event) = last {
         stderr::pass_on(&event);
     }
     // Rank 0's own end says more, unless it was told to.
@@ -439,7 +479,9 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitC
         }
         None => {
             let code = exit_code(status);
-            if status.code().is_none() {
+            // The shell's or ssh's own end has no event.
+            let is_missed = style() == Style::Json && !is_told && code != 0;
+            if status.code().is_none() || is_missed {
                 stderr::error(&format!("{} has ended with {status}", first.name), code);
             }
             ExitCode::from(code)
@@ -451,6 +493,12 @@ fn wait_for(mut ranks: Vec<Rank>, signals: &mut Signals, goes_on: bool) -> ExitC
 fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| Some(128 + status.signal()?));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Fails if standard input is `launch`'s own; `what` would be read from it.
+pub(super) fn has_input(what: &str) -> Result<()> {
+    ensure!(env::var_os(LAUNCHED).is_none(), "{what}: {NO_INPUT}");
+    Ok(())
 }
 
 /// Tells `launch` that this rank has met rank 0, if it has started it.
@@ -467,10 +515,13 @@ pub(super) fn end_with_input() -> Result<()> {
     if env::var_os(LAUNCHED).is_none() {
         return Ok(());
     }
-    thread::Builder::new().spawn(|| {
+    // Whoever reads standard input finds none.
+    let mut input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    thread::Builder::new().spawn(move || {
         let mut number = [0];
         loop {
-            let signal = match std::io::stdin().read(&mut number) {
+            let signal = match input.read(&mut number) {
                 Ok(1) => i32::from(number[0]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 _ => break,

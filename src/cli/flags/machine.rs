@@ -99,8 +99,12 @@ pub(crate) struct Host {
 fn parse_host(text: &str) -> std::result::Result<Host, String> {
     let (name, address) = match text.split_once('=') {
         Some((name, address)) => {
-            let parsed = address.parse().map_err(|_| {
-                format!("\"{address}\" is no IPv4 address; expected one such as 10.0.0.1")
+            let parsed = address
+                .parse()
+                .ok()
+                .filter(|ip| runtime::is_of_machine(*ip));
+            let parsed = parsed.ok_or_else(|| {
+                format!("\"{address}\" is no machine's IPv4 address; expected one such as 10.0.0.1")
             })?;
             (name, Some(parsed))
         }

@@ -17,7 +17,7 @@ mod wrap;
 pub(crate) use colour::Colours;
 pub(crate) use graphics::{Protocol, Space};
 pub(crate) use limits::with_advice;
-pub(crate) use signals::{Fetching, Listener, Stoppable};
+pub(crate) use signals::{Fetching, Listener, Stoppable, is_ignored};
 pub(crate) use stderr::{Style, confirm, event, info, style};
 pub(crate) use table::{columns, columns_within, exit_code};
 pub(crate) use terminal::{print, print_json, print_path, print_raw};

@@ -2,6 +2,8 @@
 //! program at once.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::ptr::null;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -80,6 +82,17 @@ fn end(number: i32, command: &str) {
     let text = format!("interrupted; what has been fetched is kept\nhint: to go on: {command}");
     stderr::error(&text, u8::try_from(code).unwrap_or(1));
     low_level::exit(code);
+}
+
+/// Whether the program was started with a signal ignored, as `nohup` does.
+pub(crate) fn is_ignored(number: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the call changes nothing, and writes the action where it succeeds; zeros are one too.
+    let action = unsafe {
+        libc::sigaction(number, null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Listens for the signals.

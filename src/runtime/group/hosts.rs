@@ -40,9 +40,10 @@ impl Hosts {
         );
         let address = |text: String| -> Result<SocketAddrV4> {
             let parsed = text.parse().ok();
+            let parsed = parsed.filter(|address: &SocketAddrV4| is_of_machine(*address.ip()));
             parsed.with_context(|| {
                 format!(
-                    "\"{}\" is no address; expected an IPv4 address and a port, such as 10.0.0.1:32323",
+                    "\"{}\" is no machine's address; expected an IPv4 address and a port, such as 10.0.0.1:32323",
                     text.shown()
                 )
             })
@@ -105,6 +106,11 @@ impl Hosts {
     }
 }
 
+/// Whether an address can be a machine's, and not of all or of many.
+pub fn is_of_machine(ip: Ipv4Addr) -> bool {
+    !ip.is_unspecified() && !ip.is_broadcast() && !ip.is_multicast()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -134,7 +140,11 @@ mod tests {
             (r#"[["10.0.0.1:1"], []]"#, "rank 1 has no address"),
             (
                 r#"[["10.0.0.1:1"], ["b:2"]]"#,
-                "\"b:2\" is no address; expected an IPv4 address",
+                "\"b:2\" is no machine's address; expected an IPv4 address",
+            ),
+            (
+                r#"[["10.0.0.1:1"], ["0.0.0.0:2"]]"#,
+                "\"0.0.0.0:2\" is no machine's address",
             ),
             (
                 r#"[["10.0.0.1:65535"], ["10.0.0.2:1"]]"#,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -147,10 +147,17 @@ fn write_frame(stream: &mut TcpStream, kind: u8, bytes: &[u8]) -> Result<()> {
     Ok(stream.write_all(bytes)?)
 }
 
-/// Reads a message of at most `most` bytes from a rank that is about to become one of the group.
-pub(super) fn read_greeting(stream: &mut TcpStream, most: usize) -> Result<Vec<u8>> {
+/// Reads a message of at most `most` bytes from a rank that is about to become one of the group, and has so long
+/// for all of it.
+pub(super) fn read_greeting(
+    stream: &mut TcpStream,
+    most: usize,
+    time: Duration,
+) -> Result<Vec<u8>> {
+    let end = Some(Instant::now() + time);
+    stream.set_read_timeout(Some(time / TICKS))?;
     let mut head = [0; 5];
-    fill(stream, &mut head)?;
+    fill(stream, &mut head, end)?;
     let [kind, length @ ..] = head;
     let length = u32::from_le_bytes(length) as usize;
     ensure!(
@@ -158,7 +165,7 @@ pub(super) fn read_greeting(stream: &mut TcpStream, most: usize) -> Result<Vec<u
         "it is no rank of this program's"
     );
     let mut bytes = vec![0; length];
-    fill(stream, &mut bytes)?;
+    fill(stream, &mut bytes, end)?;
     match kind {
         MESSAGE => Ok(bytes),
         _ => bail!("{}", String::from_utf8_lossy(&bytes).shown()),
@@ -178,7 +185,7 @@ pub(super) fn write_greeting(
 
 fn read_frame(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
     let mut head = [0; 5];
-    fill(stream, &mut head)?;
+    fill(stream, &mut head, None)?;
     let [kind, length @ ..] = head;
     let length = u32::from_le_bytes(length) as usize;
     if kind > END || length > LONGEST {
@@ -189,16 +196,19 @@ fn read_frame(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
     while bytes.len() < length {
         let (start, end) = (bytes.len(), length.min(bytes.len() + (1 << 20)));
         bytes.resize(end, 0);
-        fill(stream, &mut bytes[start..])?;
+        fill(stream, &mut bytes[start..], None)?;
     }
     Ok((kind, bytes))
 }
 
-/// Fills `buffer`. Silence is counted in ticks that were waited for: a process that was stopped, or a
-/// machine that slept, first reads what has come meanwhile.
-fn fill(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+/// Fills `buffer`, by `end` if there is one. Silence is counted in ticks that were waited for: a process that was
+/// stopped, or a machine that slept, first reads what has come meanwhile.
+fn fill(stream: &mut TcpStream, buffer: &mut [u8], end: Option<Instant>) -> io::Result<()> {
     let (mut filled, mut silent) = (0, 0);
     while filled < buffer.len() {
+        if end.is_some_and(|end| Instant::now() > end) {
+            return Err(ErrorKind::TimedOut.into());
+        }
         match stream.read(&mut buffer[filled..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => (filled, silent) = (filled + count, 0),

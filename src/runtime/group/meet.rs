@@ -57,7 +57,7 @@ pub(super) fn meet_all(hosts: &Hosts, tell: &dyn Fn(&str)) -> Result<Vec<(usize,
     let mut found: Vec<(usize, TcpStream)> = Vec::new();
     let mut strangers: Vec<IpAddr> = Vec::new();
     let mut has_told = false;
-    while found.len() + 1 < hosts.size() {
+    loop {
         match listener.accept() {
             Ok((stream, peer)) => {
                 // A stranger is of no concern, a rank of another program is.
@@ -80,6 +80,9 @@ pub(super) fn meet_all(hosts: &Hosts, tell: &dyn Fn(&str)) -> Result<Vec<(usize,
             let missing: Vec<String> = missing.map(|rank| hosts.name(rank)).collect();
             missing.join(", ")
         };
+        if found.len() + 1 == hosts.size() {
+            break;
+        }
         let waited = start.elapsed().as_secs();
         if waited >= PAUSE && !has_told {
             tell(&format!("waiting at {address} for {}", missing()));
@@ -112,11 +115,11 @@ fn greeted(
     mut stream: TcpStream,
     peer: SocketAddr,
 ) -> Result<Option<(usize, TcpStream)>> {
+    if !(1..hosts.size()).any(|rank| hosts.has(rank, peer.ip())) {
+        return Ok(None);
+    }
     stream.set_nonblocking(false)?;
-    // Ten times that, for whoever says nothing.
-    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
-    let listed = (1..hosts.size()).any(|rank| hosts.has(rank, peer.ip()));
-    let Some(bytes) = read_greeting(&mut stream, GREETING).ok().filter(|_| listed) else {
+    let Ok(bytes) = read_greeting(&mut stream, GREETING, Duration::from_secs(2)) else {
         return Ok(None);
     };
     let Ok(said) = serde_json::from_slice::<Greeting>(&bytes) else {
@@ -172,8 +175,8 @@ pub(super) fn meet(hosts: &Hosts, rank: usize, tell: &dyn Fn(&str)) -> Result<Tc
         thread::sleep(LOOK * 5);
     };
     write_greeting(&mut stream, Ok(&greeting(hosts, rank)?))?;
-    stream.set_read_timeout(Some(Duration::from_secs(JOINING) / 10))?;
-    let answer = read_greeting(&mut stream, GREETING);
+    // It answers once all are there.
+    let answer = read_greeting(&mut stream, GREETING, Duration::from_secs(JOINING));
     let answer =
         answer.with_context(|| format!("{} has no place for rank {rank}", hosts.name(0)))?;
     let said: Greeting = serde_json::from_slice(&answer)?;

@@ -23,7 +23,7 @@ use self::meet::{can_listen, meet, meet_all};
 use crate::util::show::Show;
 
 pub use exchange::{Exchange, Group, is_abandoned};
-pub use hosts::Hosts;
+pub use hosts::{Hosts, is_of_machine};
 
 /// Seconds after which a rank that shows no sign of life is lost.
 const PATIENCE: f64 = 30.0;

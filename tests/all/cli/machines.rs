@@ -1,7 +1,8 @@
 //! Clips that several processes make together, on this machine's own address.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -515,8 +516,27 @@ fn a_machine_is_known_by_its_listed_address() {
     let (hosts, port) = (bench.path("hosts.json"), free_ports(3));
     let text = format!(r#"[["127.0.0.1:{port}"], ["127.0.0.2:{}"]]"#, port + 1);
     fs::write(&hosts, text).unwrap();
+    // Others are sent away, whatever they say.
+    let stranger = thread::spawn(move || {
+        let connected = || TcpStream::connect(("127.0.0.1", port + 2)).ok();
+        let mut stream = loop {
+            match connected() {
+                Some(stream) => break stream,
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        // A message of 4096 bytes, one after the other.
+        let _ = stream.write_all(&[1, 0, 16, 0, 0]);
+        let start = Instant::now();
+        while stream.write_all(&[0]).is_ok() {
+            thread::sleep(Duration::from_millis(100));
+        }
+        start.elapsed()
+    });
+    let first = Running::start(&mut bench.first(&hosts, bench.clip("clip.mp4", &[])));
+    assert!(stranger.join().unwrap() < Duration::from_secs(1));
     let second = bench.second(&hosts, &mut bench.clip("nowhere.mp4", &[]));
-    succeed(&mut bench.first(&hosts, bench.clip("clip.mp4", &[])));
+    assert_eq!(first.end().0, Some(0));
     assert_eq!(second.end(), (Some(0), String::new()));
     // And one that does not come is named.
     let mut alone = Running::start(&mut bench.first(&hosts, bench.clip("other.mp4", &[])));
@@ -570,7 +590,14 @@ fn launch_ends_all_when_one_ends_or_is_told_to() {
             &["--hosts", "localhost,192.0.2.1"],
             "localhost cannot be reached from the other machines",
         ),
-        (&["--hosts", "a=1,b=2"], "\"1\" is no IPv4 address"),
+        (
+            &["--hosts", "a=1,b=2"],
+            "\"1\" is no machine's IPv4 address",
+        ),
+        (
+            &["--hosts", "a=0.0.0.0,b=0.0.0.0"],
+            "\"0.0.0.0\" is no machine's IPv4 address",
+        ),
         (&["--hosts", "a;b,c"], "\"a;b\" is no machine"),
     ] {
         let ran = run(program()
@@ -594,6 +621,7 @@ fn launch_ends_all_when_one_ends_or_is_told_to() {
             "--machines: launch makes that file",
         ),
         (&["-p", "-", "-i", "x.png"], 1, "- reads standard input"),
+        (&["-p-", "-i", "x.png"], 1, "- reads standard input"),
     ] {
         run(&mut launch(2, program().args(words))).assert_refused(code, &[said]);
     }
@@ -624,6 +652,45 @@ fn launch_passes_signals_on() {
         fs::remove_file(bench.state("clip.mp4")).unwrap();
         assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{signals:?}");
     }
+}
+
+/// As a program that `nohup` has started.
+#[test]
+fn launch_ignores_what_it_was_started_to_ignore() {
+    let bench = Bench::new("a");
+    let launch = launch(2, &bench.clip("clip.mp4", &[]));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"trap "" HUP; exec "$@""#, "sh"]);
+    shell.arg(launch.get_program()).args(launch.get_args());
+    for (name, value) in launch.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    let mut running = Running::start(shell.current_dir(bench.work.path()));
+    running.wait_for("step");
+    running.signal("-HUP");
+    let (code, events) = running.end();
+    assert_eq!(code, Some(0), "{events:#?}");
+}
+
+/// Whoever does not read what it says can still end it.
+#[test]
+fn launch_ends_at_a_second_signal_though_nobody_listens() {
+    let bench = Bench::new("a");
+    let temporary = bench.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let flags = ["--steps", "1000", "--no-checkpoint"];
+    let mut command = launch(2, &bench.clip("clip.mp4", &flags));
+    let mut running = Running::start(command.env("TMPDIR", &temporary));
+    running.wait_for("step");
+    // More than the pipes hold.
+    thread::sleep(Duration::from_secs(8));
+    let start = Instant::now();
+    running.signal("-INT");
+    thread::sleep(Duration::from_millis(100));
+    running.signal("-INT");
+    assert_eq!(running.child.wait().unwrap().code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(8));
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
 }
 
 /// Every line is one, also those of what went wrong elsewhere.
@@ -662,6 +729,11 @@ fn launch_tells_of_everything_in_events() {
     let expected =
         "rank 1 (localhost) has ended with exit status: 1; rank 0 (localhost) was stopped";
     assert_eq!(said(last), expected);
+    // And of what is wrong before there is any rank.
+    let mut alone = launch(1, &bench.clip("clip.mp4", &[]));
+    let (code, events) = Running::start(&mut alone).end();
+    assert_eq!((code, events.len()), (Some(1), 1), "{events:#?}");
+    assert!(said(&events[0]).starts_with("--hosts: 1 machine; "));
 }
 
 const JOBS: &str = r#"{"name": "a", "prompt": "a cat", "seed": [1, 2, 3], "strip": "{name}_{seed}.png"}

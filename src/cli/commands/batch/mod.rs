@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use self::jobs::Jobs;
 use self::outcome::Outcome;
 use super::after::Ended;
+use super::group;
 use super::many::{self, Checked, Folders, Wanted};
 use crate::cli::config::Layers;
 use crate::cli::flags::{BatchArgs, ResumeFrom};
@@ -40,7 +41,7 @@ impl BatchArgs {
 
     /// Makes what rank 0 hands out, in a folder that vanishes.
     fn serve(mut self, layers: &Layers, links: &Links) -> Result<ExitCode> {
-        let folder = tempfile::tempdir()?;
+        let folder = group::folder()?;
         self.many.output_dir = folder.path().to_owned();
         let wanted = self.wanted(layers)?;
         many::serve(wanted, &self.many, &layers.catalogue, links)

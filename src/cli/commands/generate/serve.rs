@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
-use crate::cli::commands::awake;
 use crate::cli::commands::resolve::{self, Elsewhere, Resolved};
+use crate::cli::commands::{awake, group};
 use crate::cli::config::Catalogue;
 use crate::cli::flags::{ClipArgs, OutputArgs};
 use crate::cli::ui::stderr;
@@ -40,7 +40,7 @@ fn part(
     catalogue: &Catalogue,
 ) -> Result<()> {
     // Nothing is written there.
-    let nowhere = tempfile::tempdir()?;
+    let nowhere = group::folder()?;
     output.output = Some(nowhere.path().join("clip.mp4"));
     (output.strip, output.dump, output.preview.preview) = (None, None, None);
     let mut elsewhere = Elsewhere::new(false, catalogue);

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::cli::commands::again::keep_input;
+use crate::cli::commands::launch;
 use crate::cli::ui::info;
 
 /// The most bytes that are read of one.
@@ -66,6 +67,7 @@ impl Pictures {
 }
 
 fn input() -> Result<Vec<u8>> {
+    launch::has_input("a picture")?;
     let input = std::io::stdin();
     ensure!(
         !input.is_terminal(),

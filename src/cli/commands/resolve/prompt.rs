@@ -8,6 +8,7 @@ use crate::util::suggest;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::cli::commands::again::keep_input;
+use crate::cli::commands::launch;
 use crate::cli::config::at_home;
 use crate::cli::flags::PromptSource;
 use crate::cli::ui::info;
@@ -37,6 +38,7 @@ fn read(flag: &str, prompt: PromptSource) -> Result<String> {
     match prompt {
         PromptSource::Text(text) => Ok(text),
         PromptSource::Stdin => {
+            launch::has_input(flag)?;
             let input = std::io::stdin();
             if input.is_terminal() {
                 info!("{flag}: type it, and end it with Ctrl-D on a line of its own");

@@ -17,6 +17,7 @@ use clap::{Arg, Command};
 
 use self::outcomes::Outcomes;
 use super::after::Ended;
+use super::group;
 use super::many::{self, Checked, Folders, Wanted};
 use crate::cli::config::{Layer, Layers, flag};
 use crate::cli::flags::{GenerateArgs, SweepArgs, clip_command, command, parse, reason};
@@ -38,7 +39,7 @@ impl SweepArgs {
             false => self.group.meet()?,
         };
         if let Some(links) = links.as_ref().filter(|links| links.rank() > 0) {
-            let folder = tempfile::tempdir()?;
+            let folder = group::folder()?;
             self.many.output_dir = folder.path().to_owned();
             let (outcomes, args) = self.plan(layers)?;
             let wanted = wanted(args, &outcomes);
