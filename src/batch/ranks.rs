@@ -264,7 +264,7 @@ impl Server {
                     waiting.remove(&rank);
                     let back = self.clips().lose(rank);
                     let why = chain(&error);
-                    let text = format!("{why}; its clips ({back}) go to other machines");
+                    let text = format!("{why}; clips that other machines take over: {back}");
                     self.tell(News::Warning(text));
                 }
             }

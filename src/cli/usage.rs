@@ -90,6 +90,11 @@ fn explained(error: &Error, arguments: &[OsString]) -> String {
             "such as wan-i2v --image start.png --prompt 'what happens'; all flags: wan-i2v --help"
                 .into(),
         ),
+        ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument
+            if named == Some("launch") && !arguments.iter().any(|word| word == "--") =>
+        {
+            Some("put -- before what they are to do: wan-i2v launch --hosts a,b -- -i start.png -p '...'".into())
+        }
         ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument => {
             Some(format!("all flags: {name} --help"))
         }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::launch;
 use crate::cli::flags::GroupArgs;
-use crate::cli::ui::stderr::note;
+use crate::cli::ui::stderr::{note, repeat, warning};
 use crate::runtime::{Hosts, Links};
 use crate::util::show::Show;
 
@@ -52,7 +52,9 @@ impl GroupArgs {
         let Some((hosts, rank)) = self.place()? else {
             return Ok(None);
         };
-        let links = Links::meet(hosts, rank, &note)?;
+        // Nobody else says for whom a rank waits that rank 0 has not met.
+        let tell = if rank > 0 { repeat } else { note };
+        let links = Links::meet(hosts, rank, &tell)?;
         launch::tell_of_joining(rank)?;
         Ok(Some(links))
     }
@@ -64,15 +66,22 @@ impl GroupArgs {
         let (what, file) = match (&self.machines, &file) {
             (Some(file), _) => ("--machines", file.as_path()),
             (None, Some(file)) => ("MLX_HOSTFILE", Path::new(file)),
-            (None, None) => return Ok(None),
+            (None, None) => {
+                if rank.is_some() {
+                    warning(
+                        "MLX_RANK is set without MLX_HOSTFILE or --machines; this machine works alone",
+                    );
+                }
+                return Ok(None);
+            }
         };
+        let hosts = Hosts::read(file).context(what)?;
         let Some(rank) = rank else {
             bail!(
                 "--machines: MLX_RANK is not set; expected this machine's place in the file, from 0\n\
                  hint: wan-i2v launch sets it"
             );
         };
-        let hosts = Hosts::read(file).context(what)?;
         let number = rank.to_str().and_then(|rank| rank.parse().ok());
         let number = number.filter(|rank| *rank < hosts.size());
         let number = number.with_context(|| {

@@ -6,8 +6,10 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write, pipe};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -44,6 +46,8 @@ const NO_INPUT: &str =
     "- reads standard input, which several machines cannot share\nhint: give a file";
 /// Events after which rank 0 has no other.
 const LAST: [&str; 3] = ["result", "batch_end", "error"];
+/// Where free ports are looked for: Linux gives those from 32768 on to connections, macOS those from 49152.
+const FREE: Range<u16> = 20_000..32_000;
 /// What a rank gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
@@ -55,6 +59,8 @@ struct Rank {
     /// Ends it when dropped.
     input: Arc<Mutex<Option<ChildStdin>>>,
     status: Option<ExitStatus>,
+    /// What ssh calls its machine, if that is another.
+    ssh_name: Option<String>,
     /// Whether it has met rank 0.
     has_joined: Arc<AtomicBool>,
     /// Shows what it says.
@@ -79,9 +85,6 @@ impl LaunchArgs {
             Ok(goes_on) => goes_on,
             Err(code) => return Ok(code),
         };
-        let number = [SIGINT, SIGTERM, SIGHUP].into_iter();
-        let signals =
-            Signals::new(number.filter(|number| *number != SIGHUP || !is_ignored(SIGHUP)))?;
         let addresses = self.hosts.iter().map(address).collect::<Result<Vec<_>>>()?;
         let here: Vec<bool> = addresses.iter().map(|ip| is_here(*ip)).collect();
         let all_here = here.iter().all(|here| *here);
@@ -96,6 +99,9 @@ impl LaunchArgs {
             None => PORT,
         };
         let hosts = host_file(&addresses, port);
+        let numbers = [SIGINT, SIGTERM, SIGHUP].into_iter();
+        let numbers = numbers.filter(|number| *number != SIGHUP || !is_ignored(SIGHUP));
+        let signals = Signals::new(numbers)?;
         let mut file = NamedTempFile::new()?;
         file.write_all(hosts.as_bytes())?;
         let mut ranks = Vec::new();
@@ -247,11 +253,13 @@ fn is_here(ip: Ipv4Addr) -> bool {
     TcpListener::bind((ip, 0)).is_ok()
 }
 
-/// The first of as many free ports as the ranks take, and one more.
+/// The first of as many free ports as the ranks take, and one more: below those that a system gives to outgoing
+/// connections, which could take one before its rank does.
 fn free_ports(addresses: &[Ipv4Addr]) -> Result<u16> {
     let first = addresses.first().context("no machines")?;
     for _ in 0..100 {
-        let start = TcpListener::bind((*first, 0))?.local_addr()?.port();
+        let start =
+            FREE.start + (RandomState::new().build_hasher().finish() % FREE.len() as u64) as u16;
         let after = |rank: usize| start.checked_add(u16::try_from(rank).ok()?);
         let is_free = |rank: usize| {
             let ip = addresses.get(rank).unwrap_or(first);
@@ -286,6 +294,7 @@ impl Rank {
             command.stderr(write);
             said = Some(read);
         }
+        let command_name = command.get_program().to_owned();
         let started = command.spawn();
         let mut child = started.with_context(|| {
             let program = PathBuf::from(command.get_program());
@@ -305,6 +314,7 @@ impl Rank {
         });
         Ok(Self {
             name,
+            ssh_name: (command_name == "ssh").then(|| host.name.clone()),
             input: Arc::new(Mutex::new(child.stdin.take())),
             child,
             status: None,
@@ -320,6 +330,21 @@ impl Rank {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+    }
+
+    /// What may help where ssh or the shell on the other machine has ended in its place, as a line or nothing.
+    fn hint(&self, status: ExitStatus) -> String {
+        match (&self.ssh_name, status.code()) {
+            (Some(name), Some(255)) => format!(
+                "\nhint: `ssh {name} true` has to work without a question: turn on Remote Login there, and \
+                 hand over a key, such as with ssh-copy-id {name}"
+            ),
+            (Some(name), Some(126 | 127)) => format!(
+                "\nhint: {name} has no such program there; install it at the same path, or say where it is \
+                 with --program"
+            ),
+            _ => String::new(),
+        }
     }
 
     /// Its end, if it has ended.
@@ -412,7 +437,10 @@ fn repeat(said: PipeReader, name: &str, has_joined: &AtomicBool) {
 fn lines(said: PipeReader) -> impl Iterator<Item = String> {
     let lines = BufReader::new(said).split(b'\n');
     let lines = lines.map_while(std::result::Result::ok);
-    lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned());
+    // What MLX says of a rank that is gone, several times; the ranks say who it was.
+    let is_verbose = env::var_os("MLX_RING_VERBOSE").is_some();
+    lines.filter(move |line| is_verbose || !line.starts_with("[ring]"))
 }
 
 /// Waits for the ranks, and has all end when one does, unless rank 0 `goes_on` without those that it has met;
@@ -421,8 +449,8 @@ fn wait_for(mut ranks: Vec<Rank>, is_forced: &AtomicBool, goes_on: bool) -> Exit
     let Some((first, others)) = ranks.split_first_mut() else {
         return ExitCode::FAILURE;
     };
-    // The rank that has failed first, how, and when.
-    let mut failed: Option<(String, ExitStatus, Instant)> = None;
+    // The rank that has failed first, what may help, how it has, and when.
+    let mut failed: Option<(String, String, ExitStatus, Instant)> = None;
     let mut is_stopped = false;
     let status = loop {
         if let Some(status) = first.ended() {
@@ -433,17 +461,20 @@ fn wait_for(mut ranks: Vec<Rank>, is_forced: &AtomicBool, goes_on: bool) -> Exit
                 stderr::warning(&format!("{} has ended with {status}", rank.name));
                 let can_do_without = goes_on && rank.has_joined.load(Ordering::Relaxed);
                 if !can_do_without || status.code() == Some(LOST.into()) {
-                    failed.get_or_insert_with(|| (rank.name.clone(), status, Instant::now()));
+                    failed.get_or_insert_with(|| {
+                        let hint = rank.hint(status);
+                        (rank.name.clone(), hint, status, Instant::now())
+                    });
                 }
             }
         }
         let due = failed.as_ref();
         // Rank 0 finds out itself, unless it waits for the ranks to begin.
-        let due = due.filter(|(_, _, since)| since.elapsed() > GRACE);
+        let due = due.filter(|(.., since)| since.elapsed() > GRACE);
         is_stopped = due.is_some();
         match due {
             // It has shown no sign of life for long.
-            Some((_, status, _)) if status.code() == Some(LOST.into()) => first.kill(),
+            Some((.., status, _)) if status.code() == Some(LOST.into()) => first.kill(),
             Some(_) => first.close(),
             None if is_forced.load(Ordering::Relaxed) => first.kill(),
             None => {}
@@ -469,10 +500,10 @@ fn wait_for(mut ranks: Vec<Rank>, is_forced: &AtomicBool, goes_on: bool) -> Exit
     }
     // Rank 0's own end says more, unless it was told to.
     match failed.filter(|_| is_stopped) {
-        Some((name, status, _)) => {
+        Some((name, hint, status, _)) => {
             let (code, rank_0) = (exit_code(status), &first.name);
             stderr::error(
-                &format!("{name} has ended with {status}; {rank_0} was stopped"),
+                &format!("{name} has ended with {status}; {rank_0} was stopped{hint}"),
                 code,
             );
             ExitCode::from(code)
@@ -481,8 +512,12 @@ fn wait_for(mut ranks: Vec<Rank>, is_forced: &AtomicBool, goes_on: bool) -> Exit
             let code = exit_code(status);
             // The shell's or ssh's own end has no event.
             let is_missed = style() == Style::Json && !is_told && code != 0;
-            if status.code().is_none() || is_missed {
-                stderr::error(&format!("{} has ended with {status}", first.name), code);
+            let hint = first.hint(status);
+            if status.code().is_none() || is_missed || !hint.is_empty() {
+                stderr::error(
+                    &format!("{} has ended with {status}{hint}", first.name),
+                    code,
+                );
             }
             ExitCode::from(code)
         }

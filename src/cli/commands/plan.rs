@@ -349,7 +349,7 @@ impl Shared {
             );
             return text;
         }
-        text += "at the wire's own rate:";
+        text += "which takes, at the wire's own rate:";
         for OverWire {
             wire,
             exchange_seconds,
@@ -653,7 +653,7 @@ mod tests {
             ),
             (
                 of(None, seconds),
-                "at the wire's own rate:\n  \
+                "which takes, at the wire's own rate:\n  \
                  12 min 05 s over Thunderbolt 5 (10 GB/s): the clip takes at most 11 h 56 min\n  \
                  12 min 05 s over 10 GbE (1.25 GB/s): the clip takes at most 11 h 56 min\n\
                  wan-i2v launch --hosts a,b -- doctor measures the rate between your machines.\n",

@@ -59,14 +59,15 @@ pub(crate) struct GroupArgs {
 
 /// Start a command on several machines, which share its work
 ///
-/// One clip, or the clips of a batch or sweep, on any number.
+/// Such as: wan-i2v launch --hosts mac1,mac2 -- -i start.png -p 'what happens'. Makes one clip, or the clips of a
+/// batch or sweep.
 /// Starts itself on this machine and, over ssh, on the others; see docs/machines.md. Shows what rank 0,
-/// the first machine, shows, and errors of the others. When one ends, all do, but for a batch's or sweep's. Every machine has to have
+/// the first machine, shows, and errors of the others. When one ends, all do; a batch or sweep goes on. Every machine has to have
 /// the model and the pictures at the same paths. The exit code is rank 0's, or that of a rank without which it cannot begin.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct LaunchArgs {
-    /// Machines in the order of ranks, the first being the one that writes: NAME or NAME=ADDRESS
+    /// Machines in the order of ranks, the first being the one that writes: NAME, USER@NAME or NAME=ADDRESS
     ///
     /// ssh reaches a machine by its name, the others by its IPv4 address, such as that of its
     /// Thunderbolt port [default address: what the name stands for]
@@ -104,7 +105,9 @@ fn parse_host(text: &str) -> std::result::Result<Host, String> {
                 .ok()
                 .filter(|ip| runtime::is_of_machine(*ip));
             let parsed = parsed.ok_or_else(|| {
-                format!("\"{address}\" is no machine's IPv4 address; expected one such as 10.0.0.1")
+                format!(
+                    "\"{address}\" is not a machine's IPv4 address; expected one such as 10.0.0.1"
+                )
             })?;
             (name, Some(parsed))
         }

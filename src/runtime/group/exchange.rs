@@ -13,11 +13,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
+use super::meet::can_listen;
 use super::{LOOK, Links, patience};
 use crate::runtime::ffi::{Connected, Ranks};
 use crate::runtime::to_host;
@@ -132,8 +133,14 @@ impl Links {
                 }
             }
         };
-        let ranks = connected.map(Ranks::of);
-        let ranks = ranks.with_context(|| self.unconnected())?;
+        let Some(ranks) = connected.map(Ranks::of) else {
+            // One may have been taken since it was found free.
+            self.hosts
+                .of(self.rank)
+                .iter()
+                .try_for_each(|own| can_listen(*own))?;
+            bail!(self.unconnected());
+        };
         let (place, expected) = (ranks.place(), (self.rank as i32, self.size() as i32));
         ensure!(
             place == expected,

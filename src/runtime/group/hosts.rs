@@ -1,9 +1,10 @@
 //! The machines of a group, as MLX's ring names them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::util::files::{MAX_OWN, read_small};
 use crate::util::show::Show;
@@ -35,7 +36,7 @@ impl Hosts {
     fn parse(ranks: Vec<Vec<String>>) -> Result<Self> {
         ensure!(
             (2..=MOST).contains(&ranks.len()),
-            "it has {} machines; expected 2 to {MOST}",
+            "number of machines: {}; expected 2 to {MOST}",
             ranks.len()
         );
         let address = |text: String| -> Result<SocketAddrV4> {
@@ -43,7 +44,7 @@ impl Hosts {
             let parsed = parsed.filter(|address: &SocketAddrV4| is_of_machine(*address.ip()));
             parsed.with_context(|| {
                 format!(
-                    "\"{}\" is no machine's address; expected an IPv4 address and a port, such as 10.0.0.1:32323",
+                    "\"{}\" is not a machine's address; expected an IPv4 address and a port, such as 10.0.0.1:32323",
                     text.shown()
                 )
             })
@@ -60,6 +61,15 @@ impl Hosts {
                 .collect::<Result<_>>()?,
         );
         hosts.control()?;
+        let mut seen = BTreeSet::new();
+        let twice = hosts
+            .0
+            .iter()
+            .flatten()
+            .find(|address| !seen.insert(**address));
+        if let Some(twice) = twice {
+            bail!("{twice} is listed twice; expected a port of its own for each");
+        }
         Ok(hosts)
     }
 
@@ -136,15 +146,22 @@ mod tests {
         assert!(!hosts.has(1, "10.0.1.1".parse().unwrap()));
         for (text, said) in [
             ("{}", "expected a JSON list of each machine's addresses"),
-            (r#"[["10.0.0.1:1"]]"#, "it has 1 machines; expected 2 to 64"),
+            (
+                r#"[["10.0.0.1:1"]]"#,
+                "number of machines: 1; expected 2 to 64",
+            ),
             (r#"[["10.0.0.1:1"], []]"#, "rank 1 has no address"),
             (
                 r#"[["10.0.0.1:1"], ["b:2"]]"#,
-                "\"b:2\" is no machine's address; expected an IPv4 address",
+                "\"b:2\" is not a machine's address; expected an IPv4 address",
             ),
             (
                 r#"[["10.0.0.1:1"], ["0.0.0.0:2"]]"#,
-                "\"0.0.0.0:2\" is no machine's address",
+                "\"0.0.0.0:2\" is not a machine's address",
+            ),
+            (
+                r#"[["10.0.0.1:1"], ["10.0.0.1:1"]]"#,
+                "10.0.0.1:1 is listed twice",
             ),
             (
                 r#"[["10.0.0.1:65535"], ["10.0.0.2:1"]]"#,

@@ -37,8 +37,8 @@ pub(super) fn can_listen(own: SocketAddrV4) -> Result<()> {
     };
     match error.kind() {
         ErrorKind::AddrNotAvailable => bail!(
-            "{} is no address of this machine\n\
-             hint: see to the addresses of the host file, and to MLX_RANK",
+            "{} is not an address of this machine\n\
+             hint: see to the addresses of --hosts or of the host file, and to MLX_RANK",
             own.ip()
         ),
         _ => Err(error).with_context(|| {

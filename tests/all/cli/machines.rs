@@ -485,7 +485,7 @@ fn places_are_refused_before_anything_is_computed() {
         Some("0"),
         &other,
         &[
-            "192.0.2.1 is no address of this machine",
+            "192.0.2.1 is not an address of this machine",
             "hint: see to the addresses",
         ],
     );
@@ -592,11 +592,11 @@ fn launch_ends_all_when_one_ends_or_is_told_to() {
         ),
         (
             &["--hosts", "a=1,b=2"],
-            "\"1\" is no machine's IPv4 address",
+            "\"1\" is not a machine's IPv4 address",
         ),
         (
             &["--hosts", "a=0.0.0.0,b=0.0.0.0"],
-            "\"0.0.0.0\" is no machine's IPv4 address",
+            "\"0.0.0.0\" is not a machine's IPv4 address",
         ),
         (&["--hosts", "a;b,c"], "\"a;b\" is no machine"),
     ] {
@@ -813,7 +813,7 @@ fn clips_go_to_free_machines_and_are_the_same_bytes() {
     second.signal("-KILL");
     let (code, events) = first.end();
     assert_eq!(code, Some(0), "{events:#?}");
-    let lost = "rank 1 (127.0.0.1) is lost: its connection has ended; its clips (";
+    let lost = "rank 1 (127.0.0.1) is lost: its connection has ended; clips that other machines take over: ";
     let warned = |event: &Value| {
         event["message"]
             .as_str()
