@@ -52,7 +52,7 @@ impl Division {
         (100 * share <= MOST_WORK * whole).then_some(division)
     }
 
-    /// What the largest share is of the work, at most [`MOST_WORK`] of it, and the bytes that machines exchange;
+    /// What the largest share is of the work, at most four fifths of it, and the bytes that machines exchange;
     /// of what it was made for.
     pub fn cost(&self, config: &VaeConfig, tiling: Option<Tiling>, grid: [i32; 3]) -> (f64, u64) {
         let [share, whole] = decode_share(config, grid, tiling, self);

@@ -176,7 +176,7 @@ impl Group {
     /// and `MLX_HOSTFILE`.
     ///
     /// # Errors
-    /// [`RankLost`], or arrays do not arrive.
+    /// [`RankLost`](super::RankLost), or arrays do not arrive.
     pub fn connect(links: Links) -> Result<Self> {
         let fail = |error: &anyhow::Error| links.fail(&gist(error));
         let ranks = links.connect().inspect_err(fail)?;
@@ -195,7 +195,7 @@ impl Group {
     /// Everybody's `x`, in the order of ranks along the first axis.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn all_gather(&self, x: &Array) -> Result<Array> {
         self.finish(self.begin_all_gather(x)?)
     }
@@ -203,7 +203,7 @@ impl Group {
     /// Begins [`Self::all_gather`], which MLX goes on with by itself.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn begin_all_gather(&self, x: &Array) -> Result<Exchange> {
         x.eval()?;
         self.look(Duration::ZERO)?;
@@ -239,7 +239,7 @@ impl Group {
     /// Hands `x` to a neighbour in the ring, which takes it at the same time.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn send(&self, x: &Array, to: usize) -> Result<()> {
         // As it lies in memory, so it goes.
         let x = x.contiguous()?;
@@ -253,7 +253,7 @@ impl Group {
     /// Takes what a neighbour hands over.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn receive(&self, shape: &[i32], dtype: Dtype, from: usize) -> Result<Array> {
         let received = self.ranks.receive(shape, dtype, from as i32)?;
         self.finish(self.begin([received], 0)?)
@@ -263,7 +263,7 @@ impl Group {
     /// place and exchanges at the same time.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn begin_swap(&self, x: &Array, with: usize) -> Result<Exchange> {
         x.eval()?;
         self.look(Duration::ZERO)?;
@@ -280,7 +280,7 @@ impl Group {
     /// Waits for what was begun; the array that it is for.
     ///
     /// # Errors
-    /// [`RankLost`], or MLX fails.
+    /// [`RankLost`](super::RankLost), or MLX fails.
     pub fn finish(&self, exchange: Exchange) -> Result<Array> {
         // A rank may be done with what is still on its way.
         let mut last: Option<Instant> = None;
