@@ -93,7 +93,7 @@ fn explained(error: &Error, arguments: &[OsString]) -> String {
         ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument
             if named == Some("launch") && !arguments.iter().any(|word| word == "--") =>
         {
-            Some("put -- before what they are to do: wan-i2v launch --hosts a,b -- -i start.png -p '...'".into())
+            Some("put -- before what the machines are to do: wan-i2v launch --hosts a,b -- -i start.png -p '...'".into())
         }
         ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument => {
             Some(format!("all flags: {name} --help"))

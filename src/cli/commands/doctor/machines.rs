@@ -85,7 +85,10 @@ pub(super) fn measure(links: Links, as_json: bool) -> Result<()> {
             &format!("{guided} a guided step, {unguided} an unguided one"),
         );
     }
-    text += "\nwan-i2v plan --machines N takes this rate.\n";
+    let addresses = group.hosts().addresses();
+    if addresses.iter().any(|ip| Some(ip) != addresses.first()) {
+        text += "\nwan-i2v plan --machines N takes this rate.\n";
+    }
     print(&text)
 }
 
