@@ -1,8 +1,7 @@
 //! Clips that several processes make together, on this machine's own address.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -512,6 +511,9 @@ fn places_are_refused_before_anything_is_computed() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_machine_is_known_by_its_listed_address() {
+    use std::io::Write;
+    use std::net::TcpStream;
+
     let bench = Bench::new("a");
     let (hosts, port) = (bench.path("hosts.json"), free_ports(3));
     let text = format!(r#"[["127.0.0.1:{port}"], ["127.0.0.2:{}"]]"#, port + 1);
