@@ -110,7 +110,7 @@ impl LaunchArgs {
                 true => self.local(rank, file.path())?,
                 false => self.remote(rank, &host.name, &hosts)?,
             };
-            ranks.push(Rank::start(rank, host, command)?);
+            ranks.push(Rank::start(rank, host, here, command)?);
         }
         let is_forced = Arc::<AtomicBool>::default();
         if let Some(first) = ranks.first() {
@@ -279,7 +279,7 @@ fn host_file(addresses: &[Ipv4Addr], port: u16) -> String {
 }
 
 impl Rank {
-    fn start(rank: usize, host: &Host, mut command: Command) -> Result<Self> {
+    fn start(rank: usize, host: &Host, here: bool, mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped());
         // Ctrl-C is passed on, to rank 0 alone.
         command.process_group(0);
@@ -294,7 +294,6 @@ impl Rank {
             command.stderr(write);
             said = Some(read);
         }
-        let command_name = command.get_program().to_owned();
         let started = command.spawn();
         let mut child = started.with_context(|| {
             let program = PathBuf::from(command.get_program());
@@ -314,7 +313,7 @@ impl Rank {
         });
         Ok(Self {
             name,
-            ssh_name: (command_name == "ssh").then(|| host.name.clone()),
+            ssh_name: (!here).then(|| host.name.clone()),
             input: Arc::new(Mutex::new(child.stdin.take())),
             child,
             status: None,

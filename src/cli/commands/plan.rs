@@ -241,9 +241,11 @@ struct OverWire {
 impl Shared {
     fn of(machines: u64, settled: &PlannedMemory, clip: Clip<'_>, place: Place) -> Self {
         let guided = clip.inputs.negative.is_some();
+        let (vae, tiling) = (&clip.checkpoint.vae, settled.memory.decode_tiling);
+        let grid = clip.settings.latent_grid(vae);
         let traffic = Traffic::new(
             clip.checkpoint.dit(),
-            clip.settings.latent_grid(&clip.checkpoint.vae),
+            grid,
             place.device.dtype.matmul_dtype_size() as u64,
             machines,
             guided,
@@ -254,8 +256,6 @@ impl Shared {
             .phases
             .iter()
             .filter(|phase| phase.phase == Phase::Denoising);
-        let (vae, tiling) = (&clip.checkpoint.vae, settled.memory.decode_tiling);
-        let grid = clip.settings.latent_grid(vae);
         let division = Division::of(vae, tiling, grid, machines as usize);
         let decoding = division.map(|division| {
             let (largest_share, exchanged_bytes) = division.cost(vae, tiling, grid);

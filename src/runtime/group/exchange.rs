@@ -26,7 +26,7 @@ use crate::util::show::gist;
 
 /// Seconds that MLX gets to connect ranks that have met: its ring tries again for half of it.
 const CONNECTING: u64 = 30;
-/// The same while arrays are exchanged.
+/// Between looks at what may have happened while arrays are exchanged.
 const SHORT_LOOK: Duration = Duration::from_micros(200);
 
 /// MLX's engines, as it names them.

@@ -61,15 +61,13 @@ pub(super) fn meet_all(hosts: &Hosts, tell: &dyn Fn(&str)) -> Result<Vec<(usize,
         match listener.accept() {
             Ok((stream, peer)) => {
                 // A stranger is of no concern, a rank of another program is.
-                let Some((rank, stream)) = greeted(hosts, stream, peer)? else {
-                    if !strangers.contains(&peer.ip()) && strangers.len() < hosts.size() {
-                        strangers.push(peer.ip());
-                    }
-                    continue;
-                };
-                let is_known = found.iter().any(|(known, _)| *known == rank);
-                ensure!(!is_known, "two machines have MLX_RANK={rank}");
-                found.push((rank, stream));
+                if let Some((rank, stream)) = greeted(hosts, stream, peer)? {
+                    let is_known = found.iter().any(|(known, _)| *known == rank);
+                    ensure!(!is_known, "two machines have MLX_RANK={rank}");
+                    found.push((rank, stream));
+                } else if !strangers.contains(&peer.ip()) && strangers.len() < hosts.size() {
+                    strangers.push(peer.ip());
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(LOOK),
             Err(error) => return Err(error).context("cannot wait for the machines"),
@@ -92,7 +90,7 @@ pub(super) fn meet_all(hosts: &Hosts, tell: &dyn Fn(&str)) -> Result<Vec<(usize,
             let others: Vec<String> = strangers.iter().map(IpAddr::to_string).collect();
             let others = match others.is_empty() {
                 true => String::new(),
-                false => format!("; {} did, which is another", others.join(", ")),
+                false => format!(", but {} did", others.join(", ")),
             };
             bail!(
                 "{} did not connect to {address} within {JOINING} s{others}\n\

@@ -22,10 +22,8 @@ use super::many::{self, Checked, Folders, Wanted};
 use crate::cli::config::{Layer, Layers, flag};
 use crate::cli::flags::{GenerateArgs, SweepArgs, clip_command, command, parse, reason};
 use crate::cli::ui::{exit_code, stderr};
+use crate::cli::usage::USAGE;
 use crate::runtime::Links;
-
-/// The exit code of wrong usage, clap's own.
-const USAGE: u8 = 2;
 
 impl SweepArgs {
     /// Makes the sweep, or lists it.
